@@ -1,0 +1,1 @@
+//! The block graph and everything that moves bytes.

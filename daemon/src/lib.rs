@@ -1,0 +1,1 @@
+//! The process `trellisd`, as a library so that tests reach its rooms.

@@ -1,0 +1,2 @@
+//! `trellisd`.
+fn main() {}
