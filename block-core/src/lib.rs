@@ -1,1 +1,4 @@
-//! The block graph and everything that moves bytes.
+//! The block graph and everything that moves bytes. Rooms, and which may use which, are in ARCHITECTURE.md;
+//! `tests/tests/tidy.rs` keeps the list.
+
+pub mod base;

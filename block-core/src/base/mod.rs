@@ -1,0 +1,7 @@
+//! Words that every room uses: ranges, units and the two kinds of error. No I/O, no threads, no `unsafe`.
+
+mod error;
+mod range;
+
+pub use error::{Error, IoError, Result, ResultExt};
+pub use range::{ByteRange, SECTOR, align_down, align_up, is_aligned};
