@@ -16,7 +16,7 @@ pub fn from_value<T: Qapi>(value: Value) -> Result<T> {
     T::parse(value, &At::root(Mode::Json))
 }
 
-/// Reads a tree whose scalars are all strings, as the command line parser makes it.
+/// Reads a tree whose scalars are all strings, as [`crate::keyval`] makes it.
 pub fn from_keyval<T: Qapi>(value: Value) -> Result<T> {
     T::parse(value, &At::root(Mode::Keyval))
 }
