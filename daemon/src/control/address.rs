@@ -1,0 +1,160 @@
+//! Unix sockets that we listen on: what stands in the way is looked at before it is removed, and at the end we remove
+//! only what is ours.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use block_core::base::{Error, Result, ResultExt};
+use block_core::rt::SharedFd;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
+
+/// A socket that connections come from.
+#[derive(Debug)]
+pub struct Listener {
+    /// Not blocking.
+    pub descriptor: SharedFd,
+    /// Absent where the socket was passed to us: its file belongs to who passed it.
+    pub file: Option<SocketFile>,
+}
+
+/// A socket's place in the file system. Dropping it removes the file, if it is still ours.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at `path`. A socket that nobody listens on any more gives way; anything else is left as it is.
+    pub fn bind(path: &Path) -> Result<Self> {
+        let doing = || format!("Failed to bind socket to {}", path.display());
+        let address = address(path)?;
+        let socket = stream_socket().doing(doing)?;
+        match bind(&socket, &address) {
+            Err(rustix::io::Errno::ADDRINUSE) => {
+                remove_stale(path, &address)?;
+                bind(&socket, &address).doing(doing)?;
+            }
+            other => other.doing(doing)?,
+        }
+        // Before `listen` nobody can connect, so the mode is in force from the first connection on.
+        let file = SocketFile::of(path).doing(doing)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE)).doing(doing)?;
+        listen(&socket, BACKLOG).doing(|| format!("Failed to listen on {}", path.display()))?;
+        Ok(Self { descriptor: Arc::new(socket), file: Some(file) })
+    }
+}
+
+/// A connection to who listens at `path`.
+pub(super) fn connect_to(path: &Path) -> Result<SharedFd> {
+    let address = address(path)?;
+    let socket = stream_socket().doing(|| "Failed to create socket")?;
+    connect(&socket, &address).doing(|| format!("Failed to connect to '{}'", path.display()))?;
+    Ok(Arc::new(socket))
+}
+
+fn address(path: &Path) -> Result<SocketAddrUnix> {
+    let length = path.as_os_str().len();
+    if length > MAX_PATH {
+        return Err(Error::new(format!(
+            "UNIX socket path '{}' is too long: {length} bytes, and {MAX_PATH} is the limit",
+            path.display()
+        )));
+    }
+    SocketAddrUnix::new(path).doing(|| format!("'{}' is no socket path", path.display()))
+}
+
+fn stream_socket() -> rustix::io::Result<std::os::fd::OwnedFd> {
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
+}
+
+/// Removes a socket that a killed process left behind.
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<()> {
+    let refuse = |why: &str| Err(Error::new(format!("Failed to bind socket to {}: {why}", path.display())));
+    let there = std::fs::symlink_metadata(path).doing(|| format!("Cannot look at '{}'", path.display()))?;
+    if !there.file_type().is_socket() {
+        return refuse("a file that is no socket stands there");
+    }
+    let probe = stream_socket().doing(|| "Failed to create socket")?;
+    match connect(&probe, address) {
+        Err(rustix::io::Errno::CONNREFUSED) => {}
+        Ok(()) | Err(rustix::io::Errno::AGAIN) => return refuse("another process listens there"),
+        Err(error) => return refuse(&error.to_string()),
+    }
+    tracing::info!("removing the socket '{}', which nobody listens on", path.display());
+    std::fs::remove_file(path).doing(|| format!("Cannot remove the old socket '{}'", path.display()))
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        let path = std::path::absolute(path)?;
+        let there = std::fs::symlink_metadata(&path)?;
+        Ok(Self { path, identity: (there.dev(), there.ino()) })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = |there: &std::fs::Metadata| (there.dev(), there.ino()) == self.identity;
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|there| ours(&there)) {
+            // Nothing is lost if it stays: the next one to bind here finds that nobody listens.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// `sun_path` holds 108 bytes, the last of which is NUL.
+const MAX_PATH: usize = 107;
+/// Owner and group may connect.
+const SOCKET_MODE: u32 = 0o660;
+const BACKLOG: i32 = 128;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_gives_way_and_a_live_one_does_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("q.sock");
+        let other = UnixListener::bind(&path).unwrap();
+        let refused = Listener::bind(&path).unwrap_err().to_string();
+        assert!(refused.ends_with("another process listens there"), "{refused}");
+        drop(other);
+        let ours = Listener::bind(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+        drop(ours);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_file_is_never_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("precious");
+        std::fs::write(&path, "data").unwrap();
+        assert!(Listener::bind(&path).unwrap_err().to_string().contains("no socket"));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
+    }
+
+    #[test]
+    fn a_successor_s_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("q.sock");
+        let ours = Listener::bind(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let successor = UnixListener::bind(&path).unwrap();
+        drop(ours);
+        assert!(path.exists());
+        drop(successor);
+    }
+
+    #[test]
+    fn a_path_that_does_not_fit_is_refused_before_anything_happens() {
+        let long = format!("/tmp/{}", "a".repeat(200));
+        assert!(Listener::bind(Path::new(&long)).unwrap_err().to_string().contains("too long"));
+    }
+}

@@ -1,0 +1,298 @@
+//! Character devices, as far as monitors need them: a unix socket that we listen on or connect to, one that was passed
+//! to us, or nothing at all.
+//!
+//! TCP is refused: QMP knows no password, and whoever reaches the port would own every disk.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use block_core::base::{Error, Result, ResultExt};
+use block_core::rt::{Local, SharedFd};
+use qmp::Qapi;
+use rustix::net::{SocketFlags, accept_with, sockopt};
+
+use super::address::{Listener, SocketFile, connect_to};
+use crate::process::inherited;
+
+/// The argument of `--chardev`.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+pub struct ChardevOptions {
+    /// The name by which a monitor refers to it.
+    pub id: String,
+    /// What it is.
+    #[qapi(flatten)]
+    pub backend: ChardevBackend,
+}
+
+/// What a character device is.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+#[qapi(union, tag = "backend", tag_name = "ChardevBackendKind")]
+pub enum ChardevBackend {
+    /// A unix socket.
+    Socket(SocketChardev),
+    /// Nothing is ever read, and what is written is gone.
+    Null(NullChardev),
+}
+
+/// A unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+pub struct SocketChardev {
+    /// Where to listen or connect.
+    pub path: Option<String>,
+    /// A socket that was passed to us: its number, or the name that systemd gave it. It replaces `path`.
+    pub fd: Option<String>,
+    /// Listen, instead of connecting.
+    #[qapi(default = false)]
+    pub server: bool,
+    /// Wait for the first client before anything else is set up. With `server=on` it is on unless it is said.
+    pub wait: Option<bool>,
+    /// Refused: QMP over TCP would be open to everybody who reaches the port.
+    pub host: Option<String>,
+    /// Refused, as `host` is.
+    pub port: Option<String>,
+}
+
+/// Nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Qapi)]
+pub struct NullChardev {}
+
+/// An element of `query-chardev`.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+pub struct ChardevInfo {
+    /// The chardev's id.
+    pub label: String,
+    /// What it is, for people.
+    pub filename: String,
+    /// Whether somebody serves it.
+    pub frontend_open: bool,
+}
+
+/// All character devices.
+#[derive(Default)]
+pub struct Chardevs(RefCell<Vec<Rc<Chardev>>>);
+
+/// One character device.
+pub struct Chardev {
+    options: ChardevOptions,
+    peer: Peer,
+    _file: Option<SocketFile>,
+    claimed: Cell<bool>,
+    connections: Cell<i32>,
+}
+
+/// Where clients come from.
+pub(super) enum Peer {
+    /// They connect.
+    Listening(SharedFd),
+    /// There is one, and it is connected.
+    Connected(SharedFd),
+    /// There is never one.
+    Nobody,
+}
+
+impl ChardevOptions {
+    /// What `--qmp PATH` and `--qmp fd:NAME` stand for.
+    pub fn of_short_form(id: String, place: &str) -> Self {
+        let fd = place.strip_prefix("fd:").map(str::to_owned);
+        let path = fd.is_none().then(|| place.to_owned());
+        let socket = SocketChardev { path, fd, server: true, wait: Some(false), host: None, port: None };
+        Self { id, backend: ChardevBackend::Socket(socket) }
+    }
+
+    /// `server` and `nowait` without a value are an old way to write `server=on` and `wait=off`, and still common.
+    pub fn modernised(text: &str) -> String {
+        let modern = |word: &str| match word {
+            "server" | "wait" | "delay" => format!("{word}=on"),
+            "noserver" | "nowait" | "nodelay" => format!("{}=off", &word[2..]),
+            other => other.to_owned(),
+        };
+        let mut words = text.split(',');
+        let first = words.next().unwrap_or_default().to_owned();
+        std::iter::once(first).chain(words.map(modern)).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Chardevs {
+    /// Opens a character device.
+    pub fn add(&self, options: ChardevOptions) -> Result<()> {
+        if !crate::is_identifier(&options.id) {
+            return Err(Error::new("Parameter 'id' expects an identifier"));
+        }
+        if self.find(&options.id).is_some() {
+            return Err(Error::new(format!("Chardev with id '{}' already exists", options.id)));
+        }
+        let (peer, file) = match &options.backend {
+            ChardevBackend::Socket(socket) => socket.open()?,
+            ChardevBackend::Null(_) => (Peer::Nobody, None),
+        };
+        let chardev =
+            Chardev { options, peer, _file: file, claimed: Cell::new(false), connections: Cell::new(0) };
+        self.0.borrow_mut().push(Rc::new(chardev));
+        Ok(())
+    }
+
+    /// The chardev of this id.
+    pub fn find(&self, id: &str) -> Option<Rc<Chardev>> {
+        self.0.borrow().iter().find(|chardev| chardev.options.id == id).cloned()
+    }
+
+    /// For `query-chardev`.
+    pub fn report(&self) -> Vec<ChardevInfo> {
+        self.0.borrow().iter().map(|chardev| chardev.report()).collect()
+    }
+
+    /// Closes all of them, and removes their socket files.
+    pub fn clear(&self) {
+        self.0.borrow_mut().clear();
+    }
+}
+
+impl SocketChardev {
+    fn open(&self) -> Result<(Peer, Option<SocketFile>)> {
+        if self.host.is_some() || self.port.is_some() {
+            return Err(Error::new("A QMP socket over TCP would be open to everybody: use path= or fd="));
+        }
+        if !self.server && self.wait.is_some() {
+            return Err(Error::new("'wait' option is incompatible with socket in client connect mode"));
+        }
+        match (&self.path, &self.fd) {
+            (Some(path), None) => self.open_path(Path::new(path)),
+            (None, Some(word)) => self.open_passed(word),
+            (Some(_), Some(_)) => Err(Error::new("'path' and 'fd' exclude each other")),
+            (None, None) => Err(Error::new("A socket needs 'path' or 'fd'")),
+        }
+    }
+
+    fn open_path(&self, path: &Path) -> Result<(Peer, Option<SocketFile>)> {
+        if !self.server {
+            return Ok((Peer::Connected(connect_to(path)?), None));
+        }
+        let listener = Listener::bind(path)?;
+        Ok((Peer::Listening(listener.descriptor), listener.file))
+    }
+
+    fn open_passed(&self, word: &str) -> Result<(Peer, Option<SocketFile>)> {
+        let descriptor = inherited::descriptor(word).doing(|| format!("Cannot use the descriptor '{word}'"))?;
+        let listens = sockopt::socket_acceptconn(&descriptor)
+            .map_err(|_| Error::new(format!("File descriptor '{word}' is not a socket")))?;
+        if listens != self.server {
+            let is = if listens { "listens" } else { "does not listen" };
+            return Err(Error::new(format!("The socket '{word}' {is}, but server={}", on_off(self.server))));
+        }
+        rustix::io::ioctl_fionbio(&descriptor, true).doing(|| format!("Cannot use the socket '{word}'"))?;
+        let descriptor = Arc::new(descriptor);
+        Ok((if listens { Peer::Listening(descriptor) } else { Peer::Connected(descriptor) }, None))
+    }
+}
+
+impl Chardev {
+    /// Makes the caller the only one that serves it.
+    pub(super) fn claim(&self) -> Result<()> {
+        if self.claimed.replace(true) {
+            return Err(Error::new(format!("chardev '{}' is already in use", self.options.id)));
+        }
+        Ok(())
+    }
+
+    pub(super) fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// The client that is there already, or that has to be waited for.
+    pub(super) async fn first_peer(&self, local: &Local) -> Result<Option<SharedFd>> {
+        let listener = match &self.peer {
+            Peer::Connected(stream) => return Ok(Some(stream.clone())),
+            Peer::Listening(listener) if self.waits() => listener,
+            Peer::Listening(_) | Peer::Nobody => return Ok(None),
+        };
+        tracing::info!("waiting for a client on {}", self.filename());
+        loop {
+            local.readable(listener).await;
+            match accept_with(&**listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(stream) => return Ok(Some(Arc::new(stream))),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                Err(error) => return Err(Error::new(format!("Cannot take the first client: {error}"))),
+            }
+        }
+    }
+
+    pub(super) fn connected(&self, change: i32) {
+        self.connections.set(self.connections.get() + change);
+    }
+
+    fn waits(&self) -> bool {
+        matches!(&self.options.backend, ChardevBackend::Socket(socket) if socket.wait.unwrap_or(true))
+    }
+
+    fn report(&self) -> ChardevInfo {
+        let label = self.options.id.clone();
+        ChardevInfo { label, filename: self.filename(), frontend_open: self.claimed.get() }
+    }
+
+    fn filename(&self) -> String {
+        match &self.options.backend {
+            ChardevBackend::Null(_) => "null".to_owned(),
+            ChardevBackend::Socket(socket) => {
+                let prefix = if self.connections.get() == 0 && socket.server { "disconnected:" } else { "" };
+                let place = match (&socket.path, &socket.fd) {
+                    (Some(path), _) => format!("unix:{}", PathBuf::from(path).display()),
+                    (None, fd) => format!("fd:{}", fd.as_deref().unwrap_or_default()),
+                };
+                let server = if socket.server { ",server=on" } else { "" };
+                format!("{prefix}{place}{server}")
+            }
+        }
+    }
+}
+
+fn on_off(switch: bool) -> &'static str {
+    if switch { "on" } else { "off" }
+}
+
+#[cfg(test)]
+mod tests {
+    use qmp::keyval::parse_option;
+
+    use super::*;
+
+    fn read(text: &str) -> qmp::Result<ChardevOptions> {
+        parse_option(&ChardevOptions::modernised(text), Some("backend"))?.into_typed()
+    }
+
+    #[test]
+    fn the_usual_forms_are_read() {
+        let socket = |text| match read(text).unwrap().backend {
+            ChardevBackend::Socket(socket) => socket,
+            ChardevBackend::Null(_) => panic!("a socket was asked for"),
+        };
+        let modern = socket("socket,id=c,path=/run/q.sock,server=on,wait=off");
+        assert_eq!(modern.path.as_deref(), Some("/run/q.sock"));
+        assert_eq!((modern.server, modern.wait), (true, Some(false)));
+        assert_eq!(socket("socket,id=c,path=/run/q.sock,server,nowait"), modern);
+        assert_eq!(read("null,id=n").unwrap().backend, ChardevBackend::Null(NullChardev {}));
+        assert_eq!(read("null").unwrap_err().desc, "Parameter 'id' is missing");
+        assert_eq!(read("pty,id=p").unwrap_err().desc, "Parameter 'backend' does not accept value 'pty'");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let refused = |text: &str| Chardevs::default().add(read(text).unwrap()).unwrap_err().to_string();
+        assert!(refused("socket,id=c,host=0.0.0.0,port=4444,server=on").contains("TCP"));
+        assert!(refused("socket,id=c,path=x,wait=off").contains("'wait' option is incompatible"));
+        assert!(refused("socket,id=c").contains("'path' or 'fd'"));
+        assert!(refused("socket,id=1c,path=x,server=on").contains("identifier"));
+        assert_eq!(refused("socket,id=c,fd=99999,server=on"), "Cannot use the descriptor '99999'");
+    }
+
+    #[test]
+    fn an_id_is_used_once() {
+        let chardevs = Chardevs::default();
+        chardevs.add(read("null,id=n").unwrap()).unwrap();
+        assert!(chardevs.add(read("null,id=n").unwrap()).is_err());
+        let chardev = chardevs.find("n").unwrap();
+        chardev.claim().unwrap();
+        assert_eq!(chardev.claim().unwrap_err().to_string(), "chardev 'n' is already in use");
+    }
+}

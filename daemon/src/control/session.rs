@@ -1,0 +1,169 @@
+//! One client: its bytes in and out, one command at a time, and an end that loses nothing.
+//!
+//! A command is a task of its own: if the client goes away, the command still finishes, and only its answer is lost.
+//! While an answer waits to be read, nothing more is read from the client: its own socket holds it back.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use block_core::rt::sync::Notify;
+use block_core::rt::{Local, SharedFd};
+use qmp::schema::Value;
+use qmp::wire::{Action, Layout, VersionInfo};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+
+use super::event::Event;
+use super::outbox::Outbox;
+use crate::daemon::Daemon;
+
+/// A connected client.
+pub(super) struct Session {
+    local: Rc<Local>,
+    stream: SharedFd,
+    protocol: RefCell<qmp::wire::Session>,
+    outbox: RefCell<Outbox>,
+    running: Cell<bool>,
+    closing: Cell<bool>,
+    /// A command ended, an event waits, or the end has come.
+    news: Notify,
+}
+
+enum Next {
+    Readable,
+    Writable,
+    News,
+}
+
+impl Session {
+    pub(super) fn new(daemon: &Rc<Daemon>, stream: SharedFd, layout: Layout) -> Rc<Self> {
+        let protocol = qmp::wire::Session::new(VersionInfo::new(crate::PACKAGE), daemon.commands.names(), layout);
+        let session = Self {
+            local: daemon.local.clone(),
+            stream,
+            protocol: RefCell::new(protocol),
+            outbox: RefCell::default(),
+            running: Cell::new(false),
+            closing: Cell::new(false),
+            news: Notify::new(),
+        };
+        Rc::new(session)
+    }
+
+    /// Serves the client until it leaves, or is asked to.
+    pub(super) async fn serve(self: &Rc<Self>, daemon: &Rc<Daemon>) {
+        let greeting = self.protocol.borrow().greeting();
+        self.outbox.borrow_mut().reply(&greeting);
+        while self.send() && !self.is_over() {
+            match self.next().await {
+                Next::Readable => self.receive(),
+                Next::Writable | Next::News => {}
+            }
+            self.act(daemon);
+        }
+        // A descriptor that was passed to us stays open elsewhere; the client is to see the end all the same.
+        let _ = shutdown(&self.stream, Shutdown::Both);
+    }
+
+    /// Adds an event for the client, if it has negotiated.
+    pub(super) fn tell(&self, event: &Event) {
+        let Some(line) = self.protocol.borrow().event(event.name, &event.data, event.time) else { return };
+        self.outbox.borrow_mut().event(event.key.clone(), line);
+        self.news.notify_one();
+    }
+
+    /// Ends the session once everything is said.
+    pub(super) fn close(&self) {
+        self.closing.set(true);
+        self.news.notify_one();
+    }
+
+    fn is_over(&self) -> bool {
+        self.closing.get() && !self.running.get() && self.outbox.borrow().is_empty()
+    }
+
+    async fn next(&self) -> Next {
+        let reads = !self.closing.get() && !self.outbox.borrow().is_full() && self.protocol.borrow().wants_input();
+        let writes = !self.outbox.borrow().is_empty();
+        let mut readable = pin!(if_some(reads.then(|| self.local.readable(&self.stream))));
+        let mut writable = pin!(if_some(writes.then(|| self.local.writable(&self.stream))));
+        let mut news = pin!(self.news.notified());
+        poll_fn(|cx| {
+            if news.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Next::News);
+            }
+            if writable.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Next::Writable);
+            }
+            readable.as_mut().poll(cx).map(|()| Next::Readable)
+        })
+        .await
+    }
+
+    fn receive(&self) {
+        let mut buffer = [0; CHUNK];
+        match recv(&self.stream, &mut buffer, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => self.closing.set(true),
+            Ok((count, _)) => self.protocol.borrow_mut().receive(&buffer[..count]),
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.closing.set(true),
+        }
+    }
+
+    /// Does what the client asked, as long as it takes the answers.
+    fn act(self: &Rc<Self>, daemon: &Rc<Daemon>) {
+        while !self.outbox.borrow().is_full() {
+            let Some(action) = self.protocol.borrow_mut().next_action() else { return };
+            match action {
+                Action::Send(line) => self.outbox.borrow_mut().reply(&line),
+                Action::Execute { command, arguments } => self.execute(daemon.clone(), command, arguments),
+                Action::Close => self.closing.set(true),
+            }
+        }
+    }
+
+    fn execute(self: &Rc<Self>, daemon: Rc<Daemon>, command: String, arguments: Value) {
+        self.running.set(true);
+        let session = self.clone();
+        let task = async move {
+            let outcome = daemon.commands.run(&daemon, &command, arguments).await;
+            let line = session.protocol.borrow_mut().reply(outcome);
+            session.outbox.borrow_mut().reply(&line);
+            session.running.set(false);
+            session.news.notify_one();
+        };
+        self.local.spawn(task);
+    }
+
+    /// Sends what can be sent without waiting. False: there is nobody left to send to.
+    fn send(&self) -> bool {
+        let mut outbox = self.outbox.borrow_mut();
+        while !outbox.is_empty() {
+            match send(&self.stream, outbox.next(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => outbox.sent(count),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(_) => return false,
+            }
+        }
+        let dropped = outbox.take_dropped();
+        if dropped != 0 {
+            tracing::warn!("a QMP client does not read: {dropped} events were dropped");
+        }
+        true
+    }
+}
+
+/// Waits for ever where there is nothing to wait for.
+async fn if_some(future: Option<impl Future<Output = ()>>) {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Bytes read at once.
+const CHUNK: usize = 16 << 10;

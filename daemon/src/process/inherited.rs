@@ -1,0 +1,74 @@
+//! Descriptors that whoever started us left open for us: `fd=3`, or a name that systemd gave (`LISTEN_FDNAMES`).
+//!
+//! A bare number on a command line is no proof of ownership, so it is not closed and not taken over: we send it to
+//! ourselves through a socket and work with the copy that arrives. The kernel then says whether it was open at all.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
+};
+
+/// A copy of the descriptor of this number or systemd name.
+pub fn descriptor(word: &str) -> io::Result<OwnedFd> {
+    let number = match word.parse() {
+        Ok(number) => number,
+        Err(_) => named(word)?,
+    };
+    copy(number)
+}
+
+/// The name that systemd's socket unit gave to the first descriptor it passed, if it passed any.
+pub fn has_name(name: &str) -> bool {
+    named(name).is_ok()
+}
+
+fn named(name: &str) -> io::Result<RawFd> {
+    let mut passed = sd_notify::listen_fds_with_names()?;
+    let found = passed.find(|(_, given)| given == name).map(|(number, _)| number);
+    found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no descriptor of this name was passed to us"))
+}
+
+fn copy(number: RawFd) -> io::Result<OwnedFd> {
+    let (near, far) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let control = [ControlMessage::ScmRights(&[number])];
+    sendmsg::<()>(near.as_raw_fd(), &[IoSlice::new(&[0])], &control, MsgFlags::empty(), None)?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    recvmsg(&far, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let arrived = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    arrived.ok_or_else(|| io::Error::from_raw_os_error(nix::libc::EMFILE))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn the_copy_is_the_same_socket_and_the_original_stays() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut copy = UnixStream::from(descriptor(&ours.as_raw_fd().to_string()).unwrap());
+        copy.write_all(b"a").unwrap();
+        ours.write_all(b"b").unwrap();
+        let mut both = [0; 2];
+        theirs.read_exact(&mut both).unwrap();
+        assert_eq!(&both, b"ab");
+    }
+
+    #[test]
+    fn what_is_not_open_is_refused() {
+        assert_eq!(descriptor("1000000").unwrap_err().raw_os_error(), Some(nix::libc::EBADF));
+        assert_eq!(descriptor("-1").unwrap_err().raw_os_error(), Some(nix::libc::EBADF));
+        assert_eq!(descriptor("nobody").unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+}
