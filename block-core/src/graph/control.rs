@@ -209,7 +209,7 @@ impl Graph {
     pub(super) fn preview<R>(
         &self,
         set: &BTreeSet<NodeId>,
-        change: impl FnOnce(&mut GraphEdit<'_>, DrainedSet<'_>) -> Result<R>,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
     ) -> Result<(R, Outcome)> {
         evaluate(&self.shape.borrow(), &self.events, set, change)
     }
@@ -226,7 +226,7 @@ impl Graph {
     pub(super) fn commit<R>(
         self: &Rc<Self>,
         own: Option<&Rc<BTreeSet<NodeId>>>,
-        change: impl FnOnce(&mut GraphEdit<'_>, DrainedSet<'_>) -> Result<R>,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
     ) -> Result<Committed<R>> {
         let none = Rc::default();
         let set = own.unwrap_or(&none);
@@ -322,14 +322,13 @@ fn view_from(shape: &Shape, tops: impl IntoIterator<Item = NodeId>, uses: super:
         let vertex = shape.vertex(id).expect("an edge leads to a vertex");
         let parts = vertex.node().expect("nothing leads to a root");
         let edges = vertex.edges.iter().map(|edge| slot_of(edge.to, &mut order)).collect();
-        view.push(Slot { node: Some(placed(id, parts)), edges });
+        view.push(Slot { node: Some(placed(parts)), edges });
     }
     View::new(view, uses)
 }
 
-fn placed(id: NodeId, parts: &NodeParts) -> Placed {
+fn placed(parts: &NodeParts) -> Placed {
     Placed {
-        id,
         body: parts.body.clone(),
         shared: parts.shared.clone(),
         options: parts.options,
@@ -477,7 +476,12 @@ impl Permit {
         let committed = drained.write(|edit, _| {
             // Whoever looked at the graph meanwhile may have taken an inline child for himself: it stays then.
             edit.remove(id)?;
-            family.iter().skip(1).filter(|id| edit.is_unused(**id)).try_for_each(|id| edit.remove(*id))
+            for child in family.iter().skip(1) {
+                if edit.is_unused(*child) {
+                    edit.remove(*child)?;
+                }
+            }
+            Ok(())
         })?;
         committed.close(self).await;
         Ok(())
@@ -534,9 +538,7 @@ impl<R> Committed<R> {
     }
 }
 
-fn close_node(body: Arc<dyn DynDriver>, shared: Arc<NodeShared>) -> impl Future<Output = ()> {
-    async move {
-        poll_fn(|cx| shared.uses.poll_unused(cx)).await;
-        body.close().await;
-    }
+async fn close_node(body: Arc<dyn DynDriver>, shared: Arc<NodeShared>) {
+    poll_fn(|cx| shared.uses.poll_unused(cx)).await;
+    body.close().await;
 }

@@ -62,7 +62,7 @@ impl Drained<'_> {
 
     /// Takes the external locks that `change` is going to need.
     pub(super) async fn tighten_for(
-        &mut self,
+        &self,
         change: impl for<'d> Fn(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
     ) -> Result<Locks> {
         let Stopped { graph, set, .. } = &self.stopped;
