@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::drain::{Drained, PrivateRoot};
 use super::driver::{DriverInfo, DynDriver};
 use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
 use super::geometry::Geometry;
-use super::id::NodeId;
+use super::id::{ChildId, NodeId};
 use super::lane::Root;
 use super::node::{EventSink, NodeShared};
 use super::options::NodeOptions;
@@ -105,6 +105,13 @@ impl Graph {
     pub fn node(&self, id: NodeId) -> Option<NodeReport> {
         let shape = self.shape.borrow();
         report(&shape, id, shape.vertex(id)?)
+    }
+
+    /// A node's own name for the child that QMP calls `name`, for an edit of that edge.
+    pub fn child(&self, id: NodeId, name: &str) -> Option<ChildId> {
+        let shape = self.shape.borrow();
+        let number = shape.vertex(id)?.edges.iter().position(|edge| edge.name == name)?;
+        Some(ChildId(u32::try_from(number).expect("a node has few children")))
     }
 
     /// Arms or disarms the one-shot event on a write that ends past `threshold` bytes. False: no such node.
