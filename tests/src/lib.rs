@@ -1,1 +1,4 @@
 //! Harnesses that tests across rooms share.
+
+pub mod cloud_kernel;
+pub mod guest;
