@@ -35,7 +35,7 @@ impl Server {
         command.args(arguments).args(["--chardev", &chardev, "--monitor", "chardev=control"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
         let mut server = Self { child: OwnedChild::spawn(&mut command), control, log };
-        server.wait_until_it_listens();
+        server.wait_until_it_is_there();
         server
     }
 
@@ -75,7 +75,9 @@ impl Server {
         self.child.wait(LIMIT)
     }
 
-    fn wait_until_it_listens(&mut self) {
+    /// The socket is made last, after what `arguments` ask for. Whether it listens yet is for clients to find out:
+    /// probing it would take the place of its one client.
+    fn wait_until_it_is_there(&mut self) {
         wait_for("the server's control socket", LIMIT, || {
             if let Some(status) = self.child.ended() {
                 panic!("the server ended at once with {status}; it said:\n{}", self.said());
