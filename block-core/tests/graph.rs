@@ -2,6 +2,7 @@
 //! that a command makes.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
+#![expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 
 mod support;
 
@@ -118,12 +119,13 @@ fn an_edge_moves_under_load_while_another_root_is_stuck() {
         let mut permit = graph.permit();
         let drained = permit.drain(&[filter]).await.unwrap();
         let file = graph.child(filter, "file").unwrap();
-        let committed = drained
-            .write(|edit, set| {
-                edit.set_edge(set.owner(filter)?, file, new)?;
-                edit.remove(old)
-            })
-            .unwrap();
+        let locks = drained.prepare(|edit, set| edit.set_edge(set.owner(filter)?, file, new)).await.unwrap();
+        let change = drained.write(|edit, set| {
+            edit.set_edge(set.owner(filter)?, file, new)?;
+            edit.remove(old)
+        });
+        drop(locks);
+        let committed = change.unwrap();
         assert_eq!(committed.removed(), 1);
         committed.close(&mut permit).await;
         assert!(one.closed.load(Ordering::Acquire), "closed before the reply");
@@ -291,7 +293,10 @@ fn a_resize_is_seen_by_requests_and_told_to_ports() {
         let node = add(&graph, mem("disk", 1, &Arc::default())).await;
         let filter = add(&graph, park("f", node, &Arc::default(), true)).await;
         let told = Rc::new(Cell::new(None));
-        let news = { let told = told.clone(); Rc::new(move |PortNews::Resized(now)| told.set(Some(now.size))) };
+        let news = {
+            let told = told.clone();
+            Rc::new(move |PortNews::Resized(now)| told.set(Some(now.size)))
+        };
         let options = PortOptions { name: "p".into(), perms: READER };
         let top = Port::attach(&mut graph.permit(), filter, options, news).await.unwrap();
         assert_eq!(read_byte(&top.handle(), 70_000).await, Err(IoError::OutOfRange));

@@ -197,6 +197,12 @@ impl Graph {
         Ok(locks)
     }
 
+    /// A node whose users would need more than it holds.
+    fn first_lacking(&self, outcome: &Outcome) -> Option<String> {
+        let lacking = outcome.relock.iter().find(|id| Tighten::of(self, outcome, **id).is_some())?;
+        outcome.touched.get(lacking)?.as_ref().map(Vertex::described)
+    }
+
     /// Gives back what the nodes hold and their users do not need.
     async fn relax(&self, nodes: &[NodeId]) {
         for id in nodes {
@@ -241,8 +247,9 @@ impl Graph {
         if self.collides(&outcome, own) {
             return Err(Error::new("Another command is changing the same part of the graph"));
         }
-        let unlocked = outcome.relock.iter().find(|id| Tighten::of(self, &outcome, **id).is_some());
-        assert!(unlocked.is_none(), "what a change needs from outside is taken before it is made");
+        if let Some(lacking) = self.first_lacking(&outcome) {
+            return Err(Error::new(format!("What users of {lacking} need has not been prepared")));
+        }
         Ok(self.publish(set, value, outcome))
     }
 
@@ -377,8 +384,9 @@ impl Tighten {
     }
 }
 
-/// Locks that were taken for a change which is not published yet. Dropped: given back again.
-pub(super) struct Locks {
+/// External locks that were taken for a change. Dropped before the change is published, they are given back.
+#[must_use = "dropped at once, the locks are given back before the change"]
+pub struct Locks {
     graph: Weak<Graph>,
     nodes: Vec<NodeId>,
     locking: BTreeSet<NodeId>,
@@ -441,8 +449,7 @@ impl Permit {
             drop(outcome);
             // The plan is checked again: while the locks were taken, others may have changed what it rests on.
             let (_, now) = self.graph.preview(&none, |edit, _| change(edit))?;
-            let lacking = now.relock.iter().any(|id| Tighten::of(&self.graph, &now, *id).is_some());
-            if lacking || self.graph.collides(&now, None) {
+            if self.graph.first_lacking(&now).is_some() || self.graph.collides(&now, None) {
                 drop(locks);
                 continue;
             }

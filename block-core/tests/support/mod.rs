@@ -1,5 +1,5 @@
 //! Drivers that tests can look into: memory, and a filter that parks requests.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(dead_code, clippy::cast_possible_truncation, reason = "each test file uses a part, with small numbers")]
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,8 +8,8 @@ use std::task::{Poll, Waker};
 
 use block_core::base::{ByteRange, Error, IoError, Result};
 use block_core::graph::{
-    ChildId, Driver, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeEvent, NodeId, NodeOptions, Place,
-    Permit, Preallocation, ReopenRequest, Role, WriteFlags,
+    ChildId, Driver, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeEvent, NodeId, NodeOptions,
+    Permit, Place, Preallocation, ReopenRequest, Role, WriteFlags,
 };
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::rt::IoBuf;
