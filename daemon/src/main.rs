@@ -1,2 +1,7 @@
-//! `trellisd`.
-fn main() {}
+//! `trellisd`: see the library of this package.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    daemon::main()
+}

@@ -15,6 +15,7 @@ mod session;
 
 pub use address::{Listener, SocketFile};
 pub use chardev::{Chardev, ChardevInfo, ChardevOptions, Chardevs, SocketChardev};
+pub(crate) use event::describe as describe_events;
 pub use event::Event;
 pub use hub::Hub;
 pub use monitor::{MonitorMode, MonitorOptions, Monitors};

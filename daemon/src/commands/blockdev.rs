@@ -1,0 +1,260 @@
+//! Nodes of the graph: adding, removing, changing and listing them.
+
+use std::rc::Rc;
+
+use block_core::catalog::{self, BlockdevOptions};
+use block_core::graph::{DetectZeroes, DriverInfo, NodeId, NodeReport, Preallocation};
+use qmp::schema::{Empty, Value};
+use qmp::{Error, Qapi, Result};
+
+use super::Table;
+use crate::daemon::Daemon;
+use crate::refused;
+
+pub(super) fn register(table: &mut Table) {
+    table.add("blockdev-add", blockdev_add);
+    table.add("blockdev-del", blockdev_del);
+    table.add("blockdev-reopen", blockdev_reopen);
+    table.add("block_resize", block_resize);
+    table.add("block-set-write-threshold", block_set_write_threshold);
+    table.add("query-named-block-nodes", query_named_block_nodes);
+    table.add("query-block", query_block);
+}
+
+/// The arguments of `blockdev-del`.
+#[derive(Clone, Debug, Qapi)]
+struct NodeArguments {
+    /// The node.
+    node_name: String,
+}
+
+/// The arguments of `blockdev-reopen`.
+#[derive(Clone, Debug, Qapi)]
+struct ReopenArguments {
+    /// For each node all its options: what is left out goes back to its default.
+    options: Vec<BlockdevOptions>,
+}
+
+/// The arguments of `block_resize`.
+#[derive(Clone, Debug, Qapi)]
+struct ResizeArguments {
+    /// The name of a device: there are none here, so `node-name` has to be given.
+    device: Option<String>,
+    /// The node.
+    node_name: Option<String>,
+    /// The new size in bytes, a multiple of 512.
+    size: i64,
+}
+
+/// The arguments of `block-set-write-threshold`.
+#[derive(Clone, Debug, Qapi)]
+struct ThresholdArguments {
+    /// The node.
+    node_name: String,
+    /// A byte offset; the first write past it is told and disarms it. 0 disarms it now.
+    write_threshold: u64,
+}
+
+/// The arguments of `query-named-block-nodes`.
+#[derive(Clone, Debug, Qapi)]
+struct QueryNodesArguments {
+    /// Leave out the images below each image.
+    #[qapi(default = false)]
+    #[expect(dead_code, reason = "no driver has a backing file yet, so the list is flat in either case")]
+    flat: bool,
+}
+
+/// A node, as `query-named-block-nodes` shows it.
+#[derive(Clone, Debug, Qapi)]
+struct BlockDeviceInfo {
+    /// What a person would call the image.
+    file: String,
+    /// The node's name.
+    node_name: Option<String>,
+    /// Whether it refuses writes.
+    ro: bool,
+    /// Its driver.
+    drv: String,
+    /// How many images lie below it.
+    #[qapi(rename = "backing_file_depth")]
+    backing_file_depth: i64,
+    /// Whether it may be used.
+    active: bool,
+    /// Whether its data is encrypted.
+    encrypted: bool,
+    /// What becomes of a write of zeroes.
+    #[qapi(rename = "detect_zeroes")]
+    detect_zeroes: DetectZeroesInfo,
+    /// Always 0: limits belong to throttle nodes.
+    bps: i64,
+    /// Always 0.
+    #[qapi(rename = "bps_rd")]
+    bps_rd: i64,
+    /// Always 0.
+    #[qapi(rename = "bps_wr")]
+    bps_wr: i64,
+    /// Always 0.
+    iops: i64,
+    /// Always 0.
+    #[qapi(rename = "iops_rd")]
+    iops_rd: i64,
+    /// Always 0.
+    #[qapi(rename = "iops_wr")]
+    iops_wr: i64,
+    /// The image.
+    image: ImageInfo,
+    /// How the host caches it.
+    cache: CacheInfo,
+    /// The armed threshold in bytes; 0: none.
+    #[qapi(rename = "write_threshold")]
+    write_threshold: i64,
+}
+
+/// What becomes of a write of zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
+#[qapi(name = "BlockdevDetectZeroesOptions")]
+enum DetectZeroesInfo {
+    /// It is written like any other.
+    Off,
+    /// It becomes a write-zeroes.
+    On,
+    /// It becomes a write-zeroes that may free the space.
+    Unmap,
+}
+
+/// An image.
+#[derive(Clone, Debug, Qapi)]
+struct ImageInfo {
+    /// What a person would call it.
+    filename: String,
+    /// Its driver.
+    format: String,
+    /// Whether it was not closed in good order.
+    dirty_flag: Option<bool>,
+    /// Bytes that it occupies.
+    actual_size: Option<i64>,
+    /// Bytes that a guest sees.
+    virtual_size: i64,
+    /// What only this driver says.
+    format_specific: Option<Value>,
+}
+
+/// How the host caches a node.
+#[derive(Clone, Copy, Debug, Qapi)]
+#[qapi(name = "BlockdevCacheInfo")]
+struct CacheInfo {
+    /// A write is complete before it is stable.
+    writeback: bool,
+    /// The page cache is bypassed.
+    direct: bool,
+    /// Flushes are ignored.
+    no_flush: bool,
+}
+
+async fn blockdev_add(daemon: Rc<Daemon>, options: BlockdevOptions) -> Result<Empty> {
+    catalog::add(&mut daemon.graph.permit(), options).await.map_err(refused)?;
+    Ok(Empty {})
+}
+
+async fn blockdev_del(daemon: Rc<Daemon>, arguments: NodeArguments) -> Result<Empty> {
+    let node = find(&daemon, &arguments.node_name)?;
+    daemon.graph.permit().remove(node).await.map_err(refused)?;
+    Ok(Empty {})
+}
+
+async fn blockdev_reopen(daemon: Rc<Daemon>, arguments: ReopenArguments) -> Result<Empty> {
+    catalog::reopen(&mut daemon.graph.permit(), arguments.options).await.map_err(refused)?;
+    Ok(Empty {})
+}
+
+async fn block_resize(daemon: Rc<Daemon>, arguments: ResizeArguments) -> Result<Empty> {
+    let ResizeArguments { device, node_name, size } = arguments;
+    let node = node_name.as_deref().and_then(|name| daemon.graph.find(name));
+    let node = node.ok_or_else(|| no_such_device(device.as_deref(), node_name.as_deref()))?;
+    let size = u64::try_from(size).map_err(|_| Error::generic("Parameter 'size' expects a >0 size"))?;
+    if !size.is_multiple_of(SECTOR) {
+        return Err(Error::generic(format!("The new size must be a multiple of {SECTOR}")));
+    }
+    daemon.graph.permit().resize(node, size, Preallocation::Off).await.map_err(refused)?;
+    Ok(Empty {})
+}
+
+async fn block_set_write_threshold(daemon: Rc<Daemon>, arguments: ThresholdArguments) -> Result<Empty> {
+    let ThresholdArguments { node_name, write_threshold } = arguments;
+    let missing = || Error::generic(format!("Device '{node_name}' not found"));
+    let node = daemon.graph.find(&node_name).ok_or_else(missing)?;
+    let threshold = (write_threshold != 0).then_some(write_threshold);
+    if daemon.graph.set_write_threshold(node, threshold) { Ok(Empty {}) } else { Err(missing()) }
+}
+
+async fn query_named_block_nodes(daemon: Rc<Daemon>, _: QueryNodesArguments) -> Result<Vec<BlockDeviceInfo>> {
+    let mut list = Vec::new();
+    // The youngest first, as clients are used to.
+    for node in daemon.graph.nodes().into_iter().rev() {
+        // A node that goes away meanwhile is none to report.
+        if let Some(info) = daemon.graph.info(node.id).await {
+            list.push(BlockDeviceInfo::of(&node, info));
+        }
+    }
+    Ok(list)
+}
+
+/// There are no named devices here, only nodes.
+async fn query_block(_: Rc<Daemon>, _: Empty) -> Result<Vec<Value>> {
+    Ok(vec![])
+}
+
+impl BlockDeviceInfo {
+    fn of(node: &NodeReport, info: DriverInfo) -> Self {
+        let options = &node.options;
+        Self {
+            file: info.filename.clone(),
+            node_name: Some(node.name.clone()),
+            ro: options.read_only,
+            drv: info.driver.to_owned(),
+            backing_file_depth: 0,
+            active: options.active,
+            encrypted: false,
+            detect_zeroes: match options.detect_zeroes {
+                DetectZeroes::Off => DetectZeroesInfo::Off,
+                DetectZeroes::On => DetectZeroesInfo::On,
+                DetectZeroes::Unmap => DetectZeroesInfo::Unmap,
+            },
+            bps: 0,
+            bps_rd: 0,
+            bps_wr: 0,
+            iops: 0,
+            iops_rd: 0,
+            iops_wr: 0,
+            image: ImageInfo {
+                filename: info.filename,
+                format: info.driver.to_owned(),
+                dirty_flag: None,
+                actual_size: info.allocated.map(signed),
+                virtual_size: signed(node.geometry.size),
+                format_specific: info.specific,
+            },
+            cache: CacheInfo { writeback: true, direct: options.direct, no_flush: options.no_flush },
+            write_threshold: node.write_threshold.map_or(0, signed),
+        }
+    }
+}
+
+/// The node of this name, or the refusal that clients know.
+fn find(daemon: &Daemon, name: &str) -> Result<NodeId> {
+    let missing = || Error::generic(format!("Failed to find node with node-name='{name}'"));
+    daemon.graph.find(name).ok_or_else(missing)
+}
+
+/// The refusal of a command that takes a device or a node.
+pub(crate) fn no_such_device(device: Option<&str>, node: Option<&str>) -> Error {
+    let (device, node) = (device.unwrap_or_default(), node.unwrap_or_default());
+    Error::generic(format!("Cannot find device='{device}' nor node-name='{node}'"))
+}
+
+/// QMP's integers are signed; sizes are at most `i64::MAX`, and counters take longer than any uptime to get there.
+pub(super) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+const SECTOR: u64 = 512;

@@ -1,0 +1,36 @@
+//! What a client asks to find out whom it talks to.
+
+use std::rc::Rc;
+
+use qmp::schema::{Empty, Value};
+use qmp::wire::VersionInfo;
+use qmp::{Qapi, Result};
+
+use super::Table;
+use crate::daemon::Daemon;
+
+pub(super) fn register(table: &mut Table) {
+    table.add("query-version", query_version);
+    table.add("query-commands", query_commands);
+    table.add("query-qmp-schema", query_qmp_schema);
+}
+
+/// An element of `query-commands`.
+#[derive(Clone, Debug, Qapi)]
+struct CommandInfo {
+    /// The command's name.
+    name: String,
+}
+
+async fn query_version(_: Rc<Daemon>, _: Empty) -> Result<VersionInfo> {
+    Ok(VersionInfo::new(crate::PACKAGE))
+}
+
+async fn query_commands(daemon: Rc<Daemon>, _: Empty) -> Result<Vec<CommandInfo>> {
+    let info = |name: &&str| CommandInfo { name: (*name).to_owned() };
+    Ok(daemon.commands.listed().iter().map(info).collect())
+}
+
+async fn query_qmp_schema(daemon: Rc<Daemon>, _: Empty) -> Result<Value> {
+    Ok(daemon.commands.schema().clone())
+}

@@ -1,0 +1,118 @@
+//! What can be said on a monitor: one line a command, one file a noun. The lines also make `query-commands` and
+//! `query-qmp-schema`, so that what is listed, what is parsed and what is run cannot differ.
+
+mod blockdev;
+mod blockstats;
+mod chardev;
+mod export;
+mod introspection;
+mod object;
+mod process;
+mod qom;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use qmp::schema::{Collector, Empty, Qapi, Value, from_value};
+use qmp::wire::NegotiateArguments;
+use qmp::{Error, Result};
+
+use crate::control;
+use crate::daemon::Daemon;
+
+/// All commands.
+pub struct Commands {
+    entries: BTreeMap<&'static str, Run>,
+    names: qmp::wire::Commands,
+    listed: Vec<&'static str>,
+    schema: Value,
+}
+
+type Run = Box<dyn Fn(Rc<Daemon>, Value) -> Outcome>;
+type Outcome = Pin<Box<dyn Future<Output = Result<Value>>>>;
+
+impl Commands {
+    /// The commands of this daemon.
+    #[must_use]
+    pub fn all() -> Self {
+        let mut table = Table { collector: Collector::new(), entries: BTreeMap::new() };
+        // The session answers this one by itself.
+        table.collector.command::<NegotiateArguments, Empty>("qmp_capabilities", &[]);
+        introspection::register(&mut table);
+        blockdev::register(&mut table);
+        blockstats::register(&mut table);
+        export::register(&mut table);
+        object::register(&mut table);
+        qom::register(&mut table);
+        chardev::register(&mut table);
+        process::register(&mut table);
+        control::describe_events(&mut table.collector);
+        table.finish()
+    }
+
+    /// The names that a session hands out.
+    pub fn names(&self) -> qmp::wire::Commands {
+        self.names.clone()
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, daemon: &Rc<Daemon>, command: &str, arguments: Value) -> Result<Value> {
+        let run = self.entries.get(command).ok_or_else(|| Error::unknown_command(command))?;
+        run(daemon.clone(), arguments).await
+    }
+
+    /// For `query-commands`.
+    pub fn listed(&self) -> &[&'static str] {
+        &self.listed
+    }
+
+    /// For `query-qmp-schema`.
+    pub fn schema(&self) -> &Value {
+        &self.schema
+    }
+}
+
+/// Commands being gathered.
+pub(crate) struct Table {
+    collector: Collector,
+    entries: BTreeMap<&'static str, Run>,
+}
+
+impl Table {
+    /// Adds a command: its name, and the function that its arguments and its answer are read from.
+    fn add<A: Qapi, R: Qapi, F>(&mut self, name: &'static str, run: fn(Rc<Daemon>, A) -> F)
+    where
+        F: Future<Output = Result<R>> + 'static,
+    {
+        self.add_with(name, &[], run);
+    }
+
+    /// Adds a command with features that clients look for in the schema.
+    fn add_with<A: Qapi, R: Qapi, F>(
+        &mut self,
+        name: &'static str,
+        features: &'static [&'static str],
+        run: fn(Rc<Daemon>, A) -> F,
+    ) where
+        F: Future<Output = Result<R>> + 'static,
+    {
+        self.collector.command::<A, R>(name, features);
+        let run: Run = Box::new(move |daemon, arguments| {
+            Box::pin(async move { Ok(run(daemon, from_value(arguments)?).await?.to_value()) })
+        });
+        let before = self.entries.insert(name, run);
+        assert!(before.is_none(), "the command '{name}' is registered twice");
+    }
+
+    fn finish(self) -> Commands {
+        let names: BTreeSet<_> = self.entries.keys().map(|name| (*name).to_owned()).collect();
+        Commands {
+            listed: self.collector.command_names().collect(),
+            schema: self.collector.schema(),
+            entries: self.entries,
+            names: Arc::new(names),
+        }
+    }
+}

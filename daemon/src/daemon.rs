@@ -1,0 +1,67 @@
+//! Everything that lives as long as the process. One value, on the control thread; commands get a reference to it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use block_core::graph::Graph;
+use block_core::rt::Local;
+use block_core::rt::sync::Notify;
+
+use crate::commands::Commands;
+use crate::control::{Chardevs, Hub, Monitors};
+use crate::export::Exports;
+use crate::object::Objects;
+
+/// The daemon's state.
+pub struct Daemon {
+    /// The control thread.
+    pub local: Rc<Local>,
+    /// The nodes.
+    pub graph: Rc<Graph>,
+    /// Who serves them to guests.
+    pub exports: Exports,
+    /// IOThreads and the like.
+    pub objects: Objects,
+    /// Where monitors listen.
+    pub chardevs: Chardevs,
+    /// Who serves clients.
+    pub monitors: Monitors,
+    /// What can be said to us.
+    pub commands: Commands,
+    /// Who is told what happens.
+    pub hub: Rc<Hub>,
+    quitting: Cell<bool>,
+    quit: Notify,
+}
+
+impl Daemon {
+    /// An empty daemon on this control thread.
+    pub fn new(local: Rc<Local>) -> Rc<Self> {
+        let hub = Hub::start(&local);
+        Rc::new(Self {
+            local,
+            graph: Graph::new(hub.sink()),
+            exports: Exports::default(),
+            objects: Objects::default(),
+            chardevs: Chardevs::default(),
+            monitors: Monitors::default(),
+            commands: Commands::all(),
+            hub,
+            quitting: Cell::new(false),
+            quit: Notify::new(),
+        })
+    }
+
+    /// Asks for the end. It comes after what is going on has been answered.
+    pub fn ask_to_quit(&self) {
+        self.quitting.set(true);
+        self.quit.notify_one();
+    }
+
+    /// Waits until somebody asks for the end.
+    pub(crate) async fn asked_to_quit(&self) {
+        while !self.quitting.get() {
+            self.quit.notified().await;
+        }
+    }
+}
