@@ -34,6 +34,10 @@ impl Root {
         &self.0.gate
     }
 
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// How operators know it ("export 'e0'").
     pub fn name(&self) -> &str {
         &self.0.name
