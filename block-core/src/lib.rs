@@ -2,3 +2,4 @@
 //! `tests/tests/tidy.rs` keeps the list.
 
 pub mod base;
+pub mod rt;
