@@ -2,4 +2,8 @@
 //! `tests/tests/tidy.rs` keeps the list.
 
 pub mod base;
+pub mod drivers;
+pub mod graph;
+pub mod pipeline;
+pub mod port;
 pub mod rt;

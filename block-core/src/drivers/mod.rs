@@ -7,16 +7,20 @@ pub mod protocol;
 use std::future::Future;
 
 use crate::base::Result;
-use crate::graph::{Driver, NodeOptions};
+use crate::graph::{ChildId, Driver, NodeOptions};
 
 /// A driver's own options, and how a node is made of them.
 pub trait Open: Clone + PartialEq + Send + 'static {
     /// What is opened.
     type Driver: Driver;
 
-    /// Opens what the options name, under the common options of the node. Children are the catalog's business; the
-    /// node has none yet.
-    fn open(&self, common: NodeOptions) -> impl Future<Output = Result<Opened<Self::Driver>>>;
+    /// Opens what the options name, under the common options of the node. `children` are the driver's names for what
+    /// the catalog opens below it, in the order of the catalog's line.
+    fn open(
+        &self,
+        common: NodeOptions,
+        children: &[ChildId],
+    ) -> impl Future<Output = Result<Opened<Self::Driver>>>;
 }
 
 /// A driver that is open and not in the graph yet. Dropping it closes it.

@@ -9,7 +9,7 @@ use qmp::Qapi;
 use crate::base::{ByteRange, Error, IoError, Result, SECTOR, align_up};
 use crate::drivers::{Open, Opened};
 use crate::graph::{
-    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Place,
+    ChildId, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Place,
     Preallocation, ReopenRequest, WriteFlags,
 };
 use crate::rt::IoBuf;
@@ -41,7 +41,7 @@ pub struct NullAioOptions {
 impl Open for NullOptions {
     type Driver = Null;
 
-    async fn open(&self, common: NodeOptions) -> Result<Opened<Null>> {
+    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<Null>> {
         Ok(Opened { driver: Null { name: "null-co" }, conf: Conf::new(self)?, options: common })
     }
 }
@@ -49,7 +49,7 @@ impl Open for NullOptions {
 impl Open for NullAioOptions {
     type Driver = Null;
 
-    async fn open(&self, common: NodeOptions) -> Result<Opened<Null>> {
+    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<Null>> {
         Ok(Opened { driver: Null { name: "null-aio" }, conf: Conf::new(&self.null)?, options: common })
     }
 }

@@ -6,7 +6,7 @@
 //! file are strangers to each other, as two processes are, and closing any other descriptor loses nothing.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -27,6 +27,31 @@ struct State {
     held: Perms,
     /// The file system cannot lock, and `locking` was `auto`.
     impossible: bool,
+}
+
+/// A configuration's right to the locks. They are given back when the last configuration that wants them is gone,
+/// whether it was replaced by one that does not or never came into force.
+#[derive(Debug)]
+pub(super) struct Claim(Arc<Locks>);
+
+impl Claim {
+    /// Nothing is locked yet.
+    pub(super) fn new(locks: Arc<Locks>) -> Self {
+        Self(locks)
+    }
+}
+
+impl std::ops::Deref for Claim {
+    type Target = Locks;
+    fn deref(&self) -> &Locks {
+        &self.0
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.relax(Perms::IDLE);
+    }
 }
 
 /// First byte of "I use".

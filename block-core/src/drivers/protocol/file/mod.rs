@@ -20,13 +20,13 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use self::flush::Flusher;
-use self::lock::Locks;
+use self::lock::{Claim, Locks};
 use self::status::Counts;
 use self::zero::Remembered;
 use crate::base::{ByteRange, IoError, Result};
 use crate::drivers::{Open, Opened};
 use crate::graph::{
-    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, NodeOptions, Perms, Preallocation,
+    ChildId, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, NodeOptions, Perms, Preallocation,
     ReopenRequest, Settled, WriteFlags,
 };
 use crate::rt::{Engine, IoBuf, SharedFd, blocking};
@@ -62,9 +62,9 @@ pub struct Conf {
     flusher: Arc<Flusher>,
     /// `O_DIRECT`.
     direct: bool,
-    /// External locks are to be held.
-    locked: bool,
     active: bool,
+    /// `None`: other programs are told nothing.
+    claim: Option<Arc<Claim>>,
 }
 
 /// What the file system or the device asks for, in bytes; powers of two.
@@ -83,7 +83,7 @@ struct Alignment {
 impl Open for FileOptions {
     type Driver = File;
 
-    async fn open(&self, common: NodeOptions) -> Result<Opened<File>> {
+    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<File>> {
         open_as(Kind::Regular, self.clone(), common).await
     }
 }
@@ -91,7 +91,7 @@ impl Open for FileOptions {
 impl Open for HostDeviceOptions {
     type Driver = File;
 
-    async fn open(&self, common: NodeOptions) -> Result<Opened<File>> {
+    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<File>> {
         open_as(Kind::Device, self.file.clone(), common).await
     }
 }
@@ -99,8 +99,7 @@ impl Open for HostDeviceOptions {
 async fn open_as(kind: Kind, options: FileOptions, common: NodeOptions) -> Result<Opened<File>> {
     blocking(move || {
         let (conf, locks, options) = open::open(kind, options, common)?;
-        let driver =
-            File { kind, locks: Arc::new(locks), counts: Counts::default(), remembered: Remembered::default() };
+        let driver = File { kind, locks, counts: Counts::default(), remembered: Remembered::default() };
         Ok(Opened { driver, conf, options })
     })
     .await
@@ -176,20 +175,20 @@ impl Driver for File {
         let own = request.options.downcast_ref::<FileOptions>();
         let own = own.or_else(|| request.options.downcast_ref::<HostDeviceOptions>().map(|device| &device.file));
         let options = own.expect("the catalog reopens a driver with options of its kind").clone();
-        let again = open::Again::of(conf, options, request.common)?;
+        let again = open::Again::of(conf, options, request.common, self.locks.clone(), request.perms)?;
         let kind = self.kind;
         blocking(move || again.open(kind)).await
     }
 
     async fn tighten(&self, conf: &Conf, perms: Perms) -> Result<()> {
-        let (locks, perms) = (self.locks.clone(), conf.lockable(perms));
+        let Some(claim) = conf.claim.clone() else { return Ok(()) };
         let (filename, locking) = (conf.options.filename.clone(), conf.options.locking);
-        blocking(move || locks.tighten(perms, locking, &filename)).await
+        blocking(move || claim.tighten(perms, locking, &filename)).await
     }
 
     async fn relax(&self, conf: &Conf, perms: Perms) {
-        let (locks, perms) = (self.locks.clone(), conf.lockable(perms));
-        blocking(move || locks.relax(perms)).await;
+        let Some(claim) = conf.claim.clone() else { return };
+        blocking(move || claim.relax(perms)).await;
     }
 
     async fn info(&self, conf: &Conf) -> DriverInfo {
@@ -205,17 +204,14 @@ impl Driver for File {
 }
 
 impl Conf {
-    /// What of `perms` other programs have to be told.
-    fn lockable(&self, perms: Perms) -> Perms {
-        if self.locked { perms } else { Perms::IDLE }
-    }
-
+    /// The same, after the size has changed to `size` bytes.
     fn resized(&self, size: u64) -> Self {
         Self {
             options: self.options.clone(),
             fd: self.fd.clone(),
-            size,
             flusher: self.flusher.clone(),
+            claim: self.claim.clone(),
+            size,
             ..*self
         }
     }
