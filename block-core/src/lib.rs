@@ -2,6 +2,7 @@
 //! `tests/tests/tidy.rs` keeps the list.
 
 pub mod base;
+pub mod catalog;
 pub mod drivers;
 pub mod graph;
 pub mod pipeline;

@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::drain::{Drained, PrivateRoot};
 use super::driver::{DriverInfo, DynDriver};
 use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
 use super::geometry::Geometry;
-use super::id::NodeId;
+use super::id::{ChildId, NodeId};
 use super::lane::Root;
 use super::node::{EventSink, NodeShared};
 use super::options::NodeOptions;
@@ -107,6 +107,13 @@ impl Graph {
         report(&shape, id, shape.vertex(id)?)
     }
 
+    /// A node's own name for the child that QMP calls `name`, for an edit of that edge.
+    pub fn child(&self, id: NodeId, name: &str) -> Option<ChildId> {
+        let shape = self.shape.borrow();
+        let number = shape.vertex(id)?.edges.iter().position(|edge| edge.name == name)?;
+        Some(ChildId(u32::try_from(number).expect("a node has few children")))
+    }
+
     /// Arms or disarms the one-shot event on a write that ends past `threshold` bytes. False: no such node.
     pub fn set_write_threshold(&self, id: NodeId, threshold: Option<u64>) -> bool {
         let shape = self.shape.borrow();
@@ -190,6 +197,12 @@ impl Graph {
         Ok(locks)
     }
 
+    /// A node whose users would need more than it holds.
+    fn first_lacking(&self, outcome: &Outcome) -> Option<String> {
+        let lacking = outcome.relock.iter().find(|id| Tighten::of(self, outcome, **id).is_some())?;
+        outcome.touched.get(lacking)?.as_ref().map(Vertex::described)
+    }
+
     /// Gives back what the nodes hold and their users do not need.
     async fn relax(&self, nodes: &[NodeId]) {
         for id in nodes {
@@ -209,7 +222,7 @@ impl Graph {
     pub(super) fn preview<R>(
         &self,
         set: &BTreeSet<NodeId>,
-        change: impl FnOnce(&mut GraphEdit<'_>, DrainedSet<'_>) -> Result<R>,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
     ) -> Result<(R, Outcome)> {
         evaluate(&self.shape.borrow(), &self.events, set, change)
     }
@@ -226,7 +239,7 @@ impl Graph {
     pub(super) fn commit<R>(
         self: &Rc<Self>,
         own: Option<&Rc<BTreeSet<NodeId>>>,
-        change: impl FnOnce(&mut GraphEdit<'_>, DrainedSet<'_>) -> Result<R>,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
     ) -> Result<Committed<R>> {
         let none = Rc::default();
         let set = own.unwrap_or(&none);
@@ -234,8 +247,9 @@ impl Graph {
         if self.collides(&outcome, own) {
             return Err(Error::new("Another command is changing the same part of the graph"));
         }
-        let unlocked = outcome.relock.iter().find(|id| Tighten::of(self, &outcome, **id).is_some());
-        assert!(unlocked.is_none(), "what a change needs from outside is taken before it is made");
+        if let Some(lacking) = self.first_lacking(&outcome) {
+            return Err(Error::new(format!("What users of {lacking} need has not been prepared")));
+        }
         Ok(self.publish(set, value, outcome))
     }
 
@@ -322,14 +336,13 @@ fn view_from(shape: &Shape, tops: impl IntoIterator<Item = NodeId>, uses: super:
         let vertex = shape.vertex(id).expect("an edge leads to a vertex");
         let parts = vertex.node().expect("nothing leads to a root");
         let edges = vertex.edges.iter().map(|edge| slot_of(edge.to, &mut order)).collect();
-        view.push(Slot { node: Some(placed(id, parts)), edges });
+        view.push(Slot { node: Some(placed(parts)), edges });
     }
     View::new(view, uses)
 }
 
-fn placed(id: NodeId, parts: &NodeParts) -> Placed {
+fn placed(parts: &NodeParts) -> Placed {
     Placed {
-        id,
         body: parts.body.clone(),
         shared: parts.shared.clone(),
         options: parts.options,
@@ -371,8 +384,9 @@ impl Tighten {
     }
 }
 
-/// Locks that were taken for a change which is not published yet. Dropped: given back again.
-pub(super) struct Locks {
+/// External locks that were taken for a change. Dropped before the change is published, they are given back.
+#[must_use = "dropped at once, the locks are given back before the change"]
+pub struct Locks {
     graph: Weak<Graph>,
     nodes: Vec<NodeId>,
     locking: BTreeSet<NodeId>,
@@ -435,8 +449,7 @@ impl Permit {
             drop(outcome);
             // The plan is checked again: while the locks were taken, others may have changed what it rests on.
             let (_, now) = self.graph.preview(&none, |edit, _| change(edit))?;
-            let lacking = now.relock.iter().any(|id| Tighten::of(&self.graph, &now, *id).is_some());
-            if lacking || self.graph.collides(&now, None) {
+            if self.graph.first_lacking(&now).is_some() || self.graph.collides(&now, None) {
                 drop(locks);
                 continue;
             }
@@ -477,7 +490,12 @@ impl Permit {
         let committed = drained.write(|edit, _| {
             // Whoever looked at the graph meanwhile may have taken an inline child for himself: it stays then.
             edit.remove(id)?;
-            family.iter().skip(1).filter(|id| edit.is_unused(**id)).try_for_each(|id| edit.remove(*id))
+            for child in family.iter().skip(1) {
+                if edit.is_unused(*child) {
+                    edit.remove(*child)?;
+                }
+            }
+            Ok(())
         })?;
         committed.close(self).await;
         Ok(())
@@ -534,9 +552,7 @@ impl<R> Committed<R> {
     }
 }
 
-fn close_node(body: Arc<dyn DynDriver>, shared: Arc<NodeShared>) -> impl Future<Output = ()> {
-    async move {
-        poll_fn(|cx| shared.uses.poll_unused(cx)).await;
-        body.close().await;
-    }
+async fn close_node(body: Arc<dyn DynDriver>, shared: Arc<NodeShared>) {
+    poll_fn(|cx| shared.uses.poll_unused(cx)).await;
+    body.close().await;
 }

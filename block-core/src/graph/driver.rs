@@ -162,8 +162,13 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// Fills `buf`.
-    fn read(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf)
-    -> impl Future<Output = Result<(), IoError>>;
+    fn read(
+        &self,
+        conf: &Self::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: IoBuf,
+    ) -> impl Future<Output = Result<(), IoError>>;
 
     /// Writes `buf`. `flags.fua` is set only if the limits say that the driver can do it.
     fn write(
@@ -191,12 +196,7 @@ pub trait Driver: Send + Sync + 'static {
     fn flush(&self, conf: &Self::Conf, cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>>;
 
     /// Where the first bytes of the range live.
-    fn map(
-        &self,
-        conf: &Self::Conf,
-        cx: IoCx<'_>,
-        at: ByteRange,
-    ) -> impl Future<Output = Result<Extent, IoError>>;
+    fn map(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<Extent, IoError>>;
 
     /// Changes the size; nobody else is inside. The new configuration is published by the caller.
     fn truncate(
@@ -214,11 +214,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// Prepares a configuration for new options. Dropping it aborts; publishing it commits.
-    fn reopen(
-        &self,
-        conf: &Self::Conf,
-        request: ReopenRequest<'_>,
-    ) -> impl Future<Output = Result<Self::Conf, Error>>;
+    fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
 
     /// What this node needs of a child, if its users need `above`.
     fn child_perms(&self, _conf: &Self::Conf, _child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {

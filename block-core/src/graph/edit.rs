@@ -136,13 +136,8 @@ impl<'d> GraphEdit<'d> {
         }
         let shared = Arc::new(NodeShared::new(new.name.clone(), self.events.clone()));
         let placeholder = Geometry { size: 0, limits: super::geometry::Limits::ANY };
-        let parts = NodeParts {
-            body: new.body,
-            shared,
-            options: new.options,
-            geometry: placeholder,
-            explicit: new.explicit,
-        };
+        let parts =
+            NodeParts { body: new.body, shared, options: new.options, geometry: placeholder, explicit: new.explicit };
         let id = self.insert(new.name, Kind::Node(parts), new.edges)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {
@@ -199,7 +194,12 @@ impl<'d> GraphEdit<'d> {
     }
 
     /// The same driver under a new configuration and new common options: reopen, resize.
-    pub(crate) fn reconfigure(&mut self, owner: Owner<'d>, new: Arc<dyn DynDriver>, options: NodeOptions) -> Result<()> {
+    pub(crate) fn reconfigure(
+        &mut self,
+        owner: Owner<'d>,
+        new: Arc<dyn DynDriver>,
+        options: NodeOptions,
+    ) -> Result<()> {
         let vertex = self.vertex_mut(owner.id)?;
         let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
         assert!(Arc::ptr_eq(&parts.body.driver(), &new.driver()), "a configuration belongs to its driver");
@@ -364,7 +364,8 @@ impl GraphEdit<'_> {
 
     /// Each edge that leads here, with the vertex it starts from.
     fn users(&self, id: NodeId) -> Vec<(&Vertex, Perms)> {
-        let parents: BTreeSet<_> = self.vertex(id).into_iter().flat_map(|vertex| vertex.parents.iter().copied()).collect();
+        let parents: BTreeSet<_> =
+            self.vertex(id).into_iter().flat_map(|vertex| vertex.parents.iter().copied()).collect();
         let vertices = parents.into_iter().filter_map(|parent| self.vertex(parent));
         vertices
             .flat_map(|vertex| {
@@ -410,7 +411,8 @@ impl GraphEdit<'_> {
         let dirty = std::mem::take(&mut self.geometry_dirty);
         let mut changed = dirty.clone();
         let above = self.above(dirty);
-        let order: Vec<_> = self.below(above.iter().copied()).into_iter().rev().filter(|id| above.contains(id)).collect();
+        let order: Vec<_> =
+            self.below(above.iter().copied()).into_iter().rev().filter(|id| above.contains(id)).collect();
         for id in order {
             let vertex = self.vertex(id).ok_or_else(no_such_node)?;
             let Some(node) = vertex.node() else { continue };

@@ -36,7 +36,6 @@ impl JobCx {
     }
 
     /// Enters the graph until the value is dropped; waits while the job's root is drained.
-    #[expect(clippy::needless_pass_by_ref_mut, reason = "the exclusive borrow is the check: one pin a task")]
     pub async fn enter(&mut self) -> Entered<'_> {
         Entered { pin: self.lane.enter().await, permit: PhantomData }
     }
@@ -48,7 +47,6 @@ impl JobCx {
     }
 
     /// Lets others go first: a drain of the job's root gets through here.
-    #[expect(clippy::needless_pass_by_ref_mut, reason = "nothing of the graph may be held here")]
     pub async fn pause_point(&mut self) {
         let mut paused = false;
         poll_fn(|cx| {

@@ -9,9 +9,7 @@ mod cx;
 mod drain;
 mod driver;
 mod edit;
-#[cfg(not(loom))]
-pub(crate) mod gate;
-#[cfg(loom)]
+#[doc(hidden)] // public for the models alone
 pub mod gate;
 mod geometry;
 mod id;
@@ -24,13 +22,11 @@ mod resize;
 mod shape;
 mod stats;
 mod tracked;
-#[cfg(not(loom))]
-pub(crate) mod uses;
-#[cfg(loom)]
+#[doc(hidden)] // public for the models alone
 pub mod uses;
 mod view;
 
-pub use control::{Committed, Graph, NodeReport, Permit};
+pub use control::{Committed, Graph, Locks, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
@@ -44,9 +40,9 @@ pub use geometry::{Geometry, Limits, MAX_SEGMENTS, MAX_TRANSFER};
 pub use id::{ChildId, NodeId};
 pub use job_cx::{Entered, JobCx};
 pub use lane::{Lane, Root, ViewPin};
-pub use resize::Reopen;
 pub use node::{EventSink, NodeEvent};
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
 pub use permission::{PermSet, Perms, Role};
+pub use resize::Reopen;
 pub use stats::{OpKind, OpTotals, Totals};
 pub(crate) use tracked::Ticket;

@@ -68,7 +68,7 @@ impl Permit {
         for one in &all {
             ready.push(drained.reopened(one).await?);
         }
-        let locks = drained.tighten_for(|edit, set| reconfigure_all(edit, set, &ready)).await?;
+        let locks = drained.prepare(|edit, set| reconfigure_all(edit, set, &ready)).await?;
         let committed = drained.write(|edit, set| {
             let result = reconfigure_all(edit, set, &ready);
             drop(ready);

@@ -60,8 +60,7 @@ pub trait Filter: Send + Sync + 'static {
     }
 
     /// Prepares a configuration for new options.
-    fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>)
-    -> impl Future<Output = Result<Self::Conf, Error>>;
+    fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
 
     /// The driver's name, and what else there is to say.
     fn info(&self, conf: &Self::Conf) -> DriverInfo;

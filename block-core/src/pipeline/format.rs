@@ -72,8 +72,7 @@ pub trait Format: Send + Sync + 'static {
     }
 
     /// See [`Driver::reopen`].
-    fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>)
-    -> impl Future<Output = Result<Self::Conf, Error>>;
+    fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
 
     /// See [`Driver::info`].
     fn info(&self, conf: &Self::Conf) -> impl Future<Output = DriverInfo>;
@@ -105,13 +104,7 @@ impl Ticket for Infallible {
 pub struct Mapped<F>(pub F);
 
 impl<F: Format> Mapped<F> {
-    async fn read_extent(
-        &self,
-        cx: IoCx<'_>,
-        extent: Extent,
-        at: ByteRange,
-        buf: IoBuf,
-    ) -> Result<(), IoError> {
+    async fn read_extent(&self, cx: IoCx<'_>, extent: Extent, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
         match extent.place {
             Place::Data { child, offset } => cx.child(child).read(range(offset, at.len())?, buf).await,
             Place::Zero { .. } => {

@@ -78,7 +78,10 @@ mod tests {
 
     #[test]
     fn ragged_ends_are_cut_off() {
-        assert_eq!(cut(range(100, 1600), 512), [Some(range(100, 512)), Some(range(512, 1536)), Some(range(1536, 1600))]);
+        assert_eq!(
+            cut(range(100, 1600), 512),
+            [Some(range(100, 512)), Some(range(512, 1536)), Some(range(1536, 1600))]
+        );
         assert_eq!(cut(range(512, 1024), 512), [None, Some(range(512, 1024)), None]);
         assert_eq!(cut(range(100, 200), 512), [Some(range(100, 200)), None, None]);
         assert_eq!(cut(range(500, 600), 512), [Some(range(500, 600)), None, None]);
