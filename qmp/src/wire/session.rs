@@ -520,6 +520,22 @@ mod tests {
     }
 
     #[test]
+    fn qmp_16_deep_nesting_is_echoed_or_refused_once() {
+        let mut talk = Talk::negotiated();
+        let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let request = |depth| format!(r#"{{"execute":"query-version","id":{}}}"#, nested(depth));
+        let echoed = talk.say(request(1023).as_bytes());
+        assert_eq!(echoed[0]["id"].to_string(), nested(1023), "one object and 1023 lists are 1024 levels");
+        for depth in [1024, 1030] {
+            assert_eq!(talk.refused(&request(depth)), generic("JSON nesting depth limit exceeded"));
+            talk.still_works();
+        }
+        assert_eq!(talk.refused(&"[".repeat(1_000_000)), generic("JSON nesting depth limit exceeded"));
+        assert_eq!(talk.say(b"\xff").len(), 1);
+        talk.still_works();
+    }
+
+    #[test]
     fn qmp_18_after_a_message_that_is_too_long_the_session_closes() {
         let mut talk = Talk::negotiated();
         let chunk = vec![b'x'; 1 << 20];
