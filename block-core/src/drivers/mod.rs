@@ -16,11 +16,7 @@ pub trait Open: Clone + PartialEq + Send + 'static {
 
     /// Opens what the options name, under the common options of the node. `children` are the driver's names for what
     /// the catalog opens below it, in the order of the catalog's line.
-    fn open(
-        &self,
-        common: NodeOptions,
-        children: &[ChildId],
-    ) -> impl Future<Output = Result<Opened<Self::Driver>>>;
+    fn open(&self, common: NodeOptions, children: &[ChildId]) -> impl Future<Output = Result<Opened<Self::Driver>>>;
 }
 
 /// A driver that is open and not in the graph yet. Dropping it closes it.

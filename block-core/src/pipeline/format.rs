@@ -5,8 +5,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Perms, Place,
-    Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Perms, Place, Preallocation,
+    ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 

@@ -127,13 +127,7 @@ impl Driver for Null {
         Ok(())
     }
 
-    async fn write_zeroes(
-        &self,
-        conf: &Conf,
-        cx: IoCx<'_>,
-        _at: ByteRange,
-        _flags: WriteFlags,
-    ) -> Result<(), IoError> {
+    async fn write_zeroes(&self, conf: &Conf, cx: IoCx<'_>, _at: ByteRange, _flags: WriteFlags) -> Result<(), IoError> {
         conf.sleep(cx).await;
         Ok(())
     }

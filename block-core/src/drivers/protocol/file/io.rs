@@ -28,13 +28,7 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
 }
 
 /// Writes `buf`; `stable`: it is on the medium at the end.
-pub(super) async fn write(
-    conf: &Conf,
-    cx: IoCx<'_>,
-    at: ByteRange,
-    buf: IoBuf,
-    stable: bool,
-) -> Result<(), IoError> {
+pub(super) async fn write(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, stable: bool) -> Result<(), IoError> {
     let mut done = 0;
     while done < at.len() {
         let rest = buf.slice(done, at.len() - done);

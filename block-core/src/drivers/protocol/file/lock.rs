@@ -210,7 +210,9 @@ mod tests {
         two.tighten(perms(PermSet::WRITE | PermSet::RESIZE, PermSet::ALL), Locking::On, "x").unwrap_err();
         // It uses no write, and still reads.
         three.tighten(perms(PermSet::NONE, PermSet::ALL.without(PermSet::WRITE)), Locking::On, "x").unwrap();
-        three.tighten(perms(PermSet::NONE, PermSet::ALL.without(PermSet::CONSISTENT_READ)), Locking::On, "x").unwrap_err();
+        three
+            .tighten(perms(PermSet::NONE, PermSet::ALL.without(PermSet::CONSISTENT_READ)), Locking::On, "x")
+            .unwrap_err();
     }
 
     #[test]

@@ -26,12 +26,12 @@ use self::zero::Remembered;
 use crate::base::{ByteRange, IoError, Result};
 use crate::drivers::{Open, Opened};
 use crate::graph::{
-    ChildId, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, NodeOptions, Perms, Preallocation,
-    ReopenRequest, Settled, WriteFlags,
+    ChildId, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, NodeOptions, Perms,
+    Preallocation, ReopenRequest, Settled, WriteFlags,
 };
 use crate::rt::{Engine, IoBuf, SharedFd, blocking};
 
-pub use self::create::{CreateOptions, create};
+pub use self::create::{CreateOptions, EXTENT_SIZE_HINT, create};
 pub use self::options::{Aio, FileOptions, HostDeviceOptions, Locking};
 
 /// Which of the two drivers this is: each refuses what the other takes.
@@ -141,13 +141,7 @@ impl Driver for File {
         io::write(conf, cx, at, buf, flags.fua).await
     }
 
-    async fn write_zeroes(
-        &self,
-        conf: &Conf,
-        cx: IoCx<'_>,
-        at: ByteRange,
-        flags: WriteFlags,
-    ) -> Result<(), IoError> {
+    async fn write_zeroes(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
         zero::write_zeroes(self.kind, &self.remembered, conf, cx, at, flags).await
     }
 

@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::Arc;
 
-use rustix::fs::{Advice, AtFlags, SeekFrom, StatxFlags, fadvise, fstatfs, ioctl_blkpbszget, ioctl_blksszget, seek, statx};
+use rustix::fs::{
+    Advice, AtFlags, SeekFrom, StatxFlags, fadvise, fstatfs, ioctl_blkpbszget, ioctl_blksszget, seek, statx,
+};
 
 use super::lock::{Claim, Locks};
 use super::options::{Aio, FileOptions, Locking};
@@ -214,13 +216,7 @@ fn drop_cache(fd: &OwnedFd) {
     }
 }
 
-fn conf(
-    kind: Kind,
-    options: FileOptions,
-    common: NodeOptions,
-    fd: OwnedFd,
-    claim: Option<Arc<Claim>>,
-) -> Result<Conf> {
+fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, claim: Option<Arc<Claim>>) -> Result<Conf> {
     let unusable = || format!("Could not use '{}'", options.filename);
     let alignment = alignment(kind, &fd, common.direct).doing(unusable)?;
     let size = size(kind, &fd).doing(unusable)?;

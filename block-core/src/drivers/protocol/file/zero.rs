@@ -66,12 +66,7 @@ async fn zero(
 }
 
 /// A hole, and fresh space in it: what tmpfs and network file systems have instead of zeroing.
-async fn hole_with_space(
-    remembered: &Remembered,
-    conf: &Conf,
-    cx: IoCx<'_>,
-    at: ByteRange,
-) -> Result<(), IoError> {
+async fn hole_with_space(remembered: &Remembered, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
     if remembered.no_allocate.load(Relaxed) {
         return Err(IoError::Unsupported);
     }
