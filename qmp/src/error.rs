@@ -44,12 +44,6 @@ impl Error {
     pub fn unknown_command(name: &str) -> Self {
         Self::new(ErrorClass::CommandNotFound, format!("The command {name} has not been found"))
     }
-
-    /// The same failure with what was being done in front, as the command line needs it.
-    #[must_use]
-    pub fn prefixed(self, prefix: impl fmt::Display) -> Self {
-        Self { desc: format!("{prefix}: {}", self.desc), ..self }
-    }
 }
 
 impl fmt::Display for Error {

@@ -168,10 +168,12 @@ const MAX_STEP_BYTES: usize = 127;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::{ParsedOption, parse_option};
-    use crate::schema::{Mode, Value};
+    use crate::Qapi;
+    use crate::schema::{Mode, Size, Value};
 
     fn read(text: &str) -> Value {
         parse_option(text, Some("driver")).unwrap().value
@@ -241,5 +243,45 @@ mod tests {
         assert_eq!(refused("{} x"), "JSON parse error, invalid keyword 'x'");
         assert_eq!(refused("{} {}"), "Expecting at most one JSON value");
         assert_eq!(refused("{} {"), "Expecting at most one JSON value");
+    }
+
+    #[test]
+    fn both_forms_give_the_same_options() {
+        #[derive(Debug, PartialEq, Qapi)]
+        struct Disk {
+            driver: String,
+            size: Size,
+            flags: Vec<bool>,
+        }
+        let typed = |text| parse_option(text, Some("driver")).unwrap().into_typed::<Disk>();
+        let disk = Disk { driver: "null".to_owned(), size: Size(4096), flags: vec![true, false] };
+        assert_eq!(typed("null,size=4k,flags.0=on,flags.1=off").unwrap(), disk);
+        assert_eq!(typed("{'driver':'null','size':4096,'flags':[true,false]}").unwrap(), disk);
+        let words_in_json = typed("{'driver':'null','size':'4k','flags':[]}").unwrap_err();
+        assert_eq!(words_in_json.desc, "Parameter 'size' expects uint64");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "[a-c0-9.,=?{}é-]{0,40}") {
+            // Whatever is taken is a tree of words.
+            if let Ok(ParsedOption { value, mode: Mode::Keyval, .. }) = parse_option(&text, Some("driver")) {
+                prop_assert!(only_words(&value));
+            }
+        }
+
+        #[test]
+        fn a_value_may_be_any_text(text in any::<String>()) {
+            let doubled = text.replace(',', ",,");
+            prop_assert_eq!(read(&format!("a.b={doubled},c=d")), json!({ "a": { "b": text }, "c": "d" }));
+        }
+    }
+
+    fn only_words(value: &Value) -> bool {
+        match value {
+            Value::Object(members) => members.values().all(only_words),
+            Value::Array(elements) => elements.iter().all(only_words),
+            other => other.is_string(),
+        }
     }
 }

@@ -39,6 +39,11 @@ impl Edges {
         self.0.push((name, to, role));
         ChildId(u32::try_from(self.0.len() - 1).expect("a node has few children"))
     }
+
+    /// An edge to a node that is not known yet: [`NewNode::over`] says where it leads.
+    pub fn later(&mut self, name: &'static str, role: Role) -> ChildId {
+        self.to(name, NodeId(u64::MAX), role)
+    }
 }
 
 impl NewNode {
@@ -48,6 +53,13 @@ impl NewNode {
         let (driver, conf) = make(&mut edges);
         let body = Arc::new(Body { driver: Arc::new(driver), conf });
         Self { name, options, explicit: true, body, edges: edges.0 }
+    }
+
+    /// The same node, its edges leading to `children`, in their order.
+    pub fn over(mut self, children: &[NodeId]) -> Self {
+        assert_eq!(self.edges.len(), children.len(), "every edge leads somewhere");
+        self.edges.iter_mut().zip(children).for_each(|(edge, to)| edge.1 = *to);
+        self
     }
 
     /// The node is somebody's inline child: it goes when its last parent goes.

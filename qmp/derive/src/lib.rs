@@ -35,3 +35,32 @@ fn derive(input: &DeriveInput) -> syn::Result<TokenStream> {
         (Data::Union(_), _) => Err(syn::Error::new(input.span(), "a QAPI type is a struct or an enum")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use syn::{DeriveInput, parse_quote};
+
+    use super::derive;
+
+    fn refused(input: &DeriveInput) -> String {
+        derive(input).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_has_no_qapi_form_is_refused_with_a_hint() {
+        let generic = parse_quote! { struct A<T> { a: T } };
+        assert_eq!(refused(&generic), "a QAPI type has no parameters");
+        let tuple = parse_quote! { struct A(u8); };
+        assert_eq!(refused(&tuple), "a QAPI object names its members");
+        let holding = parse_quote! { enum A { B(C) } };
+        assert!(refused(&holding).starts_with("a name holds nothing; did you mean"));
+        let without_tag = parse_quote! { #[qapi(union)] enum A { B(C) } };
+        assert_eq!(refused(&without_tag), "say `union, tag = \"…\"`, `alternate`, or neither");
+        let default_of_option = parse_quote! { struct A { #[qapi(default)] a: Option<u8> } };
+        assert_eq!(refused(&default_of_option), "an Option has no default");
+        let flat_default = parse_quote! { struct A { #[qapi(flatten, default)] a: B } };
+        assert_eq!(refused(&flat_default), "what is flattened is always there");
+        let unknown = parse_quote! { struct A { #[qapi(renamed = "b")] a: u8 } };
+        assert_eq!(refused(&unknown), "expected rename, feature, flatten or default");
+    }
+}

@@ -160,10 +160,28 @@ impl Collector {
 
     /// The names of all listed commands, in the order of listing.
     pub fn command_names(&self) -> impl Iterator<Item = &'static str> {
+        self.commands().map(|(name, _, _)| name)
+    }
+
+    /// All listed commands with their arguments and what they return, as the manual wants them.
+    pub fn commands(&self) -> impl Iterator<Item = (&'static str, TypeRef, TypeRef)> {
         self.entries.iter().filter_map(|entry| match entry {
-            Entry::Command { name, .. } => Some(*name),
+            Entry::Command { name, arguments, returns, .. } => Some((*name, *arguments, *returns)),
             Entry::Event { .. } => None,
         })
+    }
+
+    /// All listed events with their data.
+    pub fn events(&self) -> impl Iterator<Item = (&'static str, TypeRef)> {
+        self.entries.iter().filter_map(|entry| match entry {
+            Entry::Event { name, data, .. } => Some((*name, *data)),
+            Entry::Command { .. } => None,
+        })
+    }
+
+    /// All types that were met.
+    pub fn types(&self) -> impl Iterator<Item = TypeRef> {
+        (0..self.types.len()).map(TypeRef)
     }
 
     /// The number of `T`, which is defined when it is met first.
@@ -217,7 +235,7 @@ impl Collector {
     /// The answer of `query-qmp-schema`: commands and events in the order of listing, then the types.
     pub fn schema(&self) -> Value {
         let entries = self.entries.iter().map(|entry| self.entry_info(entry));
-        let types = (0..self.types.len()).map(|number| self.type_info(TypeRef(number)));
+        let types = self.types().map(|of| self.type_info(of));
         entries.chain(types).collect()
     }
 
@@ -369,5 +387,120 @@ impl Kind {
             Self::Object => "object",
             Self::Array => "array",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::{Value, json};
+
+    use super::super::Empty;
+    use super::super::sample::{NodeOptions, Switch};
+    use super::Collector;
+
+    fn schema() -> Vec<Value> {
+        let mut collector = Collector::new();
+        collector.command::<NodeOptions, Empty>("blockdev-add", &[]);
+        collector.command::<Vec<NodeOptions>, Vec<String>>("blockdev-reopen", &["unstable"]);
+        collector.event::<Switch>("SWITCHED", &[]);
+        let Value::Array(entries) = collector.schema() else { panic!("the listing is a list") };
+        entries
+    }
+
+    fn entry<'a>(schema: &'a [Value], name: &Value) -> &'a Value {
+        schema.iter().find(|entry| entry["name"] == *name).unwrap()
+    }
+
+    #[test]
+    fn commands_and_events_come_first() {
+        let schema = schema();
+        assert_eq!((&schema[0]["name"], &schema[0]["meta-type"]), (&json!("blockdev-add"), &json!("command")));
+        assert_eq!(schema[1]["arg-type"], format!("[{}]", schema[0]["arg-type"].as_str().unwrap()));
+        assert_eq!((&schema[1]["ret-type"], &schema[1]["features"]), (&json!("[str]"), &json!(["unstable"])));
+        assert_eq!((&schema[2]["name"], &schema[2]["meta-type"]), (&json!("SWITCHED"), &json!("event")));
+        assert!(schema[2].get("ret-type").is_none());
+        assert_eq!(entry(&schema, &schema[0]["ret-type"])["members"], json!([]));
+    }
+
+    #[test]
+    fn what_is_listed_can_be_walked_for_the_manual() {
+        let mut collector = Collector::new();
+        collector.command::<NodeOptions, Empty>("blockdev-add", &[]);
+        collector.event::<Switch>("SWITCHED", &[]);
+        assert_eq!(collector.command_names().collect::<Vec<_>>(), ["blockdev-add"]);
+        let names =
+            collector.commands().map(|(_, arguments, returns)| [arguments, returns].map(|of| collector.type_name(of)));
+        assert_eq!(names.collect::<Vec<_>>(), [["NodeOptions", "Empty"]]);
+        let data = collector.events().map(|(name, data)| (name, collector.type_name(data)));
+        assert_eq!(data.collect::<Vec<_>>(), [("SWITCHED", "Switch".to_owned())]);
+        assert!(collector.types().any(|of| collector.type_name(of) == "[BlockdevRef]"));
+    }
+
+    #[test]
+    fn a_union_lists_its_tag_its_common_members_and_its_branches() {
+        let schema = schema();
+        let options = entry(&schema, &schema[0]["arg-type"]);
+        assert_eq!(options["tag"], "driver");
+        let names = |of: &Value| of.as_array().unwrap().iter().map(|m| m["name"].clone()).collect::<Value>();
+        assert_eq!(names(&options["members"]), json!(["driver", "node-name", "read-only", "discard", "cache"]));
+        assert_eq!(options["members"][1], json!({ "name": "node-name", "default": null, "type": "str" }));
+
+        let tag = entry(&schema, &options["members"][0]["type"]);
+        assert_eq!(tag["values"], json!(["raw", "null-co", "blk-quorum", "void"]));
+        let cases: Vec<_> = options["variants"].as_array().unwrap().iter().map(|v| v["case"].clone()).collect();
+        assert_eq!(json!(cases), tag["values"]);
+
+        let raw = entry(&schema, &options["variants"][0]["type"]);
+        assert_eq!((&raw["features"], &raw["meta-type"]), (&json!(["dynamic"]), &json!("object")));
+        assert_eq!(names(&raw["members"]), json!(["file", "backing", "offset", "size"]));
+        let null = entry(&schema, &options["variants"][1]["type"]);
+        let latency = json!({ "name": "latency-ns", "default": null, "type": "int", "features": ["unstable"] });
+        assert_eq!(null["members"][1], latency);
+        assert_eq!(entry(&schema, &options["variants"][3]["type"])["members"], json!([]));
+    }
+
+    #[test]
+    fn a_type_that_contains_itself_is_listed_once() {
+        let schema = schema();
+        let options = &schema[0]["arg-type"];
+        let raw = entry(&schema, &entry(&schema, options)["variants"][0]["type"]);
+        let file = entry(&schema, &raw["members"][0]["type"]);
+        assert_eq!(file["meta-type"], "alternate");
+        assert_eq!(file["members"], json!([{ "type": options }, { "type": "str" }]));
+        let backing = entry(&schema, &raw["members"][1]["type"]);
+        assert_eq!(backing["members"][2], json!({ "type": "null" }));
+    }
+
+    #[test]
+    fn enums_list_their_names_and_features() {
+        let schema = schema();
+        let discard = &entry(&schema, &schema[0]["arg-type"])["members"][3]["type"];
+        let expected = json!({
+            "name": discard, "meta-type": "enum", "values": ["ignore", "unmap"],
+            "members": [{ "name": "ignore" }, { "name": "unmap", "features": ["unstable"] }],
+        });
+        assert_eq!(entry(&schema, discard), &expected);
+    }
+
+    #[test]
+    fn every_type_that_is_named_is_listed_once() {
+        let schema = schema();
+        let listed: Vec<_> = schema.iter().map(|entry| entry["name"].as_str().unwrap()).collect();
+        let unique: BTreeSet<_> = listed.iter().copied().collect();
+        assert_eq!(unique.len(), listed.len());
+        let parts = |entry: &Value| {
+            [&entry["members"], &entry["variants"]].map(|l| l.as_array().cloned().unwrap_or_default()).concat()
+        };
+        let in_parts = schema.iter().flat_map(parts).filter_map(|part| Some(part.get("type")?.as_str()?.to_owned()));
+        let direct = ["arg-type", "ret-type", "element-type"].into_iter();
+        let direct =
+            direct.flat_map(|key| schema.iter().filter_map(move |entry| Some(entry.get(key)?.as_str()?.to_owned())));
+        for named in in_parts.chain(direct) {
+            assert!(unique.contains(named.as_str()), "{named} is named and not listed");
+        }
+        let builtin = json!({ "name": "bool", "json-type": "boolean", "meta-type": "builtin" });
+        assert_eq!(entry(&schema, &json!("bool")), &builtin);
     }
 }

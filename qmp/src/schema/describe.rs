@@ -128,3 +128,41 @@ impl fmt::Display for MemberDoc {
 fn one_line(doc: &str) -> String {
     doc.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::{Common, Discard, NodeOptions};
+    use super::describe;
+
+    #[test]
+    fn help_says_type_meaning_and_default_of_each_member() {
+        let expected = "\
+Common: What every node accepts.
+  node-name=<str> - The name by which others refer to this node. (optional)
+  read-only=<bool> - Refuse writes. (default: false)
+  discard=<BlockdevDiscardOptions> - What happens to discards. (default: \"ignore\")
+  cache=<Cache> - How the host caches. (optional)
+";
+        assert_eq!(describe::<Common>().to_string(), expected);
+    }
+
+    #[test]
+    fn an_enum_shows_its_values() {
+        let expected = "BlockdevDiscardOptions: Modes of discard.\n  ignore - Drop them.\n  unmap - Pass them on.\n";
+        assert_eq!(describe::<Discard>().to_string(), expected);
+    }
+
+    #[test]
+    fn a_union_shows_its_branches_with_their_members() {
+        let page = describe::<NodeOptions>();
+        assert_eq!((page.members[0].name.as_str(), page.members[0].of.as_str()), ("driver", "BlockdevDriver"));
+        let (case, raw) = &page.branches[0];
+        assert_eq!((case.as_str(), raw.doc.as_str()), ("raw", "A window on its file."));
+        assert_eq!(raw.members[0].of, "BlockdevRef");
+        let (_, null) = &page.branches[1];
+        assert_eq!(null.members[0].default.as_deref(), Some("1073741824"));
+        assert_eq!(null.members[1].features, ["unstable"]);
+        let text = page.to_string();
+        assert!(text.contains("\n  raw: A window on its file.\n    file=<BlockdevRef>\n"), "{text}");
+    }
+}

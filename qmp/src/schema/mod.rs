@@ -87,6 +87,8 @@
 mod collect;
 mod describe;
 mod parse;
+#[cfg(test)]
+mod sample;
 mod scalar;
 mod shape;
 

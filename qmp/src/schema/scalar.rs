@@ -312,6 +312,8 @@ impl Qapi for Value {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::{integer, size, switch};
 
     #[test]
@@ -342,6 +344,23 @@ mod tests {
         assert_eq!(size("0.0000000000000000001k"), Some(0));
         for word in ["", "k", "-1", "1.5", "1.5b", "1.xk", "16E", "1kk", "99999E", " 1", "1e3", "0xfffffffffffffffff"] {
             assert_eq!(size(word), None, "{word}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_number_is_read_in_any_base(number in any::<u64>()) {
+            for text in [format!("{number}"), format!("{number:#x}"), format!("0{number:o}"), format!("+{number}")] {
+                prop_assert_eq!(integer(&text), Some(number.into()), "{}", text);
+            }
+            prop_assert_eq!(size(&number.to_string()), Some(number));
+        }
+
+        #[test]
+        fn any_word_is_read_or_refused(word in "[0-9a-fxkKMGTPE.+é-]{0,24}") {
+            let (read, sized) = (integer(&word), size(&word));
+            prop_assert!(read.is_none_or(|number| number >= i64::MIN.into() && number <= u64::MAX.into()));
+            prop_assert!(sized.is_none() || word.starts_with(|c: char| c.is_ascii_digit()));
         }
     }
 }

@@ -2,6 +2,12 @@
 //!
 //! `lexer.rs` cuts bytes into tokens, `parser.rs` makes messages of them, `format.rs` writes answers, `session.rs` is
 //! the state of one connection, and `limit.rs` thins out events that come too often.
+//!
+//! What is said was compared with qemu-storage-daemon 10.0.2, request by request. It differs on purpose where
+//! - a bracket closes what it cannot close (`{"a":[1}`): QEMU waits for more, here the message is over;
+//! - brackets nest too deep: QEMU then answers each closing bracket with an error, here the rest is skipped;
+//! - a string has an overlong NUL (`C0 80`), or a number is infinite (`1e400`): QEMU takes them;
+//! - an error concerns an enum or a list element: its place is named in full, `file.driver` or `enable[0]`.
 
 mod format;
 mod lexer;

@@ -447,3 +447,259 @@ impl fmt::Display for SyntaxError {
 }
 
 impl std::error::Error for SyntaxError {}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::{Event, MAX_MESSAGE_BYTES, MAX_MESSAGE_TOKENS, MAX_NESTING, Message, Parser, SyntaxError, parse_text};
+
+    fn events(text: &[u8]) -> Vec<Event> {
+        let (mut parser, mut rest) = (Parser::new(), text);
+        std::iter::from_fn(|| parser.next(&mut rest)).collect()
+    }
+
+    /// The values and error texts of `text`, and of the good message that follows it.
+    fn said(text: &[u8]) -> Vec<Value> {
+        let text = [text, GOOD].concat();
+        let said = |event| match event {
+            Event::Message(value) => value,
+            Event::Error(error) => Value::from(error.to_string().trim_start_matches("JSON parse error, ")),
+        };
+        events(&text).into_iter().map(said).collect()
+    }
+
+    fn good() -> Value {
+        json!({ "good": 1 })
+    }
+
+    const GOOD: &[u8] = br#"{"good":1}"#;
+
+    #[test]
+    fn values_are_read_exactly() {
+        let text = br#"{"i":[0,-0,9223372036854775807,-9223372036854775808,18446744073709551615],
+            "f":[1.0,-0.5,1e3,18446744073709551616],"s":"\"\/\\\b\f\n\r\t\u00e9\ud83d\ude00\u0000","n":[null,true,false,{},[]]}"#;
+        let expected = json!({
+            "i": [0, 0, i64::MAX, i64::MIN, u64::MAX],
+            "f": [1.0, -0.5, 1000.0, 18446744073709551616.0],
+            "s": "\"/\\\u{8}\u{c}\n\r\t\u{e9}\u{1F600}\0",
+            "n": [null, true, false, {}, []],
+        });
+        assert_eq!(events(text), [Event::Message(expected)]);
+        assert_eq!(said(b"1e400 "), [json!("number out of range '1e400'"), good()]);
+    }
+
+    #[test]
+    fn qmp_03_a_truncated_message_waits_and_resynchronises() {
+        assert_eq!(events(b"{\"execute\":\"query-ver"), []);
+        assert_eq!(events(b"{\"execute\":\n"), [], "a new line is white space between tokens");
+        assert_eq!(said(b"{\"execute\":\"query-ver\n"), [json!("stray '\"query-ver\n'"), good()]);
+        assert_eq!(said(b"{\"execute\":\xff"), [json!("stray '\u{FFFD}'"), good()]);
+    }
+
+    #[test]
+    fn qmp_04_garbage_gives_an_error_a_stray_token() {
+        assert_eq!(said(b"@\x00\x01"), [json!("stray '@'"), json!("stray '\0'"), json!("stray '\u{1}'"), good()]);
+        assert_eq!(
+            said(b"} , abc "),
+            [json!("expecting value"), json!("expecting value"), json!("invalid keyword 'abc'"), good()]
+        );
+        assert_eq!(said(b"\x80\x81 garbage \"of\" 'all' 123 sorts"), [json!("stray '\u{FFFD}'"), good()]);
+        let long = [b"\"".as_slice(), &[b'x'; 1000], b"\n"].concat();
+        assert!(said(&long)[0].as_str().unwrap().len() < 100, "an error does not repeat what it refuses");
+    }
+
+    #[test]
+    fn qmp_05_0xff_within_a_message_makes_a_fresh_start() {
+        assert_eq!(said(b"{\"execute\":\"query-ver\xff"), [json!("stray '\"query-ver\u{FFFD}'"), good()]);
+        assert_eq!(said(b"[[[{\"a\":[\xff"), [json!("stray '\u{FFFD}'"), good()]);
+        assert_eq!(said(b"{\"a\" \"b\" [[[ \xff").last(), Some(&good()), "while a broken message is skipped, too");
+    }
+
+    #[test]
+    fn qmp_06_what_is_no_unicode_is_refused() {
+        let utf8 = "invalid UTF-8 sequence in string";
+        for bytes in [b"\x80".as_slice(), b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xef\xbf\xbe", b"\xc3"] {
+            assert_eq!(said(&[b"{\"execute\":\"", bytes, b"\"}"].concat()), [json!(utf8), good()], "{bytes:?}");
+        }
+        for escape in ["\\ud800", "\\udc00", "\\uffff", "\\u12 x", "\\u+123", "\\ud800\\ud800"] {
+            let said = said(format!("[\"{escape}\"]").as_bytes());
+            let shown = escape.get(..6).unwrap();
+            assert_eq!(said, [json!(format!("{shown} is not a valid Unicode character")), good()]);
+        }
+        assert_eq!(said(b"[\"\\x\"]"), [json!("invalid escape sequence in string"), good()]);
+    }
+
+    #[test]
+    fn qmp_07_an_overlong_nul_is_refused() {
+        assert_eq!(said(b"{\"execute\":\"\xc0\x80\"}"), [json!("invalid UTF-8 sequence in string"), good()]);
+    }
+
+    #[test]
+    fn qmp_09_strings_may_have_single_quotes() {
+        assert_eq!(said(br#"{'it\'s':'"','a':"'"}"#), [json!({ "it's": "\"", "a": "'" }), good()]);
+    }
+
+    #[test]
+    fn qmp_10_a_broken_message_gives_one_error() {
+        let cases = [
+            ("{\"a\":1,}", "expecting value"),
+            ("[1,]", "expecting value"),
+            ("[1 2]", "expected separator in list"),
+            ("[}", "expecting value"),
+            ("{]", "expecting value"),
+            ("{\"a\":]", "expecting value"),
+            ("{\"a\":[1}", "expected separator in list"),
+            ("{\"a\" \"b\"}", "missing : in object pair"),
+            ("{a:1}", "invalid keyword 'a'"),
+            ("{1:2}", "key is not a string in object"),
+            ("{[1]:2}", "key is not a string in object"),
+            ("{\"a\":nul}", "invalid keyword 'nul'"),
+            ("{\"a\":{\"b\":[nul,[{}],{\"c\":[]}]}}", "invalid keyword 'nul'"),
+        ];
+        for (text, error) in cases {
+            assert_eq!(said(text.as_bytes()), [json!(error), good()], "{text}");
+        }
+        assert_eq!(said(b"{\"a\":1 /* c */}"), [json!("stray '/'"), json!("expecting value"), good()]);
+    }
+
+    #[test]
+    fn qmp_11_a_duplicate_key_is_refused_at_any_depth() {
+        assert_eq!(said(br#"{"a":1,"a":1}"#), [json!("duplicate key"), good()]);
+        assert_eq!(said(br#"[{"x":{"a":1,"\u0061":1}}]"#), [json!("duplicate key"), good()]);
+        assert_eq!(said(br#"{"a":{"a":1},"b":{"a":1}}"#), [json!({ "a": { "a": 1 }, "b": { "a": 1 } }), good()]);
+    }
+
+    #[test]
+    fn qmp_16_nesting_ends_at_1024() {
+        let nested = |depth| [vec![b'['; depth], vec![b']'; depth]].concat();
+        assert!(matches!(events(&nested(MAX_NESTING)).as_slice(), [Event::Message(_)]));
+        for depth in [MAX_NESTING + 1, 1030, 5000] {
+            assert_eq!(said(&nested(depth)), [json!("JSON nesting depth limit exceeded"), good()], "{depth}");
+        }
+    }
+
+    #[test]
+    fn qmp_16_a_million_brackets_take_no_memory() {
+        let mut parser = Parser::new();
+        let open = vec![b'['; 1_000_000];
+        let mut rest = open.as_slice();
+        assert_eq!(parser.next(&mut rest), Some(Event::Error(SyntaxError::TooDeep)));
+        assert_eq!(parser.next(&mut rest), None);
+        assert_eq!(parser.next(&mut open.as_slice()), None);
+        let Message::Skipping(brackets) = &parser.message else { panic!("{parser:?}") };
+        // The bracket that was one too many is counted as well.
+        assert_eq!((brackets.open.len(), brackets.deeper), (MAX_NESTING, 2_000_000 - 1024));
+    }
+
+    #[test]
+    fn qmp_17_a_string_of_a_mebibyte_is_a_string() {
+        let text = "x".repeat(1 << 20);
+        assert_eq!(events(format!("\"{text}\"").as_bytes()), [Event::Message(Value::from(text))]);
+    }
+
+    #[test]
+    fn qmp_18_a_message_ends_at_64_mebibytes() {
+        let string = |len| [b"\"".as_slice(), &vec![b'x'; len], b"\""].concat();
+        assert!(matches!(events(&string(63 << 20)).as_slice(), [Event::Message(_)]));
+
+        let mut parser = Parser::new();
+        let chunk = vec![b'x'; 1 << 16];
+        assert_eq!(parser.next(&mut b"\"".as_slice()), None);
+        for _ in 0..MAX_MESSAGE_BYTES / chunk.len() - 1 {
+            assert_eq!(parser.next(&mut chunk.as_slice()), None);
+        }
+        assert_eq!(parser.next(&mut chunk.as_slice()), Some(Event::Error(SyntaxError::TooLong)));
+    }
+
+    #[test]
+    fn qmp_18_many_small_tokens_count_as_well() {
+        let more = format!(",\"{}\"", "x".repeat(125)).repeat(1 << 13);
+        let mut parser = Parser::new();
+        assert_eq!(parser.next(&mut b"[0".as_slice()), None);
+        let first = (0..1 << 10).find_map(|_| parser.next(&mut more.as_bytes()));
+        assert_eq!(first, Some(Event::Error(SyntaxError::TooLong)));
+    }
+
+    #[test]
+    fn qmp_19_a_message_has_at_most_two_mebi_tokens() {
+        let list = |elements: usize| format!("[{}0]", "0,".repeat(elements - 1));
+        assert!(matches!(events(list(MAX_MESSAGE_TOKENS / 2 - 1).as_bytes()).as_slice(), [Event::Message(_)]));
+        let said = said(list(MAX_MESSAGE_TOKENS / 2 + 1).as_bytes());
+        assert_eq!(said, [json!("JSON token count limit exceeded"), good()]);
+    }
+
+    #[test]
+    fn a_text_is_one_value() {
+        assert_eq!(parse_text("12"), Ok(json!(12)));
+        assert_eq!(parse_text(""), Err(SyntaxError::Premature));
+        assert_eq!(parse_text("[1"), Err(SyntaxError::Premature));
+        assert_eq!(parse_text("\"a"), Err(SyntaxError::Stray("\"a\n".to_owned())));
+        assert_eq!(parse_text("1 2"), Err(SyntaxError::Trailing));
+    }
+
+    /// Pieces of messages, good and broken, in any order.
+    fn soup() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            prop::sample::select(vec![
+                b"{\"execute\":\"a\",\"id\":1}".as_slice(),
+                b"{'a':[1,-2.5e3,true,null]}",
+                b"\"\\u00e9\\ud83d\\ude00\"",
+                b"{",
+                b"}",
+                b"[",
+                b"]",
+                b":",
+                b",",
+                b"\"k\"",
+                b"'",
+                b"\"",
+                b"\\",
+                b"\xff",
+                b"\n",
+                b" ",
+                b"-0.",
+                b"12",
+                b"nul",
+                b"\xc3\xa9",
+                b"/*",
+            ])
+            .prop_map(<[u8]>::to_vec),
+            prop::collection::vec(any::<u8>(), 1..4),
+        ];
+        prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn any_chunking_gives_the_same_events(text in soup(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20)) {
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let mut parser = Parser::new();
+            let mut chunked = vec![];
+            for ends in cuts.windows(2) {
+                let mut chunk = &text[ends[0]..ends[1]];
+                chunked.extend(std::iter::from_fn(|| parser.next(&mut chunk)));
+            }
+            prop_assert_eq!(chunked, events(&text));
+        }
+
+        #[test]
+        fn a_fresh_start_is_always_possible(mut text in soup()) {
+            text.push(0xFF);
+            text.extend_from_slice(GOOD);
+            prop_assert_eq!(events(&text).pop(), Some(Event::Message(good())));
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(text in any::<String>(), number in any::<i64>()) {
+            prop_assume!(!text.chars().any(super::is_noncharacter));
+            let value = json!({ "id": [text, number] });
+            let line = crate::wire::to_line(&value, crate::wire::Layout::Pretty);
+            prop_assert!(line.is_ascii());
+            prop_assert_eq!(events(&line), [Event::Message(value)]);
+        }
+    }
+}

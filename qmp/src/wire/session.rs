@@ -334,3 +334,290 @@ fn not_now(desc: &str) -> Error {
 }
 
 const NEGOTIATE: &str = "qmp_capabilities";
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    use super::{Action, MAX_ERRORS_IN_A_ROW, MAX_QUEUED_OOB, Session, VersionInfo};
+    use crate::Error;
+    use crate::wire::{Layout, parse_text};
+
+    /// A session and the peers of its caller: commands are answered at once, with their arguments.
+    struct Talk {
+        session: Session,
+        closed: bool,
+    }
+
+    impl Talk {
+        fn new() -> Self {
+            let commands: BTreeSet<_> = ["query-version", "blockdev-add"].map(str::to_owned).into();
+            let session = Session::new(VersionInfo::new("Trellis 0.1"), Arc::new(commands), Layout::Compact);
+            Self { session, closed: false }
+        }
+
+        fn negotiated() -> Self {
+            Self::new().after(br#"{"execute":"qmp_capabilities"}"#)
+        }
+
+        fn with_oob() -> Self {
+            Self::new().after(br#"{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}"#)
+        }
+
+        fn after(mut self, text: &[u8]) -> Self {
+            assert_eq!(self.say(text), [json!({ "return": {} })]);
+            self
+        }
+
+        /// All replies to `text`.
+        fn say(&mut self, text: &[u8]) -> Vec<Value> {
+            self.session.receive(text);
+            let mut replies = vec![];
+            while let Some(action) = self.session.next_action() {
+                match action {
+                    Action::Send(line) => replies.push(value(&line)),
+                    Action::Execute { arguments, .. } => replies.push(value(&self.session.reply(Ok(arguments)))),
+                    Action::Close => self.closed = true,
+                }
+            }
+            replies
+        }
+
+        /// Class and text of the one error that answers `text`.
+        fn refused(&mut self, text: &str) -> (String, String) {
+            let replies = self.say(text.as_bytes());
+            let [reply] = replies.as_slice() else { panic!("{text}: {replies:?}") };
+            let error = &reply["error"];
+            (error["class"].as_str().unwrap().to_owned(), error["desc"].as_str().unwrap().to_owned())
+        }
+
+        fn still_works(&mut self) {
+            let reply = self.say(br#"{"execute":"query-version","arguments":{"a":[1]},"id":"good"}"#);
+            assert_eq!(reply, [json!({ "return": { "a": [1] }, "id": "good" })]);
+        }
+    }
+
+    fn value(line: &[u8]) -> Value {
+        assert!(line.is_ascii() && line.ends_with(b"\r\n"));
+        parse_text(std::str::from_utf8(line).unwrap()).unwrap()
+    }
+
+    fn not_found(desc: &str) -> (String, String) {
+        ("CommandNotFound".to_owned(), desc.to_owned())
+    }
+
+    fn generic(desc: &str) -> (String, String) {
+        ("GenericError".to_owned(), desc.to_owned())
+    }
+
+    #[test]
+    fn the_greeting_says_which_qemu_is_followed() {
+        let greeting = value(&Talk::new().session.greeting());
+        let version = json!({ "qemu": { "micro": 2, "minor": 0, "major": 10 }, "package": "Trellis 0.1" });
+        assert_eq!(greeting, json!({ "QMP": { "version": version, "capabilities": ["oob"] } }));
+    }
+
+    #[test]
+    fn qmp_01_before_negotiation_there_are_no_commands() {
+        let mut talk = Talk::new();
+        let expected = not_found("Expecting capabilities negotiation with 'qmp_capabilities'");
+        assert_eq!(talk.refused(r#"{"execute":"query-version"}"#), expected);
+        assert_eq!(talk.refused(r#"{"execute":"no-such"}"#), expected);
+        assert_eq!(talk.session.event("X", &json!({}), Duration::ZERO), None);
+
+        let enable = |what| format!(r#"{{"execute":"qmp_capabilities","arguments":{{"enable":{what}}}}}"#);
+        assert_eq!(talk.refused(&enable("[\"x\"]")), generic("Parameter 'enable[0]' does not accept value 'x'"));
+        let wrong = generic("Invalid parameter type for 'enable', expected: array");
+        assert_eq!(talk.refused(&enable("\"oob\"")), wrong);
+        let unknown = r#"{"execute":"qmp_capabilities","arguments":{"x":1}}"#;
+        assert_eq!(talk.refused(unknown), generic("Parameter 'x' is unexpected"));
+
+        let mut talk = talk.after(br#"{"execute":"qmp_capabilities"}"#);
+        let again = not_found("Capabilities negotiation is already complete, command ignored");
+        assert_eq!(talk.refused(r#"{"execute":"qmp_capabilities"}"#), again);
+        talk.still_works();
+    }
+
+    #[test]
+    fn qmp_02_a_request_is_an_object_with_a_command() {
+        let mut talk = Talk::negotiated();
+        assert_eq!(talk.refused("{}"), generic("QMP input lacks member 'execute'"));
+        for text in ["[]", "\"x\"", "1 ", "null ", "-1.5 "] {
+            assert_eq!(talk.refused(text), generic("QMP input must be a JSON object"), "{text}");
+        }
+        assert_eq!(talk.refused(r#"{"execute":""}"#), not_found("The command  has not been found"));
+        talk.still_works();
+    }
+
+    #[test]
+    fn qmp_04_a_hundred_errors_in_a_row_close_the_session() {
+        let mut talk = Talk::negotiated();
+        assert_eq!(talk.say(&[0; MAX_ERRORS_IN_A_ROW - 1]).len(), MAX_ERRORS_IN_A_ROW - 1);
+        talk.still_works();
+        assert_eq!(talk.say(&[0; 10 * MAX_ERRORS_IN_A_ROW]).len(), MAX_ERRORS_IN_A_ROW);
+        assert!(talk.closed);
+        assert_eq!(talk.say(br#"{"execute":"query-version"}"#), [Value::Null; 0]);
+        assert!(!talk.session.wants_input());
+    }
+
+    #[test]
+    fn qmp_05_a_broken_message_does_not_break_the_session() {
+        let mut talk = Talk::negotiated();
+        assert_eq!(talk.refused("{\"execute\":\"query-ver\n"), generic("JSON parse error, stray '\"query-ver\n'"));
+        talk.still_works();
+        assert_eq!(talk.say(b"{\"execute\":\xff").len(), 1);
+        talk.still_works();
+    }
+
+    #[test]
+    fn qmp_08_a_nul_in_a_command_name_finds_no_command() {
+        let mut talk = Talk::negotiated();
+        let text = r#"{"execute":"query-version\u0000"}"#;
+        assert_eq!(talk.refused(text), not_found("The command query-version\0 has not been found"));
+    }
+
+    #[test]
+    fn qmp_12_unknown_top_members_are_refused() {
+        let mut talk = Talk::negotiated();
+        let reply = talk.say(br#"{"execute":"query-version","foo":1,"id":3}"#);
+        let error = json!({ "class": "GenericError", "desc": "QMP input member 'foo' is unexpected" });
+        assert_eq!(reply, [json!({ "error": error, "id": 3 })]);
+        talk.still_works();
+    }
+
+    #[test]
+    fn qmp_13_members_have_their_types() {
+        let mut talk = Talk::negotiated();
+        let wrong = generic("QMP input member 'arguments' must be an object");
+        for arguments in ["[]", "null", "1", "\"\""] {
+            let text = format!(r#"{{"execute":"query-version","arguments":{arguments}}}"#);
+            assert_eq!(talk.refused(&text), wrong);
+        }
+        assert_eq!(talk.refused(r#"{"execute":1}"#), generic("QMP input member 'execute' must be a string"));
+        talk.still_works();
+    }
+
+    #[test]
+    fn qmp_14_nothing_is_executed_out_of_band() {
+        let text = r#"{"exec-oob":"query-version"}"#;
+        let unexpected = generic("QMP input member 'exec-oob' is unexpected");
+        assert_eq!(Talk::new().refused(text), unexpected);
+        let mut talk = Talk::negotiated();
+        assert_eq!(talk.refused(text), unexpected);
+        talk.still_works();
+
+        let mut talk = Talk::with_oob();
+        assert_eq!(talk.refused(text), generic("The command query-version does not support OOB"));
+        assert_eq!(talk.refused(r#"{"exec-oob":"x"}"#), not_found("The command x has not been found"));
+        assert_eq!(talk.refused(r#"{"exec-oob":1}"#), generic("QMP input member 'exec-oob' must be a string"));
+        let both = r#"{"execute":"query-version","exec-oob":"query-version"}"#;
+        assert_eq!(talk.refused(both), generic("QMP input member 'execute' clashes with 'exec-oob'"));
+        talk.still_works();
+    }
+
+    #[test]
+    fn qmp_16_deep_nesting_is_echoed_or_refused_once() {
+        let mut talk = Talk::negotiated();
+        let nested = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let request = |depth| format!(r#"{{"execute":"query-version","id":{}}}"#, nested(depth));
+        let echoed = talk.say(request(1023).as_bytes());
+        assert_eq!(echoed[0]["id"].to_string(), nested(1023), "one object and 1023 lists are 1024 levels");
+        for depth in [1024, 1030] {
+            assert_eq!(talk.refused(&request(depth)), generic("JSON nesting depth limit exceeded"));
+            talk.still_works();
+        }
+        assert_eq!(talk.refused(&"[".repeat(1_000_000)), generic("JSON nesting depth limit exceeded"));
+        assert_eq!(talk.say(b"\xff").len(), 1);
+        talk.still_works();
+    }
+
+    #[test]
+    fn qmp_18_after_a_message_that_is_too_long_the_session_closes() {
+        let mut talk = Talk::negotiated();
+        let chunk = vec![b'x'; 1 << 20];
+        talk.session.receive(b"{\"execute\":\"");
+        for _ in 0..63 {
+            assert_eq!(talk.say(&chunk), [Value::Null; 0]);
+        }
+        let replies = talk.say(&chunk);
+        assert_eq!(replies[0]["error"]["desc"], "JSON token size limit exceeded");
+        assert!(talk.closed && replies.len() == 1);
+    }
+
+    #[test]
+    fn qmp_20_the_id_comes_back_whatever_it_is() {
+        let mut talk = Talk::negotiated();
+        for id in
+            [json!({ "a": [1, 2.5, "é", { "b": null }] }), json!(null), json!(u64::MAX), json!("x".repeat(1 << 20))]
+        {
+            let good = json!({ "execute": "query-version", "id": id }).to_string();
+            assert_eq!(talk.say(good.as_bytes()), [json!({ "return": {}, "id": id })]);
+            let bad = json!({ "execute": "no-such", "id": id }).to_string();
+            assert_eq!(talk.say(bad.as_bytes())[0]["id"], id);
+        }
+    }
+
+    #[test]
+    fn qmp_21_input_waits_while_a_command_runs() {
+        let mut talk = Talk::negotiated();
+        let request = |id: usize| json!({ "execute": "query-version", "id": id }).to_string();
+        talk.session.receive(request(0).as_bytes());
+        assert!(matches!(talk.session.next_action(), Some(Action::Execute { .. })));
+        assert!(talk.session.wants_input(), "one request may wait");
+        let more: String = (1..100).map(request).collect();
+        talk.session.receive(more.as_bytes());
+        assert!(!talk.session.wants_input(), "of many the others hold the client back");
+        assert_eq!(talk.session.waiting.len(), 1);
+        assert_eq!(talk.session.next_action(), None, "one command runs at a time");
+
+        assert_eq!(value(&talk.session.reply(Ok(json!({}))))["id"], 0);
+        let ids: Vec<_> = talk.say(b"").iter().map(|reply| reply["id"].as_u64().unwrap()).collect();
+        assert_eq!(ids, (1..100).collect::<Vec<_>>(), "in order and none lost");
+        assert!(talk.session.wants_input());
+    }
+
+    #[test]
+    fn qmp_21_with_oob_eight_requests_wait() {
+        let mut talk = Talk::with_oob();
+        talk.session.receive(&br#"{"execute":"query-version"}"#.repeat(20));
+        assert!(matches!(talk.session.next_action(), Some(Action::Execute { .. })));
+        assert_eq!(talk.session.waiting.len(), MAX_QUEUED_OOB);
+        assert!(!talk.session.wants_input());
+    }
+
+    #[test]
+    fn replies_stay_in_order_around_errors() {
+        let mut talk = Talk::negotiated();
+        let replies = talk.say(b"{\"execute\":\"query-version\",\"id\":1}@ {\"execute\":\"query-version\",\"id\":2}{}");
+        assert_eq!(replies[0]["id"], 1);
+        assert_eq!(replies[1]["error"]["desc"], "JSON parse error, stray '@'");
+        assert_eq!(replies[2]["id"], 2);
+        assert_eq!(replies.len(), 4);
+    }
+
+    #[test]
+    fn qmp_27_what_looks_like_a_format_or_a_terminal_code_is_data() {
+        let mut talk = Talk::negotiated();
+        let name = "%s%n $(reboot) \u{1b}[31m";
+        let text = json!({ "execute": "query-version", "arguments": { "name": name } }).to_string();
+        talk.session.receive(text.as_bytes());
+        let Some(Action::Execute { arguments, .. }) = talk.session.next_action() else { panic!() };
+        assert_eq!(arguments["name"], name);
+        let reply = talk.session.reply(Err(Error::generic(name)));
+        assert!(String::from_utf8(reply).unwrap().contains("%s%n $(reboot) \\u001B[31m"), "control bytes are escaped");
+    }
+
+    #[test]
+    fn events_carry_their_time() {
+        let talk = Talk::negotiated();
+        let time = Duration::new(1_700_000_000, 123_456_789);
+        let event = talk.session.event("JOB_STATUS_CHANGE", &json!({ "id": "j" }), time).unwrap();
+        let timestamp = json!({ "seconds": 1_700_000_000, "microseconds": 123_456 });
+        let expected = json!({ "timestamp": timestamp, "event": "JOB_STATUS_CHANGE", "data": { "id": "j" } });
+        assert_eq!(value(&event), expected);
+    }
+}
