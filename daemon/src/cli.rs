@@ -161,11 +161,7 @@ pub fn definition() -> Command {
                 .value_name("[enable=]FILTER")
                 .action(ArgAction::Append)
                 .help("Log more, as `trellisd::control=debug`; may stand several times"),
-            Arg::new("version")
-                .long("version")
-                .short('V')
-                .action(ArgAction::Version)
-                .help("Print the version and end"),
+            Arg::new("version").long("version").short('V').action(ArgAction::Version).help("Print the version and end"),
         ])
 }
 
@@ -179,9 +175,8 @@ fn setup(option: StepOption, value: &'static str) -> Arg {
 }
 
 fn steps(matches: &ArgMatches) -> Vec<Step> {
-    let of = |option: StepOption| {
-        texts(matches, option.name()).map(move |(index, text)| (index, Step { option, text }))
-    };
+    let of =
+        |option: StepOption| texts(matches, option.name()).map(move |(index, text)| (index, Step { option, text }));
     let mut steps: Vec<_> = StepOption::ALL.into_iter().flat_map(of).collect();
     steps.sort_by_key(|(index, _)| *index);
     steps.into_iter().map(|(_, step)| step).collect()

@@ -82,7 +82,7 @@ fn directive(trace: &str) -> Result<String, String> {
     }
     Ok(match word.split_once('*') {
         // QEMU's patterns name trace points; a prefix of a target is the nearest that there is.
-        Some((prefix, "")) if prefix.is_empty() => "trace".to_owned(),
+        Some(("", "")) => "trace".to_owned(),
         Some((prefix, "")) => format!("{prefix}=trace"),
         _ => word.to_owned(),
     })

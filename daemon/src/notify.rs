@@ -7,24 +7,22 @@ use block_core::rt::Local;
 use sd_notify::NotifyState;
 
 /// Everything is set up.
-pub fn ready(status: &str) {
+pub(crate) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// The end has begun.
-pub fn stopping() {
+pub(crate) fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("stopping: draining exports")]);
 }
 
-/// What an operator sees in `systemctl status`.
-pub fn status(text: &str) {
-    tell(&[NotifyState::Status(text)]);
-}
-
 /// Says that we live as often as the service manager wants to hear it: a control thread that is stuck falls silent.
-pub fn keep_watchdog(local: &Rc<Local>) {
+pub(crate) fn keep_watchdog(local: &Rc<Local>) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
-    let task = { let local = local.clone(); async move { tell_we_live(&local, limit / 2).await } };
+    let task = {
+        let local = local.clone();
+        async move { tell_we_live(&local, limit / 2).await }
+    };
     local.spawn(task);
 }
 

@@ -58,9 +58,8 @@ struct ThresholdArguments {
 /// The arguments of `query-named-block-nodes`.
 #[derive(Clone, Debug, Qapi)]
 struct QueryNodesArguments {
-    /// Leave out the images below each image.
+    /// Leave out the images below each image: no driver has any yet, so both lists are the same.
     #[qapi(default = false)]
-    #[expect(dead_code, reason = "no driver has a backing file yet, so the list is flat in either case")]
     flat: bool,
 }
 
@@ -192,7 +191,7 @@ async fn query_named_block_nodes(daemon: Rc<Daemon>, _: QueryNodesArguments) -> 
     // The youngest first, as clients are used to.
     for node in daemon.graph.nodes().into_iter().rev() {
         // A node that goes away meanwhile is none to report.
-        if let Some(info) = daemon.graph.info(node.id).await {
+        if let Some(info) = named_info(&daemon, &node).await {
             list.push(BlockDeviceInfo::of(&node, info));
         }
     }
@@ -238,6 +237,24 @@ impl BlockDeviceInfo {
             write_threshold: node.write_threshold.map_or(0, signed),
         }
     }
+}
+
+/// What the driver says about a node. A node without a file of its own is called after what it lies on.
+async fn named_info(daemon: &Daemon, node: &NodeReport) -> Option<DriverInfo> {
+    let mut info = daemon.graph.info(node.id).await?;
+    let mut below = file_below(node);
+    while let Some(id) = below.take_if(|_| info.filename.is_empty()) {
+        let lower = daemon.graph.info(id).await?;
+        info.filename = lower.filename;
+        info.allocated = info.allocated.or(lower.allocated);
+        below = file_below(&daemon.graph.node(id)?);
+    }
+    Some(info)
+}
+
+/// What a node lies on, if it lies on anything.
+pub(super) fn file_below(node: &NodeReport) -> Option<NodeId> {
+    node.children.iter().find(|(name, _)| *name == "file").map(|(_, id)| *id)
 }
 
 /// The node of this name, or the refusal that clients know.

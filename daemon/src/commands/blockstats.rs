@@ -2,12 +2,12 @@
 
 use std::rc::Rc;
 
-use block_core::graph::{NodeId, NodeReport, OpKind, Totals};
+use block_core::graph::{NodeReport, OpKind, Totals};
 use qmp::schema::Value;
 use qmp::{Qapi, Result};
 
 use super::Table;
-use super::blockdev::signed;
+use super::blockdev::{file_below, signed};
 use crate::daemon::Daemon;
 
 pub(super) fn register(table: &mut Table) {
@@ -151,7 +151,7 @@ async fn chain_stats(daemon: &Daemon, top: NodeReport) -> BlockStats {
     let mut chain = Vec::new();
     let mut next = Some(top);
     while let Some(node) = next.take_if(|_| chain.len() < MAX_CHAIN) {
-        next = below(&node).and_then(|id| daemon.graph.node(id));
+        next = file_below(&node).and_then(|id| daemon.graph.node(id));
         let statistics = daemon.graph.info(node.id).await.and_then(|info| info.statistics);
         chain.push((node, statistics));
     }
@@ -165,10 +165,6 @@ async fn chain_stats(daemon: &Daemon, top: NodeReport) -> BlockStats {
         parent = Some(Box::new(this));
     }
     unreachable!("the chain begins with the node itself")
-}
-
-fn below(node: &NodeReport) -> Option<NodeId> {
-    node.children.iter().find(|(name, _)| *name == "file").map(|(_, id)| *id)
 }
 
 impl BlockDeviceStats {

@@ -19,6 +19,8 @@ use qmp::schema::{Collector, Empty, Qapi, Value, from_value};
 use qmp::wire::NegotiateArguments;
 use qmp::{Error, Result};
 
+pub(crate) use blockdev::no_such_device;
+
 use crate::control;
 use crate::daemon::Daemon;
 

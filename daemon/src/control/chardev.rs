@@ -127,8 +127,7 @@ impl Chardevs {
             ChardevBackend::Socket(socket) => socket.open()?,
             ChardevBackend::Null(_) => (Peer::Nobody, None),
         };
-        let chardev =
-            Chardev { options, peer, _file: file, claimed: Cell::new(false), connections: Cell::new(0) };
+        let chardev = Chardev { options, peer, _file: file, claimed: Cell::new(false), connections: Cell::new(0) };
         self.0.borrow_mut().push(Rc::new(chardev));
         Ok(())
     }
@@ -136,6 +135,12 @@ impl Chardevs {
     /// The chardev of this id.
     pub fn find(&self, id: &str) -> Option<Rc<Chardev>> {
         self.0.borrow().iter().find(|chardev| chardev.options.id == id).cloned()
+    }
+
+    /// An id that begins with `prefix` and that nobody has.
+    pub fn free_id(&self, prefix: &str) -> String {
+        let mut ids = (0_u32..).map(|number| format!("{prefix}{number}"));
+        ids.find(|id| self.find(id).is_none()).unwrap_or_default()
     }
 
     /// For `query-chardev`.

@@ -54,11 +54,8 @@ impl Event {
         match event {
             NodeEvent::WriteThreshold { node, exceeded, threshold } => {
                 let key = format!("BLOCK_WRITE_THRESHOLD {node}");
-                let data = BlockWriteThreshold {
-                    node_name: node,
-                    amount_exceeded: exceeded,
-                    write_threshold: threshold,
-                };
+                let data =
+                    BlockWriteThreshold { node_name: node, amount_exceeded: exceeded, write_threshold: threshold };
                 // A guest decides when it writes, and a client may re-arm at once.
                 Self::now("BLOCK_WRITE_THRESHOLD", &data, Some(key))
             }

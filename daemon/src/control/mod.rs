@@ -14,8 +14,8 @@ mod outbox;
 mod session;
 
 pub use address::{Listener, SocketFile};
-pub use chardev::{Chardev, ChardevInfo, ChardevOptions, Chardevs, SocketChardev};
-pub(crate) use event::describe as describe_events;
+pub use chardev::{Chardev, ChardevBackend, ChardevInfo, ChardevOptions, Chardevs, NullChardev, SocketChardev};
 pub use event::Event;
+pub(crate) use event::describe as describe_events;
 pub use hub::Hub;
 pub use monitor::{MonitorMode, MonitorOptions, Monitors};

@@ -33,6 +33,13 @@ pub struct MonitorOptions {
     pub chardev: String,
 }
 
+impl MonitorOptions {
+    /// A monitor as it is by default.
+    pub fn on(chardev: String) -> Self {
+        Self { id: None, mode: MonitorMode::Control, pretty: false, chardev }
+    }
+}
+
 /// What a monitor speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
 pub enum MonitorMode {
@@ -67,7 +74,10 @@ impl Monitors {
         if let Some(stream) = first {
             start(daemon, &chardev, stream, layout);
         }
-        let task = { let daemon = daemon.clone(); async move { take_peers(&daemon, &chardev, layout).await } };
+        let task = {
+            let daemon = daemon.clone();
+            async move { take_peers(&daemon, &chardev, layout).await }
+        };
         daemon.local.spawn(task);
         Ok(())
     }

@@ -30,7 +30,9 @@ impl Outbox {
             self.bytes.extend(line);
             return;
         }
-        if key.is_some() && let Some(same) = self.events.iter_mut().find(|waiting| waiting.key == key) {
+        if key.is_some()
+            && let Some(same) = self.events.iter_mut().find(|waiting| waiting.key == key)
+        {
             same.line = line;
             return;
         }
@@ -58,7 +60,9 @@ impl Outbox {
     /// `count` bytes have been sent.
     pub(super) fn sent(&mut self, count: usize) {
         self.bytes.drain(..count);
-        while !self.is_full() && let Some(waiting) = self.events.pop_front() {
+        while !self.is_full()
+            && let Some(waiting) = self.events.pop_front()
+        {
             self.bytes.extend(waiting.line);
         }
         if self.bytes.is_empty() && self.bytes.capacity() > 2 * HIGH_MARK {

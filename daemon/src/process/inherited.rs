@@ -14,11 +14,12 @@ use rustix::net::{
 
 /// A copy of the descriptor of this number or systemd name.
 pub fn descriptor(word: &str) -> io::Result<OwnedFd> {
-    let number = match word.parse() {
-        Ok(number) => number,
-        Err(_) => named(word)?,
-    };
-    copy(number)
+    copy(number(word)?)
+}
+
+/// The number that is meant by a number or a systemd name.
+pub fn number(word: &str) -> io::Result<RawFd> {
+    word.parse().or_else(|_| named(word))
 }
 
 /// The name that systemd's socket unit gave to the first descriptor it passed, if it passed any.

@@ -42,9 +42,8 @@ fn locked(path: &Path) -> Result<File> {
     loop {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(path);
         let file = file.doing(|| format!("Cannot open pid file '{}'", path.display()))?;
-        fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-            Error::new(format!("Cannot lock pid file '{}': another process holds it", path.display()))
-        })?;
+        fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| Error::new(format!("Cannot lock pid file '{}': another process holds it", path.display())))?;
         if is_at(&file, path).doing(|| format!("Cannot look at pid file '{}'", path.display()))? {
             return Ok(file);
         }

@@ -1,0 +1,233 @@
+//! Exports: their options as QMP has them, which of them exist, and how they begin and end.
+//!
+//! An export is a port into the graph, threads for its queues, and a server that guests connect to (`vhost_user`).
+
+mod options;
+mod threads;
+pub mod vhost_user;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use block_core::graph::{PermSet, Perms};
+use block_core::port::{Port, PortNews, PortOptions};
+use qmp::{Error, Qapi, Result};
+
+pub use options::{
+    BlockExportOptions, CommonOptions, ExportAddress, ExportKind, FdAddress, InetAddress, UnixAddress,
+    VhostUserBlkOptions, VirtQueueMapping, VsockAddress,
+};
+
+use crate::commands::no_such_device;
+use crate::control::Event;
+use crate::daemon::Daemon;
+use crate::object::IoThreadObject;
+use crate::refused;
+use vhost_user::VhostUserExport;
+
+/// An element of `query-block-exports`.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+pub struct BlockExportInfo {
+    /// The export's id.
+    pub id: String,
+    /// How guests reach it.
+    #[qapi(rename = "type")]
+    pub kind: ExportType,
+    /// The node that it serves.
+    pub node_name: String,
+    /// Whether it is being removed.
+    pub shutting_down: bool,
+}
+
+/// How guests reach an export.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
+#[qapi(name = "BlockExportType")]
+pub enum ExportType {
+    /// Over a vhost-user socket, as a virtio-blk device.
+    VhostUserBlk,
+}
+
+/// An element of `x-query-export-details`.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+pub struct ExportDetails {
+    /// The export's id.
+    pub id: String,
+    /// Requests inside.
+    pub in_flight: u32,
+    /// The IOThread of each queue, in order; an export without one named has a thread of its own with its id.
+    pub iothreads: Vec<String>,
+}
+
+/// All exports, in the order in which they were added.
+#[derive(Default)]
+pub struct Exports(RefCell<Vec<Rc<Export>>>);
+
+/// One export. Its id is taken from the first moment of `block-export-add` to the last of `block-export-del`.
+struct Export {
+    id: String,
+    node_name: String,
+    stopping: Cell<bool>,
+    /// Absent while it is being set up or taken down.
+    running: RefCell<Option<Running>>,
+}
+
+/// What an export is made of.
+struct Running {
+    server: Rc<VhostUserExport>,
+    port: Port,
+    /// The thread of each queue; kept, so that none is removed under it.
+    threads: Vec<Rc<IoThreadObject>>,
+}
+
+/// Adds an export.
+pub async fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<()> {
+    let BlockExportOptions { common, kind: ExportKind::VhostUserBlk(own) } = options;
+    let export = daemon.exports.reserve(&common.id, &common.node_name)?;
+    let started = start(daemon, &common, own).await;
+    match started {
+        Ok(running) => {
+            *export.running.borrow_mut() = Some(running);
+            tracing::info!("export '{}' serves node '{}'", common.id, common.node_name);
+            Ok(())
+        }
+        Err(error) => {
+            daemon.exports.forget(&export);
+            Err(error)
+        }
+    }
+}
+
+/// Removes an export. `hard`: also if a guest is connected, which is disconnected once what it asked for is done.
+pub async fn remove(daemon: &Rc<Daemon>, id: &str, hard: bool) -> Result<()> {
+    let export = daemon.exports.find(id).ok_or_else(|| Error::generic(format!("Export '{id}' is not found")))?;
+    if export.stopping.replace(true) {
+        return Err(Error::generic(format!("Export '{id}' is already shutting down")));
+    }
+    let server = export.running.borrow().as_ref().map(|running| running.server.clone());
+    let Some(server) = server else {
+        export.stopping.set(false);
+        return Err(Error::generic(format!("Export '{id}' is still being set up")));
+    };
+    if let Err(error) = server.stop(hard).await {
+        export.stopping.set(false);
+        return Err(refused(error));
+    }
+    drop(server);
+    let running = export.running.borrow_mut().take();
+    if let Some(Running { port, threads, .. }) = running {
+        port.detach(&mut daemon.graph.permit()).await.map_err(refused)?;
+        drop(threads);
+    }
+    daemon.exports.forget(&export);
+    tracing::info!("export '{id}' is gone");
+    daemon.hub.tell(Event::export_deleted(id));
+    Ok(())
+}
+
+impl Exports {
+    /// For `query-block-exports`.
+    pub fn list(&self) -> Vec<BlockExportInfo> {
+        let shown = |export: &&Rc<Export>| export.stopping.get() || export.running.borrow().is_some();
+        self.0.borrow().iter().filter(shown).map(|export| export.info()).collect()
+    }
+
+    /// For `x-query-export-details`.
+    pub async fn details(&self) -> Vec<ExportDetails> {
+        let details = |export: &Rc<Export>| {
+            let running = export.running.borrow();
+            let running = running.as_ref()?;
+            Some(ExportDetails {
+                id: export.id.clone(),
+                in_flight: running.port.in_flight(),
+                iothreads: running.threads.iter().map(|thread| thread.id().to_owned()).collect(),
+            })
+        };
+        self.0.borrow().iter().filter_map(details).collect()
+    }
+
+    /// The ids, in order.
+    pub fn ids(&self) -> Vec<String> {
+        self.0.borrow().iter().map(|export| export.id.clone()).collect()
+    }
+
+    fn reserve(&self, id: &str, node_name: &str) -> Result<Rc<Export>> {
+        if !crate::is_identifier(id) {
+            return Err(Error::generic("Invalid block export id"));
+        }
+        if self.find(id).is_some() {
+            return Err(Error::generic(format!("Block export id '{id}' is already in use")));
+        }
+        let export = Rc::new(Export {
+            id: id.to_owned(),
+            node_name: node_name.to_owned(),
+            stopping: Cell::new(false),
+            running: RefCell::default(),
+        });
+        self.0.borrow_mut().push(export.clone());
+        Ok(export)
+    }
+
+    fn find(&self, id: &str) -> Option<Rc<Export>> {
+        self.0.borrow().iter().find(|export| export.id == id).cloned()
+    }
+
+    fn forget(&self, export: &Rc<Export>) {
+        self.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, export));
+    }
+}
+
+impl Export {
+    fn info(&self) -> BlockExportInfo {
+        BlockExportInfo {
+            id: self.id.clone(),
+            kind: ExportType::VhostUserBlk,
+            node_name: self.node_name.clone(),
+            shutting_down: self.stopping.get(),
+        }
+    }
+}
+
+/// Plugs into the graph and opens the socket; a failure leaves neither behind.
+async fn start(daemon: &Rc<Daemon>, common: &CommonOptions, own: VhostUserBlkOptions) -> Result<Running> {
+    let missing = || no_such_device(None, Some(&common.node_name));
+    let node = daemon.graph.find(&common.node_name).ok_or_else(missing)?;
+    let report = daemon.graph.node(node).ok_or_else(missing)?;
+    if common.writable && report.options.read_only {
+        return Err(Error::generic("Cannot export read-only node as writable"));
+    }
+    if common.allow_inactive {
+        return Err(Error::generic("Export type does not support inactive exports"));
+    }
+    let server_options = own.for_server(common)?;
+    server_options.check().map_err(refused)?;
+    let threads = threads::of_queues(&daemon.objects, common, &own)?;
+
+    let served: Rc<RefCell<Option<Rc<VhostUserExport>>>> = Rc::default();
+    let told = served.clone();
+    let news = move |news| match (news, told.borrow().as_ref()) {
+        (PortNews::Resized(geometry), Some(server)) => server.resized(geometry),
+        // What is not served yet begins with what the port says.
+        (PortNews::Resized(_), None) => {}
+    };
+    let plug = PortOptions { name: format!("export '{}'", common.id), perms: perms(common.writable) };
+    let mut permit = daemon.graph.permit();
+    let port = Port::attach(&mut permit, node, plug, Rc::new(news)).await.map_err(refused)?;
+    let remotes = threads.iter().map(|thread| thread.remote()).collect();
+    match VhostUserExport::start(server_options, port.handle(), remotes) {
+        Ok(server) => {
+            let server = Rc::new(server);
+            *served.borrow_mut() = Some(server.clone());
+            Ok(Running { server, port, threads })
+        }
+        Err(error) => {
+            port.detach(&mut permit).await.map_err(refused)?;
+            Err(refused(error))
+        }
+    }
+}
+
+/// Other users may do what they like: the guest sees a resize, and a writer beside it is the operator's decision.
+fn perms(writable: bool) -> Perms {
+    let write = if writable { PermSet::WRITE } else { PermSet::NONE };
+    Perms { uses: PermSet::CONSISTENT_READ | write, shares: PermSet::ALL }
+}
