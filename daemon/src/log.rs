@@ -2,8 +2,10 @@
 //!
 //! Text that others gave us (names, paths) is escaped by the formatter, so that it cannot forge lines or colours.
 
+use std::cell::Cell;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -62,6 +64,25 @@ pub fn start(target: LogTarget, traces: &[String]) -> Result<(), String> {
         }
     };
     started.map_err(|error| error.to_string())
+}
+
+/// Thins out what others can make us log: true once a second, with the number of times that it was false before.
+#[derive(Debug, Default)]
+pub(crate) struct Rarely {
+    last: Cell<Option<Instant>>,
+    skipped: Cell<u64>,
+}
+
+impl Rarely {
+    /// Whether to log this time, and how often it was not logged since.
+    pub(crate) fn now(&self) -> Option<u64> {
+        if self.last.get().is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+            self.skipped.set(self.skipped.get() + 1);
+            return None;
+        }
+        self.last.set(Some(Instant::now()));
+        Some(self.skipped.take())
+    }
 }
 
 fn filter(traces: &[String]) -> Result<EnvFilter, String> {

@@ -17,6 +17,7 @@ use rustix::net::{SocketFlags, accept_with};
 use super::chardev::{Chardev, Peer};
 use super::session::Session;
 use crate::daemon::Daemon;
+use crate::log::Rarely;
 
 /// The argument of `--monitor`.
 #[derive(Clone, Debug, Qapi)]
@@ -57,6 +58,7 @@ pub struct Monitors {
     closing: Cell<bool>,
     /// A session ended.
     ended: Notify,
+    turned_away: Rarely,
 }
 
 impl Monitors {
@@ -104,8 +106,12 @@ impl Monitors {
         Ok(())
     }
 
-    fn is_full(&self) -> bool {
-        self.closing.get() || self.sessions.borrow().len() >= MAX_SESSIONS
+    fn has_room(&self) -> bool {
+        let has_room = self.sessions.borrow().len() < MAX_SESSIONS;
+        if !has_room && let Some(more) = self.turned_away.now() {
+            tracing::warn!("a QMP client was turned away, {more} more before it: {MAX_SESSIONS} are connected");
+        }
+        has_room && !self.closing.get()
     }
 }
 
@@ -127,8 +133,7 @@ async fn take_peers(daemon: &Rc<Daemon>, chardev: &Rc<Chardev>, layout: Layout) 
 }
 
 fn start(daemon: &Rc<Daemon>, chardev: &Rc<Chardev>, stream: SharedFd, layout: Layout) {
-    if daemon.monitors.is_full() {
-        tracing::warn!("a QMP client was turned away: {MAX_SESSIONS} are connected");
+    if !daemon.monitors.has_room() {
         return;
     }
     let session = Session::new(daemon, stream, layout);

@@ -71,6 +71,10 @@ impl Outbox {
         }
     }
 
+    pub(super) fn has_dropped(&self) -> bool {
+        self.dropped != 0
+    }
+
     /// How many events were dropped since the last time this was asked.
     pub(super) fn take_dropped(&mut self) -> u64 {
         std::mem::take(&mut self.dropped)

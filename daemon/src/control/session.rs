@@ -19,6 +19,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use super::event::Event;
 use super::outbox::Outbox;
 use crate::daemon::Daemon;
+use crate::log::Rarely;
 
 /// A connected client.
 pub(super) struct Session {
@@ -28,6 +29,7 @@ pub(super) struct Session {
     outbox: RefCell<Outbox>,
     running: Cell<bool>,
     closing: Cell<bool>,
+    dropped_told: Rarely,
     /// A command ended, an event waits, or the end has come.
     news: Notify,
 }
@@ -48,6 +50,7 @@ impl Session {
             outbox: RefCell::default(),
             running: Cell::new(false),
             closing: Cell::new(false),
+            dropped_told: Rarely::default(),
             news: Notify::new(),
         };
         Rc::new(session)
@@ -149,9 +152,8 @@ impl Session {
                 Err(_) => return false,
             }
         }
-        let dropped = outbox.take_dropped();
-        if dropped != 0 {
-            tracing::warn!("a QMP client does not read: {dropped} events were dropped");
+        if outbox.has_dropped() && self.dropped_told.now().is_some() {
+            tracing::warn!("a QMP client does not read: {} events were dropped", outbox.take_dropped());
         }
         true
     }

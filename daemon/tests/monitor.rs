@@ -1,0 +1,607 @@
+//! The program as its operators meet it: started with a command line, spoken to over its QMP socket, ended by signals.
+
+#![expect(clippy::unwrap_used, reason = "a test stops where its machine fails it")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// A running daemon with one QMP socket, in a directory of its own.
+struct Server {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(arguments: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let child = program(folder.path()).args(["--qmp", "q.sock"]).args(arguments).spawn().unwrap();
+        let mut server = Self { child, folder };
+        server.wait_for("q.sock");
+        server
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn wait_for(&mut self, name: &str) {
+        within(LIMIT, || {
+            assert!(self.child.try_wait().unwrap().is_none(), "it ended");
+            UnixStream::connect(self.path(name)).is_ok()
+        });
+    }
+
+    fn client(&self) -> Client {
+        let mut client = Client::connect(&self.path("q.sock"));
+        assert_eq!(client.say(r#"{"execute": "qmp_capabilities"}"#), json!({ "return": {} }));
+        client
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    /// The exit code, once the process has ended by itself.
+    fn ended(mut self) -> (Option<i32>, tempfile::TempDir) {
+        let mut code = None;
+        within(LIMIT, || {
+            code = self.child.try_wait().unwrap().map(|status| status.code());
+            code.is_some()
+        });
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        (code.flatten(), folder)
+    }
+
+    /// Bytes that stay with the process.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    }
+
+    fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A byte-level client.
+struct Client {
+    stream: UnixStream,
+    lines: BufReader<UnixStream>,
+    greeting: Value,
+}
+
+impl Client {
+    fn connect(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.set_write_timeout(Some(LIMIT)).unwrap();
+        let lines = BufReader::new(stream.try_clone().unwrap());
+        let mut client = Self { stream, lines, greeting: Value::Null };
+        client.greeting = client.line();
+        client
+    }
+
+    fn send(&mut self, text: &str) {
+        self.stream.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap();
+        assert!(line.is_ascii() && line.ends_with("\r\n"), "{line:?}");
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// The answer to one request, events skipped.
+    fn say(&mut self, text: &str) -> Value {
+        self.send(text);
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Value {
+        loop {
+            let line = self.line();
+            if line.get("event").is_none() {
+                return line;
+            }
+        }
+    }
+
+    fn execute(&mut self, command: &str, arguments: Value) -> Value {
+        let mut answer = self.say(&json!({ "execute": command, "arguments": arguments }).to_string());
+        answer.as_object_mut().unwrap().remove("return").unwrap_or_else(|| panic!("{command}: {answer}"))
+    }
+
+    fn refused(&mut self, command: &str, arguments: Value) -> (String, String) {
+        let answer = self.say(&json!({ "execute": command, "arguments": arguments }).to_string());
+        let word = |name| answer["error"][name].as_str().unwrap_or_else(|| panic!("{command}: {answer}")).to_owned();
+        (word("class"), word("desc"))
+    }
+
+    /// Whether the other side has closed.
+    fn is_closed(&mut self) -> bool {
+        matches!(self.lines.read(&mut [0; 4096]), Ok(0) | Err(_))
+    }
+}
+
+fn program(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trellisd"));
+    command.current_dir(folder).env("XDG_RUNTIME_DIR", folder).env_remove("RUNTIME_DIRECTORY");
+    command.stdin(Stdio::null());
+    command
+}
+
+/// Runs the program with arguments that let it end by itself.
+fn run(arguments: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child =
+        program(folder.path()).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    within(LIMIT, || child.try_wait().unwrap().is_some());
+    child.wait_with_output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+#[track_caller]
+fn within(limit: Duration, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < limit, "it did not happen within {limit:?}");
+        #[expect(clippy::disallowed_methods, reason = "the test waits for another process")]
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+// ---- the session ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn nothing_is_answered_before_negotiation() {
+    let server = Server::start(&[]);
+    let mut client = Client::connect(&server.path("q.sock"));
+    assert_eq!(client.greeting["QMP"]["version"]["qemu"], json!({ "major": 10, "minor": 0, "micro": 2 }));
+    let early = client.say(r#"{"execute": "query-version", "id": 1}"#);
+    assert_eq!((&early["error"]["class"], &early["id"]), (&json!("CommandNotFound"), &json!(1)));
+    assert_eq!(client.say(r#"{"execute": "qmp_capabilities"}"#), json!({ "return": {} }));
+    assert_eq!(client.execute("query-version", json!({}))["qemu"]["major"], 10);
+    let again = client.say(r#"{"execute": "qmp_capabilities"}"#);
+    assert_eq!(again["error"]["class"], "CommandNotFound");
+}
+
+#[test]
+fn what_is_listed_can_be_run_and_what_cannot_is_not_listed() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    let listed = client.execute("query-commands", json!({}));
+    let names: Vec<_> = listed.as_array().unwrap().iter().map(|command| command["name"].as_str().unwrap()).collect();
+    let schema = client.execute("query-qmp-schema", json!({}));
+    let described =
+        schema.as_array().unwrap().iter().filter(|entry| entry["meta-type"] == "command").map(|e| &e["name"]);
+    assert_eq!(described.collect::<Vec<_>>().len(), names.len());
+    for name in names.iter().filter(|name| **name != "quit" && **name != "qmp_capabilities") {
+        // Whatever it says to an argument that nobody has, it knows the command.
+        let (class, desc) = client.refused(name, json!({ "nobody-has-this": 1 }));
+        assert_eq!(class, "GenericError", "{name}: {desc}");
+    }
+    assert_eq!(client.refused("no-such-command", json!({})).0, "CommandNotFound");
+}
+
+#[test]
+fn nodes_and_their_refusals() {
+    let server = Server::start(&["--blockdev", "null-co,node-name=n0,size=1048576"]);
+    let mut client = server.client();
+    client.execute("blockdev-add", json!({ "driver": "raw", "node-name": "r0", "file": "n0" }));
+    let nodes = client.execute("query-named-block-nodes", json!({ "flat": true }));
+    let sizes: Vec<_> = nodes.as_array().unwrap().iter().map(|node| &node["image"]["virtual-size"]).collect();
+    assert_eq!(sizes, [1 << 20, 1 << 20]);
+    assert!(client.refused("blockdev-del", json!({ "node-name": "n0" })).1.contains("in use"));
+    assert_eq!(
+        client.refused("blockdev-del", json!({ "node-name": "zz" })).1,
+        "Failed to find node with node-name='zz'"
+    );
+    assert_eq!(
+        client.refused("block_resize", json!({ "node-name": "n0", "size": -1 })).1,
+        "Parameter 'size' expects a >0 size"
+    );
+    assert_eq!(client.refused("block_resize", json!({ "size": 512 })).1, "Cannot find device='' nor node-name=''");
+    client.refused("block_resize", json!({ "node-name": "n0", "size": 1000 }));
+    assert_eq!(
+        client.refused("block-set-write-threshold", json!({ "node-name": "zz", "write-threshold": 1 })).1,
+        "Device 'zz' not found"
+    );
+    client.execute("block-set-write-threshold", json!({ "node-name": "n0", "write-threshold": 4096 }));
+    let stats = client.execute("query-blockstats", json!({ "query-nodes": true }));
+    assert_eq!(stats[1]["parent"]["node-name"], "n0");
+    assert_eq!(client.execute("query-blockstats", json!({})), json!([]));
+    assert_eq!(client.execute("query-block", json!({})), json!([]));
+    client.execute("blockdev-del", json!({ "node-name": "r0" }));
+    client.execute("blockdev-del", json!({ "node-name": "n0" }));
+}
+
+#[test]
+fn objects_are_seen_changed_and_guarded() {
+    let server = Server::start(&["--object", "iothread,id=io0"]);
+    let mut client = server.client();
+    client.execute("qom-set", json!({ "path": "/objects/io0", "property": "poll-max-ns", "value": 5 }));
+    assert_eq!(client.execute("qom-get", json!({ "path": "io0", "property": "poll-max-ns" })), 5);
+    let missing = client.refused("qom-get", json!({ "path": "/objects/zz", "property": "type" }));
+    assert_eq!(missing, ("DeviceNotFound".to_owned(), "Device '/objects/zz' not found".to_owned()));
+    let listed = client.execute("qom-list", json!({ "path": "/objects" }));
+    assert_eq!(listed[1], json!({ "name": "io0", "type": "child<iothread>" }));
+    let types = client.execute("qom-list-types", json!({ "implements": "user-creatable" }));
+    assert_eq!(types, json!([{ "name": "iothread", "parent": "event-loop-base" }]));
+    client.execute("object-del", json!({ "id": "io0" }));
+    assert_eq!(client.refused("object-del", json!({ "id": "io0" })).1, "object 'io0' not found");
+}
+
+#[test]
+fn an_export_holds_its_node_and_its_thread_and_tells_both_monitors_of_its_end() {
+    let server =
+        Server::start(&["--object", "iothread,id=io0", "--blockdev", "null-co,node-name=n0", "--qmp", "q2.sock"]);
+    let mut client = server.client();
+    let mut other = Client::connect(&server.path("q2.sock"));
+    other.say(r#"{"execute": "qmp_capabilities"}"#);
+    let path = server.path("e0.sock");
+    let options = json!({
+        "type": "vhost-user-blk", "id": "e0", "node-name": "n0", "iothread": "io0", "addr": { "type": "unix", "path": path },
+    });
+    client.execute("block-export-add", options.clone());
+    assert!(path.exists());
+    assert_eq!(client.refused("block-export-add", options).1, "Block export id 'e0' is already in use");
+    let shown = json!([{ "id": "e0", "type": "vhost-user-blk", "node-name": "n0", "shutting-down": false }]);
+    assert_eq!(client.execute("query-block-exports", json!({})), shown);
+    assert!(client.refused("blockdev-del", json!({ "node-name": "n0" })).1.contains("in use"));
+    assert_eq!(client.refused("object-del", json!({ "id": "io0" })).1, "object 'io0' is in use, can not be deleted");
+    client.execute("block-export-del", json!({ "id": "e0" }));
+    let event = other.line();
+    assert_eq!((&event["event"], &event["data"]), (&json!("BLOCK_EXPORT_DELETED"), &json!({ "id": "e0" })));
+    assert!(event["timestamp"]["seconds"].as_u64().unwrap() > 1_700_000_000);
+    assert!(!path.exists());
+    client.execute("object-del", json!({ "id": "io0" }));
+    assert_eq!(client.refused("block-export-del", json!({ "id": "e0" })).1, "Export 'e0' is not found");
+}
+
+#[test]
+fn exports_that_make_no_sense_leave_nothing_behind() {
+    let server =
+        Server::start(&["--blockdev", "null-co,node-name=n0", "--blockdev", "null-co,node-name=ro,read-only=on"]);
+    let mut client = server.client();
+    let file = server.path("precious");
+    std::fs::write(&file, "data").unwrap();
+    let long = server.path(&"a".repeat(200));
+    let unix = |path: &Path| json!({ "type": "unix", "path": path });
+    let good = unix(&server.path("e.sock"));
+    let add = |changes: Value| {
+        let mut options = json!({ "type": "vhost-user-blk", "id": "e0", "node-name": "n0", "addr": good });
+        options.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        options
+    };
+    for (changes, sentence) in [
+        (json!({ "id": "0e" }), "Invalid block export id"),
+        (json!({ "node-name": "zz" }), "Cannot find device='' nor node-name='zz'"),
+        (json!({ "node-name": "ro", "writable": true }), "Cannot export read-only node as writable"),
+        (json!({ "iothread": "zz" }), "iothread \"zz\" not found"),
+        (json!({ "allow-inactive": true }), "does not support inactive"),
+        (json!({ "num-queues": 0 }), "num-queues"),
+        (json!({ "num-queues": 65536 }), "num-queues"),
+        (json!({ "logical-block-size": 3 }), "logical-block-size"),
+        (json!({ "addr": { "type": "inet", "host": "::", "port": "1" } }), "'unix' and 'fd'"),
+        (json!({ "addr": { "type": "fd", "str": "999" } }), ""),
+        (json!({ "addr": unix(&file) }), ""),
+        (json!({ "addr": unix(&long) }), "too long"),
+        (json!({ "addr": unix(Path::new("/nonexistent/e.sock")) }), "No such file"),
+        (json!({ "zz": 1 }), "'zz' is unexpected"),
+    ] {
+        let (class, desc) = client.refused("block-export-add", add(changes.clone()));
+        assert_eq!(class, "GenericError");
+        assert!(desc.contains(sentence), "{changes}: {desc}");
+    }
+    assert_eq!(client.execute("query-block-exports", json!({})), json!([]));
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "data");
+    client.execute("block-export-add", add(json!({})));
+}
+
+// ---- several clients, and clients that do not behave ---------------------------------------------------------------
+
+#[test]
+fn one_slow_client_does_not_hold_up_another() {
+    let server = Server::start(&["--qmp", "q2.sock"]);
+    // QMP-21: it sends for ever and reads nothing.
+    let mut flood = server.client();
+    flood.stream.set_nonblocking(true).unwrap();
+    let line = r#"{"execute": "query-qmp-schema"}"#.repeat(64);
+    let mut sent = 0_usize;
+    let refused = (0..4096).any(|_| match flood.stream.write(line.as_bytes()) {
+        Ok(count) => {
+            sent += count;
+            false
+        }
+        Err(_) => true,
+    });
+    let before = server.resident();
+    let mut other = Client::connect(&server.path("q2.sock"));
+    other.say(r#"{"execute": "qmp_capabilities"}"#);
+    for _ in 0..100 {
+        other.execute("query-version", json!({}));
+    }
+    within(LIMIT, || {
+        (0..64).for_each(|_| sent += flood.stream.write(line.as_bytes()).unwrap_or(0));
+        flood.stream.write(line.as_bytes()).is_err()
+    });
+    assert!(refused || sent < 64 << 20, "the socket held the client back after {sent} bytes");
+    let grown = server.resident().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes were kept for a client that does not read");
+}
+
+/// The lesson of the peer, whose commands all wait for each other: a slow one holds up only who asked for it.
+#[test]
+fn a_slow_command_does_not_hold_up_another_monitor() {
+    let second = 1_000_000_000_u64;
+    let slow = format!("null-co,node-name=slow,latency-ns={second}");
+    let server = Server::start(&["--blockdev", &slow, "--qmp", "q2.sock"]);
+    let mut waiting = server.client();
+    let mut other = Client::connect(&server.path("q2.sock"));
+    other.say(r#"{"execute": "qmp_capabilities"}"#);
+    let start = Instant::now();
+    // Its flush takes a second.
+    waiting.send(r#"{"execute": "blockdev-del", "arguments": {"node-name": "slow"}}"#);
+    let mut longest = Duration::ZERO;
+    for _ in 0..50 {
+        let before = Instant::now();
+        other.execute("blockdev-add", json!({ "driver": "null-co", "node-name": "n0" }));
+        other.execute("blockdev-del", json!({ "node-name": "n0" }));
+        longest = longest.max(before.elapsed());
+    }
+    let meanwhile = start.elapsed();
+    assert_eq!(waiting.answer(), json!({ "return": {} }));
+    assert!(start.elapsed() >= Duration::from_nanos(second), "the slow command was not slow");
+    assert!(meanwhile < Duration::from_nanos(second), "100 commands took {meanwhile:?}");
+    assert!(longest < Duration::from_millis(500), "one pair took {longest:?}");
+}
+
+/// QMP-22: whoever asked has gone, but what was asked is done, and done whole.
+#[test]
+fn a_command_outlives_its_client() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    client.send(r#"{"execute": "blockdev-add", "arguments": {"driver": "null-co", "node-name": "n0"}}"#);
+    drop(client);
+    let mut other = server.client();
+    within(LIMIT, || other.execute("query-named-block-nodes", json!({})).as_array().unwrap().len() == 1);
+    other.execute("blockdev-del", json!({ "node-name": "n0" }));
+}
+
+/// A shell that pipes commands in and closes its side still gets every answer.
+#[test]
+fn a_client_that_stops_sending_gets_its_answers() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    client.send(&r#"{"execute": "query-version"}"#.repeat(20));
+    client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    for _ in 0..20 {
+        assert!(client.line()["return"].is_object());
+    }
+    assert!(client.is_closed());
+}
+
+/// QMP-18.
+#[test]
+fn a_message_without_end_is_cut_off() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    client.send(r#"{"execute": ""#);
+    let chunk = "a".repeat(1 << 20);
+    let cut = (0..80).any(|_| client.stream.write_all(chunk.as_bytes()).is_err());
+    assert!(cut, "80 MiB of one string were taken");
+    server.client();
+    within(LIMIT, || server.resident() < 64 << 20);
+}
+
+/// QMP-19 and QMP-20.
+#[test]
+fn large_and_odd_messages() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    let id = json!({ "deep": ["x".repeat(1 << 20)] });
+    let answer = client.say(&json!({ "execute": "query-version", "id": id }).to_string());
+    assert_eq!(answer["id"], id);
+    let many = format!("{{\"execute\": \"query-version\", \"arguments\": [{}]}}", "1,".repeat(1_100_000));
+    client.send(&many);
+    assert!(client.answer()["error"].is_object());
+    let mut after = server.client();
+    after.execute("query-version", json!({}));
+}
+
+/// QMP-25.
+#[test]
+fn connections_are_counted_and_given_back() {
+    let server = Server::start(&[]);
+    let before = server.descriptors();
+    let crowd: Vec<_> = (0..300).filter_map(|_| UnixStream::connect(server.path("q.sock")).ok()).collect();
+    within(LIMIT, || server.descriptors() > before);
+    let is_served = |mut stream: &UnixStream| {
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        matches!(stream.read(&mut [0; 16]), Ok(count) if count > 0)
+    };
+    let served = crowd.iter().filter(|stream| is_served(stream)).count();
+    assert_eq!(served, 64);
+    drop(crowd);
+    within(LIMIT, || server.descriptors() <= before);
+    server.client().execute("query-version", json!({}));
+}
+
+/// QMP-23.
+#[test]
+fn of_two_clients_that_want_the_same_one_is_refused() {
+    let server = Server::start(&[]);
+    let (mut one, mut two) = (server.client(), server.client());
+    let add = r#"{"execute": "blockdev-add", "arguments": {"driver": "null-co", "node-name": "n0"}}"#;
+    one.send(add);
+    two.send(add);
+    let answers = [one.answer(), two.answer()];
+    assert_eq!(answers.iter().filter(|answer| answer["error"].is_object()).count(), 1, "{answers:?}");
+}
+
+// ---- the process ---------------------------------------------------------------------------------------------------
+
+#[test]
+fn quit_is_answered_and_everything_is_removed() {
+    let server = Server::start(&["--pidfile", "x.pid", "--blockdev", "null-co,node-name=n0"]);
+    within(LIMIT, || server.path("x.pid").exists());
+    let pid = std::fs::read_to_string(server.path("x.pid")).unwrap();
+    assert_eq!(pid.trim(), server.child.id().to_string());
+    let mut client = server.client();
+    assert_eq!(client.execute("quit", json!({})), json!({}));
+    assert!(client.is_closed());
+    let (code, folder) = server.ended();
+    assert_eq!(code, Some(0));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn signals_end_it_in_good_order() {
+    for signal in ["TERM", "INT", "HUP"] {
+        let server = Server::start(&["--blockdev", "null-co,node-name=n0", "--object", "iothread,id=io0"]);
+        let mut client = server.client();
+        let addr = json!({ "type": "unix", "path": server.path("e.sock") });
+        client.execute(
+            "block-export-add",
+            json!({ "type": "vhost-user-blk", "id": "e0", "node-name": "n0", "iothread": "io0", "addr": addr }),
+        );
+        server.signal(signal);
+        assert_eq!(client.line()["event"], "BLOCK_EXPORT_DELETED");
+        let (code, folder) = server.ended();
+        assert_eq!(code, Some(0), "{signal}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{signal}");
+    }
+}
+
+#[test]
+fn a_second_daemon_leaves_the_first_one_s_files_alone() {
+    let server = Server::start(&["--pidfile", "x.pid"]);
+    within(LIMIT, || server.path("x.pid").exists());
+    let second = |arguments: &[&str]| {
+        let output = program(server.folder.path()).args(arguments).stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        stderr(&output)
+    };
+    assert!(second(&["--qmp", "q.sock"]).contains("another process listens"));
+    assert!(second(&["--object", "iothread,id=a", "--pidfile", "x.pid"]).contains("another process holds it"));
+    server.client().execute("query-version", json!({}));
+    assert!(server.path("x.pid").exists());
+}
+
+#[test]
+fn a_killed_daemon_s_socket_gives_way() {
+    let mut server = Server::start(&[]);
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    assert!(server.path("q.sock").exists());
+    server.child = program(server.folder.path()).args(["--qmp", "q.sock"]).spawn().unwrap();
+    server.wait_for("q.sock");
+    server.client().execute("query-version", json!({}));
+}
+
+#[test]
+fn options_are_obeyed_in_order() {
+    let early = run(&[
+        "--export",
+        "vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=e",
+        "--blockdev",
+        "null-co,node-name=n",
+    ]);
+    assert_eq!(early.status.code(), Some(1));
+    assert_eq!(
+        stderr(&early).lines().last().unwrap(),
+        "trellisd: --export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=e: \
+         Cannot find device='' nor node-name='n'"
+    );
+    for (arguments, sentence) in [
+        (&["foo"][..], "trellisd: foo: Unexpected argument"),
+        (&["--zzz"], "trellisd: unrecognized option '--zzz'"),
+        (&["--blockdev"], "trellisd: option '--blockdev' requires an argument"),
+        (&["--blockdev", "null-co"], "'node-name' must be specified for the root node"),
+        (&["--monitor", "zz"], "trellisd: --monitor zz: chardev \"zz\" not found"),
+        (&["--chardev", "null,id=c", "--monitor", "c", "--monitor", "c"], "chardev 'c' is already in use"),
+        (&["--nbd-server", "addr.type=unix,addr.path=x"], "no NBD server"),
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(stderr(&output).contains(sentence), "{}", stderr(&output));
+    }
+    for help in [&["--help"][..], &["--object", "help"], &["--blockdev", "file,help"], &["--export", "help"], &["-V"]] {
+        let output = run(help);
+        assert_eq!(output.status.code(), Some(0), "{help:?}");
+        assert!(!output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn the_foreground_ends_when_the_background_is_ready() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--daemonize", "--pidfile", "x.pid", "--qmp", "q.sock", "--blockdev", "null-co,node-name=n0"];
+    let output = program(folder.path()).args(arguments).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(folder.path().join("x.pid").exists(), "ready means that the pid file is there");
+    let mut client = Client::connect(&folder.path().join("q.sock"));
+    client.say(r#"{"execute": "qmp_capabilities"}"#);
+    client.execute("quit", json!({}));
+    within(LIMIT, || std::fs::read_dir(folder.path()).unwrap().count() == 0);
+
+    let failed = program(folder.path()).args(["--daemonize", "--blockdev", "null-co"]).output().unwrap();
+    assert_eq!(failed.status.code(), Some(1));
+    assert!(stderr(&failed).contains("node-name"), "the reason is seen in the foreground");
+}
+
+#[test]
+fn a_monitor_that_waits_holds_up_what_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--chardev", "socket,id=c,path=q.sock,server=on", "--monitor", "c", "--pidfile", "x.pid"];
+    let mut child = program(folder.path()).args(arguments).spawn().unwrap();
+    within(LIMIT, || folder.path().join("q.sock").exists());
+    #[expect(clippy::disallowed_methods, reason = "something must not happen meanwhile")]
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!folder.path().join("x.pid").exists());
+    let mut client = Client::connect(&folder.path().join("q.sock"));
+    client.say(r#"{"execute": "qmp_capabilities"}"#);
+    within(LIMIT, || folder.path().join("x.pid").exists());
+    client.execute("quit", json!({}));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn without_options_it_serves_a_scratch_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = program(folder.path()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let mut place = |name: &str| {
+        let line = lines.find(|line| line.trim_start().starts_with(name)).unwrap();
+        PathBuf::from(line.split_whitespace().nth(1).unwrap())
+    };
+    let (disk, control) = (place("disk:"), place("control:"));
+    assert!(disk.exists());
+    let mut client = Client::connect(&control);
+    client.say(r#"{"execute": "qmp_capabilities"}"#);
+    let exports = client.execute("query-block-exports", json!({}));
+    assert_eq!(exports[0]["node-name"], "scratch");
+    client.execute("quit", json!({}));
+    assert!(child.wait().unwrap().success());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
