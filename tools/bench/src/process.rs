@@ -5,20 +5,25 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
+use crate::sys::process_cpu;
+
 /// CPU time of a process and of the whole machine at one moment.
 #[derive(Clone, Debug)]
 pub struct CpuSample {
     at: Instant,
     thread_ns: BTreeMap<String, u64>,
+    process: Duration,
+    own: Duration,
     machine_ticks: u64,
-    own_ticks: u64,
 }
 
 /// What happened between two samples.
 #[derive(Clone, Copy, Debug)]
 pub struct CpuUse {
-    /// CPUs that the process used (1.0 = one CPU all the time). A thread that ended in between is not in it.
+    /// CPUs that the process used (1.0 = one CPU all the time).
     pub process: f64,
+    /// CPUs that this process, the client, used.
+    pub own: f64,
     /// CPUs that neither the process nor this one used, but somebody did. Good to about 1 %.
     pub others: f64,
 }
@@ -32,8 +37,9 @@ impl CpuSample {
         Ok(Self {
             at: Instant::now(),
             thread_ns: thread_times(pid)?,
+            process: process_cpu(pid)?,
+            own: process_cpu(std::process::id())?,
             machine_ticks: machine_ticks()?,
-            own_ticks: own_ticks()?,
         })
     }
 
@@ -41,13 +47,16 @@ impl CpuSample {
     #[must_use]
     pub fn until(&self, later: &Self) -> CpuUse {
         let seconds = (later.at - self.at).as_secs_f64();
+        let process = self.scheduled_to(later).max(later.process.saturating_sub(self.process)).as_secs_f64() / seconds;
+        let own = later.own.saturating_sub(self.own).as_secs_f64() / seconds;
+        let machine = (later.machine_ticks - self.machine_ticks) as f64 / TICKS_PER_SECOND / seconds;
+        CpuUse { process, own, others: (machine - own - process).max(0.0) }
+    }
+
+    /// By the threads' schedstat, which forgets those that ended in between; the process's CPU clock does not.
+    fn scheduled_to(&self, later: &Self) -> Duration {
         let before = |thread: &String| self.thread_ns.get(thread).copied().unwrap_or(0);
-        let used_ns: u64 = later.thread_ns.iter().map(|(thread, ns)| ns.saturating_sub(before(thread))).sum();
-        let process = used_ns as f64 / 1e9 / seconds;
-        let per_tick = |ticks: u64| ticks as f64 / TICKS_PER_SECOND / seconds;
-        let machine = per_tick(later.machine_ticks - self.machine_ticks);
-        let own = per_tick(later.own_ticks - self.own_ticks);
-        CpuUse { process, others: (machine - own - process).max(0.0) }
+        Duration::from_nanos(later.thread_ns.iter().map(|(thread, ns)| ns.saturating_sub(before(thread))).sum())
     }
 }
 
@@ -128,19 +137,6 @@ fn machine_ticks() -> io::Result<u64> {
         return Err(io::Error::other("/proc/stat has fewer fields than known"));
     };
     Ok(user + nice + system + irq + softirq + steal)
-}
-
-/// User and system time of this process with all its threads, the ended ones too.
-fn own_ticks() -> io::Result<u64> {
-    let stat = fs::read_to_string("/proc/self/stat")?;
-    // The command name may hold spaces; the fields after its bracket begin with the state, number 3 in proc(5).
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    let field = |number: usize| fields.get(number - 3).and_then(|n| n.parse::<u64>().ok());
-    match (field(14), field(15)) {
-        (Some(user), Some(system)) => Ok(user + system),
-        _ => Err(io::Error::other("/proc/self/stat has fewer fields than known")),
-    }
 }
 
 /// USER_HZ, the same on every Linux that we run on.

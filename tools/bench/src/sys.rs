@@ -1,8 +1,11 @@
-//! Memory shared with a server, waiting on several eventfds, a kill: the only unsafe code of this package.
+//! Memory shared with a server, and the few system calls without a safe form: the only unsafe code of this package.
 //!
 //! The server reads and writes the memory whenever it likes, so no Rust reference to it is ever made: bytes are copied in and
 //! out through raw pointers, and requests carry addresses that were checked here.
-#![expect(unsafe_code, reason = "memory that another process writes, poll(2) and kill(2) cannot be said in safe Rust")]
+#![expect(
+    unsafe_code,
+    reason = "memory that another process writes, and some system calls, cannot be said in safe Rust"
+)]
 
 use std::fs::File;
 use std::io;
@@ -141,6 +144,25 @@ pub fn wait_readable(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<u6
             return Err(error);
         }
     }
+}
+
+/// The CPU clock of a process: all its threads, the ended ones too.
+pub(crate) fn process_cpu(pid: u32) -> io::Result<Duration> {
+    let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
+    let mut clock = 0;
+    // SAFETY: `clock` is a live place for the answer.
+    let error = unsafe { libc::clock_getcpuclockid(pid, &raw mut clock) };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a live place for the answer.
+    if unsafe { libc::clock_gettime(clock, &raw mut time) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let seconds = u64::try_from(time.tv_sec).map_err(io::Error::other)?;
+    let nanos = u64::try_from(time.tv_nsec).map_err(io::Error::other)?;
+    Ok(Duration::from_secs(seconds) + Duration::from_nanos(nanos))
 }
 
 /// Sends SIGKILL to a process. The caller must not have reaped it, or the number may belong to somebody else by now.

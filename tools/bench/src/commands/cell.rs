@@ -148,6 +148,11 @@ impl Sample {
     pub(super) fn cpu_ns_per_io(&self) -> f64 {
         self.cpu.process * 1e9 / self.outcome.iops()
     }
+
+    /// Nanoseconds of client CPU for each request: of a sleeping client, how near its own limit was.
+    pub(super) fn client_ns_per_io(&self) -> f64 {
+        self.cpu.own * 1e9 / self.outcome.iops()
+    }
 }
 
 impl Rounds {

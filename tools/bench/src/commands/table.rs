@@ -61,10 +61,11 @@ impl Table {
         };
         let quantile = |share: f64| both(rounds, 1, move |sample| sample.outcome.quantile_us(share));
         format!(
-            "| {name} | {} | {iops:.2} | {iops_least:.2} | {} | {cpu:.2} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            "| {name} | {} | {iops:.2} | {iops_least:.2} | {} | {cpu:.2} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             row.disk,
             both(rounds, 0, |sample| sample.outcome.iops() / 1000.0),
             both(rounds, 0, Sample::cpu_ns_per_io),
+            both(rounds, 0, Sample::client_ns_per_io),
             quantile(0.5),
             quantile(0.99),
             quantile(0.999),
@@ -124,7 +125,7 @@ fn both(rounds: &Rounds, digits: usize, figure: impl Fn(&Sample) -> f64) -> Stri
 }
 
 const HEADINGS: &str = "\
-| cell | disk | IOPS ratio | least | kIOPS | CPU ratio | CPU ns/IO | p50 µs | p99 µs | p99.9 µs | kicks/IO | interrupts/IO \
+| cell | disk | IOPS ratio | least | kIOPS | CPU ratio | CPU ns/IO | client ns/IO | p50 µs | p99 µs | p99.9 µs | kicks/IO | interrupts/IO \
 | RSS MiB | RssAnon MiB | other load, CPUs | aims |
-|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
+|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|
 ";
