@@ -1,4 +1,14 @@
 //! `trellis-bench`: one command for each figure that Trellis is held to. Compares two servers in one run.
+//!
+//! ```text
+//! cargo build --release --bin trellisd --bin trellis-bench
+//! target/release/trellis-bench compare --output table.md          (about half an hour; --quick: five minutes)
+//! target/release/trellis-bench compare --only null,sleep,q1-      (some cells; --list names them)
+//! target/release/trellis-bench isolation | idle | attach
+//! ```
+//!
+//! `--subject /usr/bin/qemu-storage-daemon` compares the peer with itself: then every ratio has to be about 1, or the machine
+//! is too busy to measure on.
 
 mod commands;
 

@@ -1,7 +1,7 @@
 //! `compare`: every cell over every kind of disk, as one Markdown table.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,9 @@ pub(crate) struct Arguments {
     /// Bytes of each file, in MiB
     #[arg(long, default_value_t = 256)]
     size_mib: u64,
+    /// Keep idle CPUs from halting while this runs: in a virtual machine waking one takes longer than most requests
+    #[arg(long)]
+    awake: bool,
     /// Write the table here too
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -70,6 +73,7 @@ pub(crate) fn run(pair: &Pair, arguments: &Arguments) -> io::Result<()> {
     if cells.is_empty() {
         return Err(io::Error::other("no cell has all of these words in its name"));
     }
+    let _awake = arguments.awake.then(keep_cpus_awake).transpose()?;
     let started = Instant::now();
     let effort = arguments.effort();
     let mut table = Table::new(format!("{}{}", pair.introduce()?, arguments.describe(effort)));
@@ -142,15 +146,23 @@ impl Arguments {
         format!(
             "{:?} of {} bytes, seed {}, {} interleaved rounds of {:.1} s a server; depth is for each queue; a sleeping \
              client has a thread for each queue, a spinning one has one for all; own iothreads, default polling, \
-             aio=io_uring; files of {} MiB of random bytes\n",
+             aio=io_uring; files of {} MiB of random bytes; idle CPUs {}\n",
             effort.pattern,
             effort.block,
             effort.seed,
             effort.rounds,
             effort.duration.as_secs_f64(),
-            self.size_mib
+            self.size_mib,
+            if self.awake { "kept from halting" } else { "may halt" }
         )
     }
+}
+
+/// The kernel's wish list for wake-up latency: 0 µs, for as long as the file is open. Needs root.
+fn keep_cpus_awake() -> io::Result<File> {
+    let mut wish = File::options().write(true).open("/dev/cpu_dma_latency")?;
+    wish.write_all(&0_i32.to_ne_bytes())?;
+    Ok(wish)
 }
 
 const SHM: &str = "/dev/shm";

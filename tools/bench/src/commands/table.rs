@@ -111,11 +111,19 @@ impl Table {
             self.rows.iter().filter_map(|row| row.rounds.as_ref().ok().map(|rounds| self.judge(row, rounds))).collect();
         let count = |word: &str| -> usize { judged.iter().map(|text| text.matches(word).count()).sum() };
         format!(
-            "\naims: {} met, {} missed, {} cells not measured\n",
+            "\naims: {} met, {} missed, {} cells not measured, {} measured beside other load (more than {QUIET} CPUs: \
+             repeat these)\n",
             count(verdict(true)),
             count(verdict(false)),
-            self.failures()
+            self.failures(),
+            self.disturbed()
         )
+    }
+
+    /// Cells in whose rounds somebody else was busy, in the median of either server.
+    fn disturbed(&self) -> usize {
+        let loud = |rounds: &Rounds| (0..2).any(|side| rounds.median(side, |sample| sample.cpu.others) > QUIET);
+        self.rows.iter().filter(|row| row.rounds.as_ref().is_ok_and(loud)).count()
     }
 }
 
@@ -123,6 +131,9 @@ impl Table {
 fn both(rounds: &Rounds, digits: usize, figure: impl Fn(&Sample) -> f64) -> String {
     format!("{:.digits$} / {:.digits$}", rounds.median(0, &figure), rounds.median(1, &figure))
 }
+
+/// Other load, in CPUs, up to which a cell counts as undisturbed.
+const QUIET: f64 = 0.1;
 
 const HEADINGS: &str = "\
 | cell | disk | IOPS ratio | least | kIOPS | CPU ratio | CPU ns/IO | client ns/IO | p50 µs | p99 µs | p99.9 µs | kicks/IO | interrupts/IO \
