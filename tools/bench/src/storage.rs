@@ -1,9 +1,9 @@
-//! What the servers serve: a null node, or one file of random bytes for each server on the wanted file system.
+//! What the servers serve: a null node, or a file of random bytes on the wanted file system.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -11,18 +11,18 @@ use tempfile::TempDir;
 use crate::client::load::Random;
 use crate::server::option;
 
-/// A place that can give each server a disk.
+/// A disk that servers take turns to serve.
 #[derive(Debug)]
 pub enum Storage {
     /// null-co: no I/O at all.
     Null,
-    /// Files in a directory.
-    Files(Files),
+    /// A file of random bytes.
+    Image(Image),
 }
 
-/// Two equal files, one for each server: a writable file has one owner.
+/// The file, and what it lies on.
 #[derive(Debug)]
-pub struct Files {
+pub struct Image {
     directory: TempDir,
     direct: bool,
     file_system: String,
@@ -31,12 +31,12 @@ pub struct Files {
 }
 
 impl Storage {
-    /// Makes the two files, `size` bytes each, in a scratch directory under `parent`, with O_DIRECT where that opens.
+    /// Makes a file of `size` bytes in a scratch directory under `parent`, served with O_DIRECT where that opens.
     ///
     /// # Errors
     /// The file system's.
-    pub fn files(parent: &Path, size: u64) -> io::Result<Self> {
-        Files::make(parent, size, None).map(Self::Files)
+    pub fn file(parent: &Path, size: u64) -> io::Result<Self> {
+        Image::make(parent, size, None).map(Self::Image)
     }
 
     /// The same on an ext4 of its own on a new zram device, whose O_DIRECT I/O completes at once. Needs root.
@@ -44,17 +44,17 @@ impl Storage {
     /// # Errors
     /// No zram in this kernel, no right to it, or a tool failed.
     pub fn zram(size: u64) -> io::Result<Self> {
-        let zram = Zram::mount(size * 5 / 2)?;
+        let zram = Zram::mount(size * 3 / 2)?;
         let mount_point = zram.mount_point.path().to_owned();
-        Files::make(&mount_point, size, Some(zram)).map(Self::Files)
+        Image::make(&mount_point, size, Some(zram)).map(Self::Image)
     }
 
-    /// `--blockdev` arguments that make a node `disk` for server 0 or 1.
+    /// `--blockdev` arguments that make a node `disk`.
     #[must_use]
-    pub fn node(&self, server: usize) -> Vec<String> {
+    pub fn node(&self) -> Vec<String> {
         match self {
             Self::Null => option("blockdev", &format!("null-co,node-name=disk,size={NULL_SIZE},read-zeroes=off")),
-            Self::Files(files) => files.node(server),
+            Self::Image(image) => image.node(),
         }
     }
 
@@ -63,26 +63,25 @@ impl Storage {
     pub fn describe(&self) -> String {
         match self {
             Self::Null => "null-co".to_owned(),
-            Self::Files(files) => {
-                format!("{}, {}", files.file_system, if files.direct { "O_DIRECT" } else { "buffered" })
+            Self::Image(image) => {
+                format!("{}, {}", image.file_system, if image.direct { "O_DIRECT" } else { "buffered" })
             }
         }
     }
 }
 
-impl Files {
+impl Image {
     fn make(parent: &Path, size: u64, zram: Option<Zram>) -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("trellis-bench-").tempdir_in(parent)?;
-        for server in 0..2 {
-            fill(&image(directory.path(), server), size)?;
-        }
-        let direct = opens_direct(&image(directory.path(), 0));
+        let path = directory.path().join(IMAGE);
+        fill(&path, size)?;
+        let direct = opens_direct(&path);
         let file_system = file_system(directory.path())?;
         Ok(Self { directory, direct, file_system, _zram: zram })
     }
 
-    fn node(&self, server: usize) -> Vec<String> {
-        let path = image(self.directory.path(), server);
+    fn node(&self) -> Vec<String> {
+        let path = self.directory.path().join(IMAGE);
         let direct = if self.direct { "on" } else { "off" };
         let file = format!("file,node-name=file,filename={},aio=io_uring,cache.direct={direct}", path.display());
         let raw = format!("raw,node-name=disk,file=file,cache.direct={direct}");
@@ -167,9 +166,8 @@ fn file_system(path: &Path) -> io::Result<String> {
     Ok(best.map_or_else(|| "unknown".to_owned(), |(source, _, kind)| format!("{kind} on {source}")))
 }
 
-fn image(directory: &Path, server: usize) -> PathBuf {
-    directory.join(format!("{server}.img"))
-}
-
 /// Bytes of the null node.
 const NULL_SIZE: u64 = 1 << 30;
+
+/// Name of the file in its scratch directory.
+const IMAGE: &str = "disk.img";

@@ -41,7 +41,7 @@ pub(crate) fn run(pair: &Pair, arguments: &Arguments) -> io::Result<()> {
 fn start(pair: &Pair, side: usize) -> io::Result<Server> {
     Server::start(pair.both()[side], |directory| {
         let threads = Threads::Shared;
-        [threads.objects(), Storage::Null.node(side), export(directory, "e", "disk", 1, threads)].concat()
+        [threads.objects(), Storage::Null.node(), export(directory, "e", "disk", 1, threads)].concat()
     })
 }
 

@@ -96,13 +96,13 @@ impl Cell {
         Self { queues: 1, threads: Threads::Shared, ..*self }
     }
 
-    /// Runs every round of both servers.
+    /// Runs every round of both servers. Every visit has a fresh process, the only one then: what luck a process has with
+    /// its threads and processors must not decide a whole cell.
     pub(super) fn run(&self, pair: &Pair, storage: &Storage, effort: Effort) -> io::Result<Rounds> {
-        let servers = [self.start(pair, 0, storage)?, self.start(pair, 1, storage)?];
         let mut rounds = Rounds { samples: [Vec::new(), Vec::new()] };
         for round in 0..effort.rounds {
             for side in order(round) {
-                rounds.samples[side].push(self.visit(&servers[side], effort, round)?);
+                rounds.samples[side].push(self.visit(&self.start(pair, side, storage)?, effort, round)?);
             }
         }
         Ok(rounds)
@@ -112,7 +112,7 @@ impl Cell {
         let program: &Program = pair.both()[side];
         let threads = if side == 0 && program.maps_queues() { self.threads } else { Threads::Shared };
         Server::start(program, |directory| {
-            [threads.objects(), storage.node(side), export(directory, "e", "disk", self.queues, threads)].concat()
+            [threads.objects(), storage.node(), export(directory, "e", "disk", self.queues, threads)].concat()
         })
     }
 

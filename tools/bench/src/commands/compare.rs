@@ -45,7 +45,7 @@ pub(crate) struct Arguments {
     /// Seed of the random offsets
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Bytes of each file, in MiB
+    /// Size of the file, in MiB
     #[arg(long, default_value_t = 256)]
     size_mib: u64,
     /// Keep idle CPUs from halting while this runs: in a virtual machine waking one takes longer than most requests
@@ -132,21 +132,21 @@ impl Arguments {
         let size = self.size_mib << 20;
         match (disk, &self.inline) {
             (Disk::Null, _) => Ok(Storage::Null),
-            (Disk::Shm, _) => Storage::files(Path::new(SHM), size),
-            (Disk::Real, _) => Storage::files(&self.disk, size),
-            (Disk::Inline, Some(directory)) => Storage::files(directory, size),
+            (Disk::Shm, _) => Storage::file(Path::new(SHM), size),
+            (Disk::Real, _) => Storage::file(&self.disk, size),
+            (Disk::Inline, Some(directory)) => Storage::file(directory, size),
             (Disk::Inline, None) => Storage::zram(size).or_else(|error| {
                 eprintln!("WARNING: no inline disk ({error}): its cells run on {SHM} and prove less; see --inline");
-                Storage::files(Path::new(SHM), size)
+                Storage::file(Path::new(SHM), size)
             }),
         }
     }
 
     fn describe(&self, effort: Effort) -> String {
         format!(
-            "{:?} of {} bytes, seed {}, {} interleaved rounds of {:.1} s a server; depth is for each queue; a sleeping \
+            "{:?} of {} bytes, seed {}, {} interleaved rounds of {:.1} s a server, each with a fresh process; depth is for each queue; a sleeping \
              client has a thread for each queue, a spinning one has one for all; own iothreads, default polling, \
-             aio=io_uring; files of {} MiB of random bytes; idle CPUs {}\n",
+             aio=io_uring; a file of {} MiB of random bytes; idle CPUs {}\n",
             effort.pattern,
             effort.block,
             effort.seed,
