@@ -33,7 +33,7 @@ impl Permit {
         let target = self.size_of(id, size)?;
         // For as long as it takes, the resize is a user like any other: permissions and file locks follow from that.
         let perms = Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares: PermSet::ALL };
-        let user = NewRoot { name: "block_resize".into(), perms, node: id, news: Rc::new(|_| ()) };
+        let user = NewRoot::new("block_resize".into(), perms, id, Rc::new(|_| ()));
         let (user, _) = self.add_root(user).await?;
         let result = self.truncate(target, preallocation).await;
         self.remove_root(user).await?;

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crate::base::{ByteRange, IoError, Result};
 use crate::graph::{
-    Child, ChildId, DirectPlan, DirectRequest, Extent, Geometry, Lane, NewRoot, NodeId, Permit, Perms, Root, Settled, ViewPin,
-    WriteFlags,
+    Child, ChildId, DirectPlan, DirectRequest, Extent, Geometry, Lane, NewRoot, NodeId, Permit, Perms, Root, Settled,
+    ViewPin, WriteFlags,
 };
 use crate::rt::{IoBuf, Local};
 
@@ -51,7 +51,7 @@ impl Port {
             *lock(&published) = Some(now);
             news(PortNews::Resized(now));
         });
-        let new = NewRoot { name: options.name, perms: options.perms, node, news: tell };
+        let new = NewRoot::new(options.name, options.perms, node, tell);
         let (id, root) = permit.add_root(new).await?;
         let now = permit.graph().node(node).map(|report| report.geometry);
         lock(&geometry).get_or_insert(now.expect("the node has a parent now, so it is there"));
