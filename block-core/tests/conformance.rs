@@ -38,7 +38,11 @@ const SIZE: usize = 1 << 20;
 fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
     match driver {
         "file" => file_subjects(dir).into_iter().chain(file_subjects(Path::new("/dev/shm"))).collect(),
-        "host_device" => engines(false).into_iter().map(|engine| device(dir, &engine)).collect(),
+        "host_device" => {
+            let sectors = ["512", "4096"];
+            let all = sectors.iter().flat_map(|sector| engines(false).into_iter().map(move |engine| (sector, engine)));
+            all.map(|(sector, engine)| device(dir, &engine, sector)).collect()
+        }
         "null-co" | "null-aio" => vec![
             null(json!({ "driver": driver, "size": SIZE, "read-zeroes": true })),
             null(json!({ "driver": driver, "size": SIZE, "read-zeroes": true, "latency-ns": 1000 })),
@@ -68,9 +72,9 @@ fn file_subjects(dir: &Path) -> Vec<Subject> {
     engines(is_tmpfs).into_iter().enumerate().map(subject).collect()
 }
 
-fn device(dir: &Path, engine: &Value) -> Subject {
+fn device(dir: &Path, engine: &Value, sector: &str) -> Subject {
     let path = image(dir, "device.img", SIZE, 0);
-    let device = Loop::over(&path);
+    let device = Loop::with_sectors(&path, sector);
     let options = json!({ "driver": "host_device", "node-name": "subject", "filename": device.path });
     let held: Option<Box<dyn Any>> = Some(Box::new(device));
     Subject { options: with(options, engine), keeps: true, resizes: false, seen_in: None, _held: held }

@@ -9,7 +9,7 @@ use block_core::catalog::{self, BlockdevOptions};
 use block_core::graph::{Graph, NodeId, PermSet, Perms, ViewPin, WriteFlags};
 use block_core::port::{Port, PortHandle, PortLane, PortOptions};
 use block_core::rt::sync::oneshot;
-use block_core::rt::{IoBuf, IoThread, Local, PollParams};
+use block_core::rt::{IoBuf, IoThread, PollParams};
 use serde_json::{Value, json};
 
 pub(crate) const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
@@ -118,10 +118,6 @@ pub(crate) fn with(mut value: Value, more: &Value) -> Value {
     value
 }
 
-pub(crate) async fn sleep_ms(ms: u64) {
-    Local::current().sleep(std::time::Duration::from_millis(ms)).await;
-}
-
 /// A loop device, gone with the value. Needs root and the loop module, as the guest tests do.
 pub(crate) struct Loop {
     pub(crate) path: String,
@@ -129,7 +125,13 @@ pub(crate) struct Loop {
 
 impl Loop {
     pub(crate) fn over(file: &str) -> Self {
-        let made = Command::new("losetup").args(["--find", "--show", file]).output().expect("losetup is installed");
+        Self::with_sectors(file, "512")
+    }
+
+    /// Its blocks have this many bytes.
+    pub(crate) fn with_sectors(file: &str, bytes: &str) -> Self {
+        let made = Command::new("losetup").args(["--find", "--show", "--sector-size", bytes, file]).output();
+        let made = made.expect("losetup is installed");
         let refused = String::from_utf8_lossy(&made.stderr);
         assert!(made.status.success(), "these tests need loop devices and the right to use them: {refused}");
         Self { path: String::from_utf8(made.stdout).unwrap().trim().to_owned() }
