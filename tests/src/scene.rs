@@ -147,7 +147,7 @@ impl Scene {
         let now = self.settled();
         let Baseline { fds, maps, rss_kib } = self.before;
         assert!(now.fds <= fds, "{} descriptors where there were {fds}", now.fds);
-        assert!(now.maps <= maps + MORE_MAPS, "{} mappings where there were {maps}", now.maps);
+        assert!(now.maps <= maps, "{} mappings of guest memory where there were {maps}", now.maps);
         assert!(now.rss_kib <= rss_kib + MORE_RSS_KIB, "RssAnon {} KiB, was {rss_kib} KiB", now.rss_kib);
         assert!(self.idles(), "the server keeps computing with no client");
         let said = self.server.log().len();
@@ -169,11 +169,11 @@ impl Scene {
             pause(Duration::from_millis(20));
             let now = Baseline {
                 fds: self.server.fds(),
-                maps: self.server.maps(),
+                maps: self.server.shared_maps(),
                 rss_kib: self.server.rss_anon_kib(),
             };
             let unmeasured = self.before.fds == 0;
-            let back = now.fds <= self.before.fds && now.maps <= self.before.maps + MORE_MAPS;
+            let back = now.fds <= self.before.fds && now.maps <= self.before.maps;
             if Instant::now() > end || (!unmeasured && back) || (unmeasured && self.idles()) {
                 return now;
             }
@@ -285,8 +285,6 @@ pub fn repeats(short: usize, full: usize) -> usize {
     if long() { full } else { short }
 }
 
-/// Thread stacks and arenas may come and go; a leaked memory table shows in repeats.
-const MORE_MAPS: usize = 8;
 /// Allocators keep some of what they were given.
 const MORE_RSS_KIB: u64 = 8 << 10;
 /// One line for each bad message is fine, one for each of a storm is not.

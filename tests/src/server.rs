@@ -131,9 +131,10 @@ impl Server {
         fs::read_dir(self.proc("fd")).map_or(0, Iterator::count)
     }
 
-    /// Mappings of memory.
-    pub fn maps(&self) -> usize {
-        fs::read_to_string(self.proc("maps")).map_or(0, |text| text.lines().count())
+    /// Mappings of memory files, which is what front-ends share; stacks and heaps are not counted.
+    pub fn shared_maps(&self) -> usize {
+        let maps = fs::read_to_string(self.proc("maps")).unwrap_or_default();
+        maps.lines().filter(|line| line.contains("/memfd:trellis-test")).count()
     }
 
     /// Anonymous memory in use, KiB.

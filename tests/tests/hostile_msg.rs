@@ -12,7 +12,7 @@ use trellis_tests::scene::{
     Scene, expect_disconnect, expect_disconnect_within, expect_hang_up_unread, expect_nack,
     expect_queue_works, repeats,
 };
-use trellis_tests::vhost_user::client::{Client, DATA, FEATURES, PROTOCOL, Setup, default_memory};
+use trellis_tests::vhost_user::client::{DATA, FEATURES, PROTOCOL, Setup, default_memory};
 use trellis_tests::vhost_user::memory::{GuestMemory, RegionSpec};
 use trellis_tests::vhost_user::protocol::{
     Header, VRING_NO_FD, config, config_payload, feature, flags, log_base, mem_table, protocol_feature, request,

@@ -6,7 +6,7 @@
 use super::PATIENCE;
 use super::memory::{GuestMemory, RegionSpec};
 use super::protocol::{
-    VRING_NO_FD, blk_header, blk_segment, config, config_payload, feature, kind, mem_table, protocol_feature, request,
+    Header, VRING_NO_FD, blk_header, blk_segment, config, config_payload, feature, flags, kind, mem_table, protocol_feature, request,
     single_region, status, vring_state,
 };
 use super::ring::{Desc, Ring, RingPlace, Used, readable, writable};
@@ -216,10 +216,23 @@ impl Client {
     }
 
     /// Opens the back-end's own channel, on which it sends its news.
-    pub fn open_backend_channel(&mut self) -> &Wire {
+    pub fn open_backend_channel(&mut self) {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a socket pair can be made");
         self.tell(request::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]);
-        self.backend_channel.insert(Wire::from_stream(ours))
+        self.backend_channel = Some(Wire::from_stream(ours));
+    }
+
+    /// The channel that [`Client::open_backend_channel`] has opened.
+    pub fn backend_channel(&self) -> &Wire {
+        self.backend_channel.as_ref().expect("the back-end's channel was opened before")
+    }
+
+    /// Acknowledges a message of the back-end where it asks for that.
+    pub fn answer_notice(&self, notice: &Message) {
+        if notice.header.flags & flags::NEED_REPLY != 0 {
+            let header = Header { request: notice.header.request, flags: flags::VERSION | flags::REPLY, size: 8 };
+            self.backend_channel().send_with(header, &[0; 8], &[]).expect("the back-end reads its channel");
+        }
     }
 
     /// Sends a message that must be taken, and waits for the acknowledgement where one was agreed on.
@@ -323,11 +336,16 @@ impl Client {
 
     /// Stops queue `index` and starts it afresh with an empty ring, as a driver's reset does.
     pub fn restart_queue(&mut self, index: u16) {
+        self.restart_queue_at(index, 0);
+    }
+
+    /// As [`Client::restart_queue`], with both indices of the ring at `base`.
+    pub fn restart_queue_at(&mut self, index: u16, base: u16) {
         self.stop_queue(index);
         let (place, size) = (self.queue(index).ring.place(), self.queue(index).ring.size());
         let memory = Arc::clone(&self.memory);
         let queue = self.queue(index);
-        queue.ring = Ring::new(memory, place, size, 0);
+        queue.ring = Ring::new(memory, place, size, base);
         take_events(queue.err.as_fd());
         take_events(queue.kick.as_fd());
         self.announce_queue(index);

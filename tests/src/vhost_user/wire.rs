@@ -170,8 +170,8 @@ pub fn signal(fd: BorrowedFd<'_>) {
 /// Takes and clears an eventfd's count; 0 where nothing came.
 pub fn take_events(fd: BorrowedFd<'_>) -> u64 {
     let mut word = [0; 8];
-    match as_file(fd).read(&mut word) {
-        Ok(_) => u64::from_ne_bytes(word),
+    match as_file(fd).read_exact(&mut word) {
+        Ok(()) => u64::from_ne_bytes(word),
         Err(_) => 0,
     }
 }
