@@ -227,6 +227,11 @@ impl Client {
         self.backend_channel.as_ref().expect("the back-end's channel was opened before")
     }
 
+    /// Hangs up the channel that [`Client::open_backend_channel`] has opened.
+    pub fn close_backend_channel(&mut self) {
+        self.backend_channel = None;
+    }
+
     /// Acknowledges a message of the back-end where it asks for that.
     pub fn answer_notice(&self, notice: &Message) {
         if notice.header.flags & flags::NEED_REPLY != 0 {
