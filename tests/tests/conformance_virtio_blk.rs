@@ -17,7 +17,7 @@ use trellis_tests::vhost_user::memory::RegionSpec;
 use trellis_tests::vhost_user::protocol::{
     BACKEND_CONFIG_CHANGE, blk_segment, config, config_payload, feature, kind, protocol_feature, request, status,
 };
-use trellis_tests::vhost_user::ring::{Desc, INDIRECT, WRITE, Used, linked, readable, writable};
+use trellis_tests::vhost_user::ring::{Desc, INDIRECT, Used, WRITE, linked, readable, writable};
 use trellis_tests::vhost_user::wire::{readable_within, take_events};
 
 #[test]
@@ -82,6 +82,7 @@ fn c005_the_same_bits_after_a_reset() {
         assert_ne!(client.protocol() & protocol_feature::RESET_DEVICE, 0, "RESET_DEVICE is offered");
         client.tell(request::RESET_DEVICE, &[], &[]);
         client.tell(request::SET_FEATURES, &client.features().to_le_bytes(), &[]);
+        client.set_mem_table();
         client.restart_queue(0);
         expect_queue_works(&mut client, 0);
     }
@@ -111,7 +112,11 @@ fn c007_config_is_little_endian_and_its_gaps_are_zero() {
         assert_eq!(word(&bytes, config::BLK_SIZE), 512);
         assert_eq!(bytes[config::UNUSED0], 0);
         assert_eq!(bytes[config::UNUSED1..config::SECURE_ERASE], [0; 3]);
-        assert_eq!(bytes[config::SECURE_ERASE..], [0; config::LEN - config::SECURE_ERASE], "zones that are not offered");
+        assert_eq!(
+            bytes[config::SECURE_ERASE..],
+            [0; config::LEN - config::SECURE_ERASE],
+            "zones that are not offered"
+        );
     });
 }
 
@@ -351,7 +356,9 @@ fn c035_discarded_ranges_show_old_bytes_or_zeroes() {
         assert_eq!(client.discard(0, 8, 64), OK_WRITE);
         let (_, bytes) = client.read(0, 0, 65536);
         assert!(bytes[..4096].iter().chain(&bytes[4096 + 32768..]).all(|byte| *byte == 0x77));
-        assert!(bytes[4096..4096 + 32768].chunks(512).all(|sector| [[0; 512], [0x77; 512]].iter().any(|s| s == sector)));
+        assert!(
+            bytes[4096..4096 + 32768].chunks(512).all(|sector| [[0; 512], [0x77; 512]].iter().any(|s| s == sector))
+        );
     });
 }
 

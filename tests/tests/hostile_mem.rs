@@ -5,17 +5,15 @@
 //! | MEM-03 | the table really holds 1000 entries (32 008 bytes), and 8 descriptors come with it |
 //! | MEM-12 | `/dev/mem` only where the kernel has one; `/dev/zero` and `/dev/null` stand for "a device" everywhere |
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
+#![expect(clippy::cast_possible_truncation, reason = "addresses of a test's guest are small")]
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use trellis_tests::scene::{
-    Scene, expect_err_event, expect_hang_up, expect_nack, expect_queue_works,
-    expect_session_alive, repeats,
+    Scene, expect_err_event, expect_hang_up, expect_nack, expect_queue_works, expect_session_alive, repeats,
 };
-use trellis_tests::vhost_user::client::{
-    Client, DATA, Mapping, PROTOCOL, RINGS, SECOND, Setup, default_memory, slot,
-};
+use trellis_tests::vhost_user::client::{Client, DATA, Mapping, PROTOCOL, RINGS, SECOND, Setup, default_memory, slot};
 use trellis_tests::vhost_user::memory::{GuestMemory, RegionSpec};
 use trellis_tests::vhost_user::protocol::{
     MemoryRegion, kind, mem_table, protocol_feature, request, single_region, status,

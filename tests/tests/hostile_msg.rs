@@ -9,8 +9,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 use trellis_tests::scene::{
-    Scene, expect_disconnect, expect_disconnect_within, expect_hang_up_unread, expect_nack,
-    expect_queue_works, repeats,
+    Scene, expect_disconnect, expect_disconnect_within, expect_hang_up_unread, expect_nack, expect_queue_works, repeats,
 };
 use trellis_tests::vhost_user::client::{DATA, FEATURES, PROTOCOL, Setup, default_memory};
 use trellis_tests::vhost_user::memory::{GuestMemory, RegionSpec};

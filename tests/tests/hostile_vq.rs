@@ -6,7 +6,6 @@
 //! | VQ-34, VQ-36 | replicas (checksums, encryption, mirror) are later features; one plain disk here |
 //! | VQ-41, VQ-42 | packed rings are a later feature |
 //! | VQ-43 | a server that maps every region for writing refuses a sealed file as it refuses a read-only one (MEM-11); it may also take it and fail the read |
-#![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 #![expect(clippy::cast_possible_truncation, reason = "indices and lengths of tests are short")]
 
 use std::os::fd::AsFd;
@@ -245,10 +244,9 @@ fn vq_21_header_in_pieces() {
     let slot = client.prepare(0, kind::IN, 0);
     let (data, end) = (writable(DATA, 512), writable(slot.status, 1));
     let ones = (0..16).map(|n| readable(slot.header + n, 1));
-    for chain in [
-        vec![readable(slot.header, 1), readable(slot.header + 1, 15), data, end],
-        ones.chain([data, end]).collect(),
-    ] {
+    for chain in
+        [vec![readable(slot.header, 1), readable(slot.header + 1, 15), data, end], ones.chain([data, end]).collect()]
+    {
         client.memory().write(slot.status, &[status::UNTOUCHED]);
         assert_eq!(client.run(0, &chain).len, 513);
         assert_eq!(client.memory().byte(slot.status), status::OK);

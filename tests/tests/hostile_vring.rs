@@ -1,19 +1,16 @@
 //! Ring set-up that lies (VR) of `hostile-inputs.md`, one test a row.
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
+#![expect(clippy::cast_possible_truncation, reason = "addresses of a test's guest are small")]
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
-use trellis_tests::scene::{
-    SLOW, Scene, expect_disconnect, expect_hang_up, expect_nack, expect_queue_works, repeats,
-};
+use trellis_tests::scene::{SLOW, Scene, expect_disconnect, expect_hang_up, expect_nack, expect_queue_works, repeats};
 use trellis_tests::vhost_user::client::{Client, DATA, END, GAP, RINGS, SECOND, Setup};
 use trellis_tests::vhost_user::protocol::{VringAddr, kind, request, vring_state};
 use trellis_tests::vhost_user::ring::{RingPlace, used_bytes, writable};
-use trellis_tests::vhost_user::wire::{
-    eventfd, full_eventfd, pause, pipe, readable_within, signal, take_events,
-};
+use trellis_tests::vhost_user::wire::{eventfd, full_eventfd, pause, pipe, readable_within, signal, take_events};
 
 #[test]
 fn vr_01_num_of_queue_1000() {

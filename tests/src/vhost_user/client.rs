@@ -6,8 +6,8 @@
 use super::PATIENCE;
 use super::memory::{GuestMemory, RegionSpec};
 use super::protocol::{
-    Header, VRING_NO_FD, blk_header, blk_segment, config, config_payload, feature, flags, kind, mem_table, protocol_feature, request,
-    single_region, status, vring_state,
+    Header, VRING_NO_FD, blk_header, blk_segment, config, config_payload, feature, flags, kind, mem_table,
+    protocol_feature, request, single_region, status, vring_state,
 };
 use super::ring::{Desc, Ring, RingPlace, Used, readable, writable};
 use super::wire::{Message, Wire, eventfd, readable_within, signal, take_events};
@@ -179,8 +179,7 @@ impl Client {
         let queue_size = setup.queue_size;
         let (offered, features, protocol) = (0, 0, 0);
         let queues = Vec::new();
-        let mut client =
-            Self { wire, memory, queues, queue_size, offered, features, protocol, backend_channel: None };
+        let mut client = Self { wire, memory, queues, queue_size, offered, features, protocol, backend_channel: None };
         client.negotiate(setup);
         client
     }
@@ -252,9 +251,7 @@ impl Client {
 
     /// Sends a message with need_reply; the word that comes back, 0 for "applied".
     pub fn ask_ack(&self, request: u32, payload: &[u8], fds: &[BorrowedFd<'_>]) -> u64 {
-        self.wire
-            .send_need_reply(request, payload, fds)
-            .unwrap_or_else(|e| panic!("sending request {request}: {e}"));
+        self.wire.send_need_reply(request, payload, fds).unwrap_or_else(|e| panic!("sending request {request}: {e}"));
         self.reply_to(request).u64()
     }
 
