@@ -1,1 +1,10 @@
-//! The block graph and everything that moves bytes.
+//! The block graph and everything that moves bytes. Rooms, and which may use which, are in ARCHITECTURE.md;
+//! `tests/tests/tidy.rs` keeps the list.
+
+pub mod base;
+pub mod catalog;
+pub mod drivers;
+pub mod graph;
+pub mod pipeline;
+pub mod port;
+pub mod rt;

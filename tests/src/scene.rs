@@ -1,6 +1,6 @@
 //! The stage for hostile tests: a server with two exports, and the check that nothing was lost after each case.
 //!
-//! `expect_*` say what the answer was; [`Scene::still_good`] says that everyone else did not notice.
+//! What an answer must be is said in `tests/`, one named test a row. `expect_*` say what the answer was; [`Scene::still_good`] says that everyone else did not notice.
 
 use crate::server::{Builder, Server};
 use crate::vhost_user::PATIENCE;
