@@ -3,7 +3,7 @@
 //! | row | read as |
 //! |---|---|
 //! | MEM-03 | the table really holds 1000 entries (32 008 bytes), and 8 descriptors come with it |
-//! | MEM-12 | `/dev/mem` only where the kernel has one; `/dev/zero` and `/dev/null` stand for "a device" everywhere |
+//! | MEM-12 | `/dev/zero` and `/dev/null`; `/dev/mem` is a character device as they are, and not every kernel has one |
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 #![expect(clippy::cast_possible_truncation, reason = "addresses of a test's guest are small")]
 
