@@ -12,7 +12,6 @@ use super::edit::{DrainedSet, GraphEdit, NewRoot};
 use super::id::NodeId;
 use super::options::NodeOptions;
 use super::permission::{PermSet, Perms};
-use super::shape::Vertices;
 use crate::base::{Error, Result};
 
 /// What one node of a reopen becomes.
@@ -99,8 +98,5 @@ impl Drained<'_> {
 }
 
 fn reconfigure_all<'d>(edit: &mut GraphEdit<'d>, set: DrainedSet<'d>, all: &[NewBody]) -> Result<()> {
-    all.iter().try_for_each(|(id, body, options)| {
-        debug_assert!(edit.vertex(*id).is_some());
-        edit.reconfigure(set.owner(*id)?, body.clone(), *options)
-    })
+    all.iter().try_for_each(|(id, body, options)| edit.reconfigure(set.owner(*id)?, body.clone(), *options))
 }

@@ -2,6 +2,7 @@
 #![allow(
     dead_code,
     clippy::cast_possible_truncation,
+    clippy::unwrap_used,
     unreachable_pub,
     reason = "each test file uses a part, with small numbers"
 )]
