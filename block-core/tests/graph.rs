@@ -10,12 +10,13 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use block_core::base::{ByteRange, IoError};
 use block_core::graph::{Graph, NewNode, NodeId, NodeOptions, OpKind, PermSet, Perms, Preallocation, WriteFlags};
-use block_core::port::{Port, PortHandle, PortNews, PortOptions};
-use block_core::rt::{IoBuf, IoThread, Local, PollParams, run_control};
+use block_core::port::{PORT, Port, PortHandle, PortNews, PortOptions};
+use block_core::rt::{Engine, IoBuf, IoThread, Local, Op, PollParams, run_control};
 use support::{Mem, Seen, Valve, add, graph, impatient, mem, park};
 
 const WRITER: Perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
@@ -152,7 +153,7 @@ fn unrelated_nodes_come_and_go_while_a_request_hangs() {
         let filter = add(&graph, park("f", node, &Valve::shut(), false)).await;
         let top = port(&graph, filter, READER).await;
         let handle = top.handle();
-        Local::current().spawn(async move { drop(read_byte(&handle, 0).await) });
+        Local::current().spawn(async move { assert!(read_byte(&handle, 0).await.is_ok()) });
         let waiting = graph.clone();
         Local::current().spawn(async move { drop(waiting.permit().drain(&[filter]).await) });
         Local::current().sleep(Duration::from_millis(5)).await;
@@ -181,7 +182,7 @@ fn a_drain_is_given_up_at_its_deadline() {
         assert!(error.to_string().contains("test port has 1 in flight"), "{error}");
         // The root is open again: a second request gets in and parks at the valve.
         let handle = top.handle();
-        Local::current().spawn(async move { drop(read_byte(&handle, 0).await) });
+        Local::current().spawn(async move { assert!(read_byte(&handle, 0).await.is_ok()) });
         Local::current().sleep(Duration::from_millis(5)).await;
         assert_eq!(top.in_flight(), 2);
         valve.open();
@@ -413,5 +414,64 @@ fn counters_say_what_went_through_each_node() {
             assert_eq!(totals.highest_write, 1024);
         }
         assert_eq!(graph.node(filter).unwrap().totals.ops[OpKind::Read as usize].invalid, 1);
+    });
+}
+
+/// Invariant 5: a job holds the graph in steps, and a drain gets through at its pause points.
+#[test]
+fn a_job_lets_a_drain_through_between_its_steps() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, mem("disk", 4, &Arc::default())).await;
+        let top = port(&graph, node, READER).await;
+        let (steps, stop) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
+        let (handle, count, told) = (top.handle(), steps.clone(), stop.clone());
+        Local::current().spawn(async move {
+            let mut job = handle.job(&Local::current());
+            while !told.get() {
+                let buf = IoBuf::alloc(1, 1).unwrap();
+                job.step(async |cx| cx.child(PORT).read(range(0, 1), buf.clone()).await).await.unwrap();
+                count.set(count.get() + 1);
+                job.pause_point().await;
+            }
+        });
+        let mut permit = graph.permit();
+        for _ in 0..10 {
+            let drained = permit.drain(&[node]).await.unwrap();
+            let paused = steps.get();
+            Local::current().sleep(Duration::from_millis(1)).await;
+            assert_eq!(steps.get(), paused, "nothing runs inside a drained root");
+            drop(drained);
+            while steps.get() == paused {
+                Local::current().sleep(Duration::from_millis(1)).await;
+            }
+        }
+        stop.set(true);
+    });
+}
+
+/// Invariant 3: a request is over when its completion has arrived, not when its future is dropped.
+#[test]
+fn an_abandoned_operation_still_counts() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, mem("disk", 4, &Arc::default())).await;
+        let top = port(&graph, node, READER).await;
+        let (reader, writer) = std::io::pipe().unwrap();
+        let lane = top.handle().lane(&Local::current());
+        let pin = lane.try_enter().unwrap();
+        {
+            // A read of an empty pipe ends when somebody writes to it.
+            let op = Op::Read { fd: Arc::new(reader.into()), buf: IoBuf::alloc(1, 1).unwrap(), offset: u64::MAX };
+            let mut read = std::pin::pin!(pin.cx().submit(Engine::Pool, op));
+            let polled = std::future::poll_fn(|cx| Poll::Ready(read.as_mut().poll(cx).is_ready())).await;
+            assert!(!polled);
+        }
+        drop(pin);
+        assert_eq!(top.in_flight(), 1, "its future is dropped, the kernel still has its buffer");
+        assert!(impatient(&graph).drain(&[node]).await.is_err());
+        std::io::Write::write_all(&mut { writer }, b"x").unwrap();
+        drop(graph.permit().drain(&[node]).await.unwrap());
+        assert_eq!(top.in_flight(), 0);
     });
 }

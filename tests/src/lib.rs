@@ -3,3 +3,6 @@
 pub mod cloud_kernel;
 pub mod golden;
 pub mod guest;
+pub mod scene;
+pub mod server;
+pub mod vhost_user;

@@ -16,55 +16,29 @@ pub async fn add(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId
     if options.common.node_name.is_none() {
         return Err(Error::new("'node-name' must be specified for the root node"));
     }
-    let mut opening = Opening { graph: permit.graph().clone(), plans: Vec::new(), names: HashSet::new(), depth: 0 };
+    let mut opening = Opening { graph: permit.graph().clone(), opened: Vec::new(), names: HashSet::new(), depth: 0 };
     opening.define(&options, None).await?;
-    let plans = opening.plans;
-    permit.apply(|edit| add_all(edit, &plans)).await
+    let opened = opening.opened;
+    permit.apply(|edit| add_all(edit, &opened)).await
 }
 
 /// Adds what was opened, children first; the last one is the root of the tree.
-fn add_all(edit: &mut GraphEdit<'_>, plans: &[Plan]) -> Result<NodeId> {
-    let mut added: Vec<NodeId> = Vec::new();
-    for plan in plans {
-        let children = plan.children.iter().map(|child| child.find(edit, &added)).collect::<Result<Vec<_>>>()?;
-        added.push(edit.add(plan.node.clone().over(&children))?);
-    }
+fn add_all(edit: &mut GraphEdit<'_>, tree: &[Below]) -> Result<NodeId> {
+    let added = tree.iter().map(|below| edit.add(below.node.clone())).collect::<Result<Vec<_>>>()?;
     Ok(*added.last().expect("a tree has a root"))
 }
 
-/// A node that is open and will be added.
-struct Plan {
+/// A node of the tree that is open.
+struct Below {
     node: NewNode,
     options: NodeOptions,
-    children: Vec<Target>,
-}
-
-/// Where an edge will lead.
-enum Target {
-    /// To a node that is in the graph under this name by then.
-    Named(String),
-    /// To the plan of this number.
-    Planned(usize),
-}
-
-impl Target {
-    fn find(&self, edit: &GraphEdit<'_>, added: &[NodeId]) -> Result<NodeId> {
-        match self {
-            Self::Planned(number) => Ok(added[*number]),
-            Self::Named(name) => edit.find(name).ok_or_else(|| no_such_node(name)),
-        }
-    }
-}
-
-fn no_such_node(name: &str) -> Error {
-    Error::new(format!("Cannot find device='{name}' nor node-name='{name}'"))
 }
 
 /// A tree of definitions that is being opened.
 pub(super) struct Opening {
     graph: Rc<Graph>,
     /// What is open already, children before parents.
-    plans: Vec<Plan>,
+    opened: Vec<Below>,
     /// The names in this tree.
     names: HashSet<String>,
     /// How many definitions the current one is in.
@@ -106,13 +80,12 @@ impl Opening {
         own: &O,
     ) -> Result<()> {
         let Header { name, mut common, inline } = header;
-        let (mut edges, mut ids, mut targets) = (Edges::default(), Vec::new(), Vec::new());
+        let (mut edges, mut ids) = (Edges::default(), Vec::new());
         for (edge, role, child) in children {
-            let (target, below) = self.child(child, common).await?;
+            let (child, below) = self.child(child, common).await?;
             // Who may turn read-only does so over what cannot be written.
             common.read_only |= common.auto_read_only && below.read_only;
-            ids.push(edges.later(edge, *role));
-            targets.push(target);
+            ids.push(edges.to(edge, child, *role));
         }
         let Opened { driver, conf, options } = own.open(common, &ids).await?;
         let node = NewNode::new(name, options, |declared| {
@@ -120,22 +93,22 @@ impl Opening {
             (driver, conf)
         });
         let node = if inline { node.inline() } else { node };
-        self.plans.push(Plan { node, options, children: targets });
+        self.opened.push(Below { node, options });
         Ok(())
     }
 
     /// A child, opened if it is defined in place, and its options.
-    async fn child(&mut self, child: &BlockdevRef, parent: NodeOptions) -> Result<(Target, NodeOptions)> {
+    async fn child(&mut self, child: &BlockdevRef, parent: NodeOptions) -> Result<(NodeId, NodeOptions)> {
         match child {
             BlockdevRef::Definition(options) => {
                 self.define(options, Some(parent)).await?;
-                let number = self.plans.len() - 1;
-                Ok((Target::Planned(number), self.plans[number].options))
+                let below = self.opened.last().expect("it has just been opened");
+                Ok((below.node.id(), below.options))
             }
             BlockdevRef::Reference(name) => {
                 let known = self.graph.find(name).and_then(|id| self.graph.node(id));
-                let options = known.ok_or_else(|| no_such_node(name))?.options;
-                Ok((Target::Named(name.clone()), options))
+                let missing = || Error::new(format!("Cannot find device='{name}' nor node-name='{name}'"));
+                known.map(|node| (node.id, node.options)).ok_or_else(missing)
             }
         }
     }

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crate::base::{ByteRange, IoError, Result};
 use crate::graph::{
-    Child, ChildId, DirectPlan, DirectRequest, Geometry, Lane, NewRoot, NodeId, Permit, Perms, Root, Settled, ViewPin,
-    WriteFlags,
+    Child, ChildId, DirectPlan, DirectRequest, Extent, Geometry, JobCx, Lane, NewRoot, NodeId, Permit, Perms, Root,
+    Settled, ViewPin, WriteFlags,
 };
 use crate::rt::{IoBuf, Local};
 
@@ -51,7 +51,7 @@ impl Port {
             *lock(&published) = Some(now);
             news(PortNews::Resized(now));
         });
-        let new = NewRoot { name: options.name, perms: options.perms, node, news: tell };
+        let new = NewRoot::new(options.name, options.perms, node, tell);
         let (id, root) = permit.add_root(new).await?;
         let now = permit.graph().node(node).map(|report| report.geometry);
         lock(&geometry).get_or_insert(now.expect("the node has a parent now, so it is there"));
@@ -95,6 +95,11 @@ impl PortHandle {
     /// A way in for the calling thread.
     pub fn lane(&self, local: &Rc<Local>) -> Rc<PortLane> {
         Rc::new(PortLane { lane: self.root.lane(local), failed: Cell::new(0) })
+    }
+
+    /// A job's way in: it works in steps, and a drain gets through between them.
+    pub fn job(&self, local: &Rc<Local>) -> JobCx {
+        JobCx::new(self.root.lane(local))
     }
 
     /// Size and limits of the node below, as last published.
@@ -178,6 +183,11 @@ impl PortLane {
         self.noted(top(pin).flush().await)
     }
 
+    /// Where the first bytes of the range live.
+    pub async fn map(&self, pin: &ViewPin, at: ByteRange) -> Result<Extent, IoError> {
+        top(pin).map(at).await
+    }
+
     /// Requests on the async path that failed.
     pub fn failed(&self) -> u64 {
         self.failed.get()
@@ -193,5 +203,8 @@ impl PortLane {
 
 #[inline]
 fn top(pin: &ViewPin) -> Child<'_> {
-    pin.cx().child(ChildId::FIRST)
+    pin.cx().child(PORT)
 }
+
+/// The node that a port is plugged in above, from the port's own context: what a job's step begins with.
+pub const PORT: ChildId = ChildId::FIRST;

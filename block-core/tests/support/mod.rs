@@ -1,5 +1,11 @@
 //! Drivers that tests can look into: memory, and a filter that parks requests.
-#![allow(dead_code, clippy::cast_possible_truncation, reason = "each test file uses a part, with small numbers")]
+#![allow(
+    dead_code,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "each test file uses a part, with small numbers"
+)]
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

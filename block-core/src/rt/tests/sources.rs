@@ -79,7 +79,7 @@ struct Queue {
     noted: Cell<u64>,
     free: RefCell<Vec<u32>>,
     iovecs: Vec<libc::iovec>,
-    _blocks: Vec<Box<[Cell<u8>; BLOCK]>>,
+    blocks: Vec<[Cell<u8>; BLOCK]>,
     id: Cell<Option<SourceId>>,
 }
 
@@ -87,15 +87,16 @@ impl Queue {
     fn start(local: &Local, ring: Arc<Ring>) -> (Rc<Self>, SourceId) {
         let mut file = tempfile::tempfile().unwrap();
         (0..DEPTH).for_each(|n| file.write_all(&[u8::try_from(n).unwrap(); BLOCK]).unwrap());
-        let blocks: Vec<_> = (0..DEPTH).map(|_| Box::new([const { Cell::new(0u8) }; BLOCK])).collect();
-        let iovec = |block: &Box<[Cell<u8>; BLOCK]>| libc::iovec { iov_base: block[0].as_ptr().cast(), iov_len: BLOCK };
+        let blocks: Vec<_> = (0..DEPTH).map(|_| [const { Cell::new(0u8) }; BLOCK]).collect();
+        let iovec =
+            |block: &[Cell<u8>; BLOCK]| libc::iovec { iov_base: block.as_ptr().cast_mut().cast(), iov_len: BLOCK };
         let queue = Rc::new(Self {
             file,
             taken: Cell::new(0),
             noted: Cell::new(0),
             free: RefCell::new((0..DEPTH).collect()),
             iovecs: blocks.iter().map(iovec).collect(),
-            _blocks: blocks,
+            blocks,
             id: Cell::new(None),
             ring: ring.clone(),
         });
@@ -140,7 +141,7 @@ impl Source for Queue {
 
     fn complete(&self, slot: u32, result: i32) {
         assert_eq!(result, i32::try_from(BLOCK).unwrap());
-        let block = &self._blocks[slot as usize];
+        let block = &self.blocks[slot as usize];
         assert!(block.iter().all(|byte| u32::from(byte.replace(0xEE)) == slot), "the bytes of slot {slot}");
         self.free.borrow_mut().push(slot);
         self.noted.set(self.noted.get() + 1);

@@ -3,7 +3,7 @@
 use super::Conf;
 use crate::base::{ByteRange, IoError};
 use crate::graph::{DirectRequest, IoCx, Settled};
-use crate::rt::{IoBuf, Op};
+use crate::rt::{IoBuf, Op, blocking};
 
 /// Fills `buf`; past the end of the file are zeroes.
 pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
@@ -16,8 +16,9 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
             Moved::Interrupted => continue,
             Moved::Some(bytes) => done += bytes,
         }
-        // With O_DIRECT only the end of the file cuts a sector, and nothing can be read from within one.
+        // With O_DIRECT only the end of the file cuts a block, and nothing can be read from within one.
         if !conf.is_aligned(done) {
+            check_end(conf, at.start() + done).await?;
             break;
         }
     }
@@ -25,6 +26,14 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
         buf.slice(done, at.len() - done).fill(0);
     }
     Ok(())
+}
+
+/// An error where `at` is not the file's end: zeroes in place of what follows would be a lie.
+async fn check_end(conf: &Conf, at: u64) -> Result<(), IoError> {
+    let fd = conf.fd.clone();
+    let stat =
+        blocking(move || rustix::fs::fstat(&*fd)).await.map_err(|errno| IoError::from_errno(errno.raw_os_error()))?;
+    if stat.st_size.cast_unsigned() > at { Err(IoError::Os(libc::EIO)) } else { Ok(()) }
 }
 
 /// Writes `buf`; `stable`: it is on the medium at the end.
@@ -63,7 +72,8 @@ pub(super) fn settle(conf: &Conf, request: DirectRequest, result: i32) -> Settle
         latch_lost(conf, result);
     }
     match moved(result) {
-        Ok(_) => Settled::Again,
+        // The ring has no room for it now; the async path has time.
+        Err(IoError::Os(libc::EAGAIN)) | Ok(_) => Settled::Again,
         Err(error) => Settled::Failed(error),
     }
 }
@@ -78,7 +88,7 @@ fn moved(result: i32) -> Result<Moved, IoError> {
     match u64::try_from(result) {
         Ok(0) => Ok(Moved::Nothing),
         Ok(bytes) => Ok(Moved::Some(bytes)),
-        Err(_) if matches!(-result, libc::EINTR | libc::EAGAIN) => Ok(Moved::Interrupted),
+        Err(_) if result == -libc::EINTR => Ok(Moved::Interrupted),
         Err(_) => Err(IoError::from_errno(-result)),
     }
 }

@@ -114,8 +114,7 @@ impl Driver for File {
 
     #[inline]
     fn direct(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
-        let aligned = request.memory_bits & (conf.alignment.memory as usize - 1) == 0;
-        if conf.engine != Engine::Ring || !aligned {
+        if conf.engine != Engine::Ring {
             return None;
         }
         let dsync = request.write && request.fua;

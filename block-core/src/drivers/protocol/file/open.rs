@@ -65,14 +65,12 @@ impl Found {
         let path = look.map_err(reason).doing(could_not)?;
         let found = path.metadata().map_err(reason).doing(could_not)?.file_type();
         match kind {
-            Kind::Regular if found.is_dir() => {
-                return Err(reason(io::Error::from_raw_os_error(libc::EISDIR))).doing(could_not);
-            }
+            Kind::Regular if found.is_dir() => Err(reason(io::Error::from_raw_os_error(libc::EISDIR))).doing(could_not),
             Kind::Regular if !found.is_file() || is_made_up(&path) => {
-                return Err(Error::new(format!("'file' driver requires '{filename}' to be a regular file")));
+                Err(Error::new(format!("'file' driver requires '{filename}' to be a regular file")))
             }
             Kind::Device if !found.is_block_device() => {
-                return Err(Error::new(format!("'host_device' driver requires '{filename}' to be a block device")));
+                Err(Error::new(format!("'host_device' driver requires '{filename}' to be a block device")))
             }
             Kind::Regular | Kind::Device => Ok(Self { path: path.into() }),
         }
@@ -314,5 +312,34 @@ impl Alignment {
             discard: true,
             ..Limits::ANY
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_a_nul_is_no_name() {
+        let error = Found::at(Kind::Regular, "a\0b").err().unwrap().full();
+        assert_eq!(error, "Could not open 'a\\0b': the file name has an embedded NUL");
+    }
+
+    #[test]
+    fn the_kernels_answer_loses_its_number() {
+        let text = |error| reason(error).to_string();
+        assert_eq!(text(io::Error::from_raw_os_error(libc::ENOENT)), "No such file or directory");
+        assert_eq!(text(io::Error::other("odd (os error 2)")), "odd (os error 2)");
+    }
+
+    /// Trying may find more than is needed, and never less.
+    #[test]
+    fn what_is_tried_out_is_at_least_what_the_kernel_says() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(65536).unwrap();
+        let direct = Found::at(Kind::Regular, file.path().to_str().unwrap()).unwrap().open(false, true).unwrap();
+        let (memory, request) = told(&direct).expect("the test machine has Linux 6.1 and ext4 or XFS in /tmp");
+        let tried = probed(&direct.into());
+        assert!(tried.0.is_multiple_of(memory) && tried.1.is_multiple_of(request), "{tried:?}, {memory}, {request}");
     }
 }

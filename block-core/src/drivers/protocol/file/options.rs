@@ -63,12 +63,3 @@ pub struct HostDeviceOptions {
     #[qapi(flatten)]
     pub file: FileOptions,
 }
-
-#[cfg(test)]
-impl FileOptions {
-    /// The defaults, for one file.
-    pub(super) fn of(path: &std::path::Path) -> Self {
-        let value = serde_json::json!({ "filename": path.to_str().unwrap() });
-        qmp::schema::from_value(value).unwrap()
-    }
-}

@@ -1,0 +1,56 @@
+//! House rule: `docs/conformance.md` answers every row that is owed, and names only tests that exist.
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+#[test]
+fn every_row_is_answered() {
+    let table = table();
+    let owed = (1..=41).chain(43..=59).chain(65..=84).chain([90, 92, 93, 98, 99, 100]);
+    let missing: Vec<u32> = owed.filter(|row| !table.contains(&format!("\n| {row} | "))).collect();
+    assert_eq!(missing, [0; 0], "rows without a line");
+}
+
+#[test]
+fn every_named_test_exists() {
+    let tests = test_names();
+    let table = table();
+    let named = table.split('`').skip(1).step_by(2).filter(|name| is_row_test(name));
+    let unknown: Vec<&str> = named.filter(|name| !tests.contains(*name)).collect();
+    assert_eq!(unknown, [""; 0], "tests that the table names and nobody wrote");
+}
+
+#[test]
+fn every_conformance_test_is_in_the_table() {
+    let table = table();
+    let tests = test_names();
+    let unlisted: Vec<&String> = tests
+        .iter()
+        .filter(|name| name.starts_with('c') && is_row_test(name) && !name.starts_with("cfg_"))
+        .filter(|name| !table.contains(&format!("`{name}`")))
+        .collect();
+    assert!(unlisted.is_empty(), "tests that the table does not name: {unlisted:?}");
+}
+
+/// `vq_18_…`, `c021_…`: a short group, a number, and words.
+fn is_row_test(name: &str) -> bool {
+    let number_in = |part: &str| part.trim_start_matches('c').parse::<u32>().is_ok();
+    !name.contains('.') && name.split('_').count() > 2 && name.split('_').take(2).any(number_in)
+}
+
+fn table() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance.md")).unwrap()
+}
+
+fn test_names() -> BTreeSet<String> {
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests")).unwrap();
+    let sources = files.map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "rs"));
+    let names = |source: &Path| -> Vec<String> {
+        let text = fs::read_to_string(source).unwrap();
+        let functions = text.split("#[test]\nfn ").skip(1);
+        functions.filter_map(|rest| rest.split('(').next()).map(str::to_owned).collect()
+    };
+    sources.flat_map(|source| names(&source)).collect()
+}
