@@ -2,3 +2,7 @@
 //! `tests/tests/tidy.rs` keeps the list.
 
 pub mod base;
+pub mod graph;
+pub mod pipeline;
+pub mod port;
+pub mod rt;

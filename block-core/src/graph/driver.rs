@@ -157,13 +157,18 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// A ring entry of [`Driver::direct`] ended with `result` (bytes, or a negative errno) instead of the full length.
-    fn settle(&self, _conf: &Self::Conf, _request: DirectRequest, _result: i32) -> Settled {
+    fn settle(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _request: DirectRequest, _result: i32) -> Settled {
         Settled::Again
     }
 
     /// Fills `buf`.
-    fn read(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf)
-    -> impl Future<Output = Result<(), IoError>>;
+    fn read(
+        &self,
+        conf: &Self::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: IoBuf,
+    ) -> impl Future<Output = Result<(), IoError>>;
 
     /// Writes `buf`. `flags.fua` is set only if the limits say that the driver can do it.
     fn write(
@@ -191,12 +196,7 @@ pub trait Driver: Send + Sync + 'static {
     fn flush(&self, conf: &Self::Conf, cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>>;
 
     /// Where the first bytes of the range live.
-    fn map(
-        &self,
-        conf: &Self::Conf,
-        cx: IoCx<'_>,
-        at: ByteRange,
-    ) -> impl Future<Output = Result<Extent, IoError>>;
+    fn map(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<Extent, IoError>>;
 
     /// Changes the size; nobody else is inside. The new configuration is published by the caller.
     fn truncate(
@@ -207,12 +207,14 @@ pub trait Driver: Send + Sync + 'static {
         preallocation: Preallocation,
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
 
+    /// A node whose size is a child's says which child has to change, and to what size in bytes. `None`: it changes by
+    /// itself, through [`Driver::truncate`].
+    fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
+        Ok(None)
+    }
+
     /// Prepares a configuration for new options. Dropping it aborts; publishing it commits.
-    fn reopen(
-        &self,
-        conf: &Self::Conf,
-        request: ReopenRequest<'_>,
-    ) -> impl Future<Output = Result<Self::Conf, Error>>;
+    fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
 
     /// What this node needs of a child, if its users need `above`.
     fn child_perms(&self, _conf: &Self::Conf, _child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
@@ -288,7 +290,7 @@ pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 pub(crate) trait DynDriver: Send + Sync {
     fn geometry(&self, children: &[Geometry]) -> Result<Geometry, Error>;
     fn direct(&self, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan>;
-    fn settle(&self, request: DirectRequest, result: i32) -> Settled;
+    fn settle(&self, cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled;
     fn read<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, buf: IoBuf) -> Boxed<'a, Result<(), IoError>>;
     fn write<'a>(
         &'a self,
@@ -307,6 +309,7 @@ pub(crate) trait DynDriver: Send + Sync {
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
+    fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error>;
     fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
     fn child_perms(&self, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms;
     fn tighten<'a>(&'a self, perms: Perms) -> Boxed<'a, Result<(), Error>>;
@@ -331,8 +334,8 @@ impl<D: Driver> DynDriver for Body<D> {
     fn direct(&self, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
         self.driver.direct(&self.conf, cx, request)
     }
-    fn settle(&self, request: DirectRequest, result: i32) -> Settled {
-        self.driver.settle(&self.conf, request, result)
+    fn settle(&self, cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled {
+        self.driver.settle(&self.conf, cx, request, result)
     }
     fn read<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, buf: IoBuf) -> Boxed<'a, Result<(), IoError>> {
         Box::pin(self.driver.read(&self.conf, cx, at, buf))
@@ -368,6 +371,9 @@ impl<D: Driver> DynDriver for Body<D> {
             let conf = self.driver.truncate(&self.conf, cx, size, preallocation).await?;
             Ok(Arc::new(Self { driver: self.driver.clone(), conf }) as Arc<dyn DynDriver>)
         })
+    }
+    fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
+        self.driver.passes_size(&self.conf, size)
     }
     fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move {

@@ -4,12 +4,14 @@
 //! Each thread counts its own requests in its own *lane*; only that thread writes the lane, so counting is a plain
 //! store. The STOPPED bit and the lanes form the classic store/load pair: whoever comes second must see the other.
 //!
-//! The `canary` configurations take one piece of the protocol away; the models must then fail.
+//! Each canary takes one piece of the protocol away; the models must then fail.
 
 use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
+
+use crate::base::canary;
 
 #[cfg(loom)]
 use loom::sync::{
@@ -78,7 +80,7 @@ impl<V: Clone> Gate<V> {
         lane.0.store(to, Ordering::Relaxed);
         // While the lane stays above 0 the drainer has to wait for it anyway: only the first request of a busy
         // period needs the fence.
-        if to == 1 && !cfg!(canary = "enter_fence") {
+        if to == 1 && !canary("enter_fence") {
             fence(Ordering::SeqCst);
         }
         let state = self.state.load(Ordering::Acquire);
@@ -97,7 +99,7 @@ impl<V: Clone> Gate<V> {
     pub fn leave(&self, lane: &LaneCount, to: u32) {
         lane.0.store(to, Ordering::Release);
         if to == 0 {
-            if !cfg!(canary = "leave_fence") {
+            if !canary("leave_fence") {
                 fence(Ordering::SeqCst);
             }
             if self.state.load(Ordering::Relaxed) & STOPPED != 0 {
@@ -168,13 +170,13 @@ impl<V: Clone> Gate<V> {
 
     /// Ready when nobody is inside. One drainer at a time; the gate is stopped.
     pub fn poll_empty(&self, cx: &Context<'_>) -> Poll<()> {
-        if cfg!(canary = "lower_flag") {
+        if canary("lower_flag") {
             // The known-bad protocol: the flag is down while its owner looks, so who leaves then wakes nobody.
             self.state.fetch_and(!STOPPED, Ordering::AcqRel);
         }
         *lock(&self.drainer) = Some(cx.waker().clone());
         let empty = lock(&self.lanes).iter().all(|lane| lane.0.load(Ordering::Acquire) == 0);
-        if cfg!(canary = "lower_flag") {
+        if canary("lower_flag") {
             self.state.fetch_or(STOPPED, Ordering::AcqRel);
             fence(Ordering::SeqCst);
         }
@@ -184,7 +186,7 @@ impl<V: Clone> Gate<V> {
     /// Publishes what is new, if anything, and *then* lets requests in again.
     pub fn resume(&self, new: Option<V>) {
         let mut state = self.state.load(Ordering::Relaxed) & !STOPPED;
-        if cfg!(canary = "open_before_publish") && new.is_some() {
+        if canary("open_before_publish") && new.is_some() {
             self.state.store(state + VERSION, Ordering::Release);
         }
         let old = new.map(|view| {

@@ -34,6 +34,10 @@ impl Root {
         &self.0.gate
     }
 
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// How operators know it ("export 'e0'").
     pub fn name(&self) -> &str {
         &self.0.name
@@ -177,7 +181,14 @@ impl Lane {
 
     /// What goes by a direct plan is done: counts it at every node that it passed through.
     #[inline]
-    pub fn direct_done(&self, trail: &super::driver::DirectPlan, write: bool, end: u64, bytes: u64, time: std::time::Duration) {
+    pub fn direct_done(
+        &self,
+        trail: &super::driver::DirectPlan,
+        write: bool,
+        end: u64,
+        bytes: u64,
+        time: std::time::Duration,
+    ) {
         let pinned = self.pinned.borrow();
         let kind = if write { super::stats::OpKind::Write } else { super::stats::OpKind::Read };
         for slot in trail.trail.slots() {

@@ -73,11 +73,7 @@ impl NodeShared {
     #[cold]
     fn cross_threshold(&self, threshold: u64, end: u64) {
         if self.threshold.compare_exchange(threshold, u64::MAX, Relaxed, Relaxed).is_ok() {
-            (self.events)(NodeEvent::WriteThreshold {
-                node: self.name.clone(),
-                exceeded: end - threshold,
-                threshold,
-            });
+            (self.events)(NodeEvent::WriteThreshold { node: self.name.clone(), exceeded: end - threshold, threshold });
         }
     }
 }
@@ -90,7 +86,10 @@ mod tests {
     #[test]
     fn the_write_threshold_fires_once() {
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let sink = { let seen = seen.clone(); Arc::new(move |event| seen.lock().unwrap().push(event)) };
+        let sink = {
+            let seen = seen.clone();
+            Arc::new(move |event| seen.lock().unwrap().push(event))
+        };
         let node = NodeShared::new("n".into(), sink);
         node.writing_up_to(u64::MAX - 1);
         node.set_threshold(Some(4096));

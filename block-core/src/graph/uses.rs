@@ -4,6 +4,8 @@
 use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 
+use crate::base::canary;
+
 #[cfg(loom)]
 use loom::sync::{
     Arc, Mutex,
@@ -41,13 +43,13 @@ impl Uses {
     /// Ready when no view names the node. The node has left the graph, so the count cannot rise again.
     pub fn poll_unused(&self, cx: &Context<'_>) -> Poll<()> {
         let register = || *self.closer.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
-        if !cfg!(canary = "late_register") {
+        if !canary("late_register") {
             register();
         }
         if self.count.load(Ordering::Acquire) == 0 {
             return Poll::Ready(());
         }
-        if cfg!(canary = "late_register") {
+        if canary("late_register") {
             register();
         }
         Poll::Pending

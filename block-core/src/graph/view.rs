@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::driver::DynDriver;
 use super::geometry::Geometry;
-use super::id::{ChildId, NodeId};
+use super::id::ChildId;
 use super::node::NodeShared;
 use super::options::NodeOptions;
 use super::permission::PermSet;
@@ -27,7 +27,6 @@ pub(crate) struct Slot {
 
 /// A node's parts as a request needs them.
 pub(crate) struct Placed {
-    pub(crate) id: NodeId,
     pub(crate) body: Arc<dyn DynDriver>,
     pub(crate) shared: Arc<NodeShared>,
     pub(crate) options: NodeOptions,

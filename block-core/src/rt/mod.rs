@@ -1,0 +1,45 @@
+//! The runtime: one thread, one ring (or epoll and helper threads), one wait, one executor for futures that stay home.
+//!
+//! Here live threads, rings, timers, wake-ups and the memory that the kernel may be writing to; block-core's only
+//! `unsafe` and its only system calls that wait. Nothing here knows what a node, an image or a guest is.
+//!
+//! - `thread` starts and ends threads; `run` is their loop; `local` is what code on such a thread can ask for.
+//! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks.
+//! - `exec`, `timer`, `inflight`, `readiness` and `source` hold what waits: tasks, sleeps, operations, descriptors, queues.
+//! - `wake` and `shim` are the lock-free hand-over between threads, model-checked in `tests/rt_loom.rs`.
+
+mod buf;
+mod driver;
+mod epoll;
+mod exec;
+mod fd;
+mod inflight;
+mod local;
+mod op;
+mod polling;
+mod pool;
+mod readiness;
+mod run;
+mod shim;
+mod source;
+pub mod sync;
+#[cfg(test)]
+mod tests;
+mod thread;
+mod timer;
+mod token;
+mod uring;
+#[doc(hidden)]
+pub mod wake;
+
+pub use buf::{IoBuf, Segment};
+pub use fd::{SharedFd, eventfd};
+pub use inflight::OpFuture;
+pub use local::{Local, LoopCounters};
+pub use op::{Counted, DirectOp, Engine, Hold, Op};
+pub use polling::PollParams;
+pub use pool::blocking;
+pub use readiness::{Readiness, WatchId};
+pub use source::{Source, SourceId};
+pub use thread::{Gone, IoThread, Remote, run_control};
+pub use timer::Sleep;

@@ -1,0 +1,224 @@
+//! When to poll before sleeping, and for how long: a learned budget, decided from measured gaps alone. No clock, no ring.
+//!
+//! Two kinds of waits are learned apart. With nothing in flight we wait for the guest's next request, and a short poll
+//! saves it a kick and us a wake-up. With operations in flight we wait for a device: a wake-up costs about as much as
+//! [`DEVICE_SHARE`] of the limit, so only what is faster than that is worth a poll, and where devices are slower on
+//! average polling is off altogether, since the guest's time is spent elsewhere.
+
+/// How an IOThread polls and submits. The defaults are QEMU's; all can be changed while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PollParams {
+    /// Longest poll before a sleep, in nanoseconds; 0 turns polling off.
+    pub poll_max_ns: u64,
+    /// Factor by which the budget grows; 0 means 2.
+    pub poll_grow: u64,
+    /// Divisor by which the budget shrinks; 0 means back to nothing.
+    pub poll_shrink: u64,
+    /// Ring entries after which a batch is submitted early; 0 means no limit but the ring's.
+    pub aio_max_batch: u64,
+}
+
+impl Default for PollParams {
+    fn default() -> Self {
+        Self { poll_max_ns: 32_768, poll_grow: 0, poll_shrink: 0, aio_max_batch: 0 }
+    }
+}
+
+impl PollParams {
+    /// No polling at all: the control thread's.
+    pub(super) const OFF: Self = Self { poll_max_ns: 0, poll_grow: 0, poll_shrink: 0, aio_max_batch: 0 };
+}
+
+/// What a thread with nothing to do is waiting for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// The next request: nothing is in flight.
+    Guest,
+    /// Completions (and requests).
+    Device,
+}
+
+/// The learned state of one thread.
+pub(super) struct Polling {
+    params: PollParams,
+    guest: Budget,
+    device: Budget,
+    /// Average of the waits for devices, in eighths of nanoseconds; a wait for the guest counts as none.
+    device_wait: u64,
+}
+
+/// How long to poll, for one kind of wait.
+#[derive(Default)]
+struct Budget {
+    ns: u64,
+    /// The last eight polls, a bit each: 1 for one that ended without success.
+    misses: u8,
+}
+
+impl Polling {
+    pub(super) fn new(params: PollParams) -> Self {
+        Self { params, guest: Budget::default(), device: Budget::default(), device_wait: 0 }
+    }
+
+    /// New limits: what was learned under the old ones is forgotten.
+    pub(super) fn set_params(&mut self, params: PollParams) {
+        *self = Self::new(params);
+    }
+
+    /// How long to poll now, in nanoseconds; 0 is "sleep at once". Never above `poll_max_ns`.
+    pub(super) fn budget(&self, awaited: Awaited) -> u64 {
+        if self.device_wait / 8 > self.device_limit() {
+            return 0;
+        }
+        match awaited {
+            Awaited::Guest => self.guest.ns,
+            Awaited::Device => self.device.ns,
+        }
+    }
+
+    /// A wait is over. `gap_ns`: from the last work to the event; `polled_ns`: the budget that was used, 0 where none.
+    pub(super) fn waited(&mut self, awaited: Awaited, gap_ns: u64, polled_ns: u64) {
+        let (limit, params) = (self.device_limit(), self.params);
+        let sample = match awaited {
+            Awaited::Guest => 0,
+            // Cut: one slow flush among fast reads must not turn polling off for long.
+            Awaited::Device => gap_ns.min(16 * limit),
+        };
+        self.device_wait = self.device_wait - self.device_wait / 8 + sample;
+        match awaited {
+            Awaited::Guest => self.guest.learn(gap_ns, polled_ns, params.poll_max_ns, params),
+            Awaited::Device => self.device.learn(gap_ns, polled_ns, limit, params),
+        }
+    }
+
+    /// The longest wait for a device that is polled for.
+    fn device_limit(&self) -> u64 {
+        self.params.poll_max_ns / DEVICE_SHARE
+    }
+}
+
+impl Budget {
+    fn learn(&mut self, gap_ns: u64, polled_ns: u64, limit: u64, params: PollParams) {
+        if polled_ns > 0 {
+            self.misses = self.misses << 1 | u8::from(gap_ns > polled_ns);
+        }
+        if self.misses.count_ones() >= MOSTLY {
+            *self = Self::default();
+        } else if gap_ns > limit {
+            self.shrink(params.poll_shrink);
+        } else if gap_ns > self.ns {
+            self.grow(params.poll_grow, limit);
+        }
+    }
+
+    fn grow(&mut self, factor: u64, limit: u64) {
+        let factor = if factor == 0 { 2 } else { factor };
+        let grown = if self.ns == 0 { FIRST_NS } else { self.ns.saturating_mul(factor) };
+        self.ns = grown.min(limit);
+    }
+
+    fn shrink(&mut self, divisor: u64) {
+        self.ns = self.ns.checked_div(divisor).unwrap_or(0);
+        if self.ns == 0 {
+            self.misses = 0;
+        }
+    }
+}
+
+/// The part of `poll_max_ns` (4 us of the default) that a wait for a device may take to be polled for.
+const DEVICE_SHARE: u64 = 8;
+/// The first budget, in nanoseconds.
+const FIRST_NS: u64 = 4_000;
+/// So many misses among eight polls turn polling off until a gap fits again.
+const MOSTLY: u32 = 6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plays a gap as the loop would: polls for the budget, then sleeps. Returns the nanoseconds burnt.
+    fn play(polling: &mut Polling, awaited: Awaited, gap_ns: u64) -> u64 {
+        let budget = polling.budget(awaited);
+        polling.waited(awaited, gap_ns, budget);
+        budget.min(gap_ns)
+    }
+
+    fn burnt(polling: &mut Polling, waits: &[(Awaited, u64)], rounds: usize) -> u64 {
+        (0..rounds).flat_map(|_| waits).map(|(awaited, gap)| play(polling, *awaited, *gap)).sum()
+    }
+
+    #[test]
+    fn a_quick_guest_is_polled_for() {
+        let mut polling = Polling::new(PollParams::default());
+        assert_eq!(polling.budget(Awaited::Guest), 0, "nothing is known yet");
+        burnt(&mut polling, &[(Awaited::Guest, 10_000)], 4);
+        assert!(polling.budget(Awaited::Guest) >= 10_000);
+        assert_eq!(play(&mut polling, Awaited::Guest, 10_000), 10_000, "the poll catches it");
+    }
+
+    #[test]
+    fn the_budget_never_passes_the_limit() {
+        for max in [0, 1, 5_000, 32_768] {
+            let mut polling = Polling::new(PollParams { poll_max_ns: max, poll_grow: 1000, ..PollParams::default() });
+            for gap in (0..100_000).step_by(777) {
+                play(&mut polling, Awaited::Guest, gap);
+                play(&mut polling, Awaited::Device, gap / 30);
+                assert!(polling.budget(Awaited::Guest) <= max && polling.budget(Awaited::Device) <= max);
+            }
+        }
+    }
+
+    #[test]
+    fn an_idle_guest_costs_nothing() {
+        let mut polling = Polling::new(PollParams::default());
+        burnt(&mut polling, &[(Awaited::Guest, 5_000)], 10);
+        burnt(&mut polling, &[(Awaited::Guest, 1_000_000)], 1);
+        assert_eq!(burnt(&mut polling, &[(Awaited::Guest, 1_000_000)], 100), 0);
+    }
+
+    #[test]
+    fn shrink_divides_where_it_is_given() {
+        let mut polling = Polling::new(PollParams { poll_shrink: 2, ..PollParams::default() });
+        burnt(&mut polling, &[(Awaited::Guest, 30_000)], 8);
+        let before = polling.budget(Awaited::Guest);
+        play(&mut polling, Awaited::Guest, 1_000_000);
+        assert_eq!(polling.budget(Awaited::Guest), before / 2);
+    }
+
+    #[test]
+    fn a_slow_device_turns_polling_off() {
+        let mut polling = Polling::new(PollParams::default());
+        let slow_disk = [(Awaited::Device, 22_000), (Awaited::Guest, 5_000)];
+        burnt(&mut polling, &slow_disk, 20);
+        assert_eq!(burnt(&mut polling, &slow_disk, 1000), 0);
+        let queue_of_32 = [(Awaited::Device, 7_000)];
+        burnt(&mut polling, &queue_of_32, 20);
+        assert_eq!(burnt(&mut polling, &queue_of_32, 1000), 0);
+    }
+
+    #[test]
+    fn it_comes_back_when_the_device_is_fast_again() {
+        let mut polling = Polling::new(PollParams::default());
+        burnt(&mut polling, &[(Awaited::Device, 1_000_000)], 100);
+        burnt(&mut polling, &[(Awaited::Guest, 5_000)], 40);
+        assert!(polling.budget(Awaited::Guest) >= 5_000);
+    }
+
+    #[test]
+    fn a_flush_among_fast_reads_costs_few_polls() {
+        let mut polling = Polling::new(PollParams::default());
+        burnt(&mut polling, &[(Awaited::Guest, 5_000)], 10);
+        play(&mut polling, Awaited::Device, 2_000_000);
+        burnt(&mut polling, &[(Awaited::Guest, 5_000)], 10);
+        assert!(polling.budget(Awaited::Guest) >= 5_000);
+    }
+
+    #[test]
+    fn mostly_missing_is_given_up() {
+        let mut polling = Polling::new(PollParams { poll_grow: 1, ..PollParams::default() });
+        // A budget that does not grow, and gaps just above it.
+        let rounds = burnt(&mut polling, &[(Awaited::Guest, 6_000)], 7) / 4_000;
+        assert!(rounds <= 6, "polled {rounds} times in vain");
+        assert_eq!(polling.budget(Awaited::Guest), 0);
+    }
+}

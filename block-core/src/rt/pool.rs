@@ -1,0 +1,164 @@
+//! Helper threads for what blocks: one pool for the process, made on demand, gone after ten idle seconds.
+//!
+//! Jobs end here as a message to the thread that asked. Which operation goes here and which to a ring is `inflight`'s
+//! choice; the pool is all there is where io_uring is refused.
+#![expect(unsafe_code, reason = "the blocking twins of ring entries take raw iovecs")]
+
+use super::op::{DirectOp, RawOp};
+use super::thread::{Message, Shared};
+use super::token::Token;
+use super::{Local, sync};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Runs `work` on a helper thread and gives its result. Dropping the future abandons the result, not the work.
+/// Call it on a runtime thread; use it for open, locks and whatever else may block for long.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    debug_assert!(Local::try_current().is_some(), "blocking() belongs to a runtime thread");
+    let (sender, receiver) = sync::oneshot();
+    submit(Job::Call(Box::new(move || {
+        // Nobody may be waiting any more: that is no error.
+        let _ = sender.send(work());
+    })));
+    receiver.await.expect("a helper thread panicked; in release that ends the process")
+}
+
+/// Runs an operation on a helper thread; the completion comes as a message to `home`.
+pub(super) fn run(op: RawOp, token: Token, home: Arc<Shared>) {
+    submit(Job::Op { op, token, home });
+}
+
+enum Job {
+    Op { op: RawOp, token: Token, home: Arc<Shared> },
+    Call(Box<dyn FnOnce() + Send>),
+}
+
+impl Job {
+    fn run(self) {
+        match self {
+            Self::Op { op, token, home } => home.post(Message::Completed { token, result: carry_out(&op) }),
+            Self::Call(call) => call(),
+        }
+    }
+}
+
+/// The system call itself: a count, or a negative errno, as the ring would say it.
+fn carry_out(op: &RawOp) -> i32 {
+    loop {
+        let result = match op {
+            RawOp::Move(movement) => transfer(movement),
+            // SAFETY: the call takes no pointers.
+            RawOp::Sync { fd, data_only: true } => unsafe { libc::fdatasync(*fd) as isize },
+            // SAFETY: the call takes no pointers.
+            RawOp::Sync { fd, data_only: false } => unsafe { libc::fsync(*fd) as isize },
+            RawOp::Fallocate { fd, mode, offset, len } => {
+                // SAFETY: the call takes no pointers.
+                unsafe { libc::fallocate(*fd, *mode, offset.cast_signed(), len.cast_signed()) as isize }
+            }
+        };
+        if result >= 0 {
+            return i32::try_from(result).expect("the kernel moves less than 2 GiB at once");
+        }
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+        if errno != libc::EINTR {
+            return -errno;
+        }
+    }
+}
+
+fn transfer(op: &DirectOp) -> isize {
+    let (fd, iovecs, offset) = (op.fd, op.iovecs, op.offset.cast_signed());
+    let Ok(count) = i32::try_from(op.count) else { unreachable!("a scatter list is at most 1024 long") };
+    if op.write {
+        let flags = if op.dsync { libc::RWF_DSYNC } else { 0 };
+        // SAFETY: whoever made the operation keeps the list and its memory valid until the completion is taken.
+        unsafe { libc::pwritev2(fd, iovecs, count, offset, flags) }
+    } else {
+        // SAFETY: as above.
+        unsafe { libc::preadv2(fd, iovecs, count, offset, 0) }
+    }
+}
+
+/// The one pool.
+static POOL: Pool =
+    Pool { state: Mutex::new(State { jobs: VecDeque::new(), idle: 0, threads: 0 }), work: Condvar::new() };
+
+struct Pool {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+struct State {
+    jobs: VecDeque<Job>,
+    idle: usize,
+    threads: usize,
+}
+
+fn submit(job: Job) {
+    let mut state = POOL.lock();
+    state.jobs.push_back(job);
+    if state.jobs.len() <= state.idle {
+        POOL.work.notify_one();
+    } else if state.threads < MAX_THREADS {
+        state.threads += 1;
+        drop(state);
+        grow();
+    }
+}
+
+fn grow() {
+    let started = std::thread::Builder::new().name("rt-helper".into()).spawn(|| POOL.help());
+    let Err(error) = started else { return };
+    let mut state = POOL.lock();
+    state.threads -= 1;
+    tracing::warn!(%error, threads = state.threads, "no helper thread could be started");
+    // Others will come to the job. Where there is nobody, waiting for ourselves is better than waiting for ever.
+    if state.threads == 0
+        && let Some(job) = state.jobs.pop_front()
+    {
+        drop(state);
+        job.run();
+    }
+}
+
+impl Pool {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Jobs run outside the lock, so a panic cannot have left the state half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The life of a helper thread.
+    fn help(&self) {
+        let _leaving = Leaving;
+        while let Some(job) = self.next() {
+            job.run();
+        }
+    }
+
+    /// `None` after ten seconds without a job.
+    fn next(&self) -> Option<Job> {
+        let mut state = self.lock();
+        if let Some(job) = state.jobs.pop_front() {
+            return Some(job);
+        }
+        state.idle += 1;
+        let idle = |state: &mut State| state.jobs.is_empty();
+        let waited = self.work.wait_timeout_while(state, IDLE, idle).unwrap_or_else(PoisonError::into_inner);
+        let mut state = waited.0;
+        state.idle -= 1;
+        state.jobs.pop_front()
+    }
+}
+
+/// Counts its thread out, also where a job panics (in tests: release aborts).
+struct Leaving;
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        POOL.lock().threads -= 1;
+    }
+}
+
+const MAX_THREADS: usize = 64;
+const IDLE: Duration = Duration::from_secs(10);

@@ -1,0 +1,261 @@
+//! Operations, timers and descriptors.
+#![expect(unsafe_code, reason = "a test looks at a buffer's memory behind its back")]
+
+use super::{Kind, on, on_every_engine};
+use crate::rt::{Counted, Engine, Hold, IoBuf, Local, Op, SharedFd, eventfd, run_control};
+use std::cell::Cell;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+on_every_engine! {
+    bytes_go_there_and_back
+    errors_are_the_kernels
+    a_dropped_future_keeps_its_buffer_and_its_hold
+    a_list_longer_than_the_kernel_takes_is_a_short_count
+    many_operations_at_once
+    sleeps_end_in_order
+    a_dropped_sleep_is_cancelled
+    descriptors_become_ready
+    one_descriptor_may_be_watched_twice
+    a_regular_file_is_always_ready
+}
+
+fn file() -> SharedFd {
+    Arc::new(OwnedFd::from(tempfile::tempfile().unwrap()))
+}
+
+fn pipe() -> (SharedFd, File) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    (Arc::new(reader.into()), OwnedFd::from(writer).into())
+}
+
+fn read(fd: &SharedFd, buf: &IoBuf, offset: u64) -> Op {
+    Op::Read { fd: fd.clone(), buf: buf.clone(), offset }
+}
+
+fn write(fd: &SharedFd, buf: &IoBuf, offset: u64, dsync: bool) -> Op {
+    Op::Write { fd: fd.clone(), buf: buf.clone(), offset, dsync }
+}
+
+fn bytes_go_there_and_back(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        for engine in [Engine::Ring, Engine::Pool] {
+            there_and_back(&local, engine).await;
+        }
+    });
+}
+
+async fn there_and_back(local: &Local, engine: Engine) {
+    let fd = file();
+    let bytes: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+    let whole = IoBuf::from_slice(&bytes).unwrap();
+    let parts = IoBuf::concat(&[whole.slice(0, 1), whole.slice(1, 4999), whole.slice(5000, 5000)]);
+    assert_eq!(local.submit(engine, write(&fd, &parts, 100, true), None).await, 10_000);
+    assert_eq!(local.submit(engine, Op::Sync { fd: fd.clone(), data_only: true }, None).await, 0);
+    assert_eq!(local.submit(engine, Op::Sync { fd: fd.clone(), data_only: false }, None).await, 0);
+
+    let back = IoBuf::alloc(12_000, 512).unwrap();
+    assert_eq!(local.submit(engine, read(&fd, &back, 100), None).await, 10_000, "a short count at the end");
+    assert_eq!(back.slice(0, 10_000).to_vec(), bytes);
+    assert!(back.slice(10_000, 2000).is_zero());
+
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    let hole = Op::Fallocate { fd: fd.clone(), mode: punch, offset: 0, len: 4096 };
+    assert_eq!(local.submit(engine, hole, None).await, 0);
+    assert_eq!(local.submit(engine, read(&fd, &back, 0), None).await, 10_100);
+    assert!(back.slice(0, 4096).is_zero() && !back.slice(4096, 100).is_zero());
+}
+
+fn errors_are_the_kernels(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        let read_only: SharedFd = Arc::new(File::open("/dev/null").unwrap().into());
+        let buf = IoBuf::alloc(512, 512).unwrap();
+        for engine in [Engine::Ring, Engine::Pool] {
+            assert_eq!(local.submit(engine, write(&read_only, &buf, 0, false), None).await, -libc::EBADF);
+            let zero = Op::Fallocate { fd: file(), mode: 0, offset: 0, len: 0 };
+            assert_eq!(local.submit(engine, zero, None).await, -libc::EINVAL);
+        }
+    });
+}
+
+struct Count(Cell<i32>);
+
+impl Counted for Count {
+    fn up(&self) {
+        self.0.set(self.0.get() + 1);
+    }
+
+    fn down(&self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+fn a_dropped_future_keeps_its_buffer_and_its_hold(kind: Kind) {
+    let thread = kind.thread();
+    for engine in [Engine::Ring, Engine::Pool] {
+        on(&thread, move |local| async move {
+            let (reader, mut writer) = pipe();
+            let (count, buf) = (Rc::new(Count(Cell::new(0))), IoBuf::alloc(8, 8).unwrap());
+            let watched = Rc::new(());
+            // SAFETY: `buf` is kept below until the end of the test, longer than its owner here.
+            let shared = unsafe { IoBuf::from_segments(buf.segments().iter().copied(), watched.clone()) };
+            let hold = Hold::new(count.clone());
+            drop(local.submit(engine, Op::Read { fd: reader, buf: shared, offset: u64::MAX }, Some(hold)));
+            local.sleep(Duration::from_millis(20)).await;
+            assert_eq!(count.0.get(), 1, "still in the kernel");
+            assert_eq!(Rc::strong_count(&watched), 2, "the buffer is kept");
+            writer.write_all(b"01234567").unwrap();
+            until(&local, || count.0.get() == 0).await;
+            assert_eq!(Rc::strong_count(&watched), 1, "and given back");
+            assert_eq!(buf.to_vec(), b"01234567", "the kernel wrote where it was told to");
+        });
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (reader, mut writer) = pipe();
+    thread.remote().spawn(move |local| async move {
+        let buf = IoBuf::alloc(1, 1).unwrap();
+        drop(local.submit(Engine::Ring, Op::Read { fd: reader, buf, offset: u64::MAX }, None));
+        sender.send(()).unwrap();
+    });
+    receiver.recv().unwrap();
+    let ending = std::thread::Builder::new().spawn(move || drop(thread)).unwrap();
+    run_control(|local| async move { local.sleep(Duration::from_millis(20)).await });
+    assert!(!ending.is_finished(), "a thread outlives what the kernel has of its memory");
+    writer.write_all(b"!").unwrap();
+    ending.join().unwrap();
+}
+
+/// Waits for something that has no waker.
+pub(super) async fn until(local: &Local, condition: impl Fn() -> bool) {
+    let patience = Instant::now() + super::PATIENCE / 2;
+    while !condition() {
+        assert!(Instant::now() < patience, "waited in vain");
+        local.sleep(Duration::from_millis(1)).await;
+    }
+}
+
+fn a_list_longer_than_the_kernel_takes_is_a_short_count(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        let byte = IoBuf::from_slice(&[7]).unwrap();
+        let long = IoBuf::concat(&vec![byte; 1500]);
+        for engine in [Engine::Ring, Engine::Pool] {
+            let fd = file();
+            assert_eq!(local.submit(engine, write(&fd, &long, 0, false), None).await, 1024);
+        }
+    });
+}
+
+fn many_operations_at_once(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        let fd = file();
+        let buf = |byte: u32| IoBuf::from_slice(&byte.to_ne_bytes()).unwrap();
+        // More than the ring has entries, so that it is submitted in between.
+        let all = 0..3000u32;
+        let writes: Vec<_> = all
+            .clone()
+            .map(|n| local.submit(Engine::Ring, write(&fd, &buf(n), u64::from(n) * 4, false), None))
+            .collect();
+        for done in writes {
+            assert_eq!(done.await, 4);
+        }
+        let back = IoBuf::alloc(12_000, 4).unwrap();
+        assert_eq!(local.submit(Engine::Ring, read(&fd, &back, 0), None).await, 12_000);
+        assert_eq!(back.to_vec(), all.flat_map(u32::to_ne_bytes).collect::<Vec<_>>());
+    });
+}
+
+fn sleeps_end_in_order(kind: Kind) {
+    let order = on(&kind.thread(), |local| async move {
+        let order = Rc::new(std::cell::RefCell::new(Vec::new()));
+        let start = Instant::now();
+        for ms in [30, 10, 20, 0] {
+            let order = order.clone();
+            local.spawn(async move {
+                Local::current().sleep_until(start + Duration::from_millis(ms)).await;
+                assert!(start.elapsed() >= Duration::from_millis(ms), "never early");
+                order.borrow_mut().push(ms);
+            });
+        }
+        until(&local, || order.borrow().len() == 4).await;
+        order.take()
+    });
+    assert_eq!(order, [0, 10, 20, 30]);
+}
+
+fn a_dropped_sleep_is_cancelled(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        let mut long = Box::pin(local.sleep(Duration::from_secs(1000)));
+        std::future::poll_fn(|cx| {
+            assert!(long.as_mut().poll(cx).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+        drop(long);
+        assert_eq!(local.timers().borrow_mut().next(), None);
+    });
+}
+
+fn descriptors_become_ready(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        let (reader, mut writer) = pipe();
+        let (done, seen) = (Rc::new(Cell::new(false)), reader.clone());
+        local.spawn({
+            let done = done.clone();
+            async move {
+                Local::current().readable(&seen).await;
+                done.set(true);
+            }
+        });
+        local.sleep(Duration::from_millis(10)).await;
+        assert!(!done.get(), "nothing to read yet");
+        drop(local.readable(&reader));
+        writer.write_all(b"x").unwrap();
+        until(&local, || done.get()).await;
+        let writer: SharedFd = Arc::new(writer.into());
+        local.writable(&writer).await;
+    });
+}
+
+fn one_descriptor_may_be_watched_twice(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        let (reader, mut writer) = pipe();
+        let (one, two) = (local.readable(&reader), local.readable(&reader));
+        writer.write_all(b"x").unwrap();
+        one.await;
+        two.await;
+    });
+}
+
+fn a_regular_file_is_always_ready(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        local.readable(&file()).await;
+        local.writable(&file()).await;
+    });
+}
+
+#[test]
+fn the_control_thread_does_all_of_it_through_helpers() {
+    let name = run_control(|local| async move {
+        there_and_back(&local, Engine::Ring).await;
+        let fd: SharedFd = Arc::new(eventfd().unwrap());
+        local.writable(&fd).await;
+        crate::rt::blocking(|| std::thread::current().name().map(String::from)).await
+    });
+    assert_eq!(name.as_deref(), Some("rt-helper"));
+}
+
+#[test]
+fn main_may_borrow() {
+    let mut numbers = vec![1];
+    let numbers = &mut numbers;
+    let sum = run_control(|local| async move {
+        local.sleep(Duration::from_millis(1)).await;
+        numbers.push(2);
+        numbers.iter().sum::<i32>()
+    });
+    assert_eq!(sum, 3);
+}
