@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::drain::{Drained, PrivateRoot};
 use super::driver::{DriverInfo, DynDriver};
 use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
 use super::geometry::Geometry;
-use super::id::NodeId;
+use super::id::{ChildId, NodeId};
 use super::lane::Root;
 use super::node::{EventSink, NodeShared};
 use super::options::NodeOptions;
@@ -107,6 +107,13 @@ impl Graph {
         report(&shape, id, shape.vertex(id)?)
     }
 
+    /// A node's own name for the child that QMP calls `name`, for an edit of that edge.
+    pub fn child(&self, id: NodeId, name: &str) -> Option<ChildId> {
+        let shape = self.shape.borrow();
+        let number = shape.vertex(id)?.edges.iter().position(|edge| edge.name == name)?;
+        Some(ChildId(u32::try_from(number).expect("a node has few children")))
+    }
+
     /// Arms or disarms the one-shot event on a write that ends past `threshold` bytes. False: no such node.
     pub fn set_write_threshold(&self, id: NodeId, threshold: Option<u64>) -> bool {
         let shape = self.shape.borrow();
@@ -176,31 +183,51 @@ impl Graph {
     pub(super) async fn tighten(self: &Rc<Self>, outcome: &Outcome) -> Result<Locks> {
         let nodes: Vec<_> = outcome.relock.iter().filter_map(|id| Tighten::of(self, outcome, *id)).collect();
         let ids: BTreeSet<_> = nodes.iter().map(|node| node.id).collect();
-        self.when(|| {
-            let mut locking = self.locking.borrow_mut();
-            locking.is_disjoint(&ids).then(|| locking.extend(&ids))
-        })
-        .await;
-        let mut locks = Locks { graph: Rc::downgrade(self), nodes: Vec::new(), locking: ids };
+        self.claim_locks(&ids).await;
+        let locks = Locks { graph: Rc::downgrade(self), claimed: ids };
         for node in nodes {
-            locks.nodes.push(node.id);
-            node.borrowed.body.tighten(node.perms).await?;
+            // Noted first: one that fails half-way has something to give back.
             self.held.borrow_mut().insert(node.id, node.perms);
+            node.borrowed.body.tighten(node.perms).await?;
         }
         Ok(locks)
     }
 
-    /// Gives back what the nodes hold and their users do not need.
-    async fn relax(&self, nodes: &[NodeId]) {
-        for id in nodes {
-            let Some(borrowed) = Borrowed::of(&self.shape.borrow(), *id) else {
-                self.held.borrow_mut().remove(id);
-                continue;
-            };
-            let Some(perms) = self.shape.borrow().vertex(*id).map(|vertex| vertex.perms) else { continue };
-            borrowed.body.relax(perms).await;
-            self.held.borrow_mut().insert(*id, perms);
+    /// A node whose users would need more than it holds.
+    fn first_lacking(&self, outcome: &Outcome) -> Option<String> {
+        let lacking = outcome.relock.iter().find(|id| Tighten::of(self, outcome, **id).is_some())?;
+        outcome.touched.get(lacking)?.as_ref().map(Vertex::described)
+    }
+
+    /// One command at a time changes the locks of a node.
+    async fn claim_locks(&self, nodes: &BTreeSet<NodeId>) {
+        self.when(|| {
+            let mut locking = self.locking.borrow_mut();
+            locking.is_disjoint(nodes).then(|| locking.extend(nodes))
+        })
+        .await;
+    }
+
+    /// Gives back what the nodes hold and their users do not need, and the claim on their locks.
+    async fn relax_claimed(&self, claimed: BTreeSet<NodeId>) {
+        for id in &claimed {
+            self.relax(*id).await;
         }
+        self.locking.borrow_mut().retain(|id| !claimed.contains(id));
+        self.changed.notify_all();
+    }
+
+    async fn relax(&self, id: NodeId) {
+        let Some(perms) = self.vertex(id, |vertex| vertex.perms) else {
+            self.held.borrow_mut().remove(&id);
+            return;
+        };
+        if self.held.borrow().get(&id).is_none_or(|held| *held == perms) {
+            return;
+        }
+        let Some(borrowed) = self.borrow_body(id) else { return };
+        borrowed.body.relax(perms).await;
+        self.held.borrow_mut().insert(id, perms);
     }
 
     // ---- edit and publish: the one exclusive step --------------------------------------------------------------
@@ -234,8 +261,9 @@ impl Graph {
         if self.collides(&outcome, own) {
             return Err(Error::new("Another command is changing the same part of the graph"));
         }
-        let unlocked = outcome.relock.iter().find(|id| Tighten::of(self, &outcome, **id).is_some());
-        assert!(unlocked.is_none(), "what a change needs from outside is taken before it is made");
+        if let Some(lacking) = self.first_lacking(&outcome) {
+            return Err(Error::new(format!("What users of {lacking} need has not been prepared")));
+        }
         Ok(self.publish(set, value, outcome))
     }
 
@@ -243,7 +271,6 @@ impl Graph {
         // Invariant 1: what requests see changes only under drained roots.
         assert!(outcome.affected_roots.iter().all(|id| drained.contains(id) || outcome.new_roots.contains(id)));
         let mut shape = self.shape.borrow_mut();
-        shape.next = outcome.next;
         let retired = outcome.touched.into_iter().filter_map(|(id, vertex)| place(&mut shape, id, vertex)).collect();
         let roots: Vec<_> = drained.iter().chain(&outcome.new_roots).copied().collect();
         for id in roots {
@@ -370,24 +397,19 @@ impl Tighten {
     }
 }
 
-/// Locks that were taken for a change which is not published yet. Dropped: given back again.
-pub(super) struct Locks {
+/// External locks that were taken for a change. Dropped before the change is published, they are given back.
+#[must_use = "dropped at once, the locks are given back before the change"]
+pub struct Locks {
     graph: Weak<Graph>,
-    nodes: Vec<NodeId>,
-    locking: BTreeSet<NodeId>,
+    claimed: BTreeSet<NodeId>,
 }
 
 impl Drop for Locks {
     fn drop(&mut self) {
         let Some(graph) = self.graph.upgrade() else { return };
-        let nodes = std::mem::take(&mut self.nodes);
-        let locking = std::mem::take(&mut self.locking);
+        let claimed = std::mem::take(&mut self.claimed);
         // Giving back asks the kernel, so it is a task of its own; who comes next for these nodes waits for it.
-        Local::current().spawn(async move {
-            graph.relax(&nodes).await;
-            graph.locking.borrow_mut().retain(|id| !locking.contains(id));
-            graph.changed.notify_all();
-        });
+        Local::current().spawn(async move { graph.relax_claimed(claimed).await });
     }
 }
 
@@ -434,8 +456,7 @@ impl Permit {
             drop(outcome);
             // The plan is checked again: while the locks were taken, others may have changed what it rests on.
             let (_, now) = self.graph.preview(&none, |edit, _| change(edit))?;
-            let lacking = now.relock.iter().any(|id| Tighten::of(&self.graph, &now, *id).is_some());
-            if lacking || self.graph.collides(&now, None) {
+            if self.graph.first_lacking(&now).is_some() || self.graph.collides(&now, None) {
                 drop(locks);
                 continue;
             }
@@ -530,7 +551,9 @@ impl<R> Committed<R> {
     /// Gives back locks that nobody needs any more and closes the removed nodes, as soon as no view names them. Takes
     /// the command's permit: a drain that lasts would hold up what it waits for.
     pub async fn close(self, _permit: &mut Permit) -> R {
-        self.graph.relax(&self.relock).await;
+        let claimed: BTreeSet<_> = self.relock.iter().copied().collect();
+        self.graph.claim_locks(&claimed).await;
+        self.graph.relax_claimed(claimed).await;
         for parts in self.retired {
             close_node(parts.body, parts.shared).await;
         }

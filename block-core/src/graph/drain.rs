@@ -60,8 +60,9 @@ impl Drained<'_> {
         Ok(Exclusive { graph: self.stopped.graph.clone(), node: id, drained: PhantomData })
     }
 
-    /// Takes the external locks that `change` is going to need.
-    pub(super) async fn tighten_for(
+    /// Takes the external locks (of image files) that `change` is going to need; they are kept until the value is
+    /// dropped, and beyond that if the change was published. A change that lets nobody do more than before needs none.
+    pub async fn prepare(
         &self,
         change: impl for<'d> Fn(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
     ) -> Result<Locks> {

@@ -22,6 +22,7 @@ use crate::base::{Error, Result};
 /// A node that is not in the graph yet. Dropping it drops its driver.
 #[derive(Clone)]
 pub struct NewNode {
+    id: NodeId,
     name: String,
     options: NodeOptions,
     explicit: bool,
@@ -47,7 +48,7 @@ impl NewNode {
         let mut edges = Edges::default();
         let (driver, conf) = make(&mut edges);
         let body = Arc::new(Body { driver: Arc::new(driver), conf });
-        Self { name, options, explicit: true, body, edges: edges.0 }
+        Self { id: NodeId::fresh(), name, options, explicit: true, body, edges: edges.0 }
     }
 
     /// The node is somebody's inline child: it goes when its last parent goes.
@@ -58,10 +59,18 @@ impl NewNode {
 
 /// A root that is not in the graph yet.
 pub(crate) struct NewRoot {
-    pub(crate) name: String,
-    pub(crate) perms: Perms,
-    pub(crate) node: NodeId,
-    pub(crate) news: News,
+    id: NodeId,
+    name: String,
+    perms: Perms,
+    node: NodeId,
+    news: News,
+}
+
+impl NewRoot {
+    /// A root over `node` that messages call `name`. `news` is told of other sizes and limits.
+    pub(crate) fn new(name: String, perms: Perms, node: NodeId, news: News) -> Self {
+        Self { id: NodeId::fresh(), name, perms, node, news }
+    }
 }
 
 type Brand<'d> = PhantomData<fn(&'d ()) -> &'d ()>;
@@ -96,7 +105,6 @@ pub struct GraphEdit<'d> {
     events: &'d EventSink,
     /// Copies of the vertices that this change touches; `None`: removed.
     touched: BTreeMap<NodeId, Option<Vertex>>,
-    next: u64,
     /// Vertices whose users' needs may have changed.
     perms_dirty: BTreeSet<NodeId>,
     /// Vertices whose own geometry may have changed.
@@ -126,7 +134,7 @@ impl<'d> GraphEdit<'d> {
         let placeholder = Geometry { size: 0, limits: super::geometry::Limits::ANY };
         let parts =
             NodeParts { body: new.body, shared, options: new.options, geometry: placeholder, explicit: new.explicit };
-        let id = self.insert(new.name, Kind::Node(parts), new.edges)?;
+        let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {
             return Err(Error::new(format!("The graph may not be deeper than {MAX_DEPTH} nodes")));
@@ -137,7 +145,7 @@ impl<'d> GraphEdit<'d> {
     pub(crate) fn add_root(&mut self, new: &NewRoot) -> Result<(NodeId, Root)> {
         let root = Root::new(new.name.clone(), Arc::new(View::new(Vec::new(), PermSet::NONE)));
         let kind = Kind::Root { root: root.clone(), news: new.news.clone() };
-        let id = self.insert(new.name.clone(), kind, vec![("root", new.node, Role::Filtered)])?;
+        let id = self.insert(new.id, new.name.clone(), kind, vec![("root", new.node, Role::Filtered)])?;
         let vertex = self.vertex_mut(id)?;
         vertex.edges[0].perms = new.perms;
         vertex.perms = new.perms;
@@ -145,12 +153,16 @@ impl<'d> GraphEdit<'d> {
         Ok((id, root))
     }
 
-    fn insert(&mut self, name: String, kind: Kind, edges: Vec<(&'static str, NodeId, Role)>) -> Result<NodeId> {
+    fn insert(
+        &mut self,
+        id: NodeId,
+        name: String,
+        kind: Kind,
+        edges: Vec<(&'static str, NodeId, Role)>,
+    ) -> Result<NodeId> {
         if self.base.vertices.len() + self.touched.len() >= MAX_VERTICES {
             return Err(Error::new(format!("There may not be more than {MAX_VERTICES} nodes and exports")));
         }
-        let id = NodeId(self.next);
-        self.next += 1;
         for (_, child, _) in &edges {
             self.vertex_mut(*child)?.parents.push(id);
             self.perms_dirty.insert(*child);
@@ -261,7 +273,6 @@ fn no_such_node() -> Error {
 /// A change that has been checked as a whole and that nobody has seen yet.
 pub(crate) struct Outcome {
     pub(crate) touched: BTreeMap<NodeId, Option<Vertex>>,
-    pub(crate) next: u64,
     /// Nodes that stay and whose users now use or bear something else.
     pub(crate) relock: Vec<NodeId>,
     /// Roots above something that requests see differently.
@@ -282,7 +293,6 @@ pub(crate) fn evaluate<'d, R>(
         base,
         events,
         touched: BTreeMap::new(),
-        next: base.next,
         perms_dirty: BTreeSet::new(),
         geometry_dirty: BTreeSet::new(),
         seen_differently: BTreeSet::new(),
@@ -434,7 +444,7 @@ impl GraphEdit<'_> {
             (perms != Some(before.unwrap_or(Perms::IDLE))).then_some(*id)
         });
         let relock = relock.collect();
-        Outcome { relock, affected_roots, news, new_roots: self.new_roots, touched: self.touched, next: self.next }
+        Outcome { relock, affected_roots, news, new_roots: self.new_roots, touched: self.touched }
     }
 
     /// Roots whose top looks different now.

@@ -26,7 +26,7 @@ mod tracked;
 pub mod uses;
 mod view;
 
-pub use control::{Committed, Graph, NodeReport, Permit};
+pub use control::{Committed, Graph, Locks, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;

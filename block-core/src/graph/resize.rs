@@ -12,7 +12,6 @@ use super::edit::{DrainedSet, GraphEdit, NewRoot};
 use super::id::NodeId;
 use super::options::NodeOptions;
 use super::permission::{PermSet, Perms};
-use super::shape::Vertices;
 use crate::base::{Error, Result};
 
 /// What one node of a reopen becomes.
@@ -33,7 +32,7 @@ impl Permit {
         let target = self.size_of(id, size)?;
         // For as long as it takes, the resize is a user like any other: permissions and file locks follow from that.
         let perms = Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares: PermSet::ALL };
-        let user = NewRoot { name: "block_resize".into(), perms, node: id, news: Rc::new(|_| ()) };
+        let user = NewRoot::new("block_resize".into(), perms, id, Rc::new(|_| ()));
         let (user, _) = self.add_root(user).await?;
         let result = self.truncate(target, preallocation).await;
         self.remove_root(user).await?;
@@ -68,7 +67,7 @@ impl Permit {
         for one in &all {
             ready.push(drained.reopened(one).await?);
         }
-        let locks = drained.tighten_for(|edit, set| reconfigure_all(edit, set, &ready)).await?;
+        let locks = drained.prepare(|edit, set| reconfigure_all(edit, set, &ready)).await?;
         let committed = drained.write(|edit, set| {
             let result = reconfigure_all(edit, set, &ready);
             drop(ready);
@@ -99,8 +98,5 @@ impl Drained<'_> {
 }
 
 fn reconfigure_all<'d>(edit: &mut GraphEdit<'d>, set: DrainedSet<'d>, all: &[NewBody]) -> Result<()> {
-    all.iter().try_for_each(|(id, body, options)| {
-        debug_assert!(edit.vertex(*id).is_some());
-        edit.reconfigure(set.owner(*id)?, body.clone(), *options)
-    })
+    all.iter().try_for_each(|(id, body, options)| edit.reconfigure(set.owner(*id)?, body.clone(), *options))
 }

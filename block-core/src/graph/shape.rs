@@ -80,12 +80,11 @@ impl Vertex {
     }
 }
 
-/// All vertices. `NodeId`s are handed out in rising order, so the map is in order of creation.
+/// All vertices. `NodeId`s rise with time, so the map is in order of creation.
 #[derive(Default)]
 pub(crate) struct Shape {
     pub(crate) vertices: BTreeMap<NodeId, Vertex>,
     pub(crate) names: HashMap<String, NodeId>,
-    pub(crate) next: u64,
 }
 
 /// Anything that vertices can be looked up in: the shape, or an edit over it.

@@ -51,7 +51,7 @@ impl Port {
             *lock(&published) = Some(now);
             news(PortNews::Resized(now));
         });
-        let new = NewRoot { name: options.name, perms: options.perms, node, news: tell };
+        let new = NewRoot::new(options.name, options.perms, node, tell);
         let (id, root) = permit.add_root(new).await?;
         let now = permit.graph().node(node).map(|report| report.geometry);
         lock(&geometry).get_or_insert(now.expect("the node has a parent now, so it is there"));

@@ -46,6 +46,13 @@ pub struct WatchId {
     birth: u32,
 }
 
+impl WatchId {
+    #[cfg(test)]
+    pub(super) fn token(self) -> Token {
+        Token::Poll(self.slot)
+    }
+}
+
 /// The watched descriptors of one thread.
 #[derive(Default)]
 pub(super) struct Watches {
@@ -118,7 +125,8 @@ impl Watches {
             Purpose::Fired => unreachable!("a watch for one event fires once"),
             Purpose::Source { source, tag } => {
                 let kick = Fired::Kick { source: *source, tag: *tag };
-                let refused = result < 0 && !more;
+                // Cancelled by nobody here (those are `Ended`), or squeezed out by a full completion queue: once more.
+                let refused = result < 0 && result != -libc::ECANCELED && !more;
                 if refused {
                     tracing::error!(errno = -result, source, tag, "a queue's event descriptor cannot be watched");
                 } else if !more {

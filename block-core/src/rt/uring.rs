@@ -75,7 +75,8 @@ impl Uring {
     }
 
     pub(super) fn unwatch(&mut self, token: Token) {
-        self.push(opcode::PollRemove::new(token.pack()).build().user_data(Token::Cancel.pack()));
+        // Not PollRemove: that one gives up (EALREADY) where an event is just being handled, and the watch lives on.
+        self.push(opcode::AsyncCancel::new(token.pack()).build().user_data(Token::Cancel.pack()));
     }
 
     /// One system call where there is something to submit, or work that waits for us to enter the kernel.
@@ -219,7 +220,7 @@ fn check(ring: &IoUring) -> io::Result<()> {
         opcode::Fsync::CODE,
         opcode::Fallocate::CODE,
         opcode::PollAdd::CODE,
-        opcode::PollRemove::CODE,
+        opcode::AsyncCancel::CODE,
     ];
     if !features || !codes.iter().all(|code| probe.is_supported(*code)) {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is older than Linux 5.13"));

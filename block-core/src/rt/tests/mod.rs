@@ -2,6 +2,8 @@
 //! A test fails by a time-out where something is lost.
 
 mod ops;
+mod primitives;
+mod sources;
 
 mod threads;
 

@@ -153,8 +153,8 @@ fn many_operations_at_once(kind: Kind) {
     on(&kind.thread(), |local| async move {
         let fd = file();
         let buf = |byte: u32| IoBuf::from_slice(&byte.to_ne_bytes()).unwrap();
-        // More than the ring has entries, so that it is submitted in between.
-        let all = 0..3000u32;
+        // More than both rings have entries: some are submitted in between, and completions are kept back.
+        let all = 0..10_000u32;
         let writes: Vec<_> = all
             .clone()
             .map(|n| local.submit(Engine::Ring, write(&fd, &buf(n), u64::from(n) * 4, false), None))
@@ -162,8 +162,8 @@ fn many_operations_at_once(kind: Kind) {
         for done in writes {
             assert_eq!(done.await, 4);
         }
-        let back = IoBuf::alloc(12_000, 4).unwrap();
-        assert_eq!(local.submit(Engine::Ring, read(&fd, &back, 0), None).await, 12_000);
+        let back = IoBuf::alloc(40_000, 4).unwrap();
+        assert_eq!(local.submit(Engine::Ring, read(&fd, &back, 0), None).await, 40_000);
         assert_eq!(back.to_vec(), all.flat_map(u32::to_ne_bytes).collect::<Vec<_>>());
     });
 }
