@@ -130,10 +130,12 @@ impl Ring {
         if std::mem::replace(taken, true) {
             return Err(Broken::HeadTwice(head));
         }
-        self.next_avail = self.next_avail.wrapping_add(1);
         chain.start(head);
         self.walk(map, head, chain)?;
-        chain.finish()
+        chain.finish()?;
+        // What cannot be answered stays where it is: the base points to it.
+        self.next_avail = self.next_avail.wrapping_add(1);
+        Ok(())
     }
 
     fn walk(&self, map: &MemoryMap, head: u16, chain: &mut Chain) -> Result<(), Broken> {
@@ -231,13 +233,12 @@ impl Ring {
         }
     }
 
-    /// The used ring as a log range: offset and length of its index, of its flags and of the elements given back since
-    /// `from`, as bytes of the used ring.
+    /// What was written to the used ring since its index was `from`: offset and length in bytes, for the dirty log.
     pub(super) fn used_ranges(&self, from: u16) -> impl Iterator<Item = (u64, u64)> {
         let size = self.size;
         let count = self.next_used.wrapping_sub(from);
         let elements = (0..count).map(move |i| (4 + 8 * u64::from(from.wrapping_add(i) & (size - 1)), 8));
-        elements.chain([(0, 4), (4 + 8 * u64::from(size), 2)])
+        elements.chain([(2, 2)])
     }
 
     /// `used.idx` as the driver sees it.
@@ -246,17 +247,18 @@ impl Ring {
     }
 
     /// Asks the driver for kicks, or tells it that none are needed. After asking, look at [`Ring::waiting`] again.
-    pub(super) fn want_kicks(&mut self, wanted: bool) {
-        match (self.features.event_idx, wanted) {
+    /// Gives the offset in the used ring of the word that was written, if one was.
+    pub(super) fn want_kicks(&self, wanted: bool) -> Option<u64> {
+        let (at, value) = match (self.features.event_idx, wanted) {
             // Without an update of the event the driver does not cross it.
-            (true, false) => return,
-            (true, true) => {
-                let at = 4 + 8 * usize::from(self.size);
-                self.used(at).store(self.next_avail.to_le(), Ordering::Relaxed);
-            }
-            (false, wanted) => self.used(0).store(if wanted { 0 } else { NO_NOTIFY.to_le() }, Ordering::Relaxed),
-        }
+            (true, false) => return None,
+            (true, true) => (4 + 8 * usize::from(self.size), self.next_avail),
+            (false, true) => (0, 0),
+            (false, false) => (0, NO_NOTIFY),
+        };
+        self.used(at).store(value.to_le(), Ordering::Relaxed);
         fence(Ordering::SeqCst);
+        Some(at as u64)
     }
 
     #[inline]

@@ -218,6 +218,27 @@ fn watch(region: &vm_memory::GuestRegionMmap<()>) -> io::Result<Region> {
     Ok(Region { gpa: region.start_addr().0, len: region.len(), host, guard })
 }
 
+/// Maps all of the parts (file, offset, length) and unmaps them again: fails where that fails.
+pub(super) fn try_map<F: AsFd>(parts: impl Iterator<Item = (F, u64, u64)>) -> io::Result<()> {
+    struct Trial(*mut std::ffi::c_void, usize);
+    impl Drop for Trial {
+        fn drop(&mut self) {
+            // SAFETY: exactly the mapping made below, which nobody has looked at.
+            let _ = unsafe { rustix::mm::munmap(self.0, self.1) };
+        }
+    }
+    let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
+    let flags = rustix::mm::MapFlags::SHARED | rustix::mm::MapFlags::NORESERVE;
+    let mut trials = Vec::new();
+    for (file, offset, len) in parts {
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, flags, file, offset) }?;
+        trials.push(Trial(base, len));
+    }
+    Ok(())
+}
+
 /// Bytes of a page of the file's mapping: more than the usual only on hugetlbfs.
 fn page_size(file: impl AsFd) -> io::Result<usize> {
     const HUGETLBFS: i64 = 0x9584_58f6;

@@ -1,0 +1,3 @@
+//! Exports: how a node is offered to the outside. One module a kind.
+
+pub mod vhost_user;
