@@ -51,6 +51,11 @@ impl NewNode {
         Self { id: NodeId::fresh(), name, options, explicit: true, body, edges: edges.0 }
     }
 
+    /// Where it will be, for the edges of those that are added after it in the same change.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
     /// The node is somebody's inline child: it goes when its last parent goes.
     pub fn inline(self) -> Self {
         Self { explicit: false, ..self }

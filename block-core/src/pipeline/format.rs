@@ -5,8 +5,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Place, Preallocation,
-    ReopenRequest, Settled, WriteFlags,
+    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Perms, Place, Preallocation,
+    ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -64,6 +64,11 @@ pub trait Format: Send + Sync + 'static {
     /// See [`Driver::passes_size`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
         Ok(None)
+    }
+
+    /// See [`Driver::child_perms`].
+    fn child_perms(&self, _conf: &Self::Conf, _child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
+        role.child_perms(above, writable)
     }
 
     /// See [`Driver::reopen`].
@@ -233,6 +238,10 @@ impl<F: Format> Driver for Mapped<F> {
 
     fn passes_size(&self, conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
         self.0.passes_size(conf, size)
+    }
+
+    fn child_perms(&self, conf: &F::Conf, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
+        self.0.child_perms(conf, child, role, above, writable)
     }
 
     async fn reopen(&self, conf: &F::Conf, request: ReopenRequest<'_>) -> Result<F::Conf, Error> {

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use crate::base::{ByteRange, IoError, Result};
 use crate::graph::{
-    Child, ChildId, DirectPlan, DirectRequest, Geometry, Lane, NewRoot, NodeId, Permit, Perms, Root, Settled, ViewPin,
-    WriteFlags,
+    Child, ChildId, DirectPlan, DirectRequest, Extent, Geometry, Lane, NewRoot, NodeId, Permit, Perms, Root, Settled,
+    ViewPin, WriteFlags,
 };
 use crate::rt::{IoBuf, Local};
 
@@ -176,6 +176,11 @@ impl PortLane {
     /// Makes stable what was completed before.
     pub async fn flush(&self, pin: &ViewPin) -> Result<(), IoError> {
         self.noted(top(pin).flush().await)
+    }
+
+    /// Where the first bytes of the range live.
+    pub async fn map(&self, pin: &ViewPin, at: ByteRange) -> Result<Extent, IoError> {
+        top(pin).map(at).await
     }
 
     /// Requests on the async path that failed.
