@@ -31,7 +31,6 @@ pub(super) enum Interest {
 }
 
 /// The kernel's side of one thread.
-#[expect(clippy::large_enum_variant, reason = "there is one in a thread, and the ring is looked at in every pass")]
 pub(super) enum Driver {
     Ring(Uring),
     Epoll(Epoll),

@@ -96,6 +96,11 @@ impl Tasks {
         count > 0
     }
 
+    /// True where `run` would find something.
+    pub(super) fn any_ready(&self) -> bool {
+        !self.ready.borrow().is_empty()
+    }
+
     fn poll(&self, id: TaskId) {
         let Some(mut task) = self.take(id) else { return };
         // Before the poll: what is woken while it runs runs again.

@@ -5,7 +5,7 @@ use super::op::{Engine, Hold, Op};
 use super::token::Token;
 use super::{Local, pool};
 use slab::Slab;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -40,6 +40,7 @@ impl Drop for OpFuture {
 #[derive(Default)]
 pub(super) struct InFlight {
     slots: RefCell<Slab<Slot>>,
+    running: Cell<usize>,
 }
 
 enum Slot {
@@ -69,6 +70,7 @@ impl InFlight {
         let raw = kept.op.raw();
         let slot = self.slots.borrow_mut().insert(Slot::Running { kept, waiter: Waiter::NotYet });
         let slot = u32::try_from(slot).expect("fewer than 2^32 operations fit in memory");
+        self.running.set(self.running.get() + 1);
         match engine {
             Engine::Ring => local.driver().borrow_mut().run(raw, Token::Op(slot)),
             Engine::Pool => pool::run(raw, Token::Op(slot), local.shared().clone()),
@@ -83,6 +85,7 @@ impl InFlight {
         let Slot::Running { kept, waiter } = std::mem::replace(&mut slots[key], Slot::Done(result)) else {
             unreachable!("an operation completes once")
         };
+        self.running.set(self.running.get() - 1);
         if matches!(waiter, Waiter::Abandoned) {
             slots.remove(key);
         }
@@ -96,11 +99,7 @@ impl InFlight {
 
     /// Operations that the kernel, or a helper, still works on.
     pub(super) fn count(&self) -> usize {
-        self.slots.borrow().iter().filter(|(_, slot)| matches!(slot, Slot::Running { .. })).count()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.slots.borrow().is_empty()
+        self.running.get()
     }
 
     fn answer(&self, slot: u32, waker: &Waker) -> Option<i32> {

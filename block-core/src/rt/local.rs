@@ -88,9 +88,10 @@ impl Local {
         Remote::new(self.shared.clone())
     }
 
-    /// Ends after `duration`, counted from now.
+    /// Ends after `duration`, counted from now; never, where that is past the end of the clock.
     pub fn sleep(&self, duration: Duration) -> Sleep {
-        self.sleep_until(Instant::now() + duration)
+        let now = Instant::now();
+        self.sleep_until(now.checked_add(duration).unwrap_or(now + FOR_EVER))
     }
 
     /// Ends at `deadline`. Dropping it cancels it.
@@ -234,6 +235,9 @@ pub(super) fn if_home(shared: &Arc<Shared>, action: impl FnOnce(&Local)) -> bool
     });
     at_home.unwrap_or(false)
 }
+
+/// A hundred years: beyond what a thread lives, and within what a clock counts.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 thread_local! {
     static CURRENT: RefCell<Option<Rc<Local>>> = const { RefCell::new(None) };

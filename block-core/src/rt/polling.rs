@@ -1,9 +1,9 @@
 //! When to poll before sleeping, and for how long: a learned budget, decided from measured gaps alone. No clock, no ring.
 //!
-//! Two kinds of waits are learned apart. With nothing in flight we wait for the guest's next request, and a short poll
-//! saves it a kick and us a wake-up. With operations in flight we wait for a device: a wake-up costs about as much as
-//! [`DEVICE_SHARE`] of the limit, so only what is faster than that is worth a poll, and where devices are slower on
-//! average polling is off altogether, since the guest's time is spent elsewhere.
+//! Three kinds of waits are learned apart. With nothing in flight we wait for the guest's next request: a poll saves it a
+//! kick and us a wake-up. With one operation in flight its latency is all there is, and a wake-up would add to it. With
+//! many in flight the device is busy anyway: a poll pays only where it costs less processor than a wake-up, and a sleep
+//! makes better batches. Where devices are slow on average polling is off altogether: the time is spent elsewhere.
 
 /// How an IOThread polls and submits. The defaults are QEMU's; all can be changed while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,15 +34,38 @@ impl PollParams {
 pub(super) enum Awaited {
     /// The next request: nothing is in flight.
     Guest,
-    /// Completions (and requests).
-    Device,
+    /// The completion of one operation.
+    One,
+    /// Completions, of several operations.
+    Many,
+}
+
+impl Awaited {
+    const COUNT: usize = 3;
+
+    pub(super) fn of(in_flight: usize) -> Self {
+        match in_flight {
+            0 => Self::Guest,
+            1 => Self::One,
+            _ => Self::Many,
+        }
+    }
+
+    /// The part of `poll_max_ns` that a wait may take to be polled for.
+    fn share(self) -> u64 {
+        match self {
+            Self::Guest => 1,
+            Self::One => 2,
+            Self::Many => 8,
+        }
+    }
 }
 
 /// The learned state of one thread.
 pub(super) struct Polling {
     params: PollParams,
-    guest: Budget,
-    device: Budget,
+    /// By kind of wait.
+    budgets: [Budget; Awaited::COUNT],
     /// Average of the waits for devices, in eighths of nanoseconds; a wait for the guest counts as none.
     device_wait: u64,
 }
@@ -57,7 +80,7 @@ struct Budget {
 
 impl Polling {
     pub(super) fn new(params: PollParams) -> Self {
-        Self { params, guest: Budget::default(), device: Budget::default(), device_wait: 0 }
+        Self { params, budgets: Default::default(), device_wait: 0 }
     }
 
     /// New limits: what was learned under the old ones is forgotten.
@@ -67,33 +90,22 @@ impl Polling {
 
     /// How long to poll now, in nanoseconds; 0 is "sleep at once". Never above `poll_max_ns`.
     pub(super) fn budget(&self, awaited: Awaited) -> u64 {
-        if self.device_wait / 8 > self.device_limit() {
+        if self.device_wait / 8 > self.params.poll_max_ns / SLOW_SHARE {
             return 0;
         }
-        match awaited {
-            Awaited::Guest => self.guest.ns,
-            Awaited::Device => self.device.ns,
-        }
+        self.budgets[awaited as usize].ns
     }
 
     /// A wait is over. `gap_ns`: from the last work to the event; `polled_ns`: the budget that was used, 0 where none.
     pub(super) fn waited(&mut self, awaited: Awaited, gap_ns: u64, polled_ns: u64) {
-        let (limit, params) = (self.device_limit(), self.params);
+        let max = self.params.poll_max_ns;
         let sample = match awaited {
             Awaited::Guest => 0,
             // Cut: one slow flush among fast reads must not turn polling off for long.
-            Awaited::Device => gap_ns.min(16 * limit),
+            Awaited::One | Awaited::Many => gap_ns.min(2 * max),
         };
         self.device_wait = self.device_wait - self.device_wait / 8 + sample;
-        match awaited {
-            Awaited::Guest => self.guest.learn(gap_ns, polled_ns, params.poll_max_ns, params),
-            Awaited::Device => self.device.learn(gap_ns, polled_ns, limit, params),
-        }
-    }
-
-    /// The longest wait for a device that is polled for.
-    fn device_limit(&self) -> u64 {
-        self.params.poll_max_ns / DEVICE_SHARE
+        self.budgets[awaited as usize].learn(gap_ns, polled_ns, max / awaited.share(), self.params);
     }
 }
 
@@ -125,8 +137,8 @@ impl Budget {
     }
 }
 
-/// The part of `poll_max_ns` (4 us of the default) that a wait for a device may take to be polled for.
-const DEVICE_SHARE: u64 = 8;
+/// Devices that keep us waiting longer than this part of `poll_max_ns` (8 us of the default) on average are slow.
+const SLOW_SHARE: u64 = 4;
 /// The first budget, in nanoseconds.
 const FIRST_NS: u64 = 4_000;
 /// So many misses among eight polls turn polling off until a gap fits again.
@@ -162,8 +174,11 @@ mod tests {
             let mut polling = Polling::new(PollParams { poll_max_ns: max, poll_grow: 1000, ..PollParams::default() });
             for gap in (0..100_000).step_by(777) {
                 play(&mut polling, Awaited::Guest, gap);
-                play(&mut polling, Awaited::Device, gap / 30);
-                assert!(polling.budget(Awaited::Guest) <= max && polling.budget(Awaited::Device) <= max);
+                play(&mut polling, Awaited::One, gap / 30);
+                play(&mut polling, Awaited::Many, gap / 30);
+                for awaited in [Awaited::Guest, Awaited::One, Awaited::Many] {
+                    assert!(polling.budget(awaited) <= max / awaited.share());
+                }
             }
         }
     }
@@ -188,18 +203,26 @@ mod tests {
     #[test]
     fn a_slow_device_turns_polling_off() {
         let mut polling = Polling::new(PollParams::default());
-        let slow_disk = [(Awaited::Device, 22_000), (Awaited::Guest, 5_000)];
+        let slow_disk = [(Awaited::One, 22_000), (Awaited::Guest, 5_000)];
         burnt(&mut polling, &slow_disk, 20);
         assert_eq!(burnt(&mut polling, &slow_disk, 1000), 0);
-        let queue_of_32 = [(Awaited::Device, 7_000)];
+        let queue_of_32 = [(Awaited::Many, 7_000)];
         burnt(&mut polling, &queue_of_32, 20);
         assert_eq!(burnt(&mut polling, &queue_of_32, 1000), 0);
     }
 
     #[test]
+    fn a_quick_device_is_polled_for_at_depth_one() {
+        let mut polling = Polling::new(PollParams::default());
+        let quick = [(Awaited::One, 7_000), (Awaited::Guest, 3_000)];
+        burnt(&mut polling, &quick, 20);
+        assert_eq!(burnt(&mut polling, &quick, 1), 10_000, "both waits end in a poll");
+    }
+
+    #[test]
     fn it_comes_back_when_the_device_is_fast_again() {
         let mut polling = Polling::new(PollParams::default());
-        burnt(&mut polling, &[(Awaited::Device, 1_000_000)], 100);
+        burnt(&mut polling, &[(Awaited::Many, 1_000_000)], 100);
         burnt(&mut polling, &[(Awaited::Guest, 5_000)], 40);
         assert!(polling.budget(Awaited::Guest) >= 5_000);
     }
@@ -208,7 +231,7 @@ mod tests {
     fn a_flush_among_fast_reads_costs_few_polls() {
         let mut polling = Polling::new(PollParams::default());
         burnt(&mut polling, &[(Awaited::Guest, 5_000)], 10);
-        play(&mut polling, Awaited::Device, 2_000_000);
+        play(&mut polling, Awaited::One, 2_000_000);
         burnt(&mut polling, &[(Awaited::Guest, 5_000)], 10);
         assert!(polling.budget(Awaited::Guest) >= 5_000);
     }

@@ -25,7 +25,7 @@ impl Local {
     pub(super) fn finish(self: &Rc<Self>) {
         loop {
             self.tasks.drop_all();
-            if self.inflight().is_empty() && self.sources.in_flight() == 0 {
+            if self.inflight().count() + self.sources.in_flight() == 0 {
                 break;
             }
             if !self.pass() {
@@ -140,10 +140,7 @@ impl Local {
 
     /// Nothing is ready: poll for as long as that has paid off, then sleep.
     fn idle(&self) {
-        let awaited = match self.sources.in_flight() + self.inflight().count() {
-            0 => Awaited::Guest,
-            _ => Awaited::Device,
-        };
+        let awaited = Awaited::of(self.sources.in_flight() + self.inflight().count());
         // Without a hot source and without operations there is nothing that a poll could see before a sleep would.
         let learns = self.sources.any_hot();
         let budget = if learns { self.polling.borrow().budget(awaited) } else { 0 };
@@ -152,7 +149,8 @@ impl Local {
             self.count(|counters| counters.polls_hit += 1);
             return self.learn(awaited, began, budget);
         }
-        if !self.sources.rest() {
+        // Whoever is asked may have woken a task.
+        if !self.sources.rest() || self.tasks.any_ready() {
             return;
         }
         self.count(|counters| counters.polls_missed += u64::from(budget > 0));

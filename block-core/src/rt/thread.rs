@@ -243,6 +243,13 @@ impl Shared {
     }
 }
 
+/// Handles go to any thread.
+const _: fn() = || {
+    fn anywhere<T: Send + Sync>() {}
+    anywhere::<IoThread>();
+    anywhere::<Remote>();
+};
+
 #[expect(unsafe_code, reason = "gettid has no safe form in std")]
 fn tid() -> i32 {
     // SAFETY: the call takes nothing and cannot fail.

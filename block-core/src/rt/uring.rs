@@ -6,15 +6,16 @@ use super::driver::{Completion, Interest};
 use super::op::{DirectOp, RawOp};
 use super::thread::Shared;
 use super::token::Token;
-use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, Probe, Submitter, cqueue, opcode, squeue, types};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// One thread's ring.
 pub(super) struct Uring {
-    ring: IoUring,
+    ring: Ring,
     shared: Arc<Shared>,
     /// Completions that had to be taken to make room for a submission.
     stash: Vec<Completion>,
@@ -30,9 +31,7 @@ impl Uring {
         }
         let ring = build()?;
         check(&ring)?;
-        // A registered ring descriptor saves a look-up per call; without it all works as well.
-        let _ = ring.submitter().register_ring_fd();
-        let mut this = Self { ring, shared: shared.clone(), stash: Vec::new(), max_batch: usize::MAX };
+        let mut this = Self { ring: Ring::new(ring), shared: shared.clone(), stash: Vec::new(), max_batch: usize::MAX };
         this.watch_mail();
         Ok(this)
     }
@@ -113,11 +112,10 @@ impl Uring {
             return self.flush();
         }
         let result = match timeout {
-            None => self.ring.submit_and_wait(1),
+            None => self.ring.submitter.submit_and_wait(1),
             Some(timeout) => {
                 let timespec = types::Timespec::from(timeout);
-                let args = types::SubmitArgs::new().timespec(&timespec);
-                self.ring.submitter().submit_with_args(1, &args)
+                self.ring.submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&timespec))
             }
         };
         match result {
@@ -152,11 +150,53 @@ impl Uring {
     }
 
     fn enter(&mut self) {
-        match self.ring.submit() {
+        match self.ring.submitter.submit() {
             Ok(_) => {}
             Err(error) if is_transient(&error) => self.make_room(),
             Err(error) => panic!("io_uring_enter: {error}"),
         }
+    }
+}
+
+/// A ring beside its own submitter: only a submitter that stays remembers the registered ring descriptor, which saves
+/// the kernel a look-up in every call.
+struct Ring {
+    /// Borrows from `ring`, which therefore is only ever shared, and freed after the last use of this.
+    submitter: Submitter<'static>,
+    ring: NonNull<IoUring>,
+}
+
+impl Ring {
+    fn new(ring: IoUring) -> Self {
+        let ring = NonNull::from(Box::leak(Box::new(ring)));
+        // SAFETY: the box is freed in `drop` and not before; nobody borrows it mutably.
+        let mut submitter = unsafe { ring.as_ref() }.submitter();
+        // Without it all works as well.
+        let _ = submitter.register_ring_fd();
+        Self { submitter, ring }
+    }
+
+    #[inline]
+    fn submission(&mut self) -> squeue::SubmissionQueue<'_> {
+        // SAFETY: as in `new`.
+        let ring = unsafe { self.ring.as_ref() };
+        // SAFETY: `self` is borrowed mutably as long as the queue lives, so there is no second one.
+        unsafe { ring.submission_shared() }
+    }
+
+    #[inline]
+    fn completion(&mut self) -> cqueue::CompletionQueue<'_> {
+        // SAFETY: as in `new`.
+        let ring = unsafe { self.ring.as_ref() };
+        // SAFETY: as in `submission`.
+        unsafe { ring.completion_shared() }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from a leaked box, and the submitter is not used any more.
+        drop(unsafe { Box::from_raw(self.ring.as_ptr()) });
     }
 }
 

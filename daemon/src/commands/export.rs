@@ -50,5 +50,5 @@ async fn query_block_exports(daemon: Rc<Daemon>, _: Empty) -> Result<Vec<BlockEx
 
 /// An extension: what goes on between an export and its guest.
 async fn query_export_details(daemon: Rc<Daemon>, _: Empty) -> Result<Vec<ExportDetails>> {
-    Ok(daemon.exports.details().await)
+    Ok(daemon.exports.details())
 }

@@ -23,7 +23,7 @@ use crate::control::Event;
 use crate::daemon::Daemon;
 use crate::object::IoThreadObject;
 use crate::refused;
-use vhost_user::VhostUserExport;
+use vhost_user::{QueueReport, VhostUserExport};
 
 /// An element of `query-block-exports`.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -52,10 +52,31 @@ pub enum ExportType {
 pub struct ExportDetails {
     /// The export's id.
     pub id: String,
+    /// Whether a guest is connected.
+    pub connected: bool,
     /// Requests inside.
     pub in_flight: u32,
-    /// The IOThread of each queue, in order; an export without one named has a thread of its own with its id.
-    pub iothreads: Vec<String>,
+    /// Its queues, in order.
+    pub queues: Vec<QueueDetails>,
+}
+
+/// A queue since its export was added.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+pub struct QueueDetails {
+    /// The IOThread that serves it; where none was named it is the export's own, and has its id.
+    pub iothread: String,
+    /// Times that the guest woke us.
+    pub kicks: u64,
+    /// Times that we woke the guest.
+    pub interrupts: u64,
+    /// Requests answered, with whatever status.
+    pub requests: u64,
+    /// Requests answered with an error.
+    pub refused: u64,
+    /// Reads and writes that could not take the shortest way.
+    pub slow: u64,
+    /// Times that the guest broke the queue's rules, so that it was stopped.
+    pub broken: u64,
 }
 
 /// All exports, in the order in which they were added.
@@ -73,11 +94,14 @@ struct Export {
 
 /// What an export is made of.
 struct Running {
-    server: Rc<VhostUserExport>,
+    server: Server,
     port: Port,
     /// The thread of each queue; kept, so that none is removed under it.
     threads: Vec<Rc<IoThreadObject>>,
 }
+
+/// The server, shared with the port's news. Absent before it is there and when it is being stopped.
+type Server = Rc<RefCell<Option<VhostUserExport>>>;
 
 /// Adds an export.
 pub async fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<()> {
@@ -100,28 +124,29 @@ pub async fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<()>
 /// Removes an export. `hard`: also if a guest is connected, which is disconnected once what it asked for is done.
 pub async fn remove(daemon: &Rc<Daemon>, id: &str, hard: bool) -> Result<()> {
     let export = daemon.exports.find(id).ok_or_else(|| Error::generic(format!("Export '{id}' is not found")))?;
-    if export.stopping.replace(true) {
+    if export.stopping.get() {
         return Err(Error::generic(format!("Export '{id}' is already shutting down")));
     }
-    let server = export.running.borrow().as_ref().map(|running| running.server.clone());
-    let Some(server) = server else {
-        export.stopping.set(false);
+    let Some(server) = export.running.borrow().as_ref().map(|running| running.server.clone()) else {
         return Err(Error::generic(format!("Export '{id}' is still being set up")));
     };
-    if let Err(error) = server.stop(hard).await {
-        export.stopping.set(false);
-        return Err(refused(error));
+    if !hard && server.borrow().as_ref().is_some_and(|server| server.report().connected) {
+        return Err(Error::generic(format!("export '{id}' still in use: use mode=hard to disconnect its guest")));
     }
-    drop(server);
-    let running = export.running.borrow_mut().take();
-    if let Some(Running { port, threads, .. }) = running {
-        port.detach(&mut daemon.graph.permit()).await.map_err(refused)?;
-        drop(threads);
+    export.stopping.set(true);
+    let server = server.take();
+    if let Some(server) = server {
+        server.stop().await;
     }
+    let running = export.running.take();
+    let unplugged = match running {
+        Some(Running { port, .. }) => port.detach(&mut daemon.graph.permit()).await,
+        None => Ok(()),
+    };
     daemon.exports.forget(&export);
     tracing::info!("export '{id}' is gone");
     daemon.hub.tell(Event::export_deleted(id));
-    Ok(())
+    unplugged.map_err(refused)
 }
 
 impl Exports {
@@ -132,17 +157,8 @@ impl Exports {
     }
 
     /// For `x-query-export-details`.
-    pub async fn details(&self) -> Vec<ExportDetails> {
-        let details = |export: &Rc<Export>| {
-            let running = export.running.borrow();
-            let running = running.as_ref()?;
-            Some(ExportDetails {
-                id: export.id.clone(),
-                in_flight: running.port.in_flight(),
-                iothreads: running.threads.iter().map(|thread| thread.id().to_owned()).collect(),
-            })
-        };
-        self.0.borrow().iter().filter_map(details).collect()
+    pub fn details(&self) -> Vec<ExportDetails> {
+        self.0.borrow().iter().filter_map(|export| export.details()).collect()
     }
 
     /// The ids, in order.
@@ -185,6 +201,26 @@ impl Export {
             shutting_down: self.stopping.get(),
         }
     }
+
+    fn details(&self) -> Option<ExportDetails> {
+        let running = self.running.borrow();
+        let Running { server, port, threads } = running.as_ref()?;
+        let report = server.borrow().as_ref()?.report();
+        let queues = report.queues.iter().zip(threads);
+        Some(ExportDetails {
+            id: self.id.clone(),
+            connected: report.connected,
+            in_flight: port.in_flight(),
+            queues: queues.map(|(report, thread)| QueueDetails::of(*report, thread)).collect(),
+        })
+    }
+}
+
+impl QueueDetails {
+    fn of(report: QueueReport, thread: &IoThreadObject) -> Self {
+        let QueueReport { kicks, interrupts, requests, refused, slow, broken } = report;
+        Self { iothread: thread.id().to_owned(), kicks, interrupts, requests, refused, slow, broken }
+    }
 }
 
 /// Plugs into the graph and opens the socket; a failure leaves neither behind.
@@ -202,21 +238,20 @@ async fn start(daemon: &Rc<Daemon>, common: &CommonOptions, own: VhostUserBlkOpt
     server_options.check().map_err(refused)?;
     let threads = threads::of_queues(&daemon.objects, common, &own)?;
 
-    let served: Rc<RefCell<Option<Rc<VhostUserExport>>>> = Rc::default();
-    let told = served.clone();
-    let news = move |news| match (news, told.borrow().as_ref()) {
-        (PortNews::Resized(geometry), Some(server)) => server.resized(geometry),
-        // What is not served yet begins with what the port says.
-        (PortNews::Resized(_), None) => {}
+    let server = Server::default();
+    let told = server.clone();
+    let news = move |PortNews::Resized(_)| {
+        if let Some(server) = told.borrow().as_ref() {
+            server.resized();
+        }
     };
     let plug = PortOptions { name: format!("export '{}'", common.id), perms: perms(common.writable) };
     let mut permit = daemon.graph.permit();
     let port = Port::attach(&mut permit, node, plug, Rc::new(news)).await.map_err(refused)?;
     let remotes = threads.iter().map(|thread| thread.remote()).collect();
     match VhostUserExport::start(server_options, port.handle(), remotes) {
-        Ok(server) => {
-            let server = Rc::new(server);
-            *served.borrow_mut() = Some(server.clone());
+        Ok(started) => {
+            server.replace(Some(started));
             Ok(Running { server, port, threads })
         }
         Err(error) => {

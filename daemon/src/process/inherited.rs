@@ -45,7 +45,7 @@ fn copy(number: RawFd) -> io::Result<OwnedFd> {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
         _ => None,
     });
-    arrived.ok_or_else(|| io::Error::from_raw_os_error(nix::libc::EMFILE))
+    arrived.ok_or_else(|| io::Error::from_raw_os_error(libc::EMFILE))
 }
 
 #[cfg(test)]
@@ -68,8 +68,8 @@ mod tests {
 
     #[test]
     fn what_is_not_open_is_refused() {
-        assert_eq!(descriptor("1000000").unwrap_err().raw_os_error(), Some(nix::libc::EBADF));
-        assert_eq!(descriptor("-1").unwrap_err().raw_os_error(), Some(nix::libc::EBADF));
+        assert_eq!(descriptor("1000000").unwrap_err().raw_os_error(), Some(libc::EBADF));
+        assert_eq!(descriptor("-1").unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(descriptor("nobody").unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

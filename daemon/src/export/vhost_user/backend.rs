@@ -1,0 +1,76 @@
+//! What the protocol engine asks of a backend. Queues have threads of their own, so the engine gets none.
+
+use std::io;
+use std::sync::Arc;
+
+use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
+use vhost_user_backend::VhostUserBackend;
+use vm_memory::GuestAddressSpace;
+use vmm_sys_util::epoll::EventSet;
+
+use super::device::Device;
+use super::ring::MAX_SIZE;
+use super::vring::{GuestMemory, Vring};
+
+/// Protocol features that we offer to frontends.
+pub(super) const PROTOCOL_FEATURES: u64 = Protocol::MQ.bits()
+    | Protocol::LOG_SHMFD.bits()
+    | Protocol::REPLY_ACK.bits()
+    | Protocol::BACKEND_REQ.bits()
+    | Protocol::CONFIG.bits()
+    | Protocol::RESET_DEVICE.bits()
+    | Protocol::CONFIGURE_MEM_SLOTS.bits();
+
+/// See the module's head.
+#[derive(Clone)]
+pub(super) struct Backend(pub(super) Arc<Device>);
+
+impl VhostUserBackend for Backend {
+    type Bitmap = ();
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        self.0.rings().len()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        usize::from(MAX_SIZE)
+    }
+
+    fn features(&self) -> u64 {
+        self.0.features()
+    }
+
+    fn acked_features(&self, features: u64) {
+        self.0.features_acked(features);
+    }
+
+    fn protocol_features(&self) -> Protocol {
+        Protocol::from_bits_truncate(PROTOCOL_FEATURES)
+    }
+
+    fn reset_device(&self) {
+        self.0.reset();
+    }
+
+    // Comes with all other features through `acked_features`.
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let to = from.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
+        self.0.config().get(from..to).unwrap_or_default().to_vec()
+    }
+
+    fn update_memory(&self, memory: GuestMemory) -> io::Result<()> {
+        self.0.set_memory(&memory.memory())
+    }
+
+    fn queues_per_thread(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    fn handle_event(&self, _event: u16, _set: EventSet, _vrings: &[Vring], _thread: usize) -> io::Result<()> {
+        Err(io::Error::other("the protocol engine has no thread to handle events on"))
+    }
+}

@@ -1,0 +1,193 @@
+//! The device as one session sees it: negotiated features, write mode, log, and the rings that follow from them.
+//!
+//! Shared by the message filter and the protocol engine's backend, both of which run on threads of the session.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use block_core::port::PortHandle;
+use block_core::rt::Remote;
+use vm_memory::GuestMemoryMmap;
+
+use super::config_space::{
+    CONFIG_LEN, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_LOG_ALL, Shape, config, features,
+};
+use super::memory::{DirtyLog, MemoryMap};
+use super::options::VhostUserOptions;
+use super::queue::{Settings, Traits};
+use super::queue_ref::QueueRef;
+use super::ring::{Addresses, RingFeatures};
+use super::stats::QueueStats;
+use super::vring::RingControl;
+
+/// What all sessions of an export share.
+pub(super) struct ExportShared {
+    pub(super) options: VhostUserOptions,
+    pub(super) port: PortHandle,
+    /// The thread of each queue.
+    pub(super) threads: Vec<Remote>,
+    /// The counters of each queue.
+    pub(super) stats: Vec<Arc<QueueStats>>,
+}
+
+/// See the module's head.
+pub(super) struct Device {
+    export: Arc<ExportShared>,
+    rings: Vec<Arc<RingControl>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// As acked; 0 before.
+    features: u64,
+    /// The writeback byte of the config space.
+    writeback: bool,
+    log: Option<Arc<DirtyLog>>,
+}
+
+impl Device {
+    /// A device whose queues stand on their threads, stopped. `None` where such a thread has ended.
+    pub(super) fn new(export: Arc<ExportShared>, hang_up: Arc<dyn Fn() + Send + Sync>) -> Option<Self> {
+        let no_memory = Arc::new(MemoryMap::empty());
+        let mut rings = Vec::new();
+        for (index, (thread, stats)) in export.threads.iter().zip(&export.stats).enumerate() {
+            let traits = Traits {
+                name: format!("{}.{index}", export.options.id),
+                block: export.options.logical_block_size,
+                writable: export.options.writable,
+                serial: export.options.serial_bytes(),
+                hang_up: hang_up.clone(),
+            };
+            let queue = QueueRef::new(thread.clone(), export.port.clone(), traits, stats.clone())?;
+            rings.push(Arc::new(RingControl::new(queue, first_settings(no_memory.clone()))));
+        }
+        let state = State { features: 0, writeback: !export.options.writethrough, log: None };
+        Some(Self { export, rings, state: Mutex::new(state) })
+    }
+
+    pub(super) fn rings(&self) -> &[Arc<RingControl>] {
+        &self.rings
+    }
+
+    /// The feature bits that this device offers.
+    pub(super) fn features(&self) -> u64 {
+        features(self.export.options.writable)
+    }
+
+    /// The driver's choice, a subset of what is offered. In force when this returns.
+    pub(super) fn features_acked(&self, acked: u64) {
+        let mut state = self.lock();
+        state.features = acked;
+        if acked & F_CONFIG_WCE != 0 && acked & F_FLUSH == 0 {
+            state.writeback = false;
+        }
+        self.apply(&state);
+    }
+
+    /// The config space as it is now.
+    pub(super) fn config(&self) -> [u8; CONFIG_LEN] {
+        let options = &self.export.options;
+        config(&Shape {
+            geometry: self.export.port.geometry(),
+            block: options.logical_block_size,
+            queues: options.num_queues,
+            writeback: self.lock().writeback,
+        })
+    }
+
+    /// The driver switches the write mode. `false` where the operator's word stands against it.
+    pub(super) fn set_writeback(&self, writeback: bool) -> bool {
+        if writeback && self.export.options.writethrough {
+            return false;
+        }
+        let mut state = self.lock();
+        state.writeback = writeback;
+        self.apply(&state);
+        true
+    }
+
+    /// Other guest memory. In force when this returns; requests under way keep the old one. Fails where it cannot be
+    /// watched.
+    pub(super) fn set_memory(&self, memory: &GuestMemoryMmap<()>) -> io::Result<()> {
+        let map = Arc::new(MemoryMap::new(memory)?);
+        self.rings.iter().for_each(|ring| ring.change(|state| state.settings.memory = map.clone()));
+        Ok(())
+    }
+
+    /// Another dirty log. Used while F_LOG_ALL is acked.
+    pub(super) fn set_log(&self, log: DirtyLog) {
+        let mut state = self.lock();
+        state.log = Some(Arc::new(log));
+        self.apply(&state);
+    }
+
+    /// Where writes to a ring's used part are logged, if they are.
+    pub(super) fn set_log_used(&self, ring: usize, at: Option<u64>) {
+        self.rings[ring].change(|state| state.settings.log_used = at);
+    }
+
+    /// RESET_DEVICE: as at the beginning of the session. The rings are disabled already.
+    pub(super) fn reset(&self) {
+        let mut state = self.lock();
+        state.features = 0;
+        state.writeback = !self.export.options.writethrough;
+        self.apply(&state);
+    }
+
+    /// Stops all queues and waits for what is under way.
+    pub(super) fn shut(&self) {
+        self.rings.iter().for_each(|ring| ring.shut());
+    }
+
+    fn apply(&self, state: &State) {
+        let acked = |bit| state.features & bit != 0;
+        let features = RingFeatures { event_idx: acked(F_EVENT_IDX), indirect: acked(F_INDIRECT) };
+        let log = state.log.clone().filter(|_| acked(F_LOG_ALL));
+        let fua = self.export.options.writethrough || !volatile(state.features, state.writeback);
+        for ring in &self.rings {
+            ring.change(|ring| {
+                ring.settings.features = features;
+                ring.settings.log.clone_from(&log);
+                ring.settings.fua = fua;
+            });
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// May a completed write be lost until the next flush? (virtio 1.3, 5.2.6.2)
+fn volatile(features: u64, writeback: bool) -> bool {
+    if features & F_CONFIG_WCE != 0 { writeback } else { features & F_FLUSH != 0 }
+}
+
+fn first_settings(memory: Arc<MemoryMap>) -> Settings {
+    Settings {
+        size: 0,
+        at: Addresses::default(),
+        log_used: None,
+        base: 0,
+        features: RingFeatures::default(),
+        kick: None,
+        call: None,
+        err: None,
+        memory,
+        log: None,
+        fua: true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_driver_that_can_flush_or_ask_gets_volatile_writes() {
+        assert!(!volatile(0, true), "neither FLUSH nor CONFIG_WCE: stable at completion");
+        assert!(volatile(F_FLUSH, false), "FLUSH alone means write-back");
+        assert!(volatile(F_FLUSH | F_CONFIG_WCE, true));
+        assert!(!volatile(F_FLUSH | F_CONFIG_WCE, false));
+    }
+}

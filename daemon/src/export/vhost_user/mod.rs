@@ -1,0 +1,201 @@
+//! The vhost-user-blk export: a disk for virtual machines over a unix socket.
+//!
+//! ```text
+//! frontend ── session ── filter ── engine ── backend, vring ─┐ control: a thread a session, messages
+//!     │                     (vhost-user-backend)             ▼
+//!     └──────────── guest memory ── ring ── queue ── port    data: the IOThread of each queue
+//! ```
+//! [`VhostUserExport`] is what the daemon has of it, on the control thread: it lets frontends in, one at a time. The
+//! control side tells a queue what to do by message and waits; the data side takes no lock and knows no socket.
+
+mod backend;
+mod chain;
+mod config_space;
+mod device;
+mod engine;
+mod filter;
+mod limit;
+mod listen;
+mod memory;
+mod message;
+mod notifier;
+mod options;
+mod queue;
+mod queue_ref;
+mod regions;
+mod request;
+mod ring;
+mod session;
+mod slots;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod vring;
+mod wire;
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use block_core::base::{Error, Result};
+use block_core::port::PortHandle;
+use block_core::rt::sync::{Notify, oneshot};
+use block_core::rt::{Local, Remote, SharedFd};
+
+use device::ExportShared;
+use listen::Listening;
+use session::Link;
+use stats::QueueStats;
+
+pub use options::{Address, MAX_BLOCK, MAX_QUEUES, VhostUserOptions};
+pub use stats::QueueReport;
+
+/// A running export. Lives on the control thread.
+pub struct VhostUserExport {
+    shared: Arc<ExportShared>,
+    link: Arc<Link>,
+    gate: Rc<Gate>,
+}
+
+/// How the export tells its door-keeper to close, and the other way round.
+struct Gate {
+    closing: Cell<bool>,
+    close: Notify,
+    closed: Cell<bool>,
+    all_out: Notify,
+}
+
+/// What queries tell about an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExportReport {
+    /// A frontend is connected.
+    pub connected: bool,
+    /// Its queues, since the export was added.
+    pub queues: Vec<QueueReport>,
+}
+
+impl VhostUserExport {
+    /// Listens, and lets frontends in from now on. `threads` has the IOThread of each queue; whoever owns those keeps
+    /// them until [`VhostUserExport::stop`] has ended. Runs on the control thread.
+    ///
+    /// # Errors
+    /// A sentence: an option that makes no sense, or a socket that cannot be had.
+    pub fn start(options: VhostUserOptions, port: PortHandle, threads: Vec<Remote>) -> Result<Self> {
+        options.check()?;
+        if threads.len() != usize::from(options.num_queues) {
+            return Err(Error::new("each queue needs exactly one I/O thread"));
+        }
+        let listening = Listening::open(&options.addr)?;
+        let stats = threads.iter().map(|_| Arc::<QueueStats>::default()).collect();
+        let shared = Arc::new(ExportShared { options, port, threads, stats });
+        let link = Arc::<Link>::default();
+        let gate = Rc::new(Gate {
+            closing: Cell::new(false),
+            close: Notify::new(),
+            closed: Cell::new(false),
+            all_out: Notify::new(),
+        });
+        let local = Local::current();
+        local.spawn(keep_door(listening, shared.clone(), link.clone(), gate.clone()));
+        Ok(Self { shared, link, gate })
+    }
+
+    /// Throws the frontend out, if there is one, waits for what it has under way, and removes the socket. The port has
+    /// no lanes of this export afterwards. Whether a connected frontend forbids that is the caller's decision
+    /// ([`ExportReport::connected`]).
+    pub async fn stop(self) {
+        self.gate.closing.set(true);
+        self.gate.close.notify_all();
+        self.link.hang_up();
+        while !self.gate.closed.get() {
+            self.gate.all_out.notified().await;
+        }
+    }
+
+    /// The port's news: size or limits have changed. Never waits.
+    pub fn resized(&self) {
+        self.link.config_changed();
+    }
+
+    /// The export's options.
+    pub fn options(&self) -> &VhostUserOptions {
+        &self.shared.options
+    }
+
+    /// For queries.
+    pub fn report(&self) -> ExportReport {
+        let queues = self.shared.stats.iter().map(|stats| stats.report()).collect();
+        ExportReport { connected: self.link.is_connected(), queues }
+    }
+}
+
+/// Lets one frontend after the other in, until the gate closes. The next one waits in the socket's backlog.
+async fn keep_door(listening: Listening, shared: Arc<ExportShared>, link: Arc<Link>, gate: Rc<Gate>) {
+    while let Some(frontend) = next_frontend(&listening, &gate).await {
+        if let Err(error) = one_session(frontend, &shared, &link, &gate).await
+            && limit::SESSION.allows()
+        {
+            tracing::warn!(export = shared.options.id, "a frontend could not be served: {error}");
+        }
+    }
+    drop(listening);
+    gate.closed.set(true);
+    gate.all_out.notify_all();
+}
+
+async fn next_frontend(listening: &Listening, gate: &Gate) -> Option<UnixStream> {
+    let local = Local::current();
+    while !gate.closing.get() {
+        match listening.socket.accept() {
+            Ok((frontend, _)) => return Some(frontend),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let watched: SharedFd = Arc::new(listening.socket.try_clone().ok()?.into());
+                first_of(local.readable(&watched), gate.close.notified()).await;
+            }
+            // Descriptors or memory are short, or the frontend went away: there may be better times.
+            Err(_) => first_of(local.sleep(Duration::from_millis(50)), gate.close.notified()).await,
+        }
+    }
+    None
+}
+
+async fn one_session(
+    frontend: UnixStream,
+    shared: &Arc<ExportShared>,
+    link: &Arc<Link>,
+    gate: &Gate,
+) -> io::Result<()> {
+    frontend.set_nonblocking(false)?;
+    link.begin(frontend.try_clone()?);
+    if gate.closing.get() {
+        link.hang_up();
+    }
+    let (over, ended) = oneshot::<()>();
+    let (export, session_link) = (shared.clone(), link.clone());
+    let work = move || {
+        session::serve(&frontend, &export, &session_link);
+        drop((frontend, over));
+    };
+    let spawned = std::thread::Builder::new().name(format!("vhu-{}", shared.options.id)).spawn(work);
+    if spawned.is_ok() {
+        // The sender is dropped at the end of the session, however it ends.
+        let _ = ended.await;
+    }
+    link.end();
+    spawned.map(drop)
+}
+
+async fn first_of(one: impl Future, other: impl Future) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    poll_fn(|cx| {
+        let ready = one.as_mut().poll(cx).is_ready() || other.as_mut().poll(cx).is_ready();
+        if ready { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}

@@ -1,0 +1,572 @@
+//! One virtqueue on the thread that serves it: takes chains, sends requests down, gives answers back.
+//!
+//! Everything here runs on one thread. The control side changes a queue by messages ([`super::queue_ref`]); what a
+//! request means is `request.rs`, the ring itself `ring.rs`. A request that the graph can answer from memory becomes a
+//! ring entry over guest memory in the same visit; the others become tasks.
+
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use block_core::base::ByteRange;
+use block_core::graph::{Direct, DirectPlan, DirectRequest, Limits, Settled, ViewPin, WriteFlags};
+use block_core::port::PortLane;
+use block_core::rt::{IoBuf, Local, SharedFd, Source, SourceId, WatchId};
+
+use super::chain::{Broken, Chain};
+use super::memory::{DirtyLog, Mapped, MemoryMap, Piece, Transfers, direct_op};
+use super::notifier::Notifier;
+use super::request::{Data, Disk, ID_LEN, Request, SEGMENT, Status, parse};
+use super::ring::{Addresses, Ring, RingFeatures};
+use super::slots::{Answer, Flight, InKernel, Slots};
+use super::stats::QueueStats;
+
+/// Chains taken in one visit; then other queues of the thread have their turn.
+const BUDGET: u16 = 64;
+
+/// What the control side knows about a queue. Plain data: a queue is started from it, and its base is written back.
+#[derive(Clone)]
+pub(super) struct Settings {
+    /// Entries of the ring; 0: not set yet.
+    pub(super) size: u16,
+    pub(super) at: Addresses,
+    /// Where writes to the used ring are logged, if they are.
+    pub(super) log_used: Option<u64>,
+    /// Where in the available ring to begin.
+    pub(super) base: u16,
+    pub(super) features: RingFeatures,
+    pub(super) kick: Option<SharedFd>,
+    pub(super) call: Option<Arc<Notifier>>,
+    pub(super) err: Option<Arc<Notifier>>,
+    pub(super) memory: Arc<MemoryMap>,
+    /// `Some` while writes to guest memory are logged.
+    pub(super) log: Option<Arc<DirtyLog>>,
+    /// A write is stable before it completes.
+    pub(super) fua: bool,
+}
+
+/// What does not change while the export lives.
+#[derive(Clone)]
+pub(super) struct Traits {
+    /// For messages: export and queue.
+    pub(super) name: String,
+    /// Logical block size in bytes.
+    pub(super) block: u32,
+    pub(super) writable: bool,
+    pub(super) serial: [u8; ID_LEN],
+    /// Ends the session: guest memory cannot be relied on any more.
+    pub(super) hang_up: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// See the module's head.
+pub(super) struct Queue {
+    me: Weak<Self>,
+    local: Rc<Local>,
+    lane: Rc<PortLane>,
+    source: OnceCell<SourceId>,
+    traits: Traits,
+    stats: Arc<QueueStats>,
+    state: RefCell<State>,
+    /// A task waits for the graph to open; requests stay in the ring meanwhile.
+    shut_out: Cell<bool>,
+}
+
+#[derive(Default)]
+struct State {
+    /// `Some` while the ring is started and enabled.
+    serving: Option<Serving>,
+    chain: Chain,
+    slots: Slots,
+    transfers: Transfers,
+}
+
+struct Serving {
+    settings: Settings,
+    map: Rc<Mapped>,
+    ring: Option<Ring>,
+    /// Why the ring cannot be read; the queue breaks when it is asked to work.
+    fault: Option<Broken>,
+    watch: Option<WatchId>,
+    /// The ring is touched from the first kick on.
+    kicked: bool,
+    broken: bool,
+    /// Whoever waits for the queue to end. Nothing new is taken meanwhile.
+    stopping: Vec<SyncSender<u16>>,
+}
+
+impl Queue {
+    pub(super) fn new(local: &Rc<Local>, lane: Rc<PortLane>, traits: Traits, stats: Arc<QueueStats>) -> Rc<Self> {
+        let queue = Rc::new_cyclic(|me| Self {
+            me: me.clone(),
+            local: local.clone(),
+            lane,
+            source: OnceCell::new(),
+            traits,
+            stats,
+            state: RefCell::default(),
+            shut_out: Cell::new(false),
+        });
+        let source = local.add_source(queue.clone());
+        queue.source.set(source).expect("set here only");
+        queue
+    }
+
+    /// Begins to serve. Nothing is read from the ring before the first kick.
+    pub(super) fn start(&self, settings: Settings) {
+        let map = Rc::new(Mapped::new(settings.memory.clone()));
+        let started = Ring::start(&map, settings.size, settings.at, settings.base, settings.features);
+        let fault = started.as_ref().err().copied();
+        let watch = settings.kick.clone().map(|kick| self.local.watch(self.source(), 0, kick));
+        let ring = started.ok();
+        let stopping = Vec::new();
+        let serving = Serving { settings, map, ring, fault, watch, kicked: false, broken: false, stopping };
+        let before = self.state.borrow_mut().serving.replace(serving);
+        assert!(before.is_none(), "a queue is started once");
+    }
+
+    /// Takes over settings that may change while it serves: descriptors, memory, log, addresses, write mode.
+    pub(super) fn adjust(&self, settings: Settings) {
+        let state = &mut *self.state.borrow_mut();
+        let Some(serving) = &mut state.serving else { return };
+        let old = std::mem::replace(&mut serving.settings, settings);
+        let now = &serving.settings;
+        let moved = !Arc::ptr_eq(&old.memory, &now.memory);
+        if moved {
+            serving.map = Rc::new(Mapped::new(now.memory.clone()));
+        }
+        if moved || old.at != now.at {
+            serving.resolve();
+        }
+        let now = &serving.settings;
+        if old.kick.as_ref().map(Arc::as_ptr) != now.kick.as_ref().map(Arc::as_ptr) {
+            serving.watch.take().into_iter().for_each(|watch| self.local.unwatch(watch));
+            serving.watch = now.kick.clone().map(|kick| self.local.watch(self.source(), 0, kick));
+        }
+        if old.call.as_ref().map(Arc::as_ptr) != now.call.as_ref().map(Arc::as_ptr) {
+            // What was signalled to the old one may never have been looked at.
+            now.call.iter().for_each(|call| call.signal());
+        }
+    }
+
+    /// Takes nothing new; `reply` gets the base as soon as nothing is under way any more.
+    pub(super) fn stop(&self, reply: SyncSender<u16>) {
+        let state = &mut *self.state.borrow_mut();
+        let Some(serving) = &mut state.serving else { return };
+        serving.watch.take().into_iter().for_each(|watch| self.local.unwatch(watch));
+        serving.stopping.push(reply);
+        self.end_if_idle(state);
+    }
+
+    /// Takes the queue off its thread, once it is stopped.
+    pub(super) async fn remove(self: Rc<Self>) {
+        assert!(self.state.borrow().serving.is_none(), "a queue is removed after it was stopped");
+        while self.shut_out.get() {
+            self.lane.opened().await;
+            self.local.sleep(Duration::from_millis(1)).await;
+        }
+        self.local.remove_source(self.source());
+    }
+
+    fn source(&self) -> SourceId {
+        *self.source.get().expect("set when it was made")
+    }
+
+    fn strong(&self) -> Rc<Self> {
+        self.me.upgrade().expect("who calls a queue holds it")
+    }
+
+    // ---- taking requests ------------------------------------------------------------------------------------------
+
+    fn visit(&self, state: &mut State) -> Result<bool, Broken> {
+        let State { serving, chain, slots, transfers } = state;
+        let Some(serving) = serving.as_mut().filter(|serving| serving.takes()) else { return Ok(false) };
+        if let Some(fault) = serving.fault {
+            return Err(fault);
+        }
+        let ring = serving.ring.as_mut().expect("there is a fault otherwise");
+        let waiting = ring.waiting()?;
+        if waiting == 0 {
+            return Ok(false);
+        }
+        let Some(pin) = self.lane.try_enter() else {
+            self.wait_until_open();
+            return Ok(false);
+        };
+        let geometry = self.lane.geometry(&pin);
+        let disk = Disk { size: geometry.size, block: self.traits.block, writable: self.traits.writable };
+        let mut visit = Visit {
+            queue: self,
+            pin: &pin,
+            limits: &geometry.limits,
+            disk: &disk,
+            settings: &serving.settings,
+            map: &serving.map,
+            ring,
+            slots,
+            transfers,
+        };
+        for _ in 0..waiting.min(BUDGET) {
+            visit.one(chain)?;
+        }
+        Ok(serving.ring.as_ref().is_some_and(|ring| ring.waiting() != Ok(0)))
+    }
+
+    fn wait_until_open(&self) {
+        if self.shut_out.replace(true) {
+            return;
+        }
+        let queue = self.strong();
+        self.local.spawn(async move {
+            queue.lane.opened().await;
+            queue.shut_out.set(false);
+            queue.local.make_ready(queue.source());
+        });
+    }
+
+    #[cold]
+    fn break_down(&self, state: &mut State, reason: Broken) {
+        let Some(serving) = &mut state.serving else { return };
+        serving.broken = true;
+        serving.watch.take().into_iter().for_each(|watch| self.local.unwatch(watch));
+        self.stats.broke();
+        if super::limit::BROKEN.allows() {
+            tracing::warn!(queue = self.traits.name, "the guest broke the queue, which stops: {reason}");
+        }
+        serving.settings.err.iter().for_each(|err| err.signal());
+        if serving.map.is_poisoned() || serving.settings.log.as_ref().is_some_and(|log| log.is_poisoned()) {
+            (self.traits.hang_up)();
+        }
+    }
+
+    // ---- giving answers -------------------------------------------------------------------------------------------
+
+    /// A task is done with the request in `slot`.
+    fn task_done(&self, slot: u32, ok: bool) {
+        let state = &mut *self.state.borrow_mut();
+        self.finish(state, slot, if ok { Status::Ok } else { Status::IoErr });
+        self.local.make_ready(self.source());
+    }
+
+    fn finish(&self, state: &mut State, slot: u32, status: Status) {
+        let serving = state.serving.as_mut().expect("a queue stops when its last request is over");
+        if status == Status::Ok && state.slots.flight(slot).answer.written > 0 {
+            serving.log_pieces(state.slots.pieces(slot));
+        }
+        let flight = state.slots.release(slot);
+        self.stats.completed(status == Status::Ok);
+        serving.answer(&flight.answer, status);
+    }
+
+    fn end_if_idle(&self, state: &mut State) {
+        if !state.slots.is_idle() || state.serving.as_ref().is_none_or(|serving| serving.stopping.is_empty()) {
+            return;
+        }
+        self.publish_now(state);
+        let serving = state.serving.take().expect("looked at above");
+        let base = serving.ring.map_or(serving.settings.base, |ring| ring.next_avail());
+        // Who asked may have gone; the queue has ended all the same.
+        serving.stopping.iter().for_each(|reply| drop(reply.send(base)));
+    }
+
+    fn publish_now(&self, state: &mut State) {
+        let Some(serving) = state.serving.as_mut().filter(|serving| serving.fault.is_none()) else { return };
+        let Some(ring) = &mut serving.ring else { return };
+        let from = ring.published();
+        let call = ring.publish();
+        if let (Some(log), Some(used)) = (&serving.settings.log, serving.settings.log_used) {
+            ring.used_ranges(from).for_each(|(at, len)| log.mark(used.saturating_add(at), len));
+        }
+        if call && let Some(call) = &serving.settings.call {
+            self.stats.interrupted();
+            call.signal();
+        }
+    }
+
+    /// The short cut was none: the request goes the long way, or fails.
+    #[cold]
+    fn settle(&self, state: &mut State, slot: u32, result: i32) {
+        let flight = state.slots.flight(slot);
+        let kernel = flight.kernel.take().expect("a direct request");
+        let map = flight.answer.map.clone();
+        match self.lane.settle(&kernel.pin, kernel.request, result) {
+            Settled::Failed(_) => self.finish(state, slot, Status::IoErr),
+            Settled::Again => {
+                let buffer = map.buffer(state.slots.pieces(slot));
+                self.spawn(slot, kernel.pin, Job::from_direct(kernel.request, buffer));
+            }
+        }
+    }
+
+    fn spawn(&self, slot: u32, pin: ViewPin, job: Job) {
+        let queue = self.strong();
+        self.local.spawn(async move {
+            let lane = &queue.lane;
+            let result = match job {
+                Job::Read(at, buffer) => lane.read(&pin, at, buffer).await,
+                Job::Write(at, buffer, flags) => lane.write(&pin, at, buffer, flags).await,
+                Job::WriteZeroes(at, flags) => lane.write_zeroes(&pin, at, flags).await,
+                Job::Discard(at) => lane.discard(&pin, at).await,
+                Job::Flush => lane.flush(&pin).await,
+            };
+            drop(pin);
+            queue.task_done(slot, result.is_ok());
+        });
+    }
+}
+
+impl Source for Queue {
+    fn kicked(&self, _tag: u32) {
+        self.stats.kicked();
+        if let Some(serving) = &mut self.state.borrow_mut().serving {
+            serving.kicked = true;
+        }
+    }
+
+    fn run(&self) -> bool {
+        let state = &mut *self.state.borrow_mut();
+        self.visit(state).unwrap_or_else(|reason| {
+            self.break_down(state, reason);
+            false
+        })
+    }
+
+    fn complete(&self, slot: u32, result: i32) {
+        let state = &mut *self.state.borrow_mut();
+        state.transfers.over(slot);
+        let kernel = state.slots.flight(slot).kernel.as_ref().expect("a direct request");
+        let whole = u64::try_from(result).is_ok_and(|moved| moved == kernel.request.at.len());
+        if !whole {
+            return self.settle(state, slot, result);
+        }
+        let time = self.local.batch_time().saturating_duration_since(kernel.started);
+        self.lane.direct_done(&kernel.plan, kernel.request, time);
+        self.finish(state, slot, Status::Ok);
+    }
+
+    fn publish(&self) {
+        let state = &mut *self.state.borrow_mut();
+        self.publish_now(state);
+        self.end_if_idle(state);
+        if let Some(serving) = &state.serving
+            && !serving.broken
+            && serving.is_poisoned()
+        {
+            self.break_down(state, Broken::MemoryLost);
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        let state = self.state.borrow();
+        let Some(serving) = state.serving.as_ref().filter(|serving| serving.takes()) else { return false };
+        !self.shut_out.get()
+            && serving.fault.is_none()
+            && serving.ring.as_ref().is_some_and(|ring| ring.waiting() != Ok(0))
+    }
+
+    fn suppress(&self, on: bool) {
+        let state = &mut *self.state.borrow_mut();
+        let Some(serving) = state.serving.as_mut().filter(|serving| serving.takes() && serving.fault.is_none()) else {
+            return;
+        };
+        let Some(ring) = &mut serving.ring else { return };
+        let offset = ring.want_kicks(!on);
+        if let (Some(offset), Some(log), Some(used)) = (offset, &serving.settings.log, serving.settings.log_used) {
+            log.mark(used.saturating_add(offset), 2);
+        }
+    }
+}
+
+impl Serving {
+    fn takes(&self) -> bool {
+        self.kicked && !self.broken && self.stopping.is_empty()
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.map.is_poisoned() || self.settings.log.as_ref().is_some_and(|log| log.is_poisoned())
+    }
+
+    /// Finds the ring again, in other memory or elsewhere.
+    fn resolve(&mut self) {
+        let settings = &self.settings;
+        self.fault = match &mut self.ring {
+            Some(ring) => ring.move_to(&self.map, settings.at).err(),
+            None => match Ring::start(&self.map, settings.size, settings.at, settings.base, settings.features) {
+                Ok(ring) => {
+                    self.ring = Some(ring);
+                    None
+                }
+                Err(fault) => Some(fault),
+            },
+        };
+    }
+
+    fn answer(&mut self, answer: &Answer, status: Status) {
+        answer.map.copy_in(answer.status, &[status as u8]);
+        self.log_pieces(&[answer.status]);
+        if self.fault.is_some() {
+            return;
+        }
+        let written = if status == Status::Ok { answer.written } else { 0 };
+        let ring = self.ring.as_mut().expect("there is a fault otherwise");
+        ring.give_back(answer.head, written + 1);
+    }
+
+    fn log_pieces(&self, pieces: &[Piece]) {
+        if let Some(log) = &self.settings.log {
+            pieces.iter().for_each(|piece| log.mark(piece.gpa, piece.len));
+        }
+    }
+}
+
+/// A request on the async path.
+enum Job {
+    Read(ByteRange, IoBuf),
+    Write(ByteRange, IoBuf, WriteFlags),
+    WriteZeroes(ByteRange, WriteFlags),
+    Discard(ByteRange),
+    Flush,
+}
+
+impl Job {
+    fn from_direct(request: DirectRequest, buffer: IoBuf) -> Self {
+        if request.write {
+            Self::Write(request.at, buffer, WriteFlags { fua: request.fua, ..WriteFlags::default() })
+        } else {
+            Self::Read(request.at, buffer)
+        }
+    }
+}
+
+/// What stays the same from one request of a visit to the next.
+struct Visit<'v> {
+    queue: &'v Queue,
+    pin: &'v ViewPin,
+    limits: &'v Limits,
+    disk: &'v Disk,
+    settings: &'v Settings,
+    map: &'v Rc<Mapped>,
+    ring: &'v mut Ring,
+    slots: &'v mut Slots,
+    transfers: &'v mut Transfers,
+}
+
+impl Visit<'_> {
+    #[inline]
+    fn one(&mut self, chain: &mut Chain) -> Result<(), Broken> {
+        self.ring.take(self.map, chain)?;
+        let header = chain.take_header(self.map);
+        let status = chain.take_status();
+        let (readable, writable) = (chain.readable(), chain.writable());
+        let data = Data { readable: readable.1, writable: writable.1 };
+        let parsed = parse(&header, data, self.disk, || chain.peek::<SEGMENT>(self.map));
+        // Before anything is done about it: was it the guest that wrote this?
+        if self.map.is_poisoned() {
+            return Err(Broken::MemoryLost);
+        }
+        let (head, fua) = (chain.head(), self.settings.fua);
+        let zeroes = |unmap| WriteFlags { fua, may_unmap: unmap, ..WriteFlags::default() };
+        match parsed {
+            Ok(Request::Read(at)) => self.transfer(false, at, writable, (head, status)),
+            Ok(Request::Write(at)) => self.transfer(true, at, readable, (head, status)),
+            Ok(Request::Flush) => self.task((head, status), Job::Flush),
+            Ok(Request::Discard(at)) => self.task((head, status), Job::Discard(at)),
+            Ok(Request::WriteZeroes { at, unmap }) => self.task((head, status), Job::WriteZeroes(at, zeroes(unmap))),
+            Ok(Request::GetId) => self.get_id((head, status), writable.0),
+            Ok(Request::Nothing) => self.done((head, status), 0, Status::Ok),
+            Err(refusal) => self.done((head, status), 0, refusal),
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn transfer(&mut self, write: bool, at: ByteRange, data: (&[Piece], u64), to: (u16, Piece)) {
+        let (pieces, len) = data;
+        // A chain has at most 2^32 bytes, header and status among them.
+        let written = if write { 0 } else { u32::try_from(len).expect("checked when the chain was read") };
+        let request =
+            DirectRequest { write, at, fua: write && self.settings.fua, memory_bits: self.memory_bits(pieces) };
+        let plan = match pieces.len() <= self.limits.max_segments {
+            true => self.queue.lane.direct(self.pin, request),
+            false => None,
+        };
+        match plan {
+            Some(plan) => self.direct(plan, request, pieces, to, written),
+            None => {
+                let job = Job::from_direct(request, self.map.buffer(pieces));
+                let answer = self.answer(to, written);
+                let slot = self.slots.take(Flight { answer, kernel: None }, pieces);
+                self.queue.stats.slow();
+                self.queue.spawn(slot, self.pin.fork(), job);
+            }
+        }
+    }
+
+    #[inline]
+    fn direct(&mut self, plan: DirectPlan, request: DirectRequest, pieces: &[Piece], to: (u16, Piece), written: u32) {
+        match plan.answer {
+            Direct::Ring { fd, offset, dsync } => {
+                let (pin, started) = (self.pin.fork(), self.queue.local.batch_time());
+                let kernel = Some(InKernel { plan, request, pin, started });
+                let answer = self.answer(to, written);
+                let slot = self.slots.take(Flight { answer, kernel }, pieces);
+                let target = direct_op(request.write, fd, offset, dsync);
+                let source = (&*self.queue.local, self.queue.source());
+                self.transfers.push(slot, target, self.map, pieces, source);
+            }
+            Direct::Done | Direct::Zeroed => {
+                if plan.answer == Direct::Zeroed {
+                    pieces.iter().for_each(|piece| self.map.clear(*piece));
+                }
+                self.queue.lane.direct_done(&plan, request, Duration::ZERO);
+                if !request.write {
+                    self.log(pieces);
+                }
+                self.done(to, written, Status::Ok);
+            }
+        }
+    }
+
+    fn task(&mut self, to: (u16, Piece), job: Job) {
+        let answer = self.answer(to, 0);
+        let slot = self.slots.take(Flight { answer, kernel: None }, &[]);
+        self.queue.spawn(slot, self.pin.fork(), job);
+    }
+
+    fn get_id(&mut self, to: (u16, Piece), pieces: &[Piece]) {
+        let mut left = &self.queue.traits.serial[..];
+        for piece in pieces {
+            let part = usize::try_from(piece.len).map_or(left.len(), |len| len.min(left.len()));
+            self.map.copy_in(*piece, &left[..part]);
+            self.log(&[piece.first(part as u64)]);
+            left = &left[part..];
+        }
+        let written = u32::try_from(ID_LEN - left.len()).expect("at most 20");
+        self.done(to, written, Status::Ok);
+    }
+
+    /// Answers at once.
+    #[inline]
+    fn done(&mut self, (head, status): (u16, Piece), written: u32, result: Status) {
+        self.map.copy_in(status, &[result as u8]);
+        self.log(&[status]);
+        self.queue.stats.completed(result == Status::Ok);
+        self.ring.give_back(head, written + 1);
+    }
+
+    fn answer(&self, (head, status): (u16, Piece), written: u32) -> Answer {
+        Answer { head, status, written, map: self.map.clone() }
+    }
+
+    fn log(&self, pieces: &[Piece]) {
+        if let Some(log) = &self.settings.log {
+            pieces.iter().for_each(|piece| log.mark(piece.gpa, piece.len));
+        }
+    }
+
+    #[inline]
+    fn memory_bits(&self, pieces: &[Piece]) -> usize {
+        pieces.iter().fold(0, |bits, piece| bits | self.map.host(*piece) as usize | piece.len as usize)
+    }
+}

@@ -1,0 +1,90 @@
+//! A queue as other threads have it: messages to its thread, and their answers.
+//!
+//! The calls wait for the thread. They are for the threads of a session, never for the control thread or an IOThread.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use block_core::port::PortHandle;
+use block_core::rt::Remote;
+
+use super::queue::{Queue, Settings, Traits};
+use super::stats::QueueStats;
+
+thread_local! {
+    /// This thread's queues, for messages.
+    static QUEUES: RefCell<HashMap<u64, Rc<Queue>>> = RefCell::default();
+}
+
+/// See the module's head. Dropped: the queue is taken off its thread; it has to be stopped by then.
+pub(super) struct QueueRef {
+    id: u64,
+    thread: Remote,
+}
+
+impl QueueRef {
+    /// A new, stopped queue on `thread`. `None` where the thread has ended.
+    pub(super) fn new(thread: Remote, port: PortHandle, traits: Traits, stats: Arc<QueueStats>) -> Option<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Relaxed);
+        let (reply, made) = sync_channel(1);
+        thread.send(move |local| {
+            let queue = Queue::new(local, port.lane(local), traits, stats);
+            QUEUES.with_borrow_mut(|queues| queues.insert(id, queue));
+            let _ = reply.send(());
+        });
+        made.recv().ok()?;
+        Some(Self { id, thread })
+    }
+
+    /// See [`Queue::start`].
+    pub(super) fn start(&self, settings: Settings) {
+        self.ask(move |queue, done| {
+            queue.start(settings);
+            let _ = done.send(());
+        });
+    }
+
+    /// See [`Queue::adjust`].
+    pub(super) fn adjust(&self, settings: Settings) {
+        self.ask(move |queue, done| {
+            queue.adjust(settings);
+            let _ = done.send(());
+        });
+    }
+
+    /// Stops the queue, waits for all that is under way, and gives its base. `None` where the thread has ended.
+    pub(super) fn stop(&self) -> Option<u16> {
+        self.ask(|queue, done| queue.stop(done))
+    }
+
+    fn ask<T: Send + 'static>(&self, call: impl FnOnce(&Queue, SyncSender<T>) + Send + 'static) -> Option<T> {
+        let (reply, answer) = sync_channel(1);
+        let id = self.id;
+        self.thread.send(move |_| {
+            if let Some(queue) = QUEUES.with_borrow(|queues| queues.get(&id).cloned()) {
+                call(&queue, reply);
+            }
+        });
+        answer.recv().ok()
+    }
+}
+
+impl Drop for QueueRef {
+    fn drop(&mut self) {
+        let (reply, removed) = sync_channel::<()>(1);
+        let id = self.id;
+        self.thread.spawn(move |_| async move {
+            if let Some(queue) = QUEUES.with_borrow_mut(|queues| queues.remove(&id)) {
+                queue.remove().await;
+            }
+            drop(reply);
+        });
+        // Ends when `reply` is dropped: the lane is gone then, and with it the last way into the graph.
+        let _ = removed.recv();
+    }
+}

@@ -1,0 +1,86 @@
+//! Requests under way in one queue, by slot. A slot keeps its lists when it is free, so that taking one allocates
+//! nothing once the queue has been busy.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use block_core::graph::{DirectPlan, DirectRequest, ViewPin};
+
+use super::memory::{Mapped, Piece};
+
+/// How a request is answered.
+pub(super) struct Answer {
+    /// By which the chain is given back.
+    pub(super) head: u16,
+    /// Where the status byte goes.
+    pub(super) status: Piece,
+    /// Bytes written to the guest if the request succeeds, without the status.
+    pub(super) written: u32,
+    /// The memory that the chain lies in: an old table lives as long as its requests.
+    pub(super) map: Rc<Mapped>,
+}
+
+/// A request that went to the kernel on the direct path.
+pub(super) struct InKernel {
+    pub(super) plan: DirectPlan,
+    pub(super) request: DirectRequest,
+    pub(super) pin: ViewPin,
+    pub(super) started: Instant,
+}
+
+/// A request under way.
+pub(super) struct Flight {
+    pub(super) answer: Answer,
+    /// `None` on the async path.
+    pub(super) kernel: Option<InKernel>,
+}
+
+#[derive(Default)]
+struct Slot {
+    flight: Option<Flight>,
+    pieces: Vec<Piece>,
+}
+
+/// See the module's head.
+#[derive(Default)]
+pub(super) struct Slots {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    /// Puts a request with its data into a free slot.
+    pub(super) fn take(&mut self, flight: Flight, pieces: &[Piece]) -> u32 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            u32::try_from(self.slots.len() - 1).expect("a queue has at most 32768 requests")
+        });
+        let slot = &mut self.slots[index as usize];
+        slot.flight = Some(flight);
+        slot.pieces.clear();
+        slot.pieces.extend_from_slice(pieces);
+        index
+    }
+
+    /// The request's data in guest memory.
+    pub(super) fn pieces(&self, slot: u32) -> &[Piece] {
+        &self.slots[slot as usize].pieces
+    }
+
+    /// The request in a slot.
+    pub(super) fn flight(&mut self, slot: u32) -> &mut Flight {
+        self.slots[slot as usize].flight.as_mut().expect("the slot is taken")
+    }
+
+    /// The request is over.
+    pub(super) fn release(&mut self, slot: u32) -> Flight {
+        let flight = self.slots[slot as usize].flight.take().expect("a slot is released once");
+        self.free.push(slot);
+        flight
+    }
+
+    /// No request is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+}

@@ -1,0 +1,190 @@
+//! A ring as the protocol engine sees it: records what it is told and tells the queue's thread.
+//!
+//! The engine wants to look at a `VringState` of its own, which cannot be made from outside; so there is a shadow of
+//! which it reads "ready" and "has a kick". The truth is in [`RingControl`]: plain settings, and whether the queue is
+//! live. A queue that stops gives its base back, so that it can be started again from the settings alone.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use super::notifier::Notifier;
+use super::queue::Settings;
+use super::queue_ref::QueueRef;
+use super::ring::Addresses;
+
+/// Guest memory as the engine holds it.
+pub(super) type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
+
+/// A ring's state on the control side.
+pub(super) struct RingControl {
+    queue: QueueRef,
+    state: Mutex<State>,
+}
+
+/// What the control side may change.
+pub(super) struct State {
+    pub(super) settings: Settings,
+    /// Between SET_VRING_KICK and GET_VRING_BASE.
+    ready: bool,
+    /// By SET_VRING_ENABLE, or because protocol features were not negotiated.
+    enabled: bool,
+    /// The queue has been started.
+    live: bool,
+}
+
+impl RingControl {
+    pub(super) fn new(queue: QueueRef, settings: Settings) -> Self {
+        Self { queue, state: Mutex::new(State { settings, ready: false, enabled: false, live: false }) }
+    }
+
+    /// Changes the settings and brings the queue in line with them. In force when this returns: a queue that is no
+    /// longer to serve has nothing under way any more.
+    pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
+        let state = &mut *self.lock();
+        change(state);
+        let wanted = state.ready && state.enabled && state.settings.kick.is_some() && state.settings.size != 0;
+        match (state.live, wanted) {
+            (false, false) => {}
+            (false, true) => self.queue.start(state.settings.clone()),
+            (true, true) => self.queue.adjust(state.settings.clone()),
+            (true, false) => state.settings.base = self.queue.stop().unwrap_or(state.settings.base),
+        }
+        state.live = wanted;
+    }
+
+    /// Stops the queue, whatever was asked before, and lets go of its descriptors.
+    pub(super) fn shut(&self) {
+        self.change(|state| {
+            state.ready = false;
+            state.enabled = false;
+            (state.settings.kick, state.settings.call, state.settings.err) = (None, None, None);
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+thread_local! {
+    /// Whom [`Vring::new`] stands for: the engine calls it once a queue, in order, on the thread that makes the engine.
+    static RINGS: RefCell<VecDeque<Arc<RingControl>>> = RefCell::default();
+}
+
+/// The rings that the engine made next on this thread will get.
+pub(super) fn announce(rings: &[Arc<RingControl>]) {
+    RINGS.with_borrow_mut(|waiting| *waiting = rings.iter().cloned().collect());
+}
+
+/// See the module's head.
+#[derive(Clone)]
+pub(super) struct Vring {
+    shadow: VringMutex<GuestMemory>,
+    ring: Arc<RingControl>,
+}
+
+impl<'a> VringStateGuard<'a, GuestMemory> for Vring {
+    type G = MutexGuard<'a, VringState<GuestMemory>>;
+}
+
+impl<'a> VringStateMutGuard<'a, GuestMemory> for Vring {
+    type G = MutexGuard<'a, VringState<GuestMemory>>;
+}
+
+impl VringT<GuestMemory> for Vring {
+    fn new(memory: GuestMemory, max_queue_size: u16) -> Result<Self, virtio_queue::Error> {
+        let ring = RINGS.with_borrow_mut(VecDeque::pop_front);
+        let shadow = VringMutex::new(memory, max_queue_size)?;
+        Ok(Self { shadow, ring: ring.expect("rings are announced before the engine is made") })
+    }
+
+    fn get_ref(&self) -> <Self as VringStateGuard<'_, GuestMemory>>::G {
+        self.shadow.get_ref()
+    }
+
+    fn get_mut(&self) -> <Self as VringStateMutGuard<'_, GuestMemory>>::G {
+        self.shadow.get_mut()
+    }
+
+    // The engine has no thread that would work on the ring: what follows is asked of its own queue, and never called.
+    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), virtio_queue::Error> {
+        self.shadow.add_used(desc_index, len)
+    }
+    fn signal_used_queue(&self) -> io::Result<()> {
+        self.shadow.signal_used_queue()
+    }
+    fn enable_notification(&self) -> Result<bool, virtio_queue::Error> {
+        self.shadow.enable_notification()
+    }
+    fn disable_notification(&self) -> Result<(), virtio_queue::Error> {
+        self.shadow.disable_notification()
+    }
+    fn needs_notification(&self) -> Result<bool, virtio_queue::Error> {
+        self.shadow.needs_notification()
+    }
+    fn read_kick(&self) -> io::Result<bool> {
+        self.shadow.read_kick()
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        self.shadow.set_enabled(enabled);
+        self.ring.change(|state| state.enabled = enabled);
+    }
+
+    fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), virtio_queue::Error> {
+        self.ring.change(|state| state.settings.at = Addresses { desc, avail, used });
+        Ok(())
+    }
+
+    fn queue_next_avail(&self) -> u16 {
+        self.ring.lock().settings.base
+    }
+
+    fn set_queue_next_avail(&self, base: u16) {
+        self.ring.change(|state| state.settings.base = base);
+    }
+
+    // The queue reads the used index from the ring itself when it starts; the engine would do so without a guard
+    // against vanished memory.
+    fn set_queue_next_used(&self, _index: u16) {}
+    fn queue_used_idx(&self) -> Result<u16, virtio_queue::Error> {
+        Ok(0)
+    }
+
+    fn set_queue_size(&self, size: u16) {
+        self.ring.change(|state| state.settings.size = size);
+    }
+
+    // Comes with all other features through `Device::features_acked`.
+    fn set_queue_event_idx(&self, _enabled: bool) {}
+
+    fn set_queue_ready(&self, ready: bool) {
+        self.shadow.set_queue_ready(ready);
+        self.ring.change(|state| state.ready = ready);
+    }
+
+    fn set_kick(&self, file: Option<File>) {
+        let ours = file.as_ref().and_then(|file| file.try_clone().ok());
+        self.ring.change(|state| state.settings.kick = ours.map(|file| Arc::new(OwnedFd::from(file))));
+        self.shadow.set_kick(file);
+    }
+
+    fn set_call(&self, file: Option<File>) {
+        self.ring.change(|state| state.settings.call = notifier(file));
+    }
+
+    fn set_err(&self, file: Option<File>) {
+        self.ring.change(|state| state.settings.err = notifier(file));
+    }
+}
+
+fn notifier(file: Option<File>) -> Option<Arc<Notifier>> {
+    file.and_then(|file| Notifier::new(file.into()).ok()).map(Arc::new)
+}

@@ -1,0 +1,256 @@
+//! vhost-user messages on a socket: a header of 12 bytes, a body of at most 64 KiB, at most 32 descriptors.
+//!
+//! Only framing is judged here, because a stream that lost its framing cannot be answered; what a message says is
+//! `filter.rs`.
+
+use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
+
+/// Bytes of a body at the most: more than any good message has, so that an absurd table can still be refused.
+pub(super) const MAX_BODY: usize = 64 << 10;
+/// Descriptors with a message at the most.
+pub(super) const MAX_FDS: usize = 32;
+/// How long a message that has begun may take, and how long a frontend may leave a reply unread.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+const HEADER: usize = 12;
+const VERSION: u32 = 1;
+const REPLY: u32 = 1 << 2;
+const NEED_REPLY: u32 = 1 << 3;
+
+/// A message in either direction.
+#[derive(Debug)]
+pub(super) struct Message {
+    pub(super) request: u32,
+    pub(super) need_reply: bool,
+    pub(super) body: Vec<u8>,
+    pub(super) fds: Vec<OwnedFd>,
+}
+
+/// Why a stream cannot go on.
+#[derive(Debug)]
+pub(super) enum WireError {
+    /// The other side went away in the middle of a message.
+    Cut,
+    /// A message took longer than [`PATIENCE`].
+    Late,
+    /// The header has these flags.
+    Flags(u32),
+    /// The header announces this many bytes.
+    Size(u32),
+    /// More than [`MAX_FDS`] descriptors.
+    Fds,
+    /// The socket failed.
+    Io(io::Error),
+}
+
+impl std::fmt::Display for WireError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cut => f.write_str("it went away in the middle of a message"),
+            Self::Late => f.write_str("a message was begun and not finished"),
+            Self::Flags(flags) => write!(f, "a message has the flags {flags:#x}"),
+            Self::Size(size) => write!(f, "a message announces {size} bytes"),
+            Self::Fds => f.write_str("a message carries too many descriptors"),
+            Self::Io(error) => write!(f, "the socket failed: {error}"),
+        }
+    }
+}
+
+impl From<io::Error> for WireError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Late,
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Self::Cut,
+            _ => Self::Io(error),
+        }
+    }
+}
+
+/// The next request of a frontend; `None` where it went away between two. Waits for ever for a message to begin.
+pub(super) fn receive(stream: &UnixStream) -> Result<Option<Message>, WireError> {
+    receive_with(stream, 0)
+}
+
+/// The next reply, from the protocol engine.
+pub(super) fn receive_reply(stream: &UnixStream) -> Result<Option<Message>, WireError> {
+    receive_with(stream, REPLY)
+}
+
+/// A reply to `request`.
+pub(super) fn reply(stream: &UnixStream, request: u32, body: &[u8]) -> Result<(), WireError> {
+    let mut bytes = header(request, VERSION | REPLY, body);
+    bytes.extend_from_slice(body);
+    Ok((&*stream).write_all(&bytes)?)
+}
+
+/// A request, with descriptors.
+pub(super) fn send(stream: &UnixStream, message: &Message) -> Result<(), WireError> {
+    let flags = VERSION | if message.need_reply { NEED_REPLY } else { 0 };
+    let mut bytes = header(message.request, flags, &message.body);
+    bytes.extend_from_slice(&message.body);
+    let fds: Vec<BorrowedFd<'_>> = message.fds.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(WireError::Fds);
+    }
+    let sent = rustix::net::sendmsg(stream, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL);
+    let sent = sent.map_err(io::Error::from)?;
+    Ok((&*stream).write_all(&bytes[sent..])?)
+}
+
+/// Tells the other side something without ever waiting for it: the bytes, or nothing, go into the socket's buffer.
+pub(super) fn tell(socket: impl AsFd, request: u32) -> io::Result<()> {
+    let bytes = header(request, VERSION, &[]);
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::send(socket, &bytes, flags)?;
+    Ok(())
+}
+
+fn header(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(body.len()).expect("a body is small");
+    [request, flags, size].into_iter().flat_map(u32::to_ne_bytes).collect()
+}
+
+fn receive_with(stream: &UnixStream, direction: u32) -> Result<Option<Message>, WireError> {
+    let mut input = Input { stream, fds: Vec::new(), deadline: None };
+    let mut header = [0; HEADER];
+    if !input.fill(&mut header)? {
+        return Ok(None);
+    }
+    let word = |at: usize| u32::from_ne_bytes(std::array::from_fn(|i| header[at + i]));
+    let (request, flags, size) = (word(0), word(4), word(8));
+    if flags & !NEED_REPLY != VERSION | direction {
+        return Err(WireError::Flags(flags));
+    }
+    let len = usize::try_from(size).ok().filter(|len| *len <= MAX_BODY).ok_or(WireError::Size(size))?;
+    let mut body = vec![0; len];
+    if len != 0 && !input.fill(&mut body)? {
+        return Err(WireError::Cut);
+    }
+    Ok(Some(Message { request, need_reply: flags & NEED_REPLY != 0, body, fds: input.fds }))
+}
+
+/// A message on its way in. What it brings is closed with it.
+struct Input<'s> {
+    stream: &'s UnixStream,
+    fds: Vec<OwnedFd>,
+    /// From the first byte on.
+    deadline: Option<Instant>,
+}
+
+impl Input<'_> {
+    /// `false` where the stream ended before the first byte of a message.
+    fn fill(&mut self, mut out: &mut [u8]) -> Result<bool, WireError> {
+        while !out.is_empty() {
+            self.wait()?;
+            let count = match self.receive_some(out) {
+                Err(WireError::Cut) if self.deadline.is_none() => return Ok(false),
+                other => other?,
+            };
+            if count == 0 {
+                return if self.deadline.is_none() { Ok(false) } else { Err(WireError::Cut) };
+            }
+            self.deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            out = &mut out[count..];
+        }
+        Ok(true)
+    }
+
+    fn wait(&self) -> Result<(), WireError> {
+        loop {
+            let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let timeout = left.map(|left| Timespec::try_from(left).expect("ten seconds fit"));
+            let mut fds = [PollFd::new(self.stream, PollFlags::IN)];
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(0) => return Err(WireError::Late),
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(WireError::Io(error.into())),
+            }
+        }
+    }
+
+    fn receive_some(&mut self, out: &mut [u8]) -> Result<usize, WireError> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let received = rustix::net::recvmsg(self.stream, &mut [IoSliceMut::new(out)], &mut control, flags);
+        let received = received.map_err(io::Error::from)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                self.fds.extend(fds);
+            }
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) || self.fds.len() > MAX_FDS {
+            return Err(WireError::Fds);
+        }
+        Ok(received.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(request: u32, flags: u32, size: u32, body: &[u8]) -> Vec<u8> {
+        let words = [request, flags, size].into_iter().flat_map(u32::to_ne_bytes);
+        words.chain(body.iter().copied()).collect()
+    }
+
+    fn feed(bytes: &[u8]) -> Result<Option<Message>, WireError> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (&theirs).write_all(bytes).unwrap();
+        drop(theirs);
+        receive(&ours)
+    }
+
+    #[test]
+    fn a_good_message_arrives() {
+        let message = feed(&raw(8, 9, 8, &[7; 8])).unwrap().unwrap();
+        assert_eq!((message.request, message.need_reply, message.body), (8, true, vec![7; 8]));
+        assert!(feed(&[]).unwrap().is_none());
+    }
+
+    #[test]
+    fn lost_framing_is_told_by_its_reason() {
+        assert!(matches!(feed(&raw(1, 1, u32::MAX, &[])), Err(WireError::Size(u32::MAX))));
+        assert!(matches!(feed(&raw(1, 1, 65537, &[])), Err(WireError::Size(65537))));
+        for flags in [0, 3, 5, 0x11] {
+            assert!(matches!(feed(&raw(1, flags, 0, &[])), Err(WireError::Flags(_))), "{flags}");
+        }
+        let good = raw(2, 1, 8, &[0; 8]);
+        for cut in 1..good.len() {
+            assert!(matches!(feed(&good[..cut]), Err(WireError::Cut)), "{cut}");
+        }
+    }
+
+    #[test]
+    fn descriptors_come_along_and_too_many_end_the_stream() {
+        for (count, good) in [(1, true), (MAX_FDS, true)] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let fds = (0..count).map(|_| ours.as_fd().try_clone_to_owned().unwrap()).collect();
+            send(&theirs, &Message { request: 5, need_reply: false, body: vec![1], fds }).unwrap();
+            assert_eq!(receive(&ours).unwrap().map(|message| message.fds.len()) == Some(count), good);
+        }
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let many: Vec<BorrowedFd<'_>> = (0..=MAX_FDS).map(|_| ours.as_fd()).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
+        let bytes = raw(5, 1, 0, &[]);
+        rustix::net::sendmsg(&theirs, &[IoSlice::new(&bytes)], &mut control, SendFlags::empty()).unwrap();
+        assert!(matches!(receive(&ours), Err(WireError::Fds)));
+    }
+}
