@@ -19,7 +19,11 @@ pub fn descriptor(word: &str) -> io::Result<OwnedFd> {
 
 /// The number that is meant by a number or a systemd name.
 pub fn number(word: &str) -> io::Result<RawFd> {
-    word.parse().or_else(|_| named(word))
+    match word.parse::<RawFd>() {
+        Ok(number) if number < 0 => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        Ok(number) => Ok(number),
+        Err(_) => named(word),
+    }
 }
 
 /// The name that systemd's socket unit gave to the first descriptor it passed, if it passed any.
