@@ -52,7 +52,9 @@ impl std::fmt::Display for Broken {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Size(size) => write!(f, "a ring of {size} entries is impossible"),
-            Self::Ring(gpa) => write!(f, "a part of the ring, at {gpa:#x}, is not inside one memory region, or misaligned"),
+            Self::Ring(gpa) => {
+                write!(f, "a part of the ring, at {gpa:#x}, is not inside one memory region, or misaligned")
+            }
             Self::AvailJump(by) => write!(f, "the available index jumped ahead by {by}"),
             Self::Index(index) => write!(f, "descriptor index {index} is outside its table"),
             Self::HeadTwice(head) => write!(f, "descriptor {head} was offered twice"),

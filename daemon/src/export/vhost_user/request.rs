@@ -107,12 +107,7 @@ fn transfer(sector: u64, len: u64, disk: &Disk, make: fn(ByteRange) -> Request) 
     Ok(if at.is_empty() { Request::Nothing } else { make(at) })
 }
 
-fn extent(
-    kind: u32,
-    len: u64,
-    disk: &Disk,
-    segment: impl FnOnce() -> [u8; SEGMENT],
-) -> Result<Request, Status> {
+fn extent(kind: u32, len: u64, disk: &Disk, segment: impl FnOnce() -> [u8; SEGMENT]) -> Result<Request, Status> {
     if len == 0 || !len.is_multiple_of(SEGMENT as u64) {
         return Err(Status::IoErr);
     }

@@ -33,9 +33,8 @@ impl DirtyLog {
         let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
         let flags = rustix::mm::MapFlags::SHARED;
         // SAFETY: a new mapping at an address of the kernel's choice, owned by the value made below.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), mapped, protection, flags, file, offset - skip as u64)
-        }?;
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), mapped, protection, flags, file, offset - skip as u64) }?;
         let mut log = Self { guard: None, base: base as usize, mapped, skip, len };
         log.guard = Some(bus::Guard::new(log.base, mapped, page)?);
         Ok(log)

@@ -91,9 +91,9 @@ impl Drop for Transfers {
 impl Mapped {
     /// The pieces as a buffer for the async path, which keeps the map as long as it needs.
     pub(in super::super) fn buffer(self: &Rc<Self>, pieces: &[Piece]) -> IoBuf {
-        let segments = pieces.iter().map(|piece| {
-            Segment::new(self.host(*piece), usize::try_from(piece.len).expect("the piece is mapped"))
-        });
+        let segments = pieces
+            .iter()
+            .map(|piece| Segment::new(self.host(*piece), usize::try_from(piece.len).expect("the piece is mapped")));
         // SAFETY: the pieces are mapped as long as `self` lives, which the buffer keeps; nothing refers to them.
         unsafe { IoBuf::from_segments(segments, self.clone()) }
     }
