@@ -14,9 +14,9 @@ use super::config_space::{
 };
 use super::memory::{DirtyLog, MemoryMap};
 use super::options::VhostUserOptions;
-use super::queue::{Settings, Traits};
 use super::queue_ref::QueueRef;
 use super::ring::{Addresses, RingFeatures};
+use super::settings::{Settings, Traits};
 use super::stats::QueueStats;
 use super::vring::RingControl;
 

@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 
 use super::backend::PROTOCOL_FEATURES;
 use super::config_space::{CONFIG_LEN, F_LOG_ALL, F_PROTOCOL_FEATURES, F_VERSION_1, WRITEBACK};
+use super::descriptors::{is_eventfd, is_signal, is_unix_stream};
 use super::memory::DirtyLog;
 use super::message::{Kind, u32_at, u64_at};
 use super::regions::{MAX_TABLE, REGION_LEN, Refusal, Region, Regions, shared_file};
@@ -368,12 +369,11 @@ const NO_RING: Refusal = "there is no such ring";
 
 fn set_channel(fds: &mut Vec<OwnedFd>) -> Result<Verdict, Refusal> {
     let (Some(fd), true) = (fds.pop(), fds.is_empty()) else { return Err("a channel is exactly one descriptor") };
-    let unix = rustix::net::sockopt::socket_domain(&fd) == Ok(rustix::net::AddressFamily::UNIX);
-    let stream = rustix::net::sockopt::socket_type(&fd) == Ok(rustix::net::SocketType::STREAM);
-    if !unix || !stream {
-        return Err("a channel is no unix stream socket");
+    if is_unix_stream(&fd) {
+        Ok(Verdict::DoneAfter(Effect::Channel(fd)))
+    } else {
+        Err("a channel is no unix stream socket")
     }
-    Ok(Verdict::DoneAfter(Effect::Channel(fd)))
 }
 
 /// A range outside the config space is answered with an empty body (vhost-user, "GET_CONFIG").
@@ -402,19 +402,6 @@ fn set_config(body: &[u8], config: &[u8; CONFIG_LEN]) -> Result<Verdict, Refusal
 fn config_range(body: &[u8]) -> Option<(usize, usize)> {
     let [offset, size] = [0, 4].map(|at| usize::try_from(u32_at(body, at)).unwrap_or(usize::MAX));
     (body.len() - 12 == size).then(|| (offset, offset.saturating_add(size)))
-}
-
-fn is_eventfd(fd: &OwnedFd) -> bool {
-    use std::os::fd::AsRawFd;
-    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
-    link.is_ok_and(|link| link.as_bytes() == b"anon_inode:[eventfd]")
-}
-
-/// Something whose write cannot change a file: an eventfd, a pipe, a socket.
-fn is_signal(fd: &OwnedFd) -> bool {
-    use rustix::fs::FileType;
-    let kind = rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
-    is_eventfd(fd) || matches!(kind, Ok(FileType::Fifo | FileType::Socket))
 }
 
 #[cfg(test)]

@@ -72,6 +72,9 @@ fn make_room(path: &Path) -> Result<()> {
 
 /// A duplicate of an inherited descriptor, which stays open for whoever counts on its number.
 fn inherited(number: i32) -> Result<UnixListener> {
+    if number < 0 {
+        return Err(Error::new(format!("{number} is not a file descriptor")));
+    }
     let doing = || format!("Could not use file descriptor {number}");
     let own = Pid::from_raw(i32::try_from(std::process::id()).expect("a process id is positive"));
     let own = rustix::process::pidfd_open(own.expect("not zero"), PidfdFlags::empty());

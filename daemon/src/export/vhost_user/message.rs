@@ -4,7 +4,6 @@ macro_rules! requests {
     ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
         /// A request that a disk knows.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[expect(clippy::upper_case_acronyms, reason = "the protocol's own names")]
         #[expect(non_camel_case_types, reason = "the protocol's own names")]
         pub(super) enum Kind { $($(#[$doc])* $name = $code,)* }
 

@@ -11,6 +11,7 @@
 mod backend;
 mod chain;
 mod config_space;
+mod descriptors;
 mod device;
 mod engine;
 mod filter;
@@ -26,10 +27,12 @@ mod regions;
 mod request;
 mod ring;
 mod session;
+mod settings;
 mod slots;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod visit;
 mod vring;
 mod wire;
 

@@ -1,8 +1,7 @@
 //! One virtqueue on the thread that serves it: takes chains, sends requests down, gives answers back.
 //!
-//! Everything here runs on one thread. The control side changes a queue by messages ([`super::queue_ref`]); what a
-//! request means is `request.rs`, the ring itself `ring.rs`. A request that the graph can answer from memory becomes a
-//! ring entry over guest memory in the same visit; the others become tasks.
+//! Everything here runs on one thread. The control side changes a queue by messages ([`super::queue_ref`]); what
+//! becomes of a chain is `visit.rs`, what it means `request.rs`, the ring itself `ring.rs`.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
@@ -10,64 +9,30 @@ use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
-use block_core::base::ByteRange;
-use block_core::graph::{Direct, DirectPlan, DirectRequest, Limits, Settled, ViewPin, WriteFlags};
+use block_core::graph::{Settled, ViewPin};
 use block_core::port::PortLane;
-use block_core::rt::{IoBuf, Local, SharedFd, Source, SourceId, WatchId};
+use block_core::rt::{Local, Source, SourceId, WatchId};
 
 use super::chain::{Broken, Chain};
-use super::memory::{DirtyLog, Mapped, MemoryMap, Piece, Transfers, direct_op};
-use super::notifier::Notifier;
-use super::request::{Data, Disk, ID_LEN, Request, SEGMENT, Status, parse};
-use super::ring::{Addresses, Ring, RingFeatures};
-use super::slots::{Answer, Flight, InKernel, Slots};
+use super::memory::{Mapped, Piece, Transfers};
+use super::request::{Disk, Status};
+use super::ring::Ring;
+use super::settings::{Settings, Traits};
+use super::slots::{Answer, Slots};
 use super::stats::QueueStats;
+use super::visit::{Job, Visit};
 
 /// Chains taken in one visit; then other queues of the thread have their turn.
 const BUDGET: u16 = 64;
 
-/// What the control side knows about a queue. Plain data: a queue is started from it, and its base is written back.
-#[derive(Clone)]
-pub(super) struct Settings {
-    /// Entries of the ring; 0: not set yet.
-    pub(super) size: u16,
-    pub(super) at: Addresses,
-    /// Where writes to the used ring are logged, if they are.
-    pub(super) log_used: Option<u64>,
-    /// Where in the available ring to begin.
-    pub(super) base: u16,
-    pub(super) features: RingFeatures,
-    pub(super) kick: Option<SharedFd>,
-    pub(super) call: Option<Arc<Notifier>>,
-    pub(super) err: Option<Arc<Notifier>>,
-    pub(super) memory: Arc<MemoryMap>,
-    /// `Some` while writes to guest memory are logged.
-    pub(super) log: Option<Arc<DirtyLog>>,
-    /// A write is stable before it completes.
-    pub(super) fua: bool,
-}
-
-/// What does not change while the export lives.
-#[derive(Clone)]
-pub(super) struct Traits {
-    /// For messages: export and queue.
-    pub(super) name: String,
-    /// Logical block size in bytes.
-    pub(super) block: u32,
-    pub(super) writable: bool,
-    pub(super) serial: [u8; ID_LEN],
-    /// Ends the session: guest memory cannot be relied on any more.
-    pub(super) hang_up: Arc<dyn Fn() + Send + Sync>,
-}
-
-/// See the module's head.
+/// See the module's head. What is not private is for [`Visit`].
 pub(super) struct Queue {
     me: Weak<Self>,
-    local: Rc<Local>,
-    lane: Rc<PortLane>,
+    pub(super) local: Rc<Local>,
+    pub(super) lane: Rc<PortLane>,
     source: OnceCell<SourceId>,
-    traits: Traits,
-    stats: Arc<QueueStats>,
+    pub(super) traits: Traits,
+    pub(super) stats: Arc<QueueStats>,
     state: RefCell<State>,
     /// A task waits for the graph to open; requests stay in the ring meanwhile.
     shut_out: Cell<bool>,
@@ -169,7 +134,7 @@ impl Queue {
         self.local.remove_source(self.source());
     }
 
-    fn source(&self) -> SourceId {
+    pub(super) fn source(&self) -> SourceId {
         *self.source.get().expect("set when it was made")
     }
 
@@ -267,7 +232,9 @@ impl Queue {
         let serving = state.serving.take().expect("looked at above");
         let base = serving.ring.map_or(serving.settings.base, |ring| ring.next_avail());
         // Who asked may have gone; the queue has ended all the same.
-        serving.stopping.iter().for_each(|reply| drop(reply.send(base)));
+        for reply in &serving.stopping {
+            let _ = reply.send(base);
+        }
     }
 
     fn publish_now(&self, state: &mut State) {
@@ -299,7 +266,8 @@ impl Queue {
         }
     }
 
-    fn spawn(&self, slot: u32, pin: ViewPin, job: Job) {
+    /// The rest of a request, as a task.
+    pub(super) fn spawn(&self, slot: u32, pin: ViewPin, job: Job) {
         let queue = self.strong();
         self.local.spawn(async move {
             let lane = &queue.lane;
@@ -417,156 +385,5 @@ impl Serving {
         if let Some(log) = &self.settings.log {
             pieces.iter().for_each(|piece| log.mark(piece.gpa, piece.len));
         }
-    }
-}
-
-/// A request on the async path.
-enum Job {
-    Read(ByteRange, IoBuf),
-    Write(ByteRange, IoBuf, WriteFlags),
-    WriteZeroes(ByteRange, WriteFlags),
-    Discard(ByteRange),
-    Flush,
-}
-
-impl Job {
-    fn from_direct(request: DirectRequest, buffer: IoBuf) -> Self {
-        if request.write {
-            Self::Write(request.at, buffer, WriteFlags { fua: request.fua, ..WriteFlags::default() })
-        } else {
-            Self::Read(request.at, buffer)
-        }
-    }
-}
-
-/// What stays the same from one request of a visit to the next.
-struct Visit<'v> {
-    queue: &'v Queue,
-    pin: &'v ViewPin,
-    limits: &'v Limits,
-    disk: &'v Disk,
-    settings: &'v Settings,
-    map: &'v Rc<Mapped>,
-    ring: &'v mut Ring,
-    slots: &'v mut Slots,
-    transfers: &'v mut Transfers,
-}
-
-impl Visit<'_> {
-    #[inline]
-    fn one(&mut self, chain: &mut Chain) -> Result<(), Broken> {
-        self.ring.take(self.map, chain)?;
-        let header = chain.take_header(self.map);
-        let status = chain.take_status();
-        let (readable, writable) = (chain.readable(), chain.writable());
-        let data = Data { readable: readable.1, writable: writable.1 };
-        let parsed = parse(&header, data, self.disk, || chain.peek::<SEGMENT>(self.map));
-        // Before anything is done about it: was it the guest that wrote this?
-        if self.map.is_poisoned() {
-            return Err(Broken::MemoryLost);
-        }
-        let (head, fua) = (chain.head(), self.settings.fua);
-        let zeroes = |unmap| WriteFlags { fua, may_unmap: unmap, ..WriteFlags::default() };
-        match parsed {
-            Ok(Request::Read(at)) => self.transfer(false, at, writable, (head, status)),
-            Ok(Request::Write(at)) => self.transfer(true, at, readable, (head, status)),
-            Ok(Request::Flush) => self.task((head, status), Job::Flush),
-            Ok(Request::Discard(at)) => self.task((head, status), Job::Discard(at)),
-            Ok(Request::WriteZeroes { at, unmap }) => self.task((head, status), Job::WriteZeroes(at, zeroes(unmap))),
-            Ok(Request::GetId) => self.get_id((head, status), writable.0),
-            Ok(Request::Nothing) => self.done((head, status), 0, Status::Ok),
-            Err(refusal) => self.done((head, status), 0, refusal),
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn transfer(&mut self, write: bool, at: ByteRange, data: (&[Piece], u64), to: (u16, Piece)) {
-        let (pieces, len) = data;
-        // A chain has at most 2^32 bytes, header and status among them.
-        let written = if write { 0 } else { u32::try_from(len).expect("checked when the chain was read") };
-        let request =
-            DirectRequest { write, at, fua: write && self.settings.fua, memory_bits: self.memory_bits(pieces) };
-        let plan = match pieces.len() <= self.limits.max_segments {
-            true => self.queue.lane.direct(self.pin, request),
-            false => None,
-        };
-        match plan {
-            Some(plan) => self.direct(plan, request, pieces, to, written),
-            None => {
-                let job = Job::from_direct(request, self.map.buffer(pieces));
-                let answer = self.answer(to, written);
-                let slot = self.slots.take(Flight { answer, kernel: None }, pieces);
-                self.queue.stats.slow();
-                self.queue.spawn(slot, self.pin.fork(), job);
-            }
-        }
-    }
-
-    #[inline]
-    fn direct(&mut self, plan: DirectPlan, request: DirectRequest, pieces: &[Piece], to: (u16, Piece), written: u32) {
-        match plan.answer {
-            Direct::Ring { fd, offset, dsync } => {
-                let (pin, started) = (self.pin.fork(), self.queue.local.batch_time());
-                let kernel = Some(InKernel { plan, request, pin, started });
-                let answer = self.answer(to, written);
-                let slot = self.slots.take(Flight { answer, kernel }, pieces);
-                let target = direct_op(request.write, fd, offset, dsync);
-                let source = (&*self.queue.local, self.queue.source());
-                self.transfers.push(slot, target, self.map, pieces, source);
-            }
-            Direct::Done | Direct::Zeroed => {
-                if plan.answer == Direct::Zeroed {
-                    pieces.iter().for_each(|piece| self.map.clear(*piece));
-                }
-                self.queue.lane.direct_done(&plan, request, Duration::ZERO);
-                if !request.write {
-                    self.log(pieces);
-                }
-                self.done(to, written, Status::Ok);
-            }
-        }
-    }
-
-    fn task(&mut self, to: (u16, Piece), job: Job) {
-        let answer = self.answer(to, 0);
-        let slot = self.slots.take(Flight { answer, kernel: None }, &[]);
-        self.queue.spawn(slot, self.pin.fork(), job);
-    }
-
-    fn get_id(&mut self, to: (u16, Piece), pieces: &[Piece]) {
-        let mut left = &self.queue.traits.serial[..];
-        for piece in pieces {
-            let part = usize::try_from(piece.len).map_or(left.len(), |len| len.min(left.len()));
-            self.map.copy_in(*piece, &left[..part]);
-            self.log(&[piece.first(part as u64)]);
-            left = &left[part..];
-        }
-        let written = u32::try_from(ID_LEN - left.len()).expect("at most 20");
-        self.done(to, written, Status::Ok);
-    }
-
-    /// Answers at once.
-    #[inline]
-    fn done(&mut self, (head, status): (u16, Piece), written: u32, result: Status) {
-        self.map.copy_in(status, &[result as u8]);
-        self.log(&[status]);
-        self.queue.stats.completed(result == Status::Ok);
-        self.ring.give_back(head, written + 1);
-    }
-
-    fn answer(&self, (head, status): (u16, Piece), written: u32) -> Answer {
-        Answer { head, status, written, map: self.map.clone() }
-    }
-
-    fn log(&self, pieces: &[Piece]) {
-        if let Some(log) = &self.settings.log {
-            pieces.iter().for_each(|piece| log.mark(piece.gpa, piece.len));
-        }
-    }
-
-    #[inline]
-    fn memory_bits(&self, pieces: &[Piece]) -> usize {
-        pieces.iter().fold(0, |bits, piece| bits | self.map.host(*piece) as usize | piece.len as usize)
     }
 }

@@ -12,7 +12,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use block_core::port::PortHandle;
 use block_core::rt::Remote;
 
-use super::queue::{Queue, Settings, Traits};
+use super::queue::Queue;
+use super::settings::{Settings, Traits};
 use super::stats::QueueStats;
 
 thread_local! {

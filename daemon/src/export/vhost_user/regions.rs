@@ -70,7 +70,11 @@ impl Regions {
             return Err("there are too many memory regions");
         }
         self.insert(region)?;
-        mappable(&[region], std::slice::from_ref(file)).inspect_err(|_| drop(self.0.pop()))
+        let mapped = mappable(&[region], std::slice::from_ref(file));
+        if mapped.is_err() {
+            self.0.pop();
+        }
+        mapped
     }
 
     /// One region less; its file offset does not matter.

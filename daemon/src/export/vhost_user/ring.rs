@@ -165,7 +165,7 @@ impl Ring {
             return Err(Broken::IndirectNext);
         }
         let count = table.len / 16;
-        if count == 0 || table.len % 16 != 0 || count > MAX_INDIRECT {
+        if count == 0 || !table.len.is_multiple_of(16) || count > MAX_INDIRECT {
             return Err(Broken::IndirectLength(table.len));
         }
         let mut index = 0;
@@ -206,11 +206,10 @@ impl Ring {
         let taken = std::mem::replace(&mut self.taken[usize::from(head)], false);
         assert!(taken, "a chain is given back once");
         let slot = usize::from(self.next_used & (self.size - 1));
-        let element = u64::from(head) | u64::from(written) << 32;
         // SAFETY: inside the used ring, which has `size` elements after its 4 leading bytes.
         let at = unsafe { self.parts.used.add(4 + 8 * slot) };
         // SAFETY: mapped and writable; aligned to 4 only, hence in two halves.
-        unsafe { at.cast::<[u32; 2]>().write_volatile([element as u32, (element >> 32) as u32].map(u32::to_le)) };
+        unsafe { at.cast::<[u32; 2]>().write_volatile([u32::from(head), written].map(u32::to_le)) };
         self.next_used = self.next_used.wrapping_add(1);
     }
 

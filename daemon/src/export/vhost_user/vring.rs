@@ -15,9 +15,9 @@ use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutG
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::notifier::Notifier;
-use super::queue::Settings;
 use super::queue_ref::QueueRef;
 use super::ring::Addresses;
+use super::settings::Settings;
 
 /// Guest memory as the engine holds it.
 pub(super) type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap<()>>;

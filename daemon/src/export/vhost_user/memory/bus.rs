@@ -100,8 +100,10 @@ fn install() -> io::Result<()> {
 }
 
 extern "C" fn on_bus(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
-    // SAFETY: the kernel gives a valid siginfo for SA_SIGINFO, and SIGBUS carries an address.
-    let address = unsafe { (*info).si_addr() } as usize;
+    // SAFETY: the kernel gives a valid siginfo for SA_SIGINFO.
+    let info = unsafe { &*info };
+    // SAFETY: SIGBUS carries an address.
+    let address = unsafe { info.si_addr() } as usize;
     // SAFETY: the thread's errno is always there.
     let errno = unsafe { libc::__errno_location() };
     // SAFETY: as above; saved, because the interrupted code may be about to read it.
@@ -162,9 +164,9 @@ mod tests {
         let before = patched();
         rustix::fs::ftruncate(file.as_fd(), 4096).unwrap();
         // SAFETY: the mapping is there; its page is not, which is the point.
-        unsafe { second.add(17).write_volatile(1) };
+        unsafe { second.write_volatile(1) };
         // SAFETY: as above, patched by now.
-        assert_eq!(unsafe { second.add(17).read_volatile() }, 1);
+        assert_eq!(unsafe { second.read_volatile() }, 1);
         assert!(lost.is_poisoned() && twin.is_poisoned() && !good.is_poisoned());
         assert!(patched() > before);
     }

@@ -134,8 +134,7 @@ impl MemoryMap {
         let region = &self.regions[piece.region];
         let offset = piece.gpa.wrapping_sub(region.gpa);
         assert!(offset < region.len && piece.len <= region.len - offset, "a piece belongs to the map that made it");
-        // usize is 64 bits wide on every target that has memory of this size; the region is mapped, so this fits.
-        (region.host + offset as usize) as *mut u8
+        (region.host + usize::try_from(offset).expect("the region is mapped")) as *mut u8
     }
 
     /// Copies a piece's first bytes; `out` is no longer than the piece.

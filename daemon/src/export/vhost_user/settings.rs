@@ -1,0 +1,44 @@
+//! What a queue is told: plain data, made by the control side, kept by the queue while it serves.
+
+use std::sync::Arc;
+
+use block_core::rt::SharedFd;
+
+use super::memory::{DirtyLog, MemoryMap};
+use super::notifier::Notifier;
+use super::request::ID_LEN;
+use super::ring::{Addresses, RingFeatures};
+
+/// What the control side knows about a queue. Plain data: a queue is started from it, and its base is written back.
+#[derive(Clone)]
+pub(super) struct Settings {
+    /// Entries of the ring; 0: not set yet.
+    pub(super) size: u16,
+    pub(super) at: Addresses,
+    /// Where writes to the used ring are logged, if they are.
+    pub(super) log_used: Option<u64>,
+    /// Where in the available ring to begin.
+    pub(super) base: u16,
+    pub(super) features: RingFeatures,
+    pub(super) kick: Option<SharedFd>,
+    pub(super) call: Option<Arc<Notifier>>,
+    pub(super) err: Option<Arc<Notifier>>,
+    pub(super) memory: Arc<MemoryMap>,
+    /// `Some` while writes to guest memory are logged.
+    pub(super) log: Option<Arc<DirtyLog>>,
+    /// A write is stable before it completes.
+    pub(super) fua: bool,
+}
+
+/// What does not change while the export lives.
+#[derive(Clone)]
+pub(super) struct Traits {
+    /// For messages: export and queue.
+    pub(super) name: String,
+    /// Logical block size in bytes.
+    pub(super) block: u32,
+    pub(super) writable: bool,
+    pub(super) serial: [u8; ID_LEN],
+    /// Ends the session: guest memory cannot be relied on any more.
+    pub(super) hang_up: Arc<dyn Fn() + Send + Sync>,
+}
