@@ -31,6 +31,6 @@ async fn query_commands(daemon: Rc<Daemon>, _: Empty) -> Result<Vec<CommandInfo>
     Ok(daemon.commands.listed().iter().map(info).collect())
 }
 
-async fn query_qmp_schema(daemon: Rc<Daemon>, _: Empty) -> Result<Value> {
-    Ok(daemon.commands.schema().clone())
+async fn query_qmp_schema(daemon: Rc<Daemon>, _: Empty) -> Result<Vec<Value>> {
+    Ok(daemon.commands.schema().as_array().cloned().unwrap_or_default())
 }
