@@ -2,4 +2,9 @@
 //! `tests/tests/tidy.rs` keeps the list.
 
 pub mod base;
+pub mod catalog;
+pub mod drivers;
+pub mod graph;
+pub mod pipeline;
+pub mod port;
 pub mod rt;

@@ -14,6 +14,7 @@ mod epoll;
 mod exec;
 mod fd;
 mod inflight;
+pub mod ioctl;
 mod local;
 mod op;
 mod polling;

@@ -1,2 +1,68 @@
-//! The benchmark.
-fn main() {}
+//! `trellis-bench`: one command for each figure that Trellis is held to. Compares two servers in one run.
+//!
+//! ```text
+//! cargo build --release --bin trellisd --bin trellis-bench
+//! target/release/trellis-bench compare --output table.md          (about half an hour; --quick: five minutes)
+//! target/release/trellis-bench compare --only null,sleep,q1-      (some cells; --list names them)
+//! target/release/trellis-bench isolation | idle | attach
+//! ```
+//!
+//! `--subject /usr/bin/qemu-storage-daemon` compares the peer with itself: then every ratio has to be about 1, or the machine
+//! is too busy to measure on.
+
+mod commands;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use commands::{Pair, attach, compare, idle, isolation};
+use trellis_bench::server::Program;
+
+/// Measures a vhost-user-blk server against qemu-storage-daemon, both in one run.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    /// The server that is judged [default: trellisd beside this program]
+    #[arg(long, global = true, value_name = "PROGRAM")]
+    subject: Option<PathBuf>,
+    /// The server that it is compared with
+    #[arg(long, global = true, value_name = "PROGRAM", default_value = "qemu-storage-daemon")]
+    peer: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Throughput, latency, CPU time and notifications over every kind of disk
+    Compare(compare::Arguments),
+    /// What a busy chain does to other exports and to a second monitor
+    Isolation(isolation::Arguments),
+    /// CPU time and memory with connected clients that do nothing
+    Idle(idle::Arguments),
+    /// Time from connect to the first answer
+    Attach(attach::Arguments),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let pair = Pair { subject: Program::new(cli.subject.unwrap_or_else(beside_us)), peer: Program::new(cli.peer) };
+    let result = match cli.command {
+        Command::Compare(arguments) => compare::run(&pair, &arguments),
+        Command::Isolation(arguments) => isolation::run(&pair, &arguments),
+        Command::Idle(arguments) => idle::run(&pair, &arguments),
+        Command::Attach(arguments) => attach::run(&pair, &arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("trellis-bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn beside_us() -> PathBuf {
+    std::env::current_exe().unwrap_or_default().with_file_name("trellisd")
+}

@@ -1,0 +1,98 @@
+//! The registry: one line a driver. From it come the driver's name in QMP, its branch of [`BlockdevOptions`], how it
+//! is opened and reopened, and its place in the test suites that go through all drivers.
+//!
+//! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options.
+
+mod add;
+mod options;
+mod reopen;
+
+use std::any::Any;
+
+use qmp::Qapi;
+use qmp::schema::Union;
+
+use self::add::{Header, Opening};
+use self::reopen::Reopening;
+use crate::base::Result;
+use crate::drivers::format::raw::RawOptions;
+use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
+use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
+use crate::graph::{NodeOptions, Role};
+
+pub use self::add::add;
+pub use self::options::{
+    BlockdevOptions, BlockdevRef, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption, MAX_DEPTH,
+};
+pub use self::reopen::reopen;
+
+/// The names of all drivers, as QMP has them.
+pub fn drivers() -> &'static [&'static str] {
+    DriverOptions::TAGS
+}
+
+/// A line is `"name" Variant(Branch): Options { child: Role, … }`; the children are members of the branch, each a
+/// [`BlockdevRef`], and reach [`crate::drivers::Open::open`] in this order.
+macro_rules! drivers {
+    ($(
+        $(#[$doc:meta])*
+        $name:literal $variant:ident($branch:ident): $own:ident { $($(#[$child_doc:meta])* $child:ident: $role:ident),* }
+    )*) => {
+        /// What a node accepts besides the common options, by driver.
+        #[derive(Clone, Debug, PartialEq, Qapi)]
+        #[qapi(union, tag = "driver", tag_name = "BlockdevDriver")]
+        pub enum DriverOptions {
+            $($(#[$doc])* #[qapi(rename = $name)] $variant($branch),)*
+        }
+
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Debug, PartialEq, Qapi)]
+            pub struct $branch {
+                $($(#[$child_doc])* pub $child: BlockdevRef,)*
+                /// The driver's own options.
+                #[qapi(flatten)]
+                pub own: $own,
+            }
+        )*
+
+        impl DriverOptions {
+            /// Opens a node, its children first.
+            async fn open(&self, opening: &mut Opening, header: Header) -> Result<()> {
+                match self {
+                    $(Self::$variant(branch) => {
+                        let children = [$((stringify!($child), Role::$role, &branch.$child)),*];
+                        opening.node(header, &children, &branch.own).await
+                    })*
+                }
+            }
+
+            /// Collects what a reopen of the node that `reopening` is at asks of it and of its inline children.
+            fn reopen(&self, reopening: &mut Reopening, common: NodeOptions) -> Result<Box<dyn Any + Send>> {
+                match self {
+                    $(Self::$variant(branch) => {
+                        let children: &[(&str, &BlockdevRef)] = &[$((stringify!($child), &branch.$child)),*];
+                        reopening.children(common, children)?;
+                        Ok(Box::new(branch.own.clone()))
+                    })*
+                }
+            }
+        }
+    };
+}
+
+drivers! {
+    /// A regular file of the host.
+    "file" File(FileNode): FileOptions {}
+    /// A block device of the host.
+    "host_device" HostDevice(HostDeviceNode): HostDeviceOptions {}
+    /// A disk of nothing.
+    "null-co" NullCo(NullCoNode): NullOptions {}
+    /// A disk of nothing, under QEMU's other name for it.
+    "null-aio" NullAio(NullAioNode): NullAioOptions {}
+    /// The bytes of a file as they are.
+    "raw" Raw(RawNode): RawOptions {
+        /// Where the bytes are.
+        file: Data
+    }
+}

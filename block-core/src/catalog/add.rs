@@ -1,0 +1,125 @@
+//! Adding nodes. A tree of definitions is opened bottom-up, outside the graph, and then added in one change: an error
+//! leaves no node, no lock and no descriptor.
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use super::options::{BlockdevOptions, BlockdevRef, MAX_DEPTH, check_name};
+use crate::base::{Error, Result};
+use crate::drivers::{Open, Opened};
+use crate::graph::{Edges, Graph, GraphEdit, NewNode, NodeId, NodeOptions, Permit, Role};
+
+/// Opens a node with its inline children and adds them: all of them, or none.
+pub async fn add(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId> {
+    if options.common.node_name.is_none() {
+        return Err(Error::new("'node-name' must be specified for the root node"));
+    }
+    let mut opening = Opening { graph: permit.graph().clone(), opened: Vec::new(), names: HashSet::new(), depth: 0 };
+    opening.define(&options, None).await?;
+    let opened = opening.opened;
+    permit.apply(|edit| add_all(edit, &opened)).await
+}
+
+/// Adds what was opened, children first; the last one is the root of the tree.
+fn add_all(edit: &mut GraphEdit<'_>, tree: &[Below]) -> Result<NodeId> {
+    let added = tree.iter().map(|below| edit.add(below.node.clone())).collect::<Result<Vec<_>>>()?;
+    Ok(*added.last().expect("a tree has a root"))
+}
+
+/// A node of the tree that is open.
+struct Below {
+    node: NewNode,
+    options: NodeOptions,
+}
+
+/// A tree of definitions that is being opened.
+pub(super) struct Opening {
+    graph: Rc<Graph>,
+    /// What is open already, children before parents.
+    opened: Vec<Below>,
+    /// The names in this tree.
+    names: HashSet<String>,
+    /// How many definitions the current one is in.
+    depth: usize,
+}
+
+/// A node of the tree, before its driver is opened.
+pub(super) struct Header {
+    name: String,
+    common: NodeOptions,
+    inline: bool,
+}
+
+impl Opening {
+    /// Opens one definition. `parent`: the options of the node that it is defined in.
+    fn define<'a>(
+        &'a mut self,
+        options: &'a BlockdevOptions,
+        parent: Option<NodeOptions>,
+    ) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>> {
+        Box::pin(async move {
+            if self.depth == MAX_DEPTH {
+                return Err(Error::new(format!("Nodes may not be defined more than {MAX_DEPTH} levels deep")));
+            }
+            let name = self.name(options.common.node_name.as_deref())?;
+            let common = options.common.in_force(parent)?;
+            self.depth += 1;
+            options.driver.open(self, Header { name, common, inline: parent.is_some() }).await?;
+            self.depth -= 1;
+            Ok(())
+        })
+    }
+
+    /// Opens a node whose branch of the options has been taken apart.
+    pub(super) async fn node<O: Open>(
+        &mut self,
+        header: Header,
+        children: &[(&'static str, Role, &BlockdevRef)],
+        own: &O,
+    ) -> Result<()> {
+        let Header { name, mut common, inline } = header;
+        let (mut edges, mut ids) = (Edges::default(), Vec::new());
+        for (edge, role, child) in children {
+            let (child, below) = self.child(child, common).await?;
+            // Who may turn read-only does so over what cannot be written.
+            common.read_only |= common.auto_read_only && below.read_only;
+            ids.push(edges.to(edge, child, *role));
+        }
+        let Opened { driver, conf, options } = own.open(common, &ids).await?;
+        let node = NewNode::new(name, options, |declared| {
+            *declared = edges;
+            (driver, conf)
+        });
+        let node = if inline { node.inline() } else { node };
+        self.opened.push(Below { node, options });
+        Ok(())
+    }
+
+    /// A child, opened if it is defined in place, and its options.
+    async fn child(&mut self, child: &BlockdevRef, parent: NodeOptions) -> Result<(NodeId, NodeOptions)> {
+        match child {
+            BlockdevRef::Definition(options) => {
+                self.define(options, Some(parent)).await?;
+                let below = self.opened.last().expect("it has just been opened");
+                Ok((below.node.id(), below.options))
+            }
+            BlockdevRef::Reference(name) => {
+                let known = self.graph.find(name).and_then(|id| self.graph.node(id));
+                let missing = || Error::new(format!("Cannot find device='{name}' nor node-name='{name}'"));
+                known.map(|node| (node.id, node.options)).ok_or_else(missing)
+            }
+        }
+    }
+
+    /// The name that was given, if it may be, or a fresh one.
+    fn name(&mut self, given: Option<&str>) -> Result<String> {
+        let Some(name) = given else { return Ok(self.graph.automatic_name()) };
+        check_name(name)?;
+        if self.graph.find(name).is_some() || !self.names.insert(name.to_owned()) {
+            return Err(Error::new(format!("Duplicate nodes with node-name='{name}'")));
+        }
+        Ok(name.to_owned())
+    }
+}

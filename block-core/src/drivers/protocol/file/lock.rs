@@ -1,0 +1,235 @@
+//! Byte-range locks that tell other programs what this node does with the image: QEMU's protocol, so that either
+//! refuses the other's image.
+//!
+//! A shared lock on byte 100 + *i* says "I use permission *i*"; on byte 200 + *i*, "I bear no other user of it". They
+//! are locks of the open file description, on a descriptor of their own: two nodes of one process that have the same
+//! file are strangers to each other, as two processes are, and closing any other descriptor loses nothing.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
+use super::options::Locking;
+use crate::base::{Error, Result, ResultExt};
+use crate::graph::{PermSet, Perms};
+
+/// What one node tells the world. All calls may wait, for a network file system.
+#[derive(Debug)]
+pub(super) struct Locks {
+    fd: OwnedFd,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    held: Perms,
+    /// The file system cannot lock, and `locking` was `auto`.
+    impossible: bool,
+}
+
+/// A configuration's right to the locks. They are given back when the last configuration that wants them is gone,
+/// whether it was replaced by one that does not or never came into force.
+#[derive(Debug)]
+pub(super) struct Claim(Arc<Locks>);
+
+impl Claim {
+    /// Nothing is locked yet.
+    pub(super) fn new(locks: Arc<Locks>) -> Self {
+        Self(locks)
+    }
+}
+
+impl std::ops::Deref for Claim {
+    type Target = Locks;
+    fn deref(&self) -> &Locks {
+        &self.0
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.relax(Perms::IDLE);
+    }
+}
+
+/// First byte of "I use".
+const USES: i64 = 100;
+/// First byte of "I bear no other".
+const BEARS_NOT: i64 = 200;
+
+impl Locks {
+    /// `fd`: open for reading, and nobody else's.
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self { fd, state: Mutex::new(State { held: Perms::IDLE, impossible: false }) }
+    }
+
+    /// Takes what `perms` needs on top of what is held, or nothing.
+    pub(super) fn tighten(&self, perms: Perms, locking: Locking, filename: &str) -> Result<()> {
+        let mut state = self.state();
+        if locking == Locking::Off || state.impossible {
+            return Ok(());
+        }
+        let held = state.held;
+        let wanted = held.and(perms);
+        match self.acquire(held, wanted) {
+            Ok(()) => {}
+            Err(errno) if locking == Locking::Auto && cannot_lock(errno) => {
+                tracing::warn!("'{filename}' is not locked: its file system cannot do it ({})", errno.desc());
+                state.impossible = true;
+                return Ok(());
+            }
+            Err(errno) => {
+                self.release(wanted, held);
+                return Err(Error::new(errno.desc())).doing(|| format!("Failed to lock '{filename}'"));
+            }
+        }
+        if let Err(refusal) = self.check(wanted) {
+            self.release(wanted, held);
+            return Err(Error::new(format!("Is another process using the image [{filename}]?"))).doing(|| refusal);
+        }
+        state.held = wanted;
+        Ok(())
+    }
+
+    /// Gives back what `perms` does not need. What is not held is not taken.
+    pub(super) fn relax(&self, perms: Perms) {
+        let mut state = self.state();
+        let kept = Perms { uses: state.held.uses & perms.uses, shares: state.held.shares | perms.shares };
+        self.release(state.held, kept);
+        state.held = kept;
+    }
+
+    fn acquire(&self, from: Perms, to: Perms) -> Result<(), Errno> {
+        let bytes = bytes(to);
+        bytes.filter(|byte| !held(from, *byte)).try_for_each(|byte| self.set(byte, libc::F_RDLCK))
+    }
+
+    fn release(&self, from: Perms, to: Perms) {
+        for byte in bytes(from).filter(|byte| !held(to, *byte)) {
+            // Unlocking a byte of a file that is open cannot fail; should it, the lock goes with the descriptor.
+            let _ = self.set(byte, libc::F_UNLCK);
+        }
+    }
+
+    /// Whether others agree. Ours are in place already, so that of two who do this at once at least one is refused.
+    fn check(&self, wanted: Perms) -> Result<(), String> {
+        for (bit, name) in wanted.uses.bits() {
+            if self.is_taken(BEARS_NOT + i64::from(bit)) {
+                return Err(format!("Failed to get \"{name}\" lock"));
+            }
+        }
+        for (bit, name) in PermSet::ALL.without(wanted.shares).bits() {
+            if self.is_taken(USES + i64::from(bit)) {
+                return Err(format!("Failed to get shared \"{name}\" lock"));
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&self, byte: i64, kind: i32) -> Result<(), Errno> {
+        let range = one_byte(byte, kind);
+        loop {
+            match fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&range)) {
+                Err(Errno::EINTR) => {}
+                other => return other.map(drop),
+            }
+        }
+    }
+
+    /// Somebody else has the byte. Where that cannot be found out, nobody has.
+    fn is_taken(&self, byte: i64) -> bool {
+        let mut range = one_byte(byte, libc::F_WRLCK);
+        let asked = fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut range));
+        asked.is_ok() && i32::from(range.l_type) != libc::F_UNLCK
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The bytes that say `perms`.
+fn bytes(perms: Perms) -> impl Iterator<Item = i64> {
+    let uses = perms.uses.bits().map(|(bit, _)| USES + i64::from(bit));
+    let bears_not = PermSet::ALL.without(perms.shares).bits().map(|(bit, _)| BEARS_NOT + i64::from(bit));
+    uses.chain(bears_not)
+}
+
+fn held(perms: Perms, byte: i64) -> bool {
+    bytes(perms).any(|held| held == byte)
+}
+
+fn cannot_lock(errno: Errno) -> bool {
+    matches!(errno, Errno::ENOLCK | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EINVAL)
+}
+
+fn one_byte(byte: i64, kind: i32) -> libc::flock {
+    let narrow = |value: i32| i16::try_from(value).expect("lock kinds and SEEK_SET are small");
+    libc::flock { l_type: narrow(kind), l_whence: narrow(libc::SEEK_SET), l_start: byte, l_len: 1, l_pid: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::path::Path;
+
+    fn locks(path: &Path) -> Locks {
+        Locks::new(File::open(path).unwrap().into())
+    }
+
+    fn perms(uses: PermSet, shares: PermSet) -> Perms {
+        Perms { uses, shares }
+    }
+
+    #[test]
+    fn two_nodes_on_one_file_conflict_as_two_processes_do() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (one, two) = (locks(file.path()), locks(file.path()));
+        let take = |locks: &Locks, perms| locks.tighten(perms, Locking::On, "x.img").map_err(|error| error.full());
+        let alone = perms(PermSet::WRITE, PermSet::ALL.without(PermSet::WRITE));
+        take(&one, alone).unwrap();
+        let refused = take(&two, perms(PermSet::WRITE, PermSet::ALL)).unwrap_err();
+        assert_eq!(refused, "Failed to get \"write\" lock: Is another process using the image [x.img]?");
+        take(&two, perms(PermSet::CONSISTENT_READ, PermSet::ALL)).unwrap();
+        let refused = take(&two, perms(PermSet::NONE, PermSet::ALL.without(PermSet::WRITE))).unwrap_err();
+        assert!(refused.starts_with("Failed to get shared \"write\" lock"), "{refused}");
+        one.relax(Perms::IDLE);
+        take(&two, perms(PermSet::WRITE, PermSet::ALL.without(PermSet::WRITE))).unwrap();
+    }
+
+    #[test]
+    fn a_refused_tightening_leaves_what_was_held() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (one, two, three) = (locks(file.path()), locks(file.path()), locks(file.path()));
+        let reader = perms(PermSet::CONSISTENT_READ, PermSet::ALL);
+        one.tighten(perms(PermSet::NONE, PermSet::ALL.without(PermSet::RESIZE)), Locking::On, "x").unwrap();
+        two.tighten(reader, Locking::On, "x").unwrap();
+        two.tighten(perms(PermSet::WRITE | PermSet::RESIZE, PermSet::ALL), Locking::On, "x").unwrap_err();
+        // It uses no write, and still reads.
+        three.tighten(perms(PermSet::NONE, PermSet::ALL.without(PermSet::WRITE)), Locking::On, "x").unwrap();
+        three
+            .tighten(perms(PermSet::NONE, PermSet::ALL.without(PermSet::CONSISTENT_READ)), Locking::On, "x")
+            .unwrap_err();
+    }
+
+    #[test]
+    fn relaxing_takes_nothing() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (one, two) = (locks(file.path()), locks(file.path()));
+        one.relax(perms(PermSet::WRITE, PermSet::NONE));
+        two.tighten(perms(PermSet::ALL, PermSet::NONE), Locking::On, "x").unwrap();
+    }
+
+    #[test]
+    fn without_locking_nobody_is_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (one, two) = (locks(file.path()), locks(file.path()));
+        let alone = perms(PermSet::ALL, PermSet::NONE);
+        one.tighten(alone, Locking::Off, "x").unwrap();
+        two.tighten(alone, Locking::On, "x").unwrap();
+        one.tighten(alone, Locking::Off, "x").unwrap();
+    }
+}

@@ -1,0 +1,211 @@
+//! `file` and `host_device`: a regular file or a block device of the host.
+//!
+//! * `options` is what operators say; `open` turns it into a [`Conf`]: what was opened is what is checked.
+//! * `io` moves bytes, `zero` makes and finds holes, `flush` makes stable and remembers when that failed.
+//! * `lock` keeps other programs (QEMU's too) off the image; `resize` and `create` change files; `status` reports.
+//!
+//! Every system call that may wait runs on the ring or on a helper thread.
+
+mod create;
+mod flush;
+mod io;
+mod lock;
+mod open;
+mod options;
+mod resize;
+mod status;
+mod zero;
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use self::flush::Flusher;
+use self::lock::{Claim, Locks};
+use self::status::Counts;
+use self::zero::Remembered;
+use crate::base::{ByteRange, IoError, Result};
+use crate::drivers::{Open, Opened};
+use crate::graph::{
+    ChildId, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, NodeOptions, Perms,
+    Preallocation, ReopenRequest, Settled, WriteFlags,
+};
+use crate::rt::{Engine, IoBuf, SharedFd, blocking};
+
+pub use self::create::{CreateOptions, EXTENT_SIZE_HINT, create};
+pub use self::options::{Aio, FileOptions, HostDeviceOptions, Locking};
+
+/// Which of the two drivers this is: each refuses what the other takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `file`: regular files.
+    Regular,
+    /// `host_device`: block devices.
+    Device,
+}
+
+/// The part that all configurations share.
+pub struct File {
+    kind: Kind,
+    locks: Arc<Locks>,
+    counts: Counts,
+    remembered: Remembered,
+}
+
+/// One way of having the file open. A reopen makes a new one, with a descriptor and a flush latch of its own.
+pub struct Conf {
+    options: FileOptions,
+    fd: SharedFd,
+    /// In bytes, in whole sectors: a file's last sector may be incomplete, and reads as zeroes then.
+    size: u64,
+    engine: Engine,
+    alignment: Alignment,
+    flusher: Arc<Flusher>,
+    /// `O_DIRECT`.
+    direct: bool,
+    active: bool,
+    /// `None`: other programs are told nothing.
+    claim: Option<Arc<Claim>>,
+}
+
+/// What the file system or the device asks for, in bytes; powers of two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Alignment {
+    /// Of offsets and lengths.
+    request: u32,
+    /// Of buffers.
+    memory: u32,
+    /// Of discards and zeroing.
+    discard: u32,
+    /// What the medium writes at once.
+    physical: u32,
+}
+
+impl Open for FileOptions {
+    type Driver = File;
+
+    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<File>> {
+        open_as(Kind::Regular, self.clone(), common).await
+    }
+}
+
+impl Open for HostDeviceOptions {
+    type Driver = File;
+
+    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<File>> {
+        open_as(Kind::Device, self.file.clone(), common).await
+    }
+}
+
+async fn open_as(kind: Kind, options: FileOptions, common: NodeOptions) -> Result<Opened<File>> {
+    blocking(move || {
+        let (conf, locks, options) = open::open(kind, options, common)?;
+        let driver = File { kind, locks, counts: Counts::default(), remembered: Remembered::default() };
+        Ok(Opened { driver, conf, options })
+    })
+    .await
+}
+
+impl Driver for File {
+    type Conf = Conf;
+
+    fn geometry(&self, conf: &Conf, _children: &[Geometry]) -> Result<Geometry> {
+        Ok(Geometry { size: conf.size, limits: conf.alignment.limits() })
+    }
+
+    #[inline]
+    fn direct(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
+        if conf.engine != Engine::Ring {
+            return None;
+        }
+        let dsync = request.write && request.fua;
+        Some(DirectPlan::new(Direct::Ring { fd: conf.fd.as_raw_fd(), offset: request.at.start(), dsync }))
+    }
+
+    fn settle(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled {
+        io::settle(conf, request, result)
+    }
+
+    async fn read(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        io::read(conf, cx, at, buf).await
+    }
+
+    async fn write(
+        &self,
+        conf: &Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: IoBuf,
+        flags: WriteFlags,
+    ) -> Result<(), IoError> {
+        io::write(conf, cx, at, buf, flags.fua).await
+    }
+
+    async fn write_zeroes(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
+        zero::write_zeroes(self.kind, &self.remembered, conf, cx, at, flags).await
+    }
+
+    async fn discard(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
+        let result = zero::discard(self.kind, &self.remembered, conf, cx, at).await;
+        self.counts.discarded(at.len(), result);
+        result
+    }
+
+    async fn flush(&self, conf: &Conf, cx: IoCx<'_>) -> Result<(), IoError> {
+        conf.flusher.flush(io::sync(conf, cx)).await
+    }
+
+    async fn map(&self, conf: &Conf, _cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        Ok(zero::map(self.kind, conf, at).await)
+    }
+
+    async fn truncate(&self, conf: &Conf, _cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Conf> {
+        let (kind, fd) = (self.kind, conf.fd.clone());
+        let size = blocking(move || resize::resize(kind, &fd, size, how)).await?;
+        Ok(conf.resized(size))
+    }
+
+    async fn reopen(&self, conf: &Conf, request: ReopenRequest<'_>) -> Result<Conf> {
+        let own = request.options.downcast_ref::<FileOptions>();
+        let own = own.or_else(|| request.options.downcast_ref::<HostDeviceOptions>().map(|device| &device.file));
+        let options = own.expect("the catalog reopens a driver with options of its kind").clone();
+        let again = open::Again::of(conf, options, request.common, self.locks.clone(), request.perms)?;
+        let kind = self.kind;
+        blocking(move || again.open(kind)).await
+    }
+
+    async fn tighten(&self, conf: &Conf, perms: Perms) -> Result<()> {
+        let Some(claim) = conf.claim.clone() else { return Ok(()) };
+        let (filename, locking) = (conf.options.filename.clone(), conf.options.locking);
+        blocking(move || claim.tighten(perms, locking, &filename)).await
+    }
+
+    async fn relax(&self, conf: &Conf, perms: Perms) {
+        let Some(claim) = conf.claim.clone() else { return };
+        blocking(move || claim.relax(perms)).await;
+    }
+
+    async fn info(&self, conf: &Conf) -> DriverInfo {
+        let fd = conf.fd.clone();
+        let allocated = blocking(move || status::allocated(&fd)).await;
+        status::info(self.kind, &conf.options.filename, allocated, &self.counts)
+    }
+
+    async fn close(self) {
+        // The last descriptor's close may wait for a network file system; the configuration is gone already.
+        blocking(move || drop(self.locks)).await;
+    }
+}
+
+impl Conf {
+    /// The same, after the size has changed to `size` bytes.
+    fn resized(&self, size: u64) -> Self {
+        Self {
+            options: self.options.clone(),
+            fd: self.fd.clone(),
+            flusher: self.flusher.clone(),
+            claim: self.claim.clone(),
+            size,
+            ..*self
+        }
+    }
+}

@@ -1,0 +1,567 @@
+//! The control task's side: the graph itself, and the permit with which one command changes it.
+//!
+//! A command plans, prepares what may fail or take long (opening, locks), drains what it is going to change, edits
+//! and publishes in one synchronous step, and closes what it removed. Commands run side by side; those whose drains
+//! overlap queue. A failure at any step undoes what came before.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::drain::{Drained, PrivateRoot};
+use super::driver::{DriverInfo, DynDriver};
+use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
+use super::geometry::Geometry;
+use super::id::{ChildId, NodeId};
+use super::lane::Root;
+use super::node::{EventSink, NodeShared};
+use super::options::NodeOptions;
+use super::permission::Perms;
+use super::shape::{Kind, NodeParts, Shape, Vertex, Vertices};
+use super::stats::Totals;
+use super::uses::UseGuard;
+use super::view::{Placed, Slot, View};
+use crate::base::{Error, Result};
+use crate::rt::Local;
+use crate::rt::sync::Notify;
+
+/// The block graph. Lives on the control thread.
+pub struct Graph {
+    shape: RefCell<Shape>,
+    events: EventSink,
+    /// What external locks each node holds at the least.
+    held: RefCell<HashMap<NodeId, Perms>>,
+    /// What is being drained, one set a command.
+    drains: RefCell<Vec<Rc<BTreeSet<NodeId>>>>,
+    /// Nodes whose locks are being changed.
+    locking: RefCell<BTreeSet<NodeId>>,
+    /// Roots of the control task's own I/O, until they are empty.
+    pub(super) private: RefCell<Vec<PrivateRoot>>,
+    /// Something that a command may be waiting for has changed.
+    changed: Notify,
+    names: Cell<u64>,
+}
+
+/// What there is to say about a node without asking its driver.
+#[derive(Clone, Debug)]
+pub struct NodeReport {
+    /// Where it is.
+    pub id: NodeId,
+    /// Its node-name.
+    pub name: String,
+    /// The common options in force.
+    pub options: NodeOptions,
+    /// Size and limits.
+    pub geometry: Geometry,
+    /// Its children by the names that QMP gives the edges.
+    pub children: Vec<(&'static str, NodeId)>,
+    /// Who uses it, as messages call them.
+    pub parents: Vec<String>,
+    /// Byte offset, if armed.
+    pub write_threshold: Option<u64>,
+    /// What went through it.
+    pub totals: Totals,
+    /// An operator added it by name.
+    pub explicit: bool,
+    /// What its users use and bear together.
+    pub perms: Perms,
+}
+
+impl Graph {
+    /// An empty graph. `events` is called on I/O threads and may not block.
+    pub fn new(events: EventSink) -> Rc<Self> {
+        Rc::new(Self {
+            shape: RefCell::default(),
+            events,
+            held: RefCell::default(),
+            drains: RefCell::default(),
+            locking: RefCell::default(),
+            private: RefCell::default(),
+            changed: Notify::new(),
+            names: Cell::new(0),
+        })
+    }
+
+    /// The permit of one command. A command holds one, so that it cannot wait for itself.
+    pub fn permit(self: &Rc<Self>) -> Permit {
+        Permit { graph: self.clone(), deadline: DRAIN_DEADLINE }
+    }
+
+    /// The node of this name.
+    pub fn find(&self, name: &str) -> Option<NodeId> {
+        self.shape.borrow().names.get(name).copied()
+    }
+
+    /// All nodes in the order in which they were added.
+    pub fn nodes(&self) -> Vec<NodeReport> {
+        let shape = self.shape.borrow();
+        shape.vertices.iter().filter_map(|(id, vertex)| report(&shape, *id, vertex)).collect()
+    }
+
+    /// One node.
+    pub fn node(&self, id: NodeId) -> Option<NodeReport> {
+        let shape = self.shape.borrow();
+        report(&shape, id, shape.vertex(id)?)
+    }
+
+    /// A node's own name for the child that QMP calls `name`, for an edit of that edge.
+    pub fn child(&self, id: NodeId, name: &str) -> Option<ChildId> {
+        let shape = self.shape.borrow();
+        let number = shape.vertex(id)?.edges.iter().position(|edge| edge.name == name)?;
+        Some(ChildId(u32::try_from(number).expect("a node has few children")))
+    }
+
+    /// Arms or disarms the one-shot event on a write that ends past `threshold` bytes. False: no such node.
+    pub fn set_write_threshold(&self, id: NodeId, threshold: Option<u64>) -> bool {
+        let shape = self.shape.borrow();
+        let node = shape.vertex(id).and_then(Vertex::node);
+        node.inspect(|node| node.shared.set_threshold(threshold)).is_some()
+    }
+
+    /// What the driver says about a node. It may ask the kernel.
+    pub async fn info(&self, id: NodeId) -> Option<DriverInfo> {
+        let borrowed = Borrowed::of(&self.shape.borrow(), id)?;
+        Some(borrowed.body.info().await)
+    }
+
+    /// A fresh name for a node that nobody named (`#block017`).
+    pub fn automatic_name(&self) -> String {
+        loop {
+            let number = self.names.get();
+            self.names.set(number + 1);
+            let name = format!("#block{number:03}");
+            if self.find(&name).is_none() {
+                return name;
+            }
+        }
+    }
+
+    // ---- drains of several commands, side by side --------------------------------------------------------------
+
+    /// Waits until no other command drains any of these or what is above them, and reserves them.
+    pub(super) async fn reserve(&self, of: &[NodeId]) -> Rc<BTreeSet<NodeId>> {
+        self.when(|| {
+            let set = self.shape.borrow().above(of.iter().copied());
+            let free = self.drains.borrow().iter().all(|other| other.is_disjoint(&set));
+            free.then(|| {
+                let set = Rc::new(set);
+                self.drains.borrow_mut().push(set.clone());
+                set
+            })
+        })
+        .await
+    }
+
+    pub(super) fn release(&self, set: &Rc<BTreeSet<NodeId>>) {
+        self.drains.borrow_mut().retain(|other| !Rc::ptr_eq(other, set));
+        self.changed.notify_all();
+    }
+
+    pub(super) fn roots_in(&self, set: &BTreeSet<NodeId>) -> Vec<Root> {
+        let shape = self.shape.borrow();
+        set.iter().filter_map(|id| shape.vertex(*id)?.root().cloned()).collect()
+    }
+
+    /// Waits until `ready` gives something. It is asked again after every change of drains and locks.
+    async fn when<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+        loop {
+            let changed = self.changed.notified();
+            if let Some(value) = ready() {
+                return value;
+            }
+            changed.await;
+        }
+    }
+
+    // ---- external locks ----------------------------------------------------------------------------------------
+
+    /// Takes what the nodes of `outcome` will need on top of what they hold. Undone when the value is dropped before
+    /// the change has been published.
+    pub(super) async fn tighten(self: &Rc<Self>, outcome: &Outcome) -> Result<Locks> {
+        let nodes: Vec<_> = outcome.relock.iter().filter_map(|id| Tighten::of(self, outcome, *id)).collect();
+        let ids: BTreeSet<_> = nodes.iter().map(|node| node.id).collect();
+        self.claim_locks(&ids).await;
+        let locks = Locks { graph: Rc::downgrade(self), claimed: ids };
+        for node in nodes {
+            // Noted first: one that fails half-way has something to give back.
+            self.held.borrow_mut().insert(node.id, node.perms);
+            node.borrowed.body.tighten(node.perms).await?;
+        }
+        Ok(locks)
+    }
+
+    /// A node whose users would need more than it holds.
+    fn first_lacking(&self, outcome: &Outcome) -> Option<String> {
+        let lacking = outcome.relock.iter().find(|id| Tighten::of(self, outcome, **id).is_some())?;
+        outcome.touched.get(lacking)?.as_ref().map(Vertex::described)
+    }
+
+    /// One command at a time changes the locks of a node.
+    async fn claim_locks(&self, nodes: &BTreeSet<NodeId>) {
+        self.when(|| {
+            let mut locking = self.locking.borrow_mut();
+            locking.is_disjoint(nodes).then(|| locking.extend(nodes))
+        })
+        .await;
+    }
+
+    /// Gives back what the nodes hold and their users do not need, and the claim on their locks.
+    async fn relax_claimed(&self, claimed: BTreeSet<NodeId>) {
+        for id in &claimed {
+            self.relax(*id).await;
+        }
+        self.locking.borrow_mut().retain(|id| !claimed.contains(id));
+        self.changed.notify_all();
+    }
+
+    async fn relax(&self, id: NodeId) {
+        let Some(perms) = self.vertex(id, |vertex| vertex.perms) else {
+            self.held.borrow_mut().remove(&id);
+            return;
+        };
+        if self.held.borrow().get(&id).is_none_or(|held| *held == perms) {
+            return;
+        }
+        let Some(borrowed) = self.borrow_body(id) else { return };
+        borrowed.body.relax(perms).await;
+        self.held.borrow_mut().insert(id, perms);
+    }
+
+    // ---- edit and publish: the one exclusive step --------------------------------------------------------------
+
+    /// Checks a change without making it.
+    pub(super) fn preview<R>(
+        &self,
+        set: &BTreeSet<NodeId>,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
+    ) -> Result<(R, Outcome)> {
+        evaluate(&self.shape.borrow(), &self.events, set, change)
+    }
+
+    /// True where another command is draining something that this change touches.
+    fn collides(&self, outcome: &Outcome, own: Option<&Rc<BTreeSet<NodeId>>>) -> bool {
+        let drains = self.drains.borrow();
+        let others = drains.iter().filter(|other| own.is_none_or(|own| !Rc::ptr_eq(own, other)));
+        let mut touched = others.flat_map(|set| outcome.touched.keys().filter(|id| set.contains(id)));
+        touched.next().is_some()
+    }
+
+    /// Makes a change and publishes it. `own` is what the caller has drained.
+    pub(super) fn commit<R>(
+        self: &Rc<Self>,
+        own: Option<&Rc<BTreeSet<NodeId>>>,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
+    ) -> Result<Committed<R>> {
+        let none = Rc::default();
+        let set = own.unwrap_or(&none);
+        let (value, outcome) = self.preview(set, change)?;
+        if self.collides(&outcome, own) {
+            return Err(Error::new("Another command is changing the same part of the graph"));
+        }
+        if let Some(lacking) = self.first_lacking(&outcome) {
+            return Err(Error::new(format!("What users of {lacking} need has not been prepared")));
+        }
+        Ok(self.publish(set, value, outcome))
+    }
+
+    fn publish<R>(self: &Rc<Self>, drained: &BTreeSet<NodeId>, value: R, outcome: Outcome) -> Committed<R> {
+        // Invariant 1: what requests see changes only under drained roots.
+        assert!(outcome.affected_roots.iter().all(|id| drained.contains(id) || outcome.new_roots.contains(id)));
+        let mut shape = self.shape.borrow_mut();
+        let retired = outcome.touched.into_iter().filter_map(|(id, vertex)| place(&mut shape, id, vertex)).collect();
+        let roots: Vec<_> = drained.iter().chain(&outcome.new_roots).copied().collect();
+        for id in roots {
+            let Some(root) = shape.vertex(id).and_then(Vertex::root) else { continue };
+            root.gate().resume(Some(Arc::new(view_of(&shape, id))));
+            root.poke();
+        }
+        drop(shape);
+        outcome.news.iter().for_each(|(news, geometry)| news(*geometry));
+        self.changed.notify_all();
+        Committed { value, graph: self.clone(), relock: outcome.relock, retired }
+    }
+
+    pub(super) fn private_view(&self, node: NodeId) -> View {
+        let shape = self.shape.borrow();
+        view_from(&shape, Some(node), super::permission::PermSet::ALL)
+    }
+}
+
+fn report(shape: &Shape, id: NodeId, vertex: &Vertex) -> Option<NodeReport> {
+    let node = vertex.node()?;
+    Some(NodeReport {
+        id,
+        name: vertex.name.clone(),
+        options: node.options,
+        geometry: node.geometry,
+        children: vertex.edges.iter().map(|edge| (edge.name, edge.to)).collect(),
+        parents: vertex.parents.iter().filter_map(|id| Some(shape.vertex(*id)?.described())).collect(),
+        write_threshold: node.shared.threshold(),
+        totals: node.shared.totals(),
+        explicit: node.explicit,
+        perms: vertex.perms,
+    })
+}
+
+/// Puts a touched vertex in its place; gives what has to be closed if it was removed.
+fn place(shape: &mut Shape, id: NodeId, vertex: Option<Vertex>) -> Option<NodeParts> {
+    match vertex {
+        Some(vertex) => {
+            if vertex.node().is_some() {
+                shape.names.insert(vertex.name.clone(), id);
+            }
+            shape.vertices.insert(id, vertex);
+            None
+        }
+        None => match shape.vertices.remove(&id)?.kind {
+            Kind::Node(parts) => {
+                shape.names.remove(&parts.shared.name);
+                Some(parts)
+            }
+            Kind::Root { .. } => None,
+        },
+    }
+}
+
+fn view_of(shape: &Shape, root: NodeId) -> View {
+    let vertex = shape.vertex(root).expect("a view is made for a root in the graph");
+    view_from(shape, vertex.edges.iter().map(|edge| edge.to), vertex.perms.uses)
+}
+
+/// The slots of everything below `tops`, breadth first, with slot 0 for the root.
+fn view_from(shape: &Shape, tops: impl IntoIterator<Item = NodeId>, uses: super::permission::PermSet) -> View {
+    let mut order: Vec<NodeId> = Vec::new();
+    let mut slots: BTreeMap<NodeId, u32> = BTreeMap::new();
+    let mut slot_of = |id: NodeId, order: &mut Vec<NodeId>| {
+        *slots.entry(id).or_insert_with(|| {
+            order.push(id);
+            u32::try_from(order.len()).expect("a graph has fewer than 2^32 nodes")
+        })
+    };
+    let edges = tops.into_iter().map(|id| slot_of(id, &mut order)).collect();
+    let mut view = vec![Slot { node: None, edges }];
+    let mut next = 0;
+    while let Some(id) = order.get(next).copied() {
+        next += 1;
+        let vertex = shape.vertex(id).expect("an edge leads to a vertex");
+        let parts = vertex.node().expect("nothing leads to a root");
+        let edges = vertex.edges.iter().map(|edge| slot_of(edge.to, &mut order)).collect();
+        view.push(Slot { node: Some(placed(parts)), edges });
+    }
+    View::new(view, uses)
+}
+
+fn placed(parts: &NodeParts) -> Placed {
+    Placed {
+        body: parts.body.clone(),
+        shared: parts.shared.clone(),
+        options: parts.options,
+        geometry: parts.geometry,
+        _guard: parts.shared.uses.guard(),
+    }
+}
+
+/// A node's body, held by the control task across a pause point: closing the node waits for it, as for a view.
+pub(super) struct Borrowed {
+    pub(super) body: Arc<dyn DynDriver>,
+    _guard: UseGuard,
+}
+
+impl Borrowed {
+    pub(super) fn of(shape: &Shape, id: NodeId) -> Option<Self> {
+        Some(Self::from(shape.vertex(id)?.node()?))
+    }
+
+    fn from(parts: &NodeParts) -> Self {
+        Self { body: parts.body.clone(), _guard: parts.shared.uses.guard() }
+    }
+}
+
+/// One node whose users are going to need more of the outside world than it holds.
+struct Tighten {
+    id: NodeId,
+    perms: Perms,
+    borrowed: Borrowed,
+}
+
+impl Tighten {
+    fn of(graph: &Graph, outcome: &Outcome, id: NodeId) -> Option<Self> {
+        let vertex = outcome.touched.get(&id)?.as_ref()?;
+        let held = graph.held.borrow().get(&id).copied().unwrap_or(Perms::IDLE);
+        let enough = held.uses.contains(vertex.perms.uses) && vertex.perms.shares.contains(held.shares);
+        let borrowed = Borrowed::from(vertex.node()?);
+        (!enough).then_some(Self { id, perms: held.and(vertex.perms), borrowed })
+    }
+}
+
+/// External locks that were taken for a change. Dropped before the change is published, they are given back.
+#[must_use = "dropped at once, the locks are given back before the change"]
+pub struct Locks {
+    graph: Weak<Graph>,
+    claimed: BTreeSet<NodeId>,
+}
+
+impl Drop for Locks {
+    fn drop(&mut self) {
+        let Some(graph) = self.graph.upgrade() else { return };
+        let claimed = std::mem::take(&mut self.claimed);
+        // Giving back asks the kernel, so it is a task of its own; who comes next for these nodes waits for it.
+        Local::current().spawn(async move { graph.relax_claimed(claimed).await });
+    }
+}
+
+// ---- what a command does -------------------------------------------------------------------------------------------
+
+/// A drain that has not ended after this long is given up, unless the command says otherwise.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+
+/// One running command's right to change the graph.
+pub struct Permit {
+    graph: Rc<Graph>,
+    deadline: Duration,
+}
+
+impl Permit {
+    /// The graph that it is for.
+    pub fn graph(&self) -> &Rc<Graph> {
+        &self.graph
+    }
+
+    /// How long this command's drains may take before they are given up.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.deadline = deadline;
+    }
+
+    /// Stops the roots above `nodes`, hurries what is inside, and waits until they are empty. Dropping the future or
+    /// what it gives lets requests in again. After the deadline it gives up, and nothing has changed.
+    pub async fn drain(&mut self, nodes: &[NodeId]) -> Result<Drained<'_>> {
+        Drained::begin(&self.graph, nodes, self.deadline).await
+    }
+
+    /// Changes what no request can walk: adds nodes, removes what nothing uses. Needs no drain; waits for external
+    /// locks and for drains of other commands that are in the way.
+    pub async fn apply<R>(&mut self, change: impl Fn(&mut GraphEdit<'_>) -> Result<R>) -> Result<R> {
+        let none = BTreeSet::new();
+        loop {
+            let (_, outcome) = self.graph.preview(&none, |edit, _| change(edit))?;
+            if self.graph.collides(&outcome, None) {
+                let graph = self.graph.clone();
+                graph.when(|| (!graph.collides(&outcome, None)).then_some(())).await;
+                continue;
+            }
+            let locks = self.graph.tighten(&outcome).await?;
+            drop(outcome);
+            // The plan is checked again: while the locks were taken, others may have changed what it rests on.
+            let (_, now) = self.graph.preview(&none, |edit, _| change(edit))?;
+            if self.graph.first_lacking(&now).is_some() || self.graph.collides(&now, None) {
+                drop(locks);
+                continue;
+            }
+            drop(now);
+            let committed = self.graph.commit(None, |edit, _| change(edit))?;
+            drop(locks);
+            return Ok(committed.close(self).await);
+        }
+    }
+
+    /// Adds a root over `new.node`.
+    pub(crate) async fn add_root(&mut self, new: NewRoot) -> Result<(NodeId, Root)> {
+        self.apply(|edit| edit.add_root(&new)).await
+    }
+
+    /// Drains a root and takes it out.
+    pub(crate) async fn remove_root(&mut self, id: NodeId) -> Result<()> {
+        let drained = self.drain(&[id]).await?;
+        let committed = drained.write(|edit, set| edit.remove_root(set.owner(id)?))?;
+        committed.close(self).await;
+        Ok(())
+    }
+
+    /// Adds one opened node.
+    pub async fn add(&mut self, node: NewNode) -> Result<NodeId> {
+        self.apply(|edit| edit.add(node.clone())).await
+    }
+
+    /// Takes a node out that nobody uses, with the inline children that only it used. What was written is flushed
+    /// first; the nodes are closed before this returns, so that their files and locks are free.
+    pub async fn remove(&mut self, id: NodeId) -> Result<()> {
+        let family = self.graph.family(id);
+        let mut drained = self.drain(&family).await?;
+        drained.check_unused(id)?;
+        if let Err(error) = drained.exclusive(id)?.with(async |child| child.flush().await).await {
+            tracing::warn!("flushing {} before it is removed: {error}", drained.described(id));
+        }
+        let committed = drained.write(|edit, _| {
+            // Whoever looked at the graph meanwhile may have taken an inline child for himself: it stays then.
+            edit.remove(id)?;
+            for child in family.iter().skip(1) {
+                if edit.is_unused(*child) {
+                    edit.remove(*child)?;
+                }
+            }
+            Ok(())
+        })?;
+        committed.close(self).await;
+        Ok(())
+    }
+}
+
+impl GraphEdit<'_> {
+    fn is_unused(&self, id: NodeId) -> bool {
+        self.vertex(id).is_some_and(|vertex| vertex.parents.is_empty())
+    }
+}
+
+impl Graph {
+    /// A node and the inline children that go with it, parents before children.
+    fn family(&self, id: NodeId) -> Vec<NodeId> {
+        let shape = self.shape.borrow();
+        let inline = |id: &NodeId| shape.vertex(*id).and_then(Vertex::node).is_some_and(|node| !node.explicit);
+        let below = shape.below([id]).into_iter().skip(1).filter(inline);
+        std::iter::once(id).chain(below).collect()
+    }
+
+    pub(super) fn vertex<T>(&self, id: NodeId, look: impl FnOnce(&Vertex) -> T) -> Option<T> {
+        self.shape.borrow().vertex(id).map(look)
+    }
+
+    pub(super) fn borrow_body(&self, id: NodeId) -> Option<Borrowed> {
+        Borrowed::of(&self.shape.borrow(), id)
+    }
+}
+
+/// A published change. What it removed still has to be closed, outside the change.
+#[must_use = "a removed node still has to be closed, outside the change"]
+pub struct Committed<R> {
+    value: R,
+    graph: Rc<Graph>,
+    relock: Vec<NodeId>,
+    retired: Vec<NodeParts>,
+}
+
+impl<R> Committed<R> {
+    /// How many nodes the change removed.
+    pub fn removed(&self) -> usize {
+        self.retired.len()
+    }
+
+    /// Gives back locks that nobody needs any more and closes the removed nodes, as soon as no view names them. Takes
+    /// the command's permit: a drain that lasts would hold up what it waits for.
+    pub async fn close(self, _permit: &mut Permit) -> R {
+        let claimed: BTreeSet<_> = self.relock.iter().copied().collect();
+        self.graph.claim_locks(&claimed).await;
+        self.graph.relax_claimed(claimed).await;
+        for parts in self.retired {
+            close_node(parts.body, parts.shared).await;
+        }
+        self.value
+    }
+}
+
+async fn close_node(body: Arc<dyn DynDriver>, shared: Arc<NodeShared>) {
+    poll_fn(|cx| shared.uses.poll_unused(cx)).await;
+    body.close().await;
+}

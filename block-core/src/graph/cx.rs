@@ -1,0 +1,146 @@
+//! A request's context: the proof that it is inside, and its only way to nodes.
+//!
+//! An [`IoCx`] knows *which* node it is at, and a [`ChildId`] indexes that node's own edges: there is no look-up by
+//! name, and no way to a node outside the pinned view.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use super::geometry::Geometry;
+use super::id::ChildId;
+use super::lane::{Lane, ViewPin};
+use super::options::NodeOptions;
+use super::permission::PermSet;
+use super::stats::Counters;
+use super::view::Placed;
+use crate::rt::{Engine, Local, Op};
+
+/// See the module's head.
+#[derive(Clone, Copy)]
+pub struct IoCx<'g> {
+    pin: &'g ViewPin,
+    at: u32,
+}
+
+/// A child as this request may use it. It lives no longer than the request's context, and has one already.
+///
+/// Reading and writing are in `pipeline/`.
+#[derive(Clone, Copy)]
+pub struct Child<'g> {
+    cx: IoCx<'g>,
+    /// The request comes straight from its root.
+    from_root: bool,
+}
+
+impl<'g> IoCx<'g> {
+    #[inline]
+    pub(super) fn new(pin: &'g ViewPin, at: u32) -> Self {
+        Self { pin, at }
+    }
+
+    /// A child of the node that this request is at.
+    #[inline]
+    pub fn child(self, id: ChildId) -> Child<'g> {
+        let slot = self.pin.pinned().view.edge(self.at, id);
+        Child { cx: IoCx { at: slot, ..self }, from_root: self.at == 0 }
+    }
+
+    /// How many children the node that this request is at has.
+    pub fn children(self) -> u32 {
+        self.pin.pinned().view.children(self.at)
+    }
+
+    /// Waits for `work`, or gives `None` as soon as somebody wants this request out of the graph.
+    ///
+    /// A parked request belongs to its root, not to the node where it is parked: a shared node lets only the drained
+    /// root's go.
+    pub async fn unless_hurried<T>(self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        let mut wait = self.pin.hurry_wait();
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(value) => Poll::Ready(Some(value)),
+            Poll::Pending => self.pin.gate().poll_hurried(&mut wait.key, cx).map(|()| None),
+        })
+        .await
+    }
+
+    /// A second request under the same root, for work that outlives this one (read-ahead, write-back).
+    pub fn fork(self) -> Forked {
+        Forked { pin: self.pin.fork(), at: self.at }
+    }
+
+    /// An operation of the kernel, on this thread's ring. It counts as inside until it has completed, even if the
+    /// future is dropped. The result is what the kernel says: a count, or a negative errno.
+    pub async fn submit(self, engine: Engine, op: Op) -> i32 {
+        self.local().submit(engine, op, Some(self.pin.hold())).await
+    }
+
+    /// The thread that this request runs on: its timers and clock.
+    pub fn local(self) -> &'g Rc<Local> {
+        self.lane().local()
+    }
+
+    fn lane(self) -> &'g Rc<Lane> {
+        self.pin.lane()
+    }
+}
+
+impl<'g> Child<'g> {
+    /// Size and limits of the child.
+    #[inline]
+    pub fn geometry(self) -> Geometry {
+        self.placed().geometry
+    }
+
+    /// Size in bytes.
+    #[inline]
+    pub fn size(self) -> u64 {
+        self.placed().geometry.size
+    }
+
+    #[inline]
+    pub(crate) fn cx(self) -> IoCx<'g> {
+        self.cx
+    }
+
+    #[inline]
+    pub(crate) fn slot(self) -> u32 {
+        self.cx.at
+    }
+
+    #[inline]
+    pub(crate) fn placed(self) -> &'g Placed {
+        self.cx.pin.pinned().view.placed(self.cx.at)
+    }
+
+    #[inline]
+    pub(crate) fn options(self) -> NodeOptions {
+        self.placed().options
+    }
+
+    #[inline]
+    pub(crate) fn counters(self) -> &'g Counters {
+        self.cx.pin.pinned().counters(self.cx.at)
+    }
+
+    /// The root's own permissions bind its own requests; between nodes the graph has seen to it.
+    #[inline]
+    pub(crate) fn may(self, wanted: PermSet) -> bool {
+        !self.from_root || self.cx.pin.pinned().view.uses().contains(wanted)
+    }
+}
+
+/// A request that outlives the one which forked it.
+pub struct Forked {
+    pin: ViewPin,
+    at: u32,
+}
+
+impl Forked {
+    /// The context, at the node where it was forked.
+    pub fn cx(&self) -> IoCx<'_> {
+        IoCx { pin: &self.pin, at: self.at }
+    }
+}

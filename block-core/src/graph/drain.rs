@@ -1,0 +1,191 @@
+//! The affected roots, stopped and empty; and the control task's own I/O while they are.
+
+use std::collections::BTreeSet;
+use std::future::{Future, poll_fn};
+use std::marker::PhantomData;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use super::control::{Committed, Graph, Locks};
+use super::cx::Child;
+use super::edit::{DrainedSet, GraphEdit};
+use super::id::{ChildId, NodeId};
+use super::lane::Root;
+use crate::base::{Error, Result};
+use crate::rt::Local;
+
+/// A drained part of the graph. One change, or none, may be made; then requests flow again.
+#[must_use = "requests wait as long as the drain lasts"]
+pub struct Drained<'p> {
+    stopped: Stopped,
+    /// The command's permit is spoken for: no second drain, no edit beside this one.
+    permit: PhantomData<&'p mut ()>,
+}
+
+/// The stopped roots. Dropped: they resume with the view that they had.
+struct Stopped {
+    graph: Rc<Graph>,
+    set: Rc<BTreeSet<NodeId>>,
+    roots: Vec<Root>,
+}
+
+impl Drained<'_> {
+    pub(super) async fn begin(graph: &Rc<Graph>, nodes: &[NodeId], deadline: Duration) -> Result<Self> {
+        let set = graph.reserve(nodes).await;
+        let roots = graph.roots_in(&set);
+        let stopped = Stopped { graph: graph.clone(), set, roots };
+        stopped.roots.iter().for_each(|root| root.gate().stop());
+        stopped.emptied(deadline).await?;
+        Ok(Drained { stopped, permit: PhantomData })
+    }
+
+    /// Spends the drain: after a change, what is above what may be another set.
+    pub fn write<R>(
+        self,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
+    ) -> Result<Committed<R>> {
+        let Stopped { graph, set, .. } = &self.stopped;
+        graph.commit(Some(set), change)
+    }
+
+    /// The command's own I/O on a drained node before the change (a flush before a reopen, growing for a resize);
+    /// nobody else is there.
+    pub fn exclusive(&mut self, id: NodeId) -> Result<Exclusive<'_>> {
+        if !self.stopped.set.contains(&id) {
+            return Err(Error::new("The change needs a node that is not drained"));
+        }
+        Ok(Exclusive { graph: self.stopped.graph.clone(), node: id, drained: PhantomData })
+    }
+
+    /// Takes the external locks (of image files) that `change` is going to need; they are kept until the value is
+    /// dropped, and beyond that if the change was published. A change that lets nobody do more than before needs none.
+    pub async fn prepare(
+        &self,
+        change: impl for<'d> Fn(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
+    ) -> Result<Locks> {
+        let Stopped { graph, set, .. } = &self.stopped;
+        let (_, outcome) = graph.preview(set, change)?;
+        graph.tighten(&outcome).await
+    }
+
+    pub(super) fn check_unused(&self, id: NodeId) -> Result<()> {
+        let (name, parents) = {
+            let graph = &self.stopped.graph;
+            let report = graph.node(id).ok_or_else(|| Error::new("There is no such node"))?;
+            (report.name, report.parents)
+        };
+        match parents.first() {
+            None => Ok(()),
+            Some(user) => Err(Error::new(format!("Node '{name}' is in use by {user}"))),
+        }
+    }
+
+    pub(super) fn described(&self, id: NodeId) -> String {
+        self.stopped.graph.vertex(id, |vertex| vertex.described()).unwrap_or_default()
+    }
+
+    pub(super) fn graph(&self) -> &Rc<Graph> {
+        &self.stopped.graph
+    }
+}
+
+impl Stopped {
+    async fn emptied(&self, deadline: Duration) -> Result<()> {
+        let local = Local::current();
+        let all = async {
+            for root in &self.roots {
+                poll_fn(|cx| root.gate().poll_empty(cx)).await;
+            }
+            self.graph.private_emptied(&self.set).await;
+        };
+        if within(&local, deadline, all).await.is_some() {
+            return Ok(());
+        }
+        let busy = self.roots.iter().filter(|root| root.in_flight() > 0);
+        let busy: Vec<_> = busy.map(|root| format!("{} has {} in flight", root.name(), root.in_flight())).collect();
+        let seconds = deadline.as_secs_f32();
+        Err(Error::new(format!("Requests did not end within {seconds} s: {}", busy.join(", "))))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // A published change has resumed those that stay, and those that it removed stay shut.
+        for root in self.roots.iter().filter(|root| root.gate().is_stopped()) {
+            let removed = !self.set.iter().any(|id| self.graph.is_root(*id, root));
+            if !removed {
+                root.gate().resume(None);
+            }
+        }
+        self.graph.release(&self.set);
+    }
+}
+
+/// `None` where `work` takes longer than `limit`.
+async fn within<T>(local: &Local, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut clock = pin!(local.sleep(limit));
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => clock.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
+/// A root of the control task's own I/O. It is counted like any other: a later drain waits until it is empty, even if
+/// the command that made it has given up.
+pub(super) struct PrivateRoot {
+    node: NodeId,
+    root: Root,
+}
+
+/// See [`Drained::exclusive`].
+pub struct Exclusive<'d> {
+    graph: Rc<Graph>,
+    node: NodeId,
+    drained: PhantomData<&'d mut ()>,
+}
+
+impl Exclusive<'_> {
+    /// Runs `work` on the node. It is over when all that it started is over.
+    pub async fn with<R>(&mut self, work: impl AsyncFnOnce(Child<'_>) -> R) -> R {
+        let view = Arc::new(self.graph.private_view(self.node));
+        let root = Root::new("the control task".into(), view);
+        self.graph.private.borrow_mut().push(PrivateRoot { node: self.node, root: root.clone() });
+        let lane = root.lane(&Local::current());
+        let pin = lane.enter().await;
+        let value = work(pin.cx().child(ChildId(0))).await;
+        drop(pin);
+        root.gate().stop(); // what drivers forked has to be over before the drain is
+        poll_fn(|cx| root.gate().poll_empty(cx)).await;
+        drop(lane);
+        self.graph.forget_private(&root);
+        value
+    }
+}
+
+impl Graph {
+    fn is_root(&self, id: NodeId, root: &Root) -> bool {
+        self.vertex(id, |vertex| vertex.root().is_some_and(|other| other.is(root))).unwrap_or(false)
+    }
+
+    /// Waits for private roots that a command which gave up has left over a node of `set`.
+    async fn private_emptied(&self, set: &BTreeSet<NodeId>) {
+        let left: Vec<Root> = {
+            let private = self.private.borrow();
+            private.iter().filter(|private| set.contains(&private.node)).map(|private| private.root.clone()).collect()
+        };
+        for root in left {
+            root.gate().stop();
+            poll_fn(|cx| root.gate().poll_empty(cx)).await;
+            self.forget_private(&root);
+        }
+    }
+
+    fn forget_private(&self, root: &Root) {
+        self.private.borrow_mut().retain(|private| !private.root.is(root));
+    }
+}

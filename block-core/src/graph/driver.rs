@@ -1,0 +1,407 @@
+//! What a driver author writes: [`Driver`]. What the graph stores: its erased twin, private to this room.
+//!
+//! A driver reaches its children through the [`IoCx`] of a request and in no other way; it keeps [`ChildId`]s. What
+//! requests only read (size, file descriptor, options) is its `Conf`: it belongs to the view, and reopen or resize
+//! publish a new one. What requests change (caches, counters, latches) lives in `self`, which all versions share.
+
+use std::any::Any;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use super::cx::IoCx;
+use super::geometry::Geometry;
+use super::id::ChildId;
+use super::options::NodeOptions;
+use super::permission::{Perms, Role};
+use crate::base::{ByteRange, Error, IoError};
+use crate::rt::IoBuf;
+
+/// How a write is to be done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteFlags {
+    /// Stable before it completes.
+    pub fua: bool,
+    /// Zeroing may free the space.
+    pub may_unmap: bool,
+    /// Zeroing that is not cheaper than writing zeroes fails with [`IoError::Unsupported`] instead.
+    pub no_fallback: bool,
+}
+
+/// How to make room when a node grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing is allocated.
+    #[default]
+    Off,
+    /// Tables are allocated, data is not.
+    Metadata,
+    /// Space is reserved without being written.
+    Falloc,
+    /// Zeroes are written.
+    Full,
+}
+
+/// The first part of a range whose bytes all live in the same kind of place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Bytes, from the start of the range that was asked for; at least 1, at most the range's length.
+    pub len: u64,
+    /// Where they live.
+    pub place: Place,
+}
+
+/// Where guest data lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the node itself (protocols), allocated.
+    Here,
+    /// In a child, byte for byte, from `offset` on.
+    Data {
+        /// Which child.
+        child: ChildId,
+        /// Where in it the extent begins, in bytes.
+        offset: u64,
+    },
+    /// Reads as zeroes. `allocated`: this layer says so, rather than there being nothing.
+    Zero {
+        /// This layer has an opinion on it; an overlay hides what is below.
+        allocated: bool,
+    },
+    /// Not in this layer: the backing child has it.
+    Below(ChildId),
+    /// In this layer, but not byte for byte (compressed, encrypted).
+    Encoded,
+}
+
+/// Reads and writes that may skip the async path.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectRequest {
+    /// A write, else a read.
+    pub write: bool,
+    /// The range in the node that is asked, already checked against its size and alignment.
+    pub at: ByteRange,
+    /// The write is to be stable when it completes.
+    pub fua: bool,
+    /// All buffer addresses and lengths, or-ed: their common alignment.
+    pub memory_bits: usize,
+}
+
+/// How a direct request is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direct {
+    /// By one ring entry. A result other than the full length is settled by the driver.
+    Ring {
+        /// Valid as long as the view is pinned.
+        fd: std::os::fd::RawFd,
+        /// Where in the file, in bytes.
+        offset: u64,
+        /// The write carries `RWF_DSYNC`.
+        dsync: bool,
+    },
+    /// It is done, and no buffer was touched.
+    Done,
+    /// It is done once the buffer has been filled with zeroes.
+    Zeroed,
+}
+
+/// What becomes of a direct request whose ring entry did not move all bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// Send it again on the async path, from its beginning.
+    Again,
+    /// It failed.
+    Failed(IoError),
+}
+
+/// What `query-named-block-nodes` and `query-blockstats` say about a node beyond the common members.
+#[derive(Clone, Debug, Default)]
+pub struct DriverInfo {
+    /// The driver's name in QMP.
+    pub driver: &'static str,
+    /// What a person would call the image; for protocols the file name.
+    pub filename: String,
+    /// Bytes that the image occupies, where known.
+    pub allocated: Option<u64>,
+    /// `image.format-specific` of `query-named-block-nodes`: QMP's tagged `{type, data}` object.
+    pub specific: Option<serde_json::Value>,
+    /// `driver-specific` of `query-blockstats`.
+    pub statistics: Option<serde_json::Value>,
+}
+
+/// What a reopen asks of a driver.
+pub struct ReopenRequest<'a> {
+    /// The driver's own options, complete, as the catalog parsed them.
+    pub options: &'a (dyn Any + Send),
+    /// The common options that will be in force.
+    pub common: NodeOptions,
+    /// What the node's users will use and bear.
+    pub perms: Perms,
+}
+
+/// A block driver for the graph. Requests run on any number of IOThreads at once.
+///
+/// The node handle has checked range, alignment, read-only and permissions before a request arrives here; `at` is
+/// never empty, and `buf` has its length.
+pub trait Driver: Send + Sync + 'static {
+    /// What requests only read. Replaced, never changed: see the module's head.
+    type Conf: Send + Sync + 'static;
+
+    /// Size and limits, from the configuration and the children (in edge order). No I/O: what has to be asked is in
+    /// `conf` already.
+    fn geometry(&self, conf: &Self::Conf, children: &[Geometry]) -> Result<Geometry, Error>;
+
+    /// An answer from memory, or `None` for the async path. Called once a request; it may not block nor allocate.
+    fn direct(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _request: DirectRequest) -> Option<DirectPlan> {
+        None
+    }
+
+    /// A ring entry of [`Driver::direct`] ended with `result` (bytes, or a negative errno) instead of the full length.
+    fn settle(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _request: DirectRequest, _result: i32) -> Settled {
+        Settled::Again
+    }
+
+    /// Fills `buf`.
+    fn read(
+        &self,
+        conf: &Self::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: IoBuf,
+    ) -> impl Future<Output = Result<(), IoError>>;
+
+    /// Writes `buf`. `flags.fua` is set only if the limits say that the driver can do it.
+    fn write(
+        &self,
+        conf: &Self::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: IoBuf,
+        flags: WriteFlags,
+    ) -> impl Future<Output = Result<(), IoError>>;
+
+    /// Makes the range read as zeroes; [`IoError::Unsupported`] sends the pipeline down its ladder.
+    fn write_zeroes(
+        &self,
+        conf: &Self::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        flags: WriteFlags,
+    ) -> impl Future<Output = Result<(), IoError>>;
+
+    /// The bytes are no longer needed. Afterwards they read as before or as zeroes.
+    fn discard(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<(), IoError>>;
+
+    /// Whatever was completed before is stable when this completes.
+    fn flush(&self, conf: &Self::Conf, cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>>;
+
+    /// Where the first bytes of the range live.
+    fn map(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<Extent, IoError>>;
+
+    /// Changes the size; nobody else is inside. The new configuration is published by the caller.
+    fn truncate(
+        &self,
+        conf: &Self::Conf,
+        cx: IoCx<'_>,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// A node whose size is a child's says which child has to change, and to what size in bytes. `None`: it changes by
+    /// itself, through [`Driver::truncate`].
+    fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
+        Ok(None)
+    }
+
+    /// Prepares a configuration for new options. Dropping it aborts; publishing it commits.
+    fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// What this node needs of a child, if its users need `above`.
+    fn child_perms(&self, _conf: &Self::Conf, _child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
+        role.child_perms(above, writable)
+    }
+
+    /// Takes what `perms` needs from the outside world (file locks) on top of what is held. [`Driver::relax`] follows,
+    /// with the same permissions if the change went through, with the old ones if not.
+    fn tighten(&self, _conf: &Self::Conf, _perms: Perms) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Ok(()))
+    }
+
+    /// Gives back what `perms` does not need. Cannot fail: loosening never does.
+    fn relax(&self, _conf: &Self::Conf, _perms: Perms) -> impl Future<Output = ()> {
+        std::future::ready(())
+    }
+
+    /// For queries; may ask the kernel.
+    fn info(&self, conf: &Self::Conf) -> impl Future<Output = DriverInfo>;
+
+    /// Nobody can reach the node any more; `self` is the last owner's, so nothing can follow it.
+    fn close(self) -> impl Future<Output = ()>
+    where
+        Self: Sized,
+    {
+        std::future::ready(())
+    }
+}
+
+/// A direct answer with the nodes that it passes through, for their statistics.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectPlan {
+    /// What to do.
+    pub answer: Direct,
+    /// View slots of the nodes passed, top first; deeper chains take the async path.
+    pub(crate) trail: Trail,
+}
+
+impl DirectPlan {
+    /// The answer of the node that gives it; nodes above add themselves on the way up.
+    pub fn new(answer: Direct) -> Self {
+        Self { answer, trail: Trail::default() }
+    }
+}
+
+/// Up to eight view slots.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Trail {
+    slots: [u8; 8],
+    len: u8,
+}
+
+impl Trail {
+    /// `None` where the chain is too deep, or the view too large, for the direct path.
+    #[inline]
+    pub(crate) fn push(&mut self, slot: u32) -> Option<()> {
+        *self.slots.get_mut(usize::from(self.len))? = u8::try_from(slot).ok()?;
+        self.len += 1;
+        Some(())
+    }
+
+    #[inline]
+    pub(crate) fn slots(&self) -> &[u8] {
+        &self.slots[..usize::from(self.len)]
+    }
+}
+
+// ---- the erased twin -------------------------------------------------------------------------------------------
+
+pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// The private twin of [`Driver`]. No default bodies: a forgotten forward must not compile.
+pub(crate) trait DynDriver: Send + Sync {
+    fn geometry(&self, children: &[Geometry]) -> Result<Geometry, Error>;
+    fn direct(&self, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan>;
+    fn settle(&self, cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled;
+    fn read<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, buf: IoBuf) -> Boxed<'a, Result<(), IoError>>;
+    fn write<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        at: ByteRange,
+        buf: IoBuf,
+        flags: WriteFlags,
+    ) -> Boxed<'a, Result<(), IoError>>;
+    fn write_zeroes<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, flags: WriteFlags) -> Boxed<'a, Result<(), IoError>>;
+    fn discard<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<(), IoError>>;
+    fn flush<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
+    fn map<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<Extent, IoError>>;
+    fn truncate<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
+    fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error>;
+    fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
+    fn child_perms(&self, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms;
+    fn tighten<'a>(&'a self, perms: Perms) -> Boxed<'a, Result<(), Error>>;
+    fn relax<'a>(&'a self, perms: Perms) -> Boxed<'a, ()>;
+    fn info<'a>(&'a self) -> Boxed<'a, DriverInfo>;
+    /// Closes the driver by value. The caller has seen the last view go.
+    fn close(self: Arc<Self>) -> Boxed<'static, ()>;
+    fn driver(&self) -> Arc<dyn Any + Send + Sync>;
+}
+
+/// A driver under one configuration.
+pub(crate) struct Body<D: Driver> {
+    pub(crate) driver: Arc<D>,
+    pub(crate) conf: D::Conf,
+}
+
+impl<D: Driver> DynDriver for Body<D> {
+    fn geometry(&self, children: &[Geometry]) -> Result<Geometry, Error> {
+        self.driver.geometry(&self.conf, children)
+    }
+    #[inline]
+    fn direct(&self, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
+        self.driver.direct(&self.conf, cx, request)
+    }
+    fn settle(&self, cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled {
+        self.driver.settle(&self.conf, cx, request, result)
+    }
+    fn read<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, buf: IoBuf) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.read(&self.conf, cx, at, buf))
+    }
+    fn write<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        at: ByteRange,
+        buf: IoBuf,
+        flags: WriteFlags,
+    ) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.write(&self.conf, cx, at, buf, flags))
+    }
+    fn write_zeroes<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, flags: WriteFlags) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.write_zeroes(&self.conf, cx, at, flags))
+    }
+    fn discard<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.discard(&self.conf, cx, at))
+    }
+    fn flush<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.flush(&self.conf, cx))
+    }
+    fn map<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<Extent, IoError>> {
+        Box::pin(self.driver.map(&self.conf, cx, at))
+    }
+    fn truncate<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
+        Box::pin(async move {
+            let conf = self.driver.truncate(&self.conf, cx, size, preallocation).await?;
+            Ok(Arc::new(Self { driver: self.driver.clone(), conf }) as Arc<dyn DynDriver>)
+        })
+    }
+    fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
+        self.driver.passes_size(&self.conf, size)
+    }
+    fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
+        Box::pin(async move {
+            let conf = self.driver.reopen(&self.conf, request).await?;
+            Ok(Arc::new(Self { driver: self.driver.clone(), conf }) as Arc<dyn DynDriver>)
+        })
+    }
+    fn child_perms(&self, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
+        self.driver.child_perms(&self.conf, child, role, above, writable)
+    }
+    fn tighten<'a>(&'a self, perms: Perms) -> Boxed<'a, Result<(), Error>> {
+        Box::pin(self.driver.tighten(&self.conf, perms))
+    }
+    fn relax<'a>(&'a self, perms: Perms) -> Boxed<'a, ()> {
+        Box::pin(self.driver.relax(&self.conf, perms))
+    }
+    fn info<'a>(&'a self) -> Boxed<'a, DriverInfo> {
+        Box::pin(self.driver.info(&self.conf))
+    }
+    fn close(self: Arc<Self>) -> Boxed<'static, ()> {
+        Box::pin(async move {
+            let body = Arc::into_inner(self).expect("a node is closed after the last view that names it has gone");
+            let driver = Arc::into_inner(body.driver).expect("no configuration outlives the last view");
+            drop(body.conf);
+            driver.close().await;
+        })
+    }
+    fn driver(&self) -> Arc<dyn Any + Send + Sync> {
+        self.driver.clone()
+    }
+}

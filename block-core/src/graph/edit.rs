@@ -1,0 +1,467 @@
+//! One change of the graph, made on a copy of the vertices that it touches, checked as a whole, and then either
+//! published or dropped. Nothing in here waits.
+//!
+//! An edge, a configuration or a root that requests could be using is changed only with the proof that its owner is
+//! drained: [`Owner`], which lives no longer than the change it was asked in.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use super::driver::{Body, Driver, DynDriver};
+use super::geometry::Geometry;
+use super::id::{ChildId, NodeId};
+use super::lane::Root;
+use super::node::{EventSink, NodeShared};
+use super::options::NodeOptions;
+use super::permission::{PermSet, Perms, Role};
+use super::shape::{Edge, Kind, MAX_DEPTH, MAX_VERTICES, News, NodeParts, Shape, Vertex, Vertices};
+use super::view::View;
+use crate::base::{Error, Result};
+
+/// A node that is not in the graph yet. Dropping it drops its driver.
+#[derive(Clone)]
+pub struct NewNode {
+    id: NodeId,
+    name: String,
+    options: NodeOptions,
+    explicit: bool,
+    body: Arc<dyn DynDriver>,
+    edges: Vec<(&'static str, NodeId, Role)>,
+}
+
+/// The edges of a node that is being made.
+#[derive(Default)]
+pub struct Edges(Vec<(&'static str, NodeId, Role)>);
+
+impl Edges {
+    /// An edge to `to`; `name` is what QMP calls it (`file`, `backing`).
+    pub fn to(&mut self, name: &'static str, to: NodeId, role: Role) -> ChildId {
+        self.0.push((name, to, role));
+        ChildId(u32::try_from(self.0.len() - 1).expect("a node has few children"))
+    }
+}
+
+impl NewNode {
+    /// A node named `name`; `make` declares its edges and gives the opened driver with its first configuration.
+    pub fn new<D: Driver>(name: String, options: NodeOptions, make: impl FnOnce(&mut Edges) -> (D, D::Conf)) -> Self {
+        let mut edges = Edges::default();
+        let (driver, conf) = make(&mut edges);
+        let body = Arc::new(Body { driver: Arc::new(driver), conf });
+        Self { id: NodeId::fresh(), name, options, explicit: true, body, edges: edges.0 }
+    }
+
+    /// Where it will be, for the edges of those that are added after it in the same change.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// The node is somebody's inline child: it goes when its last parent goes.
+    pub fn inline(self) -> Self {
+        Self { explicit: false, ..self }
+    }
+}
+
+/// A root that is not in the graph yet.
+pub(crate) struct NewRoot {
+    id: NodeId,
+    name: String,
+    perms: Perms,
+    node: NodeId,
+    news: News,
+}
+
+impl NewRoot {
+    /// A root over `node` that messages call `name`. `news` is told of other sizes and limits.
+    pub(crate) fn new(name: String, perms: Perms, node: NodeId, news: News) -> Self {
+        Self { id: NodeId::fresh(), name, perms, node, news }
+    }
+}
+
+type Brand<'d> = PhantomData<fn(&'d ()) -> &'d ()>;
+
+/// Proof, inside one change, of what is drained.
+#[derive(Clone, Copy)]
+pub struct DrainedSet<'d> {
+    set: &'d BTreeSet<NodeId>,
+    brand: Brand<'d>,
+}
+
+/// Proof that one vertex is drained: no request is inside any root above it.
+#[derive(Clone, Copy)]
+pub struct Owner<'d> {
+    id: NodeId,
+    brand: Brand<'d>,
+}
+
+impl<'d> DrainedSet<'d> {
+    /// The proof for one vertex; an error where this drain does not cover it.
+    pub fn owner(self, id: NodeId) -> Result<Owner<'d>> {
+        if !self.set.contains(&id) {
+            return Err(Error::new("The change needs a node that is not drained"));
+        }
+        Ok(Owner { id, brand: self.brand })
+    }
+}
+
+/// See the module's head.
+pub struct GraphEdit<'d> {
+    base: &'d Shape,
+    events: &'d EventSink,
+    /// Copies of the vertices that this change touches; `None`: removed.
+    touched: BTreeMap<NodeId, Option<Vertex>>,
+    /// Vertices whose users' needs may have changed.
+    perms_dirty: BTreeSet<NodeId>,
+    /// Vertices whose own geometry may have changed.
+    geometry_dirty: BTreeSet<NodeId>,
+    /// Vertices that requests see differently than before.
+    seen_differently: BTreeSet<NodeId>,
+    new_roots: Vec<NodeId>,
+    brand: Brand<'d>,
+}
+
+impl Vertices for GraphEdit<'_> {
+    fn vertex(&self, id: NodeId) -> Option<&Vertex> {
+        match self.touched.get(&id) {
+            Some(touched) => touched.as_ref(),
+            None => self.base.vertex(id),
+        }
+    }
+}
+
+impl<'d> GraphEdit<'d> {
+    /// Adds a node. Its name must be free and its children must exist.
+    pub fn add(&mut self, new: NewNode) -> Result<NodeId> {
+        if self.find(&new.name).is_some() {
+            return Err(Error::new(format!("Duplicate nodes with node-name='{}'", new.name)));
+        }
+        let shared = Arc::new(NodeShared::new(new.name.clone(), self.events.clone()));
+        let placeholder = Geometry { size: 0, limits: super::geometry::Limits::ANY };
+        let parts =
+            NodeParts { body: new.body, shared, options: new.options, geometry: placeholder, explicit: new.explicit };
+        let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges)?;
+        self.geometry_dirty.insert(id);
+        if self.depth(id) > MAX_DEPTH {
+            return Err(Error::new(format!("The graph may not be deeper than {MAX_DEPTH} nodes")));
+        }
+        Ok(id)
+    }
+
+    pub(crate) fn add_root(&mut self, new: &NewRoot) -> Result<(NodeId, Root)> {
+        let root = Root::new(new.name.clone(), Arc::new(View::new(Vec::new(), PermSet::NONE)));
+        let kind = Kind::Root { root: root.clone(), news: new.news.clone() };
+        let id = self.insert(new.id, new.name.clone(), kind, vec![("root", new.node, Role::Filtered)])?;
+        let vertex = self.vertex_mut(id)?;
+        vertex.edges[0].perms = new.perms;
+        vertex.perms = new.perms;
+        self.new_roots.push(id);
+        Ok((id, root))
+    }
+
+    fn insert(
+        &mut self,
+        id: NodeId,
+        name: String,
+        kind: Kind,
+        edges: Vec<(&'static str, NodeId, Role)>,
+    ) -> Result<NodeId> {
+        if self.base.vertices.len() + self.touched.len() >= MAX_VERTICES {
+            return Err(Error::new(format!("There may not be more than {MAX_VERTICES} nodes and exports")));
+        }
+        for (_, child, _) in &edges {
+            self.vertex_mut(*child)?.parents.push(id);
+            self.perms_dirty.insert(*child);
+        }
+        let edges = edges.into_iter().map(|(name, to, role)| Edge { name, to, role, perms: Perms::IDLE }).collect();
+        self.touched.insert(id, Some(Vertex { name, kind, edges, parents: Vec::new(), perms: Perms::IDLE }));
+        self.perms_dirty.insert(id);
+        Ok(id)
+    }
+
+    /// Lets `child` of a drained owner lead to another node.
+    pub fn set_edge(&mut self, owner: Owner<'d>, child: ChildId, to: NodeId) -> Result<()> {
+        if self.above([owner.id]).contains(&to) {
+            let name = self.described(to);
+            return Err(Error::new(format!("{name} would become its own child")));
+        }
+        let no_such_child = || Error::new("There is no such child");
+        let old = self.vertex_mut(owner.id)?.edges.get(child.0 as usize).ok_or_else(no_such_child)?.to;
+        self.vertex_mut(to)?.parents.push(owner.id);
+        self.unlink(old, owner.id)?;
+        self.vertex_mut(owner.id)?.edges[child.0 as usize].to = to;
+        self.perms_dirty.extend([owner.id, old, to]);
+        self.geometry_dirty.insert(owner.id);
+        self.seen_differently.insert(owner.id);
+        if self.above([owner.id]).into_iter().any(|id| self.depth(id) > MAX_DEPTH + 1) {
+            return Err(Error::new(format!("The graph may not be deeper than {MAX_DEPTH} nodes")));
+        }
+        Ok(())
+    }
+
+    /// The same driver under a new configuration and new common options: reopen, resize.
+    pub(crate) fn reconfigure(
+        &mut self,
+        owner: Owner<'d>,
+        new: Arc<dyn DynDriver>,
+        options: NodeOptions,
+    ) -> Result<()> {
+        let vertex = self.vertex_mut(owner.id)?;
+        let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
+        assert!(Arc::ptr_eq(&parts.body.driver(), &new.driver()), "a configuration belongs to its driver");
+        parts.body = new;
+        parts.options = options;
+        self.perms_dirty.insert(owner.id);
+        self.geometry_dirty.insert(owner.id);
+        self.seen_differently.insert(owner.id);
+        Ok(())
+    }
+
+    /// Takes a node out. Whatever leads to it has to lead elsewhere at the end of the change, or the change fails.
+    pub fn remove(&mut self, id: NodeId) -> Result<()> {
+        if self.vertex(id).is_none_or(|vertex| vertex.node().is_none()) {
+            return Err(no_such_node());
+        }
+        self.take_out(id)
+    }
+
+    /// Takes a drained root out.
+    pub(crate) fn remove_root(&mut self, owner: Owner<'d>) -> Result<()> {
+        assert!(self.vertex(owner.id).is_some_and(|vertex| vertex.root().is_some()), "only roots are removed so");
+        self.take_out(owner.id)
+    }
+
+    fn take_out(&mut self, id: NodeId) -> Result<()> {
+        let children: Vec<_> = self.vertex_mut(id)?.edges.iter().map(|edge| edge.to).collect();
+        for child in children {
+            self.unlink(child, id)?;
+            self.perms_dirty.insert(child);
+        }
+        self.touched.insert(id, None);
+        Ok(())
+    }
+
+    /// Who in the graph has this node-name.
+    pub fn find(&self, name: &str) -> Option<NodeId> {
+        let added = self.touched.iter().find_map(|(id, vertex)| {
+            let vertex = vertex.as_ref()?;
+            (vertex.node().is_some() && vertex.name == name).then_some(*id)
+        });
+        added.or_else(|| self.base.names.get(name).copied().filter(|id| self.vertex(*id).is_some()))
+    }
+
+    fn unlink(&mut self, child: NodeId, parent: NodeId) -> Result<()> {
+        let parents = &mut self.vertex_mut(child)?.parents;
+        let at = parents.iter().position(|id| *id == parent).expect("edges are kept both ways");
+        parents.swap_remove(at);
+        Ok(())
+    }
+
+    fn vertex_mut(&mut self, id: NodeId) -> Result<&mut Vertex> {
+        if !self.touched.contains_key(&id) {
+            let copy = self.base.vertex(id).ok_or_else(no_such_node)?.clone();
+            self.touched.insert(id, Some(copy));
+        }
+        self.touched.get_mut(&id).and_then(Option::as_mut).ok_or_else(no_such_node)
+    }
+
+    fn described(&self, id: NodeId) -> String {
+        self.vertex(id).map(Vertex::described).unwrap_or_default()
+    }
+}
+
+fn no_such_node() -> Error {
+    Error::new("There is no such node")
+}
+
+// ---- the check of the whole ------------------------------------------------------------------------------------
+
+/// A change that has been checked as a whole and that nobody has seen yet.
+pub(crate) struct Outcome {
+    pub(crate) touched: BTreeMap<NodeId, Option<Vertex>>,
+    /// Nodes that stay and whose users now use or bear something else.
+    pub(crate) relock: Vec<NodeId>,
+    /// Roots above something that requests see differently.
+    pub(crate) affected_roots: BTreeSet<NodeId>,
+    pub(crate) new_roots: Vec<NodeId>,
+    /// Roots that have to be told, with what they stand on now.
+    pub(crate) news: Vec<(News, Geometry)>,
+}
+
+/// Runs a change on a copy and checks the result: links, permissions, geometry.
+pub(crate) fn evaluate<'d, R>(
+    base: &'d Shape,
+    events: &'d EventSink,
+    set: &'d BTreeSet<NodeId>,
+    change: impl FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
+) -> Result<(R, Outcome)> {
+    let mut edit = GraphEdit {
+        base,
+        events,
+        touched: BTreeMap::new(),
+        perms_dirty: BTreeSet::new(),
+        geometry_dirty: BTreeSet::new(),
+        seen_differently: BTreeSet::new(),
+        new_roots: Vec::new(),
+        brand: PhantomData,
+    };
+    let value = change(&mut edit, DrainedSet { set, brand: PhantomData })?;
+    edit.check_removed()?;
+    edit.refresh_permissions()?;
+    edit.refresh_geometry()?;
+    Ok((value, edit.finish()))
+}
+
+impl GraphEdit<'_> {
+    fn check_removed(&self) -> Result<()> {
+        for (id, _) in self.touched.iter().filter(|(_, vertex)| vertex.is_none()) {
+            let user = self.touched.values().flatten().find(|vertex| vertex.edges.iter().any(|edge| edge.to == *id));
+            let user = user.or_else(|| {
+                let parents = self.base.vertex(*id).map(|vertex| &vertex.parents[..]).unwrap_or_default();
+                parents.iter().filter(|id| !self.touched.contains_key(id)).find_map(|id| self.base.vertex(*id))
+            });
+            if let Some(user) = user {
+                let name = self.base.vertex(*id).map(Vertex::described).unwrap_or_default();
+                return Err(Error::new(format!("{name} is in use by {}", user.described())));
+            }
+        }
+        Ok(())
+    }
+
+    /// From the changed vertices down, parents first: what all parents together use and bear, whether they agree, and
+    /// what that asks of the children.
+    fn refresh_permissions(&mut self) -> Result<()> {
+        let dirty = std::mem::take(&mut self.perms_dirty);
+        let mut changed = dirty.clone();
+        for id in self.below(dirty) {
+            if !changed.contains(&id) {
+                continue;
+            }
+            if self.vertex(id).is_some_and(|vertex| vertex.node().is_some()) {
+                let perms = self.check_users(id)?;
+                self.vertex_mut(id)?.perms = perms;
+                changed.extend(self.pass_down(id)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_users(&self, id: NodeId) -> Result<Perms> {
+        let users = self.users(id);
+        for (number, (user, perms)) in users.iter().enumerate() {
+            for (_, (other, tolerance)) in users.iter().enumerate().filter(|(other, _)| *other != number) {
+                let refused = perms.refused_by(*tolerance);
+                if !refused.is_empty() {
+                    return Err(Error::new(format!(
+                        "Permission conflict on {}: '{refused}' is used by {} and not shared by {}",
+                        self.described(id),
+                        user.described(),
+                        other.described(),
+                    )));
+                }
+            }
+        }
+        let perms = users.iter().fold(Perms::IDLE, |sum, (_, perms)| sum.and(*perms));
+        self.check_read_only(id, perms)?;
+        Ok(perms)
+    }
+
+    /// Each edge that leads here, with the vertex it starts from.
+    fn users(&self, id: NodeId) -> Vec<(&Vertex, Perms)> {
+        let parents: BTreeSet<_> =
+            self.vertex(id).into_iter().flat_map(|vertex| vertex.parents.iter().copied()).collect();
+        let vertices = parents.into_iter().filter_map(|parent| self.vertex(parent));
+        vertices
+            .flat_map(|vertex| {
+                let edges = vertex.edges.iter().filter(|edge| edge.to == id);
+                edges.map(move |edge| (vertex, edge.perms))
+            })
+            .collect()
+    }
+
+    fn check_read_only(&self, id: NodeId, perms: Perms) -> Result<()> {
+        let options = self.vertex(id).and_then(Vertex::node).map(|node| node.options).unwrap_or_default();
+        let writes = perms.uses & (PermSet::WRITE | PermSet::WRITE_UNCHANGED);
+        if writes.is_empty() || (!options.read_only && options.active) {
+            return Ok(());
+        }
+        let state = if options.read_only { "read-only" } else { "inactive" };
+        Err(Error::new(format!("Block {} is {state}", self.described(id))))
+    }
+
+    /// What the node's children have to allow now; returns those for which that is something new.
+    fn pass_down(&mut self, id: NodeId) -> Result<Vec<NodeId>> {
+        let vertex = self.vertex_mut(id)?;
+        let Kind::Node(parts) = &vertex.kind else { return Ok(Vec::new()) };
+        let (body, options, above) = (parts.body.clone(), parts.options, vertex.perms);
+        let writable = !options.read_only && options.active;
+        let mut changed = Vec::new();
+        for (number, edge) in vertex.edges.iter_mut().enumerate() {
+            let child = ChildId(u32::try_from(number).expect("a node has few children"));
+            let mut perms = body.child_perms(child, edge.role, above, writable);
+            if options.force_share {
+                perms.shares = PermSet::ALL;
+            }
+            if perms != edge.perms {
+                edge.perms = perms;
+                changed.push(edge.to);
+            }
+        }
+        Ok(changed)
+    }
+
+    /// From the changed nodes up, children first.
+    fn refresh_geometry(&mut self) -> Result<()> {
+        let dirty = std::mem::take(&mut self.geometry_dirty);
+        let mut changed = dirty.clone();
+        let above = self.above(dirty);
+        let order: Vec<_> =
+            self.below(above.iter().copied()).into_iter().rev().filter(|id| above.contains(id)).collect();
+        for id in order {
+            let vertex = self.vertex(id).ok_or_else(no_such_node)?;
+            let Some(node) = vertex.node() else { continue };
+            if !changed.contains(&id) && !vertex.edges.iter().any(|edge| changed.contains(&edge.to)) {
+                continue;
+            }
+            let geometry = node.body.geometry(&self.child_geometries(vertex))?;
+            if geometry != node.geometry {
+                let Kind::Node(node) = &mut self.vertex_mut(id)?.kind else { unreachable!("it was a node above") };
+                node.geometry = geometry;
+                changed.insert(id);
+                self.seen_differently.insert(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn child_geometries(&self, vertex: &Vertex) -> Vec<Geometry> {
+        let children = vertex.edges.iter().filter_map(|edge| self.vertex(edge.to)?.node());
+        children.map(|node| node.geometry).collect()
+    }
+
+    fn finish(self) -> Outcome {
+        let above = self.above(self.seen_differently.iter().copied());
+        let is_root = |id: &NodeId| self.vertex(*id).is_some_and(|vertex| vertex.root().is_some());
+        let affected_roots = above.into_iter().filter(is_root).collect();
+        let news = self.news(&affected_roots);
+        let relock = self.touched.iter().filter_map(|(id, vertex)| {
+            let perms = vertex.as_ref()?.node().map(|_| vertex.as_ref().map(|vertex| vertex.perms))?;
+            let before = self.base.vertex(*id).map(|vertex| vertex.perms);
+            (perms != Some(before.unwrap_or(Perms::IDLE))).then_some(*id)
+        });
+        let relock = relock.collect();
+        Outcome { relock, affected_roots, news, new_roots: self.new_roots, touched: self.touched }
+    }
+
+    /// Roots whose top looks different now.
+    fn news(&self, roots: &BTreeSet<NodeId>) -> Vec<(News, Geometry)> {
+        let told = roots.iter().filter_map(|id| {
+            let vertex = self.vertex(*id)?;
+            let Kind::Root { news, .. } = &vertex.kind else { return None };
+            let top = vertex.edges.first()?.to;
+            let now = self.vertex(top)?.node()?.geometry;
+            let before = self.base.vertex(top).and_then(Vertex::node).map(|node| node.geometry);
+            (before != Some(now)).then(|| (news.clone(), now))
+        });
+        told.collect()
+    }
+}

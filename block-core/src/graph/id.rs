@@ -1,0 +1,25 @@
+//! Names for places in the graph.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// A place in the graph: a node or a root. Never used twice in one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeId(u64);
+
+impl NodeId {
+    /// One that was never there before. A change that is tried twice keeps its ids, so that what was prepared for a
+    /// node belongs to it.
+    pub(super) fn fresh() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Relaxed))
+    }
+}
+
+/// A driver's own name for one of *its* children: an index into its own edges, so it opens no other door.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChildId(pub(super) u32);
+
+impl ChildId {
+    /// The first child: a root's only one.
+    pub(crate) const FIRST: Self = Self(0);
+}

@@ -1,0 +1,325 @@
+//! One thread's way into one root: the count of its requests, its cached view, and the pin that a request holds.
+//!
+//! A lane, and whatever it hands out, stays on its thread (`!Send`), so that no driver can keep one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::cx::IoCx;
+use super::gate::{Gate, LaneCount};
+use super::stats::Counters;
+use super::view::View;
+use crate::rt::{Counted, Hold, Local, Remote};
+
+/// What a root is to the threads that use it. Sent to them by whoever made the root.
+#[derive(Clone)]
+pub struct Root(Arc<RootShared>);
+
+pub(crate) struct RootShared {
+    pub(crate) name: String,
+    pub(crate) gate: Gate<Arc<View>>,
+    threads: Mutex<Vec<(u64, Remote)>>,
+}
+
+impl Root {
+    pub(crate) fn new(name: String, view: Arc<View>) -> Self {
+        Self(Arc::new(RootShared { name, gate: Gate::new(view), threads: Mutex::default() }))
+    }
+
+    pub(crate) fn gate(&self) -> &Gate<Arc<View>> {
+        &self.0.gate
+    }
+
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// How operators know it ("export 'e0'").
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Requests inside, over all threads; a snapshot.
+    pub fn in_flight(&self) -> u32 {
+        self.0.gate.inside()
+    }
+
+    /// The calling thread's lane. A thread may have several; each counts for itself.
+    pub fn lane(&self, local: &Rc<Local>) -> Rc<Lane> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Relaxed);
+        let count = self.0.gate.attach();
+        let lane = Rc::new_cyclic(|me| Lane {
+            id,
+            root: self.0.clone(),
+            count,
+            inside: Cell::new(0),
+            pinned: RefCell::new(Rc::new(Pinned::new(&self.0.gate))),
+            local: local.clone(),
+            me: me.clone(),
+        });
+        LANES.with_borrow_mut(|lanes| lanes.insert(id, Rc::downgrade(&lane)));
+        self.threads().push((id, local.remote()));
+        lane
+    }
+
+    /// Tells idle threads that there is a new view: what they have cached would keep removed nodes from closing.
+    pub(crate) fn poke(&self) {
+        for (id, thread) in self.threads().iter() {
+            let id = *id;
+            thread.send(move |_| forget_old(id));
+        }
+    }
+
+    fn threads(&self) -> std::sync::MutexGuard<'_, Vec<(u64, Remote)>> {
+        self.0.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+thread_local! {
+    /// This thread's lanes, for pokes.
+    static LANES: RefCell<HashMap<u64, Weak<Lane>>> = RefCell::default();
+}
+
+fn forget_old(id: u64) {
+    let lane = LANES.with_borrow(|lanes| lanes.get(&id).and_then(Weak::upgrade));
+    if let Some(lane) = lane {
+        lane.forget_old();
+    }
+}
+
+/// See the module's head.
+pub struct Lane {
+    id: u64,
+    root: Arc<RootShared>,
+    count: Arc<LaneCount>,
+    inside: Cell<u32>,
+    pinned: RefCell<Rc<Pinned>>,
+    local: Rc<Local>,
+    me: Weak<Self>,
+}
+
+/// A view with this thread's counters for each of its nodes.
+pub(crate) struct Pinned {
+    version: u64,
+    pub(crate) view: Arc<View>,
+    counters: Box<[Option<Arc<Counters>>]>,
+}
+
+impl Pinned {
+    fn new(gate: &Gate<Arc<View>>) -> Self {
+        // The version first: a newer view under an older version is refreshed again, never the other way round.
+        let version = gate.version();
+        let view = gate.view();
+        let counters = view.nodes().map(|node| node.map(|node| node.shared.stats.counters())).collect();
+        Self { version, view, counters }
+    }
+
+    #[inline]
+    pub(crate) fn counters(&self, slot: u32) -> &Counters {
+        self.counters[slot as usize].as_ref().expect("only slot 0 is no node")
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        for (node, counters) in self.view.nodes().zip(&self.counters) {
+            if let (Some(node), Some(counters)) = (node, counters) {
+                node.shared.stats.retire(counters);
+            }
+        }
+    }
+}
+
+impl Lane {
+    /// Lets a request in and pins the view; `None` while the root is drained.
+    #[inline]
+    pub fn try_enter(&self) -> Option<ViewPin> {
+        let inside = self.inside.get() + 1;
+        self.inside.set(inside);
+        let Some(version) = self.root.gate.enter(&self.count, inside) else {
+            self.left();
+            return None;
+        };
+        let mut pinned = self.pinned.borrow().clone();
+        if pinned.version != version {
+            drop(pinned);
+            pinned = self.refresh();
+        }
+        Some(ViewPin { pinned, counted: self.counted() })
+    }
+
+    /// Lets a request in as soon as the root is open.
+    pub async fn enter(&self) -> ViewPin {
+        loop {
+            if let Some(pin) = self.try_enter() {
+                return pin;
+            }
+            self.opened().await;
+        }
+    }
+
+    /// Waits until the root is open.
+    pub async fn opened(&self) {
+        let mut wait = Registered { root: &self.root, key: None, forget: Gate::forget_open };
+        poll_fn(|cx| self.root.gate.poll_open(&mut wait.key, cx)).await;
+    }
+
+    /// True while requests of this lane are inside.
+    pub fn is_busy(&self) -> bool {
+        self.inside.get() != 0
+    }
+
+    /// The thread that this lane belongs to.
+    pub fn local(&self) -> &Rc<Local> {
+        &self.local
+    }
+
+    /// What goes by a direct plan is done: counts it at every node that it passed through.
+    #[inline]
+    pub fn direct_done(
+        &self,
+        trail: &super::driver::DirectPlan,
+        write: bool,
+        end: u64,
+        bytes: u64,
+        time: std::time::Duration,
+    ) {
+        let pinned = self.pinned.borrow();
+        let kind = if write { super::stats::OpKind::Write } else { super::stats::OpKind::Read };
+        for slot in trail.trail.slots() {
+            let counters = pinned.counters(u32::from(*slot));
+            counters.done(kind, 1, bytes, time);
+            if write {
+                counters.wrote_up_to(end);
+            }
+        }
+    }
+
+    /// The published view is new only if nobody was inside when it was published, so nobody but the caller is.
+    #[cold]
+    fn refresh(&self) -> Rc<Pinned> {
+        assert_eq!(self.inside.get(), 1, "a view changes only while its root is empty");
+        let pinned = Rc::new(Pinned::new(&self.root.gate));
+        let old = self.pinned.replace(pinned.clone());
+        drop(old);
+        pinned
+    }
+
+    fn forget_old(&self) {
+        let outdated = self.inside.get() == 0 && self.pinned.borrow().version != self.root.gate.version();
+        if outdated {
+            let old = self.pinned.replace(Rc::new(Pinned::new(&self.root.gate)));
+            drop(old);
+        }
+    }
+
+    #[inline]
+    fn counted(&self) -> CountedIn {
+        CountedIn(self.me.upgrade().expect("who calls a lane holds it"))
+    }
+
+    #[inline]
+    fn left(&self) {
+        let inside = self.inside.get() - 1;
+        self.inside.set(inside);
+        self.root.gate.leave(&self.count, inside);
+    }
+}
+
+impl Counted for Lane {
+    #[inline]
+    fn up(&self) {
+        let inside = self.inside.get() + 1;
+        self.inside.set(inside);
+        self.root.gate.fork(&self.count, inside);
+    }
+
+    #[inline]
+    fn down(&self) {
+        self.left();
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.root.gate.detach(&self.count);
+        let mut threads = self.root.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|(id, _)| *id != self.id);
+        LANES.with_borrow_mut(|lanes| lanes.remove(&self.id));
+    }
+}
+
+/// One request's place in its lane's count.
+struct CountedIn(Rc<Lane>);
+
+impl Drop for CountedIn {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.left();
+    }
+}
+
+/// A request inside a root: it is counted, and the view that it entered with stays.
+pub struct ViewPin {
+    /// Dropped before the count goes down: who sees an empty root sees no pinned view.
+    pinned: Rc<Pinned>,
+    counted: CountedIn,
+}
+
+impl ViewPin {
+    /// The way down.
+    #[inline]
+    pub fn cx(&self) -> IoCx<'_> {
+        IoCx::new(self, 0)
+    }
+
+    /// The lane that it entered through.
+    #[inline]
+    pub fn lane(&self) -> &Rc<Lane> {
+        &self.counted.0
+    }
+
+    /// A second request under the same root, for work that outlives this one. It needs no admission: this request is
+    /// inside, so the root is not empty.
+    pub fn fork(&self) -> Self {
+        self.lane().up();
+        Self { pinned: self.pinned.clone(), counted: CountedIn(self.lane().clone()) }
+    }
+
+    /// For a ring entry: counted until its completion has arrived, whatever becomes of the request.
+    #[inline]
+    pub fn hold(&self) -> Hold {
+        Hold::new(self.lane().clone())
+    }
+
+    #[inline]
+    pub(crate) fn pinned(&self) -> &Pinned {
+        &self.pinned
+    }
+
+    pub(crate) fn gate(&self) -> &Gate<Arc<View>> {
+        &self.lane().root.gate
+    }
+
+    pub(crate) fn hurry_wait(&self) -> Registered<'_> {
+        Registered { root: &self.lane().root, key: None, forget: Gate::forget_hurried }
+    }
+}
+
+/// A waker registered with a gate; forgotten when the wait is over, however it ends.
+pub(crate) struct Registered<'g> {
+    root: &'g RootShared,
+    pub(crate) key: Option<usize>,
+    forget: fn(&Gate<Arc<View>>, &mut Option<usize>),
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        (self.forget)(&self.root.gate, &mut self.key);
+    }
+}

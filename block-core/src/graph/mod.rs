@@ -1,0 +1,48 @@
+//! The block graph: its shape, the lock over it, and what a request may see of it.
+//!
+//! Requests (any thread): [`Root`] → [`Lane`] → [`ViewPin`] → [`IoCx`] → [`Child`]. The control task:
+//! [`Graph`] → [`Permit`] → [`Drained`] → [`GraphEdit`]. Driver authors: [`Driver`]. What moves bytes between a
+//! child's caller and its driver is in `pipeline/`.
+
+mod control;
+mod cx;
+mod drain;
+mod driver;
+mod edit;
+#[doc(hidden)] // public for the models alone
+pub mod gate;
+mod geometry;
+mod id;
+mod job_cx;
+mod lane;
+mod node;
+mod options;
+mod permission;
+mod resize;
+mod shape;
+mod stats;
+mod tracked;
+#[doc(hidden)] // public for the models alone
+pub mod uses;
+mod view;
+
+pub use control::{Committed, Graph, Locks, NodeReport, Permit};
+pub use cx::{Child, Forked, IoCx};
+pub use drain::{Drained, Exclusive};
+pub(crate) use driver::DynDriver;
+pub use driver::{
+    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest, Settled,
+    WriteFlags,
+};
+pub(crate) use edit::NewRoot;
+pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
+pub use geometry::{Geometry, Limits, MAX_SEGMENTS, MAX_TRANSFER};
+pub use id::{ChildId, NodeId};
+pub use job_cx::{Entered, JobCx};
+pub use lane::{Lane, Root, ViewPin};
+pub use node::{EventSink, NodeEvent};
+pub use options::{DetectZeroes, DiscardMode, NodeOptions};
+pub use permission::{PermSet, Perms, Role};
+pub use resize::Reopen;
+pub use stats::{OpKind, OpTotals, Totals};
+pub(crate) use tracked::Ticket;

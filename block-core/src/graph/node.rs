@@ -1,0 +1,104 @@
+//! What stays of a node through all its configurations.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::stats::{NodeStats, Totals};
+use super::tracked::Tracked;
+use super::uses::Uses;
+
+/// Something that happened to a node and that operators are told of. Sent from any thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeEvent {
+    /// A write went past the threshold, which is disarmed now (QMP: `BLOCK_WRITE_THRESHOLD`).
+    WriteThreshold {
+        /// The node's name.
+        node: String,
+        /// Bytes by which the write went past it.
+        exceeded: u64,
+        /// The threshold, a byte offset.
+        threshold: u64,
+    },
+}
+
+/// Where node events go. Called on I/O threads: it may not block.
+pub type EventSink = Arc<dyn Fn(NodeEvent) + Send + Sync>;
+
+/// The part of a node that all its configurations and views share.
+pub(crate) struct NodeShared {
+    pub(crate) name: String,
+    pub(crate) stats: NodeStats,
+    pub(crate) tracked: Tracked,
+    pub(crate) uses: Arc<Uses>,
+    /// `u64::MAX`: not armed. Else a byte offset.
+    threshold: AtomicU64,
+    events: EventSink,
+}
+
+impl NodeShared {
+    pub(crate) fn new(name: String, events: EventSink) -> Self {
+        Self {
+            name,
+            stats: NodeStats::default(),
+            tracked: Tracked::default(),
+            uses: Uses::new(),
+            threshold: AtomicU64::new(u64::MAX),
+            events,
+        }
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.stats.totals()
+    }
+
+    /// `None`: not armed.
+    pub(crate) fn threshold(&self) -> Option<u64> {
+        let threshold = self.threshold.load(Relaxed);
+        (threshold != u64::MAX).then_some(threshold)
+    }
+
+    pub(crate) fn set_threshold(&self, threshold: Option<u64>) {
+        self.threshold.store(threshold.unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// A write is going to end at `end`. The threshold fires once.
+    #[inline]
+    pub(crate) fn writing_up_to(&self, end: u64) {
+        let threshold = self.threshold.load(Relaxed);
+        if end > threshold {
+            self.cross_threshold(threshold, end);
+        }
+    }
+
+    #[cold]
+    fn cross_threshold(&self, threshold: u64, end: u64) {
+        if self.threshold.compare_exchange(threshold, u64::MAX, Relaxed, Relaxed).is_ok() {
+            (self.events)(NodeEvent::WriteThreshold { node: self.name.clone(), exceeded: end - threshold, threshold });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn the_write_threshold_fires_once() {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let sink = {
+            let seen = seen.clone();
+            Arc::new(move |event| seen.lock().unwrap().push(event))
+        };
+        let node = NodeShared::new("n".into(), sink);
+        node.writing_up_to(u64::MAX - 1);
+        node.set_threshold(Some(4096));
+        node.writing_up_to(4096);
+        assert!(seen.lock().unwrap().is_empty());
+        node.writing_up_to(4608);
+        node.writing_up_to(8192);
+        let expected = NodeEvent::WriteThreshold { node: "n".into(), exceeded: 512, threshold: 4096 };
+        assert_eq!(*seen.lock().unwrap(), [expected]);
+        assert_eq!(node.threshold(), None);
+    }
+}

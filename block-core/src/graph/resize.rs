@@ -1,0 +1,102 @@
+//! Changes of a node's own configuration: resize and reopen. Both drain the node with its ancestors, let the driver
+//! prepare a new configuration, and publish it.
+
+use std::any::Any;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::control::Permit;
+use super::drain::Drained;
+use super::driver::{DynDriver, Preallocation, ReopenRequest};
+use super::edit::{DrainedSet, GraphEdit, NewRoot};
+use super::id::NodeId;
+use super::options::NodeOptions;
+use super::permission::{PermSet, Perms};
+use crate::base::{Error, Result};
+
+/// What one node of a reopen becomes.
+pub struct Reopen {
+    /// Which node.
+    pub node: NodeId,
+    /// The driver's own options, complete: what is left out goes back to its default.
+    pub options: Box<dyn Any + Send>,
+    /// The common options, complete.
+    pub common: NodeOptions,
+}
+
+type NewBody = (NodeId, Arc<dyn DynDriver>, NodeOptions);
+
+impl Permit {
+    /// Changes a node's size, in bytes. Refused while somebody uses the node, or what it lies on, without bearing it.
+    pub async fn resize(&mut self, id: NodeId, size: u64, preallocation: Preallocation) -> Result<()> {
+        let target = self.size_of(id, size)?;
+        // For as long as it takes, the resize is a user like any other: permissions and file locks follow from that.
+        let perms = Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares: PermSet::ALL };
+        let user = NewRoot::new("block_resize".into(), perms, id, Rc::new(|_| ()));
+        let (user, _) = self.add_root(user).await?;
+        let result = self.truncate(target, preallocation).await;
+        self.remove_root(user).await?;
+        result
+    }
+
+    /// Who really changes size when `id` shall have `size`, and to what: filters and raw windows pass it on.
+    fn size_of(&self, mut id: NodeId, mut size: u64) -> Result<(NodeId, u64)> {
+        loop {
+            let node = self.graph().borrow_body(id).ok_or_else(|| Error::new("There is no such node"))?;
+            let Some((child, below)) = node.body.passes_size(size)? else { return Ok((id, size)) };
+            let edge = self.graph().vertex(id, |vertex| vertex.edges.get(child.0 as usize).map(|edge| edge.to));
+            id = edge.flatten().ok_or_else(|| Error::new("There is no such child"))?;
+            size = below;
+        }
+    }
+
+    async fn truncate(&mut self, (id, size): (NodeId, u64), preallocation: Preallocation) -> Result<()> {
+        let mut drained = self.drain(&[id]).await?;
+        let options = drained.graph().node(id).ok_or_else(|| Error::new("There is no such node"))?.options;
+        let new = drained.exclusive(id)?.with(async |child| child.truncate(size, preallocation).await).await?;
+        let committed = drained.write(|edit, set| edit.reconfigure(set.owner(id)?, new, options))?;
+        committed.close(self).await;
+        Ok(())
+    }
+
+    /// Gives several nodes new options: all of them, or none.
+    pub async fn reopen(&mut self, all: Vec<Reopen>) -> Result<()> {
+        let nodes: Vec<_> = all.iter().map(|one| one.node).collect();
+        let mut drained = self.drain(&nodes).await?;
+        let mut ready = Vec::new();
+        for one in &all {
+            ready.push(drained.reopened(one).await?);
+        }
+        let locks = drained.prepare(|edit, set| reconfigure_all(edit, set, &ready)).await?;
+        let committed = drained.write(|edit, set| {
+            let result = reconfigure_all(edit, set, &ready);
+            drop(ready);
+            result
+        });
+        drop(locks);
+        committed?.close(self).await;
+        Ok(())
+    }
+}
+
+impl Drained<'_> {
+    /// The new configuration of one node; dropping it aborts.
+    async fn reopened(&mut self, one: &Reopen) -> Result<NewBody> {
+        let missing = || Error::new("There is no such node");
+        let report = self.graph().node(one.node).ok_or_else(missing)?;
+        if !report.options.read_only && one.common.read_only {
+            // What was written while it could be must not depend on a flush that comes too late.
+            self.exclusive(one.node)?.with(async |child| child.flush().await).await.map_err(|error| {
+                Error::new(format!("Could not flush node '{}' before making it read-only: {error}", report.name))
+            })?;
+        }
+        let old = self.graph().borrow_body(one.node).ok_or_else(missing)?;
+        let request = ReopenRequest { options: &*one.options, common: one.common, perms: report.perms };
+        let new = old.body.reopen(request).await?;
+        Ok((one.node, new, one.common))
+    }
+}
+
+fn reconfigure_all<'d>(edit: &mut GraphEdit<'d>, set: DrainedSet<'d>, all: &[NewBody]) -> Result<()> {
+    all.iter().try_for_each(|(id, body, options)| edit.reconfigure(set.owner(*id)?, body.clone(), *options))
+}

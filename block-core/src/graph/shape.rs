@@ -1,0 +1,149 @@
+//! The graph as the control task keeps it: vertices, edges both ways, names. Requests never see it; they have views.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::driver::DynDriver;
+use super::geometry::Geometry;
+use super::id::NodeId;
+use super::lane::Root;
+use super::node::NodeShared;
+use super::options::NodeOptions;
+use super::permission::{Perms, Role};
+
+/// More levels than this are refused: requests recurse down the graph.
+pub(crate) const MAX_DEPTH: usize = 64;
+/// More vertices than this are refused.
+pub(crate) const MAX_VERTICES: usize = 65_536;
+
+/// Tells whoever plugged a root in that the size or the limits of what is below have changed.
+pub(crate) type News = Rc<dyn Fn(Geometry)>;
+
+#[derive(Clone)]
+pub(crate) struct Vertex {
+    /// The node-name, or how messages call a root.
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) edges: Vec<Edge>,
+    /// One entry an edge that leads here.
+    pub(crate) parents: Vec<NodeId>,
+    /// What the parents use and share together.
+    pub(crate) perms: Perms,
+}
+
+#[derive(Clone)]
+pub(crate) enum Kind {
+    Root { root: Root, news: News },
+    Node(NodeParts),
+}
+
+#[derive(Clone)]
+pub(crate) struct NodeParts {
+    pub(crate) body: Arc<dyn DynDriver>,
+    pub(crate) shared: Arc<NodeShared>,
+    pub(crate) options: NodeOptions,
+    pub(crate) geometry: Geometry,
+    /// Added by name by an operator, not as somebody's inline child.
+    pub(crate) explicit: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Edge {
+    pub(crate) name: &'static str,
+    pub(crate) to: NodeId,
+    pub(crate) role: Role,
+    pub(crate) perms: Perms,
+}
+
+impl Vertex {
+    pub(crate) fn node(&self) -> Option<&NodeParts> {
+        match &self.kind {
+            Kind::Node(parts) => Some(parts),
+            Kind::Root { .. } => None,
+        }
+    }
+
+    pub(crate) fn root(&self) -> Option<&Root> {
+        match &self.kind {
+            Kind::Root { root, .. } => Some(root),
+            Kind::Node(_) => None,
+        }
+    }
+
+    /// How messages call it.
+    pub(crate) fn described(&self) -> String {
+        match &self.kind {
+            Kind::Root { .. } => self.name.clone(),
+            Kind::Node(_) => format!("node '{}'", self.name),
+        }
+    }
+}
+
+/// All vertices. `NodeId`s rise with time, so the map is in order of creation.
+#[derive(Default)]
+pub(crate) struct Shape {
+    pub(crate) vertices: BTreeMap<NodeId, Vertex>,
+    pub(crate) names: HashMap<String, NodeId>,
+}
+
+/// Anything that vertices can be looked up in: the shape, or an edit over it.
+pub(crate) trait Vertices {
+    fn vertex(&self, id: NodeId) -> Option<&Vertex>;
+
+    /// These vertices and all that lead to them.
+    fn above(&self, of: impl IntoIterator<Item = NodeId>) -> BTreeSet<NodeId> {
+        closure(of, |id| self.vertex(id).map(|vertex| vertex.parents.clone()).unwrap_or_default())
+    }
+
+    /// These vertices and all that they lead to, parents before their children.
+    fn below(&self, of: impl IntoIterator<Item = NodeId>) -> Vec<NodeId> {
+        let mut order = Vec::new();
+        let mut seen = BTreeSet::new();
+        for id in of {
+            self.descend(id, &mut seen, &mut order);
+        }
+        order.reverse();
+        order
+    }
+
+    /// Depth first; children are pushed before their parents.
+    fn descend(&self, id: NodeId, seen: &mut BTreeSet<NodeId>, order: &mut Vec<NodeId>) {
+        let Some(vertex) = self.vertex(id) else { return };
+        if !seen.insert(id) {
+            return;
+        }
+        for edge in &vertex.edges {
+            self.descend(edge.to, seen, order);
+        }
+        order.push(id);
+    }
+
+    /// Levels from here down, this one included.
+    fn depth(&self, id: NodeId) -> usize {
+        let mut depths: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for id in self.below([id]).into_iter().rev() {
+            let children = self.vertex(id).into_iter().flat_map(|vertex| &vertex.edges);
+            let deepest = children.filter_map(|edge| depths.get(&edge.to)).max().copied().unwrap_or(0);
+            depths.insert(id, deepest + 1);
+        }
+        depths.get(&id).copied().unwrap_or(0)
+    }
+}
+
+fn closure(of: impl IntoIterator<Item = NodeId>, next: impl Fn(NodeId) -> Vec<NodeId>) -> BTreeSet<NodeId> {
+    let mut queue: VecDeque<NodeId> = of.into_iter().collect();
+    let mut set = BTreeSet::new();
+    while let Some(id) = queue.pop_front() {
+        if set.insert(id) {
+            queue.extend(next(id));
+        }
+    }
+    set
+}
+
+impl Vertices for Shape {
+    fn vertex(&self, id: NodeId) -> Option<&Vertex> {
+        self.vertices.get(&id)
+    }
+}

@@ -1,0 +1,116 @@
+//! The requests inside one node that overlap matters to. Data only: who registers what is `pipeline/track.rs`.
+//!
+//! A *serialising* request (read-modify-write) excludes every overlapping one, a plain write only the serialising
+//! ones. Each waits for those registered before it and for no other, so nobody waits in a circle.
+
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use slab::Slab;
+
+use crate::base::ByteRange;
+
+/// All tracked requests of a node, from every thread.
+#[derive(Debug, Default)]
+pub(crate) struct Tracked(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    requests: Slab<Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    order: u64,
+    range: ByteRange,
+    serialising: bool,
+    waker: Option<Waker>,
+}
+
+/// A registered request; it leaves when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Ticket<'n> {
+    tracked: &'n Tracked,
+    key: usize,
+}
+
+impl Tracked {
+    /// Registers a request. It may go on when [`Ticket::poll_alone`] says so.
+    pub(crate) fn enter(&self, range: ByteRange, serialising: bool) -> Ticket<'_> {
+        let mut state = self.lock();
+        let order = state.next;
+        state.next += 1;
+        let key = state.requests.insert(Request { order, range, serialising, waker: None });
+        Ticket { tracked: self, key }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket<'_> {
+    /// Ready when no earlier request is in the way.
+    pub(crate) fn poll_alone(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = self.tracked.lock();
+        let me = &state.requests[self.key];
+        let blocked = state.requests.iter().any(|(_, other)| other.blocks(me));
+        state.requests[self.key].waker = blocked.then(|| cx.waker().clone());
+        if blocked { Poll::Pending } else { Poll::Ready(()) }
+    }
+}
+
+impl Request {
+    fn blocks(&self, later: &Self) -> bool {
+        self.order < later.order && (self.serialising || later.serialising) && self.range.overlaps(later.range)
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let woken: Vec<Waker> = {
+            let mut state = self.tracked.lock();
+            let gone = state.requests.remove(self.key);
+            let freed = state.requests.iter_mut().filter(|(_, other)| gone.blocks(other));
+            freed.filter_map(|(_, other)| other.waker.take()).collect()
+        };
+        woken.into_iter().for_each(Waker::wake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free(ticket: &Ticket<'_>) -> bool {
+        ticket.poll_alone(&Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    fn range(start: u64, len: u64) -> ByteRange {
+        ByteRange::new(start, len).unwrap()
+    }
+
+    #[test]
+    fn plain_writes_do_not_wait_for_each_other() {
+        let tracked = Tracked::default();
+        let first = tracked.enter(range(0, 4096), false);
+        let second = tracked.enter(range(0, 4096), false);
+        assert!(free(&first) && free(&second));
+    }
+
+    #[test]
+    fn a_serialising_request_waits_and_is_waited_for() {
+        let tracked = Tracked::default();
+        let before = tracked.enter(range(0, 512), false);
+        let rmw = tracked.enter(range(0, 4096), true);
+        let after = tracked.enter(range(3584, 512), false);
+        let elsewhere = tracked.enter(range(4096, 512), false);
+        assert!(free(&before) && free(&elsewhere));
+        assert!(!free(&rmw) && !free(&after));
+        drop(before);
+        assert!(free(&rmw) && !free(&after));
+        drop(rmw);
+        assert!(free(&after));
+    }
+}

@@ -1,0 +1,207 @@
+//! The operations on a child: every request passes here, once for each node.
+
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::base::{ByteRange, Error, IoError, align_down, align_up};
+use crate::graph::{
+    Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, Ticket, WriteFlags,
+};
+use crate::rt::IoBuf;
+
+use super::{align, zeroes};
+
+impl<'g> Child<'g> {
+    /// Fills `buf`, which has the range's length.
+    pub async fn read(self, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        self.counted(OpKind::Read, at, async {
+            self.check(at, PermSet::NONE)?;
+            if at.is_empty() {
+                return Ok(());
+            }
+            align::read(self, at, buf).await
+        })
+        .await
+    }
+
+    /// Writes `buf`, which has the range's length.
+    pub async fn write(self, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
+        self.counted(OpKind::Write, at, async {
+            self.check(at, PermSet::WRITE)?;
+            if at.is_empty() {
+                return self.made_stable(flags).await;
+            }
+            if let Some(may_unmap) = self.detects_zeroes().filter(|_| buf.is_zero()) {
+                let flags = WriteFlags { may_unmap, ..flags };
+                return self.stable_after(flags, zeroes::write(self, at, flags)).await;
+            }
+            self.stable_after(flags, align::write(self, at, buf, self.native(flags))).await
+        })
+        .await
+    }
+
+    /// Makes the range read as zeroes.
+    pub async fn write_zeroes(self, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
+        self.counted(OpKind::Write, at, async {
+            self.check(at, PermSet::WRITE)?;
+            if at.is_empty() {
+                return self.made_stable(flags).await;
+            }
+            let may_unmap = flags.may_unmap && self.options().discard == DiscardMode::Unmap;
+            let flags = WriteFlags { may_unmap, ..flags };
+            self.stable_after(flags, zeroes::write(self, at, flags)).await
+        })
+        .await
+    }
+
+    /// The bytes are no longer needed: afterwards they read as before or as zeroes.
+    pub async fn discard(self, at: ByteRange) -> Result<(), IoError> {
+        self.counted(OpKind::Unmap, at, async {
+            self.check(at, PermSet::WRITE)?;
+            if self.options().discard == DiscardMode::Ignore {
+                return Ok(());
+            }
+            self.discard_aligned(at).await
+        })
+        .await
+    }
+
+    /// Whatever was completed on this node before is stable when this completes, whichever queue it came from.
+    pub async fn flush(self) -> Result<(), IoError> {
+        self.counted(OpKind::Flush, ByteRange::whole(0), async {
+            if self.options().no_flush {
+                return Ok(());
+            }
+            self.placed().body.flush(self.cx()).await
+        })
+        .await
+    }
+
+    /// Where the first bytes of the range live.
+    pub async fn map(self, at: ByteRange) -> Result<Extent, IoError> {
+        self.check(at, PermSet::NONE)?;
+        if at.is_empty() {
+            return Err(IoError::OutOfRange);
+        }
+        let wide = at.widened(u64::from(self.geometry().limits.request_alignment)).ok_or(IoError::OutOfRange)?;
+        let wide = wide.intersection(ByteRange::whole(self.size())).ok_or(IoError::OutOfRange)?;
+        let extent = self.placed().body.map(self.cx(), wide).await?;
+        Ok(within(extent, at.start() - wide.start(), at.len()))
+    }
+
+    /// Prepares another size; the caller publishes what this gives.
+    pub(crate) async fn truncate(
+        self,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<Arc<dyn crate::graph::DynDriver>, Error> {
+        self.placed().body.truncate(self.cx(), size, preallocation).await
+    }
+
+    // ---- what all of them need ---------------------------------------------------------------------------------
+
+    /// Range, read-only and permission: the checks that no driver has to make.
+    pub(super) fn check(self, at: ByteRange, wanted: PermSet) -> Result<(), IoError> {
+        if at.end() > self.size() {
+            return Err(IoError::OutOfRange);
+        }
+        let options = self.options();
+        if wanted.contains(PermSet::WRITE) && (options.read_only || !options.active || !self.may(wanted)) {
+            return Err(IoError::ReadOnly);
+        }
+        Ok(())
+    }
+
+    /// Runs a request and counts how it ended.
+    async fn counted(
+        self,
+        kind: OpKind,
+        at: ByteRange,
+        work: impl Future<Output = Result<(), IoError>>,
+    ) -> Result<(), IoError> {
+        let begun = Instant::now();
+        let result = work.await;
+        let counters = self.counters();
+        match result {
+            Ok(()) => counters.done(kind, 1, at.len(), begun.elapsed()),
+            Err(IoError::OutOfRange | IoError::Misaligned | IoError::ReadOnly) => counters.invalid(kind),
+            Err(_) => counters.failed(kind),
+        }
+        if kind == OpKind::Write && result.is_ok() {
+            counters.wrote_up_to(at.end());
+        }
+        result
+    }
+
+    /// What this node's driver is told about stability: only what it can keep.
+    pub(super) fn native(self, flags: WriteFlags) -> WriteFlags {
+        WriteFlags { fua: flags.fua && self.geometry().limits.fua && !self.options().no_flush, ..flags }
+    }
+
+    /// A stable write over a driver that cannot do it is a write and a flush.
+    async fn stable_after(
+        self,
+        flags: WriteFlags,
+        work: impl Future<Output = Result<(), IoError>>,
+    ) -> Result<(), IoError> {
+        work.await?;
+        if self.native(flags).fua { Ok(()) } else { self.made_stable(flags).await }
+    }
+
+    async fn made_stable(self, flags: WriteFlags) -> Result<(), IoError> {
+        if flags.fua { self.flush().await } else { Ok(()) }
+    }
+
+    /// `Some(may_unmap)` where writes of zeroes are to be found.
+    fn detects_zeroes(self) -> Option<bool> {
+        match self.options().detect_zeroes {
+            DetectZeroes::Off => None,
+            DetectZeroes::On => Some(false),
+            DetectZeroes::Unmap => Some(self.options().discard == DiscardMode::Unmap),
+        }
+    }
+
+    /// Only whole blocks of the medium can be given back; the ragged ends are left alone.
+    async fn discard_aligned(self, at: ByteRange) -> Result<(), IoError> {
+        let limits = self.geometry().limits;
+        let unit = u64::from(limits.discard_alignment.max(limits.request_alignment));
+        let Some(start) = align_up(at.start(), unit) else { return Ok(()) };
+        let Some(whole) = ByteRange::between(start, align_down(at.end(), unit)) else { return Ok(()) };
+        let _alone = self.tracked(whole, false).await;
+        for piece in whole.pieces(align_down(limits.max_discard, unit).max(unit)) {
+            match self.placed().body.discard(self.cx(), piece).await {
+                // A discard is a hint: who cannot take it has not failed.
+                Ok(()) | Err(IoError::Unsupported) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers a request with its node, where overlaps can matter, and waits for those in the way.
+    ///
+    /// Guests' requests are whole sectors, so only a node with larger blocks ever sees a read-modify-write, and only
+    /// there anybody has to be kept apart.
+    pub(super) async fn tracked(self, at: ByteRange, serialising: bool) -> Option<Ticket<'g>> {
+        if !self.tracks() {
+            return None;
+        }
+        let ticket = self.placed().shared.tracked.enter(at, serialising);
+        poll_fn(|cx| ticket.poll_alone(cx)).await;
+        Some(ticket)
+    }
+
+    pub(super) fn tracks(self) -> bool {
+        u64::from(self.geometry().limits.request_alignment) > crate::base::SECTOR
+    }
+}
+
+/// An extent of an aligned range, seen from `skip` bytes further in.
+fn within(extent: Extent, skip: u64, len: u64) -> Extent {
+    let place = match extent.place {
+        Place::Data { child, offset } => Place::Data { child, offset: offset + skip },
+        other => other,
+    };
+    Extent { len: (extent.len - skip.min(extent.len - 1)).min(len), place }
+}

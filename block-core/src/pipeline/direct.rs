@@ -1,0 +1,37 @@
+//! The direct path: the same checks as for any request, and an answer from memory instead of a future.
+
+use crate::graph::{Child, DetectZeroes, DirectPlan, DirectRequest, PermSet, Settled};
+
+impl Child<'_> {
+    /// A ring entry for the request, or `None` where it has to take the async path, which also finds the right error.
+    #[inline]
+    pub fn direct(self, request: DirectRequest) -> Option<DirectPlan> {
+        let (options, geometry) = (self.options(), self.geometry());
+        let limits = geometry.limits;
+        let wanted = if request.write { PermSet::WRITE } else { PermSet::NONE };
+        self.check(request.at, wanted).ok()?;
+        let fits = request.at.is_aligned(u64::from(limits.request_alignment))
+            && request.memory_bits & (limits.memory_alignment as usize - 1) == 0
+            && request.at.len() <= limits.max_transfer;
+        if !fits || self.tracks() || request.at.is_empty() {
+            return None;
+        }
+        let fua = request.fua && !options.no_flush;
+        if request.write && (options.detect_zeroes != DetectZeroes::Off || (fua && !limits.fua)) {
+            return None;
+        }
+        let placed = self.placed();
+        let mut plan = placed.body.direct(self.cx(), DirectRequest { fua, ..request })?;
+        plan.trail.push(self.slot())?;
+        if request.write {
+            placed.shared.writing_up_to(request.at.end());
+        }
+        Some(plan)
+    }
+
+    /// A ring entry of [`Child::direct`] ended with `result` (bytes, or a negative errno) instead of the full length.
+    #[cold]
+    pub fn settle(self, request: DirectRequest, result: i32) -> Settled {
+        self.placed().body.settle(self.cx(), request, result)
+    }
+}

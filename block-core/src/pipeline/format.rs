@@ -1,0 +1,268 @@
+//! Image formats say where guest data is; [`Mapped`] moves it.
+
+use std::convert::Infallible;
+use std::future::Future;
+
+use crate::base::{ByteRange, Error, IoError};
+use crate::graph::{
+    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Perms, Place, Preallocation,
+    ReopenRequest, Role, Settled, WriteFlags,
+};
+use crate::rt::IoBuf;
+
+/// A driver that knows the bytes of an image and moves none of its guest's.
+pub trait Format: Send + Sync + 'static {
+    /// What requests only read.
+    type Conf: Send + Sync + 'static;
+    /// Room for guest data that is not linked in yet.
+    type Ticket<'t>: Ticket
+    where
+        Self: 't;
+
+    /// Size and limits, from the configuration and the children (in edge order).
+    fn geometry(&self, conf: &Self::Conf, children: &[Geometry]) -> Result<Geometry, Error>;
+
+    /// Where the first bytes of the range live, if that can be said from memory. It may not block nor allocate.
+    fn map_now(&self, conf: &Self::Conf, at: ByteRange) -> Option<Extent>;
+
+    /// Where the first bytes of the range live.
+    fn map(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<Extent, IoError>>;
+
+    /// Room for the first bytes of a range that [`Format::map`] did not find in a child. A ticket that is dropped
+    /// leaks its room until nothing can still write there; it is never handed out before.
+    fn allocate<'t>(
+        &'t self,
+        conf: &'t Self::Conf,
+        cx: IoCx<'t>,
+        at: ByteRange,
+    ) -> impl Future<Output = Result<Self::Ticket<'t>, IoError>>;
+
+    /// Makes whole clusters of the range read as zeroes without writing them.
+    fn write_zeroes(
+        &self,
+        conf: &Self::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        flags: WriteFlags,
+    ) -> impl Future<Output = Result<(), IoError>>;
+
+    /// The range is no longer needed.
+    fn discard(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<(), IoError>>;
+
+    /// Writes the format's own caches down and flushes the children that it wrote to.
+    fn flush(&self, conf: &Self::Conf, cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>>;
+
+    /// See [`Driver::truncate`].
+    fn truncate(
+        &self,
+        conf: &Self::Conf,
+        cx: IoCx<'_>,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// See [`Driver::passes_size`].
+    fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
+        Ok(None)
+    }
+
+    /// See [`Driver::child_perms`].
+    fn child_perms(&self, _conf: &Self::Conf, _child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
+        role.child_perms(above, writable)
+    }
+
+    /// See [`Driver::reopen`].
+    fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// See [`Driver::info`].
+    fn info(&self, conf: &Self::Conf) -> impl Future<Output = DriverInfo>;
+}
+
+/// Room that has been set aside for a write.
+pub trait Ticket {
+    /// Where the data goes; at most the range that was asked for.
+    fn extent(&self) -> Extent;
+
+    /// The data is there: links it in, so that reads find it.
+    fn commit(self) -> impl Future<Output = Result<(), IoError>>;
+}
+
+/// The ticket of a format that never allocates.
+pub type NoTicket = Infallible;
+
+impl Ticket for Infallible {
+    fn extent(&self) -> Extent {
+        match *self {}
+    }
+
+    async fn commit(self) -> Result<(), IoError> {
+        match self {}
+    }
+}
+
+/// Makes a [`Driver`] of a [`Format`].
+pub struct Mapped<F>(pub F);
+
+impl<F: Format> Mapped<F> {
+    async fn read_extent(&self, cx: IoCx<'_>, extent: Extent, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        match extent.place {
+            Place::Data { child, offset } => cx.child(child).read(range(offset, at.len())?, buf).await,
+            Place::Zero { .. } => {
+                buf.fill(0);
+                Ok(())
+            }
+            Place::Below(child) => read_below(cx, child, at, buf).await,
+            Place::Here | Place::Encoded => Err(IoError::Unsupported),
+        }
+    }
+
+    /// In place where the image has the data already, else into fresh room.
+    async fn write_some(
+        &self,
+        conf: &F::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: &IoBuf,
+        flags: WriteFlags,
+    ) -> Result<u64, IoError> {
+        let extent = self.0.map(conf, cx, at).await?;
+        if let Place::Data { child, offset } = extent.place {
+            cx.child(child).write(range(offset, extent.len)?, buf.slice(0, extent.len), flags).await?;
+            return Ok(extent.len);
+        }
+        let whole = ByteRange::new(at.start(), extent.len).ok_or(IoError::OutOfRange)?;
+        let ticket = self.0.allocate(conf, cx, whole).await?;
+        let room = ticket.extent();
+        let Place::Data { child, offset } = room.place else { return Err(IoError::Unsupported) };
+        cx.child(child).write(range(offset, room.len)?, buf.slice(0, room.len), flags).await?;
+        ticket.commit().await?;
+        Ok(room.len)
+    }
+}
+
+/// A backing file may be shorter than its overlay: past its end there are zeroes.
+async fn read_below(cx: IoCx<'_>, child: ChildId, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+    let child = cx.child(child);
+    let inside = ByteRange::whole(child.size()).intersection(at).map_or(0, ByteRange::len);
+    if inside > 0 {
+        child.read(range(at.start(), inside)?, buf.slice(0, inside)).await?;
+    }
+    buf.slice(inside, at.len() - inside).fill(0);
+    Ok(())
+}
+
+fn range(start: u64, len: u64) -> Result<ByteRange, IoError> {
+    ByteRange::new(start, len).ok_or(IoError::OutOfRange)
+}
+
+impl<F: Format> Driver for Mapped<F> {
+    type Conf = F::Conf;
+
+    fn geometry(&self, conf: &F::Conf, children: &[Geometry]) -> Result<Geometry, Error> {
+        self.0.geometry(conf, children)
+    }
+
+    #[inline]
+    fn direct(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
+        let (child, at) = self.direct_place(conf, request)?;
+        cx.child(child).direct(DirectRequest { at, ..request })
+    }
+
+    fn settle(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled {
+        match self.direct_place(conf, request) {
+            Some((child, at)) => cx.child(child).settle(DirectRequest { at, ..request }, result),
+            None => Settled::Again,
+        }
+    }
+
+    async fn read(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        let mut left = Some(at);
+        while let Some(now) = left {
+            let extent = self.0.map(conf, cx, now).await?;
+            let (piece, rest) = now.split(extent.len);
+            let part = buf.slice(piece.start() - at.start(), piece.len());
+            self.read_extent(cx, extent, piece, part).await?;
+            left = rest;
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        conf: &F::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: IoBuf,
+        flags: WriteFlags,
+    ) -> Result<(), IoError> {
+        let mut left = Some(at);
+        while let Some(now) = left {
+            let part = buf.slice(now.start() - at.start(), now.len());
+            let done = self.write_some(conf, cx, now, &part, flags).await?;
+            left = now.split(done).1;
+        }
+        Ok(())
+    }
+
+    async fn write_zeroes(
+        &self,
+        conf: &F::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        flags: WriteFlags,
+    ) -> Result<(), IoError> {
+        self.0.write_zeroes(conf, cx, at, flags).await
+    }
+
+    async fn discard(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
+        self.0.discard(conf, cx, at).await
+    }
+
+    async fn flush(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), IoError> {
+        self.0.flush(conf, cx).await
+    }
+
+    async fn map(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        self.0.map(conf, cx, at).await
+    }
+
+    async fn truncate(
+        &self,
+        conf: &F::Conf,
+        cx: IoCx<'_>,
+        size: u64,
+        preallocation: Preallocation,
+    ) -> Result<F::Conf, Error> {
+        self.0.truncate(conf, cx, size, preallocation).await
+    }
+
+    fn passes_size(&self, conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
+        self.0.passes_size(conf, size)
+    }
+
+    fn child_perms(&self, conf: &F::Conf, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
+        self.0.child_perms(conf, child, role, above, writable)
+    }
+
+    async fn reopen(&self, conf: &F::Conf, request: ReopenRequest<'_>) -> Result<F::Conf, Error> {
+        self.0.reopen(conf, request).await
+    }
+
+    async fn info(&self, conf: &F::Conf) -> DriverInfo {
+        self.0.info(conf).await
+    }
+}
+
+impl<F: Format> Mapped<F> {
+    /// The one place in one child where all of the request's bytes are, if memory says so.
+    #[inline]
+    fn direct_place(&self, conf: &F::Conf, request: DirectRequest) -> Option<(ChildId, ByteRange)> {
+        let extent = self.0.map_now(conf, request.at)?;
+        match extent.place {
+            Place::Data { child, offset } if extent.len == request.at.len() => {
+                Some((child, ByteRange::new(offset, extent.len)?))
+            }
+            _ => None,
+        }
+    }
+}

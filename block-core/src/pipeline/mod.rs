@@ -1,0 +1,14 @@
+//! A request above a driver: checked once, kept apart from what it overlaps, aligned, split, and handed down.
+//!
+//! This is where [`Child`](crate::graph::Child) gets its `read` and `write`; it is also where the two friendlier
+//! kinds of driver author are served: [`Format`] says where data is, [`Filter`] says what it adds.
+
+mod align;
+mod child;
+mod direct;
+mod filter;
+mod format;
+mod zeroes;
+
+pub use filter::{Filter, Filtered, Request};
+pub use format::{Format, Mapped, NoTicket, Ticket};

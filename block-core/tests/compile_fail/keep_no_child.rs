@@ -1,0 +1,18 @@
+//! E0521: No child is kept past its request.
+#![allow(dead_code, unused_imports, clippy::all)]
+
+use std::cell::Cell;
+
+use block_core::graph::{Child, ChildId, IoCx};
+
+struct Sneaky { file: ChildId, kept: Cell<Option<Child<'static>>> }
+
+impl Sneaky {
+    fn stash(&self, cx: IoCx<'_>) {
+        self.kept.set(Some(cx.child(self.file)));
+    }
+}
+
+fn _uses(child: Child<'_>) -> u64 { child.size() }
+
+fn main() {}

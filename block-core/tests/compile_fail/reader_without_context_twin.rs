@@ -1,0 +1,13 @@
+//! The twin of `reader_without_context.rs` that compiles.
+#![allow(dead_code, unused_imports, clippy::all)]
+
+use block_core::base::ByteRange;
+use block_core::graph::{Driver, IoCx};
+use block_core::rt::IoBuf;
+
+async fn read<D: Driver>(driver: &D, conf: &D::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) {
+    let _ = driver.read(conf, cx, at, buf).await;
+    let _ = cx;
+}
+
+fn main() {}

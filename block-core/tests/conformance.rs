@@ -1,0 +1,299 @@
+//! What every driver has to do, whatever it is: the suite goes through the catalog, so a new line there that has no
+//! subject here fails.
+#![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
+#![expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
+
+#[path = "support/bench.rs"]
+#[expect(dead_code, reason = "each test file uses a part")]
+mod bench;
+
+use std::any::Any;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bench::{Loop, add, attach, crooked, enter, file, flush, image, io_thread, on, range, read, with, write, writer};
+use block_core::base::{ByteRange, IoError};
+use block_core::catalog;
+use block_core::graph::{Extent, Graph, Place, Preallocation, WriteFlags};
+use block_core::port::PortLane;
+use block_core::rt::{Local, run_control};
+use serde_json::{Value, json};
+
+/// One way of having one driver.
+struct Subject {
+    options: Value,
+    /// What is written can be read.
+    keeps: bool,
+    /// `block_resize` works.
+    resizes: bool,
+    /// The file in which the node's bytes can be seen from outside, and where in it they begin.
+    seen_in: Option<(String, usize)>,
+    _held: Option<Box<dyn Any>>,
+}
+
+const SIZE: usize = 1 << 20;
+
+fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
+    match driver {
+        "file" => file_subjects(dir).into_iter().chain(file_subjects(Path::new("/dev/shm"))).collect(),
+        "host_device" => engines(false).into_iter().map(|engine| device(dir, &engine)).collect(),
+        "null-co" | "null-aio" => vec![
+            null(json!({ "driver": driver, "size": SIZE, "read-zeroes": true })),
+            null(json!({ "driver": driver, "size": SIZE, "read-zeroes": true, "latency-ns": 1000 })),
+        ],
+        "raw" => raw_subjects(dir),
+        other => panic!("driver '{other}' has no subject in the conformance suite"),
+    }
+}
+
+fn engines(is_tmpfs: bool) -> Vec<Value> {
+    let all = [("threads", false), ("io_uring", false), ("threads", true), ("io_uring", true), ("native", true)];
+    let usable = all.into_iter().filter(|(_, direct)| !(is_tmpfs && *direct));
+    usable.map(|(aio, direct)| json!({ "aio": aio, "cache": { "direct": direct }, "discard": "unmap" })).collect()
+}
+
+fn file_subjects(dir: &Path) -> Vec<Subject> {
+    let scratch = tempfile::tempdir_in(dir).unwrap();
+    let held: Rc<dyn Any> = Rc::new(scratch);
+    let dir = held.downcast_ref::<tempfile::TempDir>().unwrap().path();
+    let is_tmpfs = dir.starts_with("/dev/shm");
+    let subject = |(number, engine): (usize, Value)| {
+        // The last sector is not complete in the file; in the node it is.
+        let path = image(dir, &format!("{number}.img"), SIZE - 100, 0);
+        let options = with(with(file("subject", &path), &json!({ "detect-zeroes": "unmap" })), &engine);
+        Subject { options, keeps: true, resizes: true, seen_in: Some((path, 0)), _held: Some(Box::new(held.clone())) }
+    };
+    engines(is_tmpfs).into_iter().enumerate().map(subject).collect()
+}
+
+fn device(dir: &Path, engine: &Value) -> Subject {
+    let path = image(dir, "device.img", SIZE, 0);
+    let device = Loop::over(&path);
+    let options = json!({ "driver": "host_device", "node-name": "subject", "filename": device.path });
+    let held: Option<Box<dyn Any>> = Some(Box::new(device));
+    Subject { options: with(options, engine), keeps: true, resizes: false, seen_in: None, _held: held }
+}
+
+fn null(options: Value) -> Subject {
+    let options = with(options, &json!({ "node-name": "subject" }));
+    Subject { options, keeps: false, resizes: false, seen_in: None, _held: None }
+}
+
+fn raw_subjects(dir: &Path) -> Vec<Subject> {
+    let path = image(dir, "raw.img", SIZE + 8192, 0);
+    let below = json!({ "driver": "file", "filename": path });
+    let direct = json!({ "driver": "file", "filename": path, "aio": "io_uring", "cache": { "direct": true } });
+    let raw = |more: Value, offset: usize, resizes: bool| {
+        let options = with(json!({ "driver": "raw", "node-name": "subject", "discard": "unmap" }), &more);
+        Subject { options, keeps: true, resizes, seen_in: Some((path.clone(), offset)), _held: None }
+    };
+    vec![
+        raw(json!({ "file": below }), 0, true),
+        raw(json!({ "file": below, "offset": 1536 }), 1536, true),
+        raw(json!({ "file": direct, "offset": 512, "size": SIZE }), 512, false),
+    ]
+}
+
+#[test]
+fn every_driver_keeps_its_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    for driver in catalog::drivers() {
+        for subject in subjects(driver, dir.path()) {
+            eprintln!("{driver}: {}", subject.options);
+            run_control(async |local| conform(&local, &subject).await);
+        }
+    }
+}
+
+async fn conform(_: &Rc<Local>, subject: &Subject) {
+    let graph = Graph::new(Arc::new(|_| ()));
+    let node = add(&graph, subject.options.clone()).await.unwrap();
+    let port = attach(&graph, node, writer()).await.unwrap();
+    let size = port.geometry().size as usize;
+    let thread = io_thread();
+    let keeps = subject.keeps;
+    let start = if keeps { on(&thread, &port.handle(), whole).await } else { vec![0; size] };
+    let mut model = on(&thread, &port.handle(), async move |lane| {
+        bounds(&lane, size as u64).await;
+        let model = if keeps { random_work(&lane, start).await } else { vec![0; size] };
+        side_by_side(&lane, model, keeps).await
+    })
+    .await;
+    if let Some((path, offset)) = &subject.seen_in {
+        let seen = std::fs::read(path).unwrap();
+        let seen = &seen[*offset..seen.len().min(offset + size)];
+        assert_same(seen, &model[..seen.len()]);
+        assert!(model[seen.len()..].iter().all(|byte| *byte == 0));
+    }
+    port.detach(&mut graph.permit()).await.unwrap();
+    for (new, how) in [
+        (size + 4096, Preallocation::Off),
+        (size - 8192, Preallocation::Off),
+        (size + 512, Preallocation::Falloc),
+        (size + 65536, Preallocation::Full),
+    ] {
+        let result = graph.permit().resize(node, new as u64, how).await;
+        assert_eq!(result.is_ok(), subject.resizes, "{:?}", result.err());
+        if subject.resizes {
+            model.resize(new, 0);
+        }
+    }
+    let port = attach(&graph, node, writer()).await.unwrap();
+    assert_eq!(port.geometry().size as usize, model.len());
+    on(&thread, &port.handle(), async move |lane| {
+        assert_same(&whole(lane.clone()).await, &model);
+        bounds(&lane, model.len() as u64).await;
+    })
+    .await;
+    port.detach(&mut graph.permit()).await.unwrap();
+    graph.permit().remove(node).await.unwrap();
+}
+
+async fn whole(lane: Rc<PortLane>) -> Vec<u8> {
+    let size = lane.geometry(&enter(&lane).await).size;
+    read(&lane, range(0, size)).await.unwrap()
+}
+
+fn assert_same(seen: &[u8], expected: &[u8]) {
+    assert_eq!(seen.len(), expected.len());
+    let differs = seen.iter().zip(expected).position(|(one, other)| one != other);
+    assert_eq!(differs, None, "the first byte that differs");
+}
+
+/// Nothing reaches past the end; everything up to it is there.
+async fn bounds(lane: &PortLane, size: u64) {
+    for at in [range(size, 512), range(size - 512, 1024), range(size - 1, 2), range(1 << 60, 512)] {
+        assert_eq!(read(lane, at).await, Err(IoError::OutOfRange));
+        let bytes = vec![1; at.len() as usize];
+        assert_eq!(write(lane, at.start(), &bytes, WriteFlags::default()).await, Err(IoError::OutOfRange));
+        let pin = enter(lane).await;
+        assert_eq!(lane.write_zeroes(&pin, at, WriteFlags::default()).await, Err(IoError::OutOfRange));
+        assert_eq!(lane.discard(&pin, at).await, Err(IoError::OutOfRange));
+        assert_eq!(lane.map(&pin, at).await, Err(IoError::OutOfRange));
+    }
+    read(lane, range(size - 512, 512)).await.unwrap();
+}
+
+/// Random requests, checked against a model; gives the model.
+async fn random_work(lane: &PortLane, mut model: Vec<u8>) -> Vec<u8> {
+    let mut random = Random(42);
+    for step in 0..400 {
+        let at = random.range(model.len());
+        let here = at.start() as usize..at.end() as usize;
+        let flags = WriteFlags { fua: random.below(4) == 0, may_unmap: random.below(2) == 0, no_fallback: false };
+        match random.below(6) {
+            0 | 1 => {
+                let bytes: Vec<u8> = here.clone().map(|at| (at as u64 % 251) as u8 ^ step as u8).collect();
+                write(lane, at.start(), &bytes, flags).await.unwrap();
+                model[here].copy_from_slice(&bytes);
+            }
+            2 => {
+                lane.write_zeroes(&enter(lane).await, at, flags).await.unwrap();
+                model[here].fill(0);
+            }
+            3 => {
+                lane.discard(&enter(lane).await, at).await.unwrap();
+                let now = read(lane, at).await.unwrap();
+                let old_or_zero = now.iter().zip(&model[here.clone()]).all(|(now, old)| *now == 0 || now == old);
+                assert!(old_or_zero, "a discard left something else at {at:?}");
+                model[here].copy_from_slice(&now);
+            }
+            4 => flush(lane).await.unwrap(),
+            _ => assert_same(&read(lane, at).await.unwrap(), &model[here]),
+        }
+    }
+    // A write of nothing but zeroes, which may have been detected, is a write.
+    write(lane, 65536, &[0; 8192], WriteFlags::default()).await.unwrap();
+    model[65536..65536 + 8192].fill(0);
+    flush(lane).await.unwrap();
+    mapped(lane, &model).await;
+    model
+}
+
+/// The extents cover everything once, and what is said to be zero is.
+async fn mapped(lane: &PortLane, model: &[u8]) {
+    let mut at = 0;
+    while at < model.len() {
+        let rest = range(at as u64, (model.len() - at) as u64);
+        let Extent { len, place } = lane.map(&enter(lane).await, rest).await.unwrap();
+        assert!((1..=rest.len()).contains(&len), "{len} of {rest:?}");
+        let end = at + len as usize;
+        if matches!(place, Place::Zero { .. }) {
+            assert!(model[at..end].iter().all(|byte| *byte == 0), "{at}..{end} is said to be zero");
+        }
+        at = end;
+    }
+}
+
+/// Four writers whose sectors are neighbours, all at once: with larger blocks each write is a read-modify-write, and
+/// none may lose another's.
+async fn side_by_side(lane: &Rc<PortLane>, mut model: Vec<u8>, keeps: bool) -> Vec<u8> {
+    const WRITERS: usize = 4;
+    let sectors = 256;
+    let mut tasks = Vec::new();
+    for number in 0..WRITERS {
+        let (lane, (done, result)) = (lane.clone(), block_core::rt::sync::oneshot());
+        Local::current().spawn(async move {
+            for sector in (number..sectors).step_by(WRITERS) {
+                let bytes = [number as u8 + 1; 512];
+                write(&lane, sector as u64 * 512, &bytes, WriteFlags::default()).await.unwrap();
+            }
+            let _ = done.send(());
+        });
+        tasks.push(result);
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    if keeps {
+        for sector in 0..sectors {
+            model[sector * 512..][..512].fill((sector % WRITERS) as u8 + 1);
+        }
+    }
+    assert_same(&whole(lane.clone()).await, &model);
+    model
+}
+
+/// A small generator (xorshift): the same requests in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+
+    /// Bytes, sectors or blocks, at least one byte, inside `size`.
+    fn range(&mut self, size: usize) -> ByteRange {
+        let unit = [1, 512, 4096][self.below(3) as usize];
+        let units = size as u64 / unit;
+        let start = self.below(units);
+        let len = 1 + self.below((units - start).min(64 * 1024 / unit));
+        range(start * unit, len * unit)
+    }
+}
+
+/// The suite can fail: a driver that forgets is caught.
+#[test]
+#[should_panic(expected = "the first byte that differs")]
+fn a_driver_that_forgets_is_caught() {
+    run_control(async |local| {
+        let options = json!({ "driver": "null-co", "node-name": "subject", "size": SIZE, "read-zeroes": true });
+        let graph = Graph::new(Arc::new(|_| ()));
+        let node = add(&graph, options).await.unwrap();
+        let port = attach(&graph, node, writer()).await.unwrap();
+        let lane = port.handle().lane(&local);
+        let buf = crooked(512);
+        buf.fill(7);
+        lane.write(&enter(&lane).await, range(0, 512), buf, WriteFlags::default()).await.unwrap();
+        assert_same(&read(&lane, range(0, 512)).await.unwrap(), &[7; 512]);
+    });
+}

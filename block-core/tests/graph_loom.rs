@@ -1,0 +1,203 @@
+//! The graph's lock, model-checked: entry, publish, drain, late parkers, lanes that attach meanwhile, and the
+//! reclamation of views. Run with
+//! `RUSTFLAGS="--cfg loom" cargo test -p block-core --test graph_loom --release --target-dir target/loom`.
+//!
+//! An "edge" is an `UnsafeCell`: loom reports a request that walks it while the writer changes it, and a lost wake-up
+//! shows as a deadlock. Each canary removes one piece of the protocol; the models must then fail. A loom deadlock can
+//! abort the process, so every canary runs in a child.
+#![cfg(loom)]
+#![expect(unsafe_code, reason = "loom's cells are how it sees data races")]
+
+use std::future::poll_fn;
+use std::process::Command;
+
+use block_core::graph::gate::Gate;
+use block_core::graph::uses::Uses;
+use loom::cell::UnsafeCell;
+use loom::future::block_on;
+use loom::sync::Arc;
+use loom::thread;
+
+struct World {
+    gate: Gate<u32>,
+    edge: UnsafeCell<u32>,
+}
+
+fn world() -> Arc<World> {
+    Arc::new(World { gate: Gate::new(1), edge: UnsafeCell::new(1) })
+}
+
+impl World {
+    fn walk(&self, version: u64) {
+        let view = self.gate.view();
+        // SAFETY: the gate is what keeps the writer away; loom checks that it does.
+        let edge = self.edge.with(|edge| unsafe { *edge });
+        assert_eq!(view, edge, "a request saw a view that does not match the world");
+        assert_eq!(u64::from(view), version / 2, "admitted with a version that is not the view's");
+    }
+
+    /// Enters `depth` requests one after the other and leaves with all of them.
+    fn requests(&self, depth: u32) {
+        let lane = self.gate.attach();
+        let mut inside = 0;
+        for number in 1..=depth {
+            let Some(version) = self.gate.enter(&lane, number) else {
+                self.gate.leave(&lane, number - 1);
+                break;
+            };
+            self.walk(version);
+            inside = number;
+        }
+        for left in (0..inside).rev() {
+            self.gate.leave(&lane, left);
+        }
+    }
+
+    fn drain_and_change(&self) {
+        self.gate.stop();
+        block_on(poll_fn(|cx| self.gate.poll_empty(cx)));
+        // SAFETY: nobody is inside; loom checks it.
+        self.edge.with_mut(|edge| unsafe { *edge = 2 });
+        self.gate.resume(Some(2));
+    }
+}
+
+#[test]
+fn one_thread_against_a_drain() {
+    loom::model(|| {
+        let world = world();
+        let io = thread::spawn({
+            let world = world.clone();
+            move || {
+                world.requests(1);
+                world.requests(1);
+            }
+        });
+        world.drain_and_change();
+        io.join().unwrap();
+    });
+}
+
+#[test]
+fn a_busy_lane_pays_one_fence() {
+    loom::model(|| {
+        let world = world();
+        let io = thread::spawn({
+            let world = world.clone();
+            move || world.requests(2)
+        });
+        world.drain_and_change();
+        io.join().unwrap();
+    });
+}
+
+#[test]
+fn two_threads_against_a_drain() {
+    let mut bounded = loom::model::Builder::new();
+    bounded.preemption_bound = Some(3);
+    bounded.check(|| {
+        let world = world();
+        let io: Vec<_> = (0..2)
+            .map(|_| {
+                let world = world.clone();
+                thread::spawn(move || world.requests(1))
+            })
+            .collect();
+        world.drain_and_change();
+        io.into_iter().for_each(|io| io.join().unwrap());
+    });
+}
+
+/// Enters, then parks in a node: the drain has to get it out, however late it parks.
+#[test]
+fn a_late_parker_is_hurried() {
+    loom::model(|| {
+        let world = world();
+        let io = thread::spawn({
+            let world = world.clone();
+            move || {
+                let lane = world.gate.attach();
+                if world.gate.enter(&lane, 1).is_some() {
+                    let mut key = None;
+                    block_on(poll_fn(|cx| world.gate.poll_hurried(&mut key, cx)));
+                    world.gate.forget_hurried(&mut key);
+                }
+                world.gate.leave(&lane, 0);
+            }
+        });
+        world.gate.stop();
+        block_on(poll_fn(|cx| world.gate.poll_empty(cx)));
+        io.join().unwrap(); // nothing is resumed: the parked one has to see the stop
+    });
+}
+
+/// Arrives while the root is stopped: is woken by the resume, and then sees the new view.
+#[test]
+fn a_late_arrival_waits_outside() {
+    loom::model(|| {
+        let world = world();
+        let io = thread::spawn({
+            let world = world.clone();
+            move || {
+                let lane = world.gate.attach();
+                loop {
+                    if let Some(version) = world.gate.enter(&lane, 1) {
+                        world.walk(version);
+                        world.gate.leave(&lane, 0);
+                        break;
+                    }
+                    world.gate.leave(&lane, 0);
+                    let mut key = None;
+                    block_on(poll_fn(|cx| world.gate.poll_open(&mut key, cx)));
+                    world.gate.forget_open(&mut key);
+                }
+            }
+        });
+        world.drain_and_change();
+        io.join().unwrap();
+    });
+}
+
+/// Two views name a node; whoever drops the last one wakes the closer, and what the views held is gone by then.
+#[test]
+fn a_node_closes_after_its_last_view() {
+    loom::model(|| {
+        let uses = Uses::new();
+        let body = Arc::new(UnsafeCell::new(0));
+        let io: Vec<_> = (0..2)
+            .map(|_| {
+                let (guard, body) = (uses.guard(), body.clone());
+                thread::spawn(move || {
+                    // SAFETY: read while the guard lives; loom checks that the closer waits for it.
+                    body.with(|body| unsafe { *body });
+                    drop(guard);
+                })
+            })
+            .collect();
+        block_on(poll_fn(|cx| uses.poll_unused(cx)));
+        // SAFETY: no view is left; loom checks it.
+        body.with_mut(|body| unsafe { *body = 1 });
+        io.into_iter().for_each(|io| io.join().unwrap());
+    });
+}
+
+/// Every canary is caught by the model that is there for it.
+#[test]
+fn canaries_are_caught() {
+    let cases = [
+        ("enter_fence", "one_thread_against_a_drain"),
+        ("leave_fence", "one_thread_against_a_drain"),
+        ("lower_flag", "one_thread_against_a_drain"),
+        ("open_before_publish", "a_late_arrival_waits_outside"),
+        ("late_register", "a_node_closes_after_its_last_view"),
+    ];
+    let exe = std::env::current_exe().unwrap();
+    for (canary, model) in cases {
+        let run = |canary: &str| {
+            let mut child = Command::new(&exe);
+            child.args(["--exact", model, "--test-threads=1"]).env("TRELLIS_CANARY", canary);
+            child.output().unwrap().status.success()
+        };
+        assert!(!run(canary), "the model '{model}' does not notice the canary '{canary}'");
+    }
+}

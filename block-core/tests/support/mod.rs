@@ -1,0 +1,219 @@
+//! Drivers that tests can look into: memory, and a filter that parks requests.
+#![allow(
+    dead_code,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    unreachable_pub,
+    reason = "each test file uses a part, with small numbers"
+)]
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Poll, Waker};
+
+use block_core::base::{ByteRange, Error, IoError, Result};
+use block_core::graph::{
+    ChildId, Driver, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeEvent, NodeId, NodeOptions,
+    Permit, Place, Preallocation, ReopenRequest, Role, WriteFlags,
+};
+use block_core::pipeline::{Filter, Filtered, Request};
+use block_core::rt::IoBuf;
+use std::rc::Rc;
+
+/// What a test sees of a [`Mem`] node.
+#[derive(Default)]
+pub struct Seen {
+    pub closed: AtomicBool,
+    pub flushes: AtomicU64,
+    pub writes: AtomicU64,
+    /// The next this many reads fail.
+    pub fail_reads: AtomicU64,
+}
+
+/// Bytes in memory. Its size is configuration, its closing can be seen.
+pub struct Mem {
+    bytes: Mutex<Vec<u8>>,
+    seen: Arc<Seen>,
+    limits: Limits,
+}
+
+impl Mem {
+    pub fn new(bytes: Vec<u8>, seen: &Arc<Seen>) -> Self {
+        Self::aligned(bytes, seen, 1)
+    }
+
+    pub fn aligned(bytes: Vec<u8>, seen: &Arc<Seen>, align: u32) -> Self {
+        let limits = Limits { request_alignment: align, ..Limits::ANY };
+        Self { bytes: Mutex::new(bytes), seen: seen.clone(), limits }
+    }
+
+    fn check(&self, at: ByteRange) {
+        assert!(at.is_aligned(u64::from(self.limits.request_alignment)), "{at:?} came unaligned to the driver");
+    }
+}
+
+impl Driver for Mem {
+    type Conf = u64;
+
+    fn geometry(&self, size: &u64, _: &[Geometry]) -> Result<Geometry> {
+        Ok(Geometry { size: *size, limits: self.limits })
+    }
+
+    async fn read(&self, _: &u64, _: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        self.check(at);
+        yield_once().await;
+        let fails = self.seen.fail_reads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        if fails.is_ok() {
+            return Err(IoError::Os(5));
+        }
+        let bytes = self.bytes.lock().unwrap();
+        buf.write_at(0, &bytes[at.start() as usize..at.end() as usize]);
+        Ok(())
+    }
+
+    async fn write(&self, _: &u64, _: IoCx<'_>, at: ByteRange, buf: IoBuf, _: WriteFlags) -> Result<(), IoError> {
+        self.check(at);
+        self.seen.writes.fetch_add(1, Ordering::Relaxed);
+        yield_once().await;
+        let mut bytes = self.bytes.lock().unwrap();
+        buf.read_at(0, &mut bytes[at.start() as usize..at.end() as usize]);
+        Ok(())
+    }
+
+    async fn write_zeroes(&self, _: &u64, _: IoCx<'_>, _: ByteRange, _: WriteFlags) -> Result<(), IoError> {
+        Err(IoError::Unsupported)
+    }
+
+    async fn discard(&self, _: &u64, _: IoCx<'_>, _: ByteRange) -> Result<(), IoError> {
+        Ok(())
+    }
+
+    async fn flush(&self, _: &u64, _: IoCx<'_>) -> Result<(), IoError> {
+        self.seen.flushes.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn map(&self, _: &u64, _: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        Ok(Extent { len: at.len(), place: Place::Here })
+    }
+
+    async fn truncate(&self, _: &u64, _: IoCx<'_>, size: u64, _: Preallocation) -> Result<u64> {
+        self.bytes.lock().unwrap().resize(size as usize, 0);
+        Ok(size)
+    }
+
+    async fn reopen(&self, size: &u64, _: ReopenRequest<'_>) -> Result<u64> {
+        Ok(*size)
+    }
+
+    async fn info(&self, _: &u64) -> DriverInfo {
+        DriverInfo { driver: "mem", ..DriverInfo::default() }
+    }
+
+    async fn close(self) {
+        self.seen.closed.store(true, Ordering::Release);
+    }
+}
+
+async fn yield_once() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A valve that tests open and shut; requests park at it. It says nothing about draining but `unless_hurried`.
+#[derive(Default)]
+pub struct Valve {
+    shut: AtomicBool,
+    parked: Mutex<Vec<Waker>>,
+}
+
+impl Valve {
+    pub fn shut() -> Arc<Self> {
+        Arc::new(Self { shut: AtomicBool::new(true), parked: Mutex::default() })
+    }
+
+    pub fn open(&self) {
+        self.shut.store(false, Ordering::Release);
+        self.parked.lock().unwrap().drain(..).for_each(Waker::wake);
+    }
+
+    pub fn parked(&self) -> usize {
+        self.parked.lock().unwrap().len()
+    }
+}
+
+/// A filter whose requests wait at a valve.
+pub struct Park {
+    file: ChildId,
+    valve: Arc<Valve>,
+    /// Requests leave the valve when their root is drained.
+    hurries: bool,
+}
+
+impl Filter for Park {
+    type Conf = ();
+
+    fn child(&self) -> ChildId {
+        self.file
+    }
+
+    async fn before(&self, _: &(), cx: IoCx<'_>, _: Request) -> Result<(), IoError> {
+        let opened = poll_fn(|task| {
+            self.valve.parked.lock().unwrap().push(task.waker().clone());
+            if self.valve.shut.load(Ordering::Acquire) { Poll::Pending } else { Poll::Ready(()) }
+        });
+        if self.hurries {
+            let _ = cx.unless_hurried(opened).await;
+        } else {
+            opened.await;
+        }
+        Ok(())
+    }
+
+    async fn reopen(&self, _: &(), _: ReopenRequest<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn info(&self, _: &()) -> DriverInfo {
+        DriverInfo { driver: "park", ..DriverInfo::default() }
+    }
+}
+
+/// A graph whose events go nowhere.
+pub fn graph() -> Rc<Graph> {
+    Graph::new(Arc::new(|_: NodeEvent| ()))
+}
+
+/// A memory node filled with `fill`.
+pub fn mem(name: &str, fill: u8, seen: &Arc<Seen>) -> NewNode {
+    let (bytes, seen) = (vec![fill; 65536], seen.clone());
+    NewNode::new(name.into(), NodeOptions::default(), |_| (Mem::new(bytes, &seen), 65536))
+}
+
+/// A filter named `name` above `below`.
+pub fn park(name: &str, below: NodeId, valve: &Arc<Valve>, hurries: bool) -> NewNode {
+    NewNode::new(name.into(), NodeOptions::default(), |edges| {
+        let file = edges.to("file", below, Role::Filtered);
+        (Filtered(Park { file, valve: valve.clone(), hurries }), ())
+    })
+}
+
+/// Adds a node with a permit of its own.
+pub async fn add(graph: &Rc<Graph>, node: NewNode) -> NodeId {
+    graph.permit().add(node).await.unwrap()
+}
+
+/// The permit of a command that gives up soon.
+pub fn impatient(graph: &Rc<Graph>) -> Permit {
+    let mut permit = graph.permit();
+    permit.set_deadline(std::time::Duration::from_millis(50));
+    permit
+}

@@ -1,0 +1,137 @@
+//! JSON as QMP writes it: ASCII only, a space after `:` and `,`, ended by CR LF.
+
+use serde_json::Value;
+
+/// How an answer is laid out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layout {
+    /// One line a message.
+    #[default]
+    Compact,
+    /// Indented, as the monitor option `pretty=on` asks.
+    Pretty,
+}
+
+/// The bytes of one message.
+pub fn to_line(value: &Value, layout: Layout) -> Vec<u8> {
+    let mut writer = Writer { out: String::new(), layout, depth: 0 };
+    writer.value(value);
+    writer.out.push_str("\r\n");
+    writer.out.into_bytes()
+}
+
+struct Writer {
+    out: String,
+    layout: Layout,
+    depth: usize,
+}
+
+impl Writer {
+    /// Recursion is bounded by what the parser lets in, and by what commands build.
+    fn value(&mut self, value: &Value) {
+        match value {
+            Value::Null => self.out.push_str("null"),
+            Value::Bool(true) => self.out.push_str("true"),
+            Value::Bool(false) => self.out.push_str("false"),
+            Value::Number(number) => self.out.push_str(&number.to_string()),
+            Value::String(text) => self.string(text),
+            Value::Array(elements) => self.group(['[', ']'], elements, |writer, element| writer.value(element)),
+            Value::Object(members) => self.group(['{', '}'], members, |writer, (name, value)| {
+                writer.string(name);
+                writer.out.push_str(": ");
+                writer.value(value);
+            }),
+        }
+    }
+
+    fn group<T>(&mut self, [open, close]: [char; 2], parts: impl IntoIterator<Item = T>, each: impl Fn(&mut Self, T)) {
+        self.out.push(open);
+        self.depth += 1;
+        let mut any = false;
+        for part in parts {
+            self.separate(any);
+            each(self, part);
+            any = true;
+        }
+        self.depth -= 1;
+        if any {
+            self.new_line();
+        }
+        self.out.push(close);
+    }
+
+    fn separate(&mut self, after_another: bool) {
+        match (self.layout, after_another) {
+            (Layout::Compact, true) => self.out.push_str(", "),
+            (Layout::Pretty, true) => self.out.push(','),
+            (_, false) => {}
+        }
+        self.new_line();
+    }
+
+    fn new_line(&mut self) {
+        if self.layout == Layout::Pretty {
+            self.out.push('\n');
+            self.out.extend(std::iter::repeat_n("    ", self.depth));
+        }
+    }
+
+    fn string(&mut self, text: &str) {
+        self.out.push('"');
+        let mut rest = text;
+        while let Some(plain) = rest.find(|c: char| !is_plain(c)) {
+            self.out.push_str(&rest[..plain]);
+            let special = rest[plain..].chars().next().unwrap_or_default();
+            self.escape(special);
+            rest = &rest[plain + special.len_utf8()..];
+        }
+        self.out.push_str(rest);
+        self.out.push('"');
+    }
+
+    fn escape(&mut self, special: char) {
+        match special {
+            '"' => self.out.push_str("\\\""),
+            '\\' => self.out.push_str("\\\\"),
+            '\u{8}' => self.out.push_str("\\b"),
+            '\u{c}' => self.out.push_str("\\f"),
+            '\n' => self.out.push_str("\\n"),
+            '\r' => self.out.push_str("\\r"),
+            '\t' => self.out.push_str("\\t"),
+            other => {
+                for unit in other.encode_utf16(&mut [0; 2]) {
+                    self.out.push_str(&format!("\\u{unit:04X}"));
+                }
+            }
+        }
+    }
+}
+
+fn is_plain(c: char) -> bool {
+    matches!(c, ' '..='~') && c != '"' && c != '\\'
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{Layout, to_line};
+
+    #[test]
+    fn answers_are_ascii_and_end_in_cr_lf() {
+        let value = json!({ "a": [1, -2.5, true, null, {}, []], "b": "é😀\u{7f}\u{1}\"\\\u{8}\u{c}\n\r\t/" });
+        let expected = concat!(
+            r#"{"a": [1, -2.5, true, null, {}, []], "#,
+            r#""b": "\u00E9\uD83D\uDE00\u007F\u0001\"\\\b\f\n\r\t/"}"#,
+            "\r\n"
+        );
+        assert_eq!(String::from_utf8(to_line(&value, Layout::Compact)).unwrap(), expected);
+    }
+
+    #[test]
+    fn pretty_answers_are_indented_by_four() {
+        let value = json!({ "return": { "list": [1, 2], "none": {} } });
+        let expected = "{\n    \"return\": {\n        \"list\": [\n            1,\n            2\n        ],\n        \"none\": {}\n    }\n}\r\n";
+        assert_eq!(String::from_utf8(to_line(&value, Layout::Pretty)).unwrap(), expected);
+    }
+}
