@@ -1,9 +1,10 @@
 //! The registry: one line a driver. From it come the driver's name in QMP, its branch of [`BlockdevOptions`], how it
 //! is opened and reopened, and its place in the test suites that go through all drivers.
 //!
-//! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options.
+//! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options, `describe` answers queries.
 
 mod add;
+mod describe;
 mod options;
 mod reopen;
 
@@ -21,6 +22,7 @@ use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
 pub use self::add::add;
+pub use self::describe::info;
 pub use self::options::{
     BlockdevOptions, BlockdevRef, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption, MAX_DEPTH,
 };

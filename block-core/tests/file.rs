@@ -563,6 +563,11 @@ fn queries_are_told_what_the_file_is() {
         let graph = graph();
         let node = add(&graph, with(file("n", &path), &json!({ "discard": "unmap" }))).await.unwrap();
         let port = attach(&graph, node, writer()).await.unwrap();
+        let over = json!({ "driver": "raw", "node-name": "over", "file": { "driver": "raw", "file": "n" } });
+        let over = add(&graph, over).await.unwrap();
+        let over = block_core::catalog::info(&graph, over).await.unwrap();
+        assert_eq!((over.driver, over.filename.as_str()), ("raw", path.as_str()));
+        assert!(over.allocated.unwrap() >= 1 << 20);
         let before = graph.info(node).await.unwrap();
         assert_eq!((before.driver, before.filename.as_str()), ("file", path.as_str()));
         assert!(before.allocated.unwrap() >= 1 << 20);

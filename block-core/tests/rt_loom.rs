@@ -3,6 +3,7 @@
 //! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p block-core --test rt_loom --release`; with
 //! `--cfg canary="rt_wake"` in the flags as well, the receiver asks too early, and the models must fail.
 #![cfg(loom)]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use block_core::rt::wake::Mailbox;
 use loom::sync::{Arc, Condvar, Mutex};

@@ -93,6 +93,15 @@ impl Driver {
         }
     }
 
+    /// What was started and the kernel has not been given.
+    #[inline]
+    pub(super) fn pending(&mut self) -> usize {
+        match self {
+            Self::Ring(ring) => ring.pending(),
+            Self::Epoll(_) => 0,
+        }
+    }
+
     /// Gives what was started to the kernel.
     #[inline]
     pub(super) fn flush(&mut self) {

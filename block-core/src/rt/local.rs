@@ -31,6 +31,8 @@ pub struct Local {
     pub(super) now: Cell<Instant>,
     pub(super) stopping: Cell<bool>,
     pub(super) counters: Cell<LoopCounters>,
+    /// Passes that may leave their submission to the sleep that follows.
+    pub(super) lazy: Cell<u32>,
     /// The completions of one reap; kept for its memory.
     pub(super) reaped: RefCell<Vec<Completion>>,
 }
@@ -63,6 +65,7 @@ impl Local {
             now: Cell::new(Instant::now()),
             stopping: Cell::new(false),
             counters: Cell::default(),
+            lazy: Cell::new(0),
             reaped: RefCell::default(),
         });
         local.set_params(params);

@@ -2,8 +2,8 @@
 //!
 //! Three kinds of waits are learned apart. With nothing in flight we wait for the guest's next request: a poll saves it a
 //! kick and us a wake-up. With one operation in flight its latency is all there is, and a wake-up would add to it. With
-//! many in flight the device is busy anyway: a poll pays only where it costs less processor than a wake-up, and a sleep
-//! makes better batches. Where devices are slow on average polling is off altogether: the time is spent elsewhere.
+//! many in flight the device is busy anyway: a poll pays only where it costs less processor than a wake-up (about 1 us of
+//! the default limit), and a sleep makes better batches. Where devices are slow on average polling is off altogether: the time is spent elsewhere.
 
 /// How an IOThread polls and submits. The defaults are QEMU's; all can be changed while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Awaited {
         match self {
             Self::Guest => 1,
             Self::One => 2,
-            Self::Many => 8,
+            Self::Many => 32,
         }
     }
 }
@@ -76,6 +76,12 @@ struct Budget {
     ns: u64,
     /// The last eight polls, a bit each: 1 for one that ended without success.
     misses: u8,
+    /// Polls since the history was cleared.
+    polls: u8,
+    /// Waits to go without a poll.
+    pause: u32,
+    /// The last such pause: the next one is twice as long.
+    last_pause: u32,
 }
 
 impl Polling {
@@ -111,16 +117,32 @@ impl Polling {
 
 impl Budget {
     fn learn(&mut self, gap_ns: u64, polled_ns: u64, limit: u64, params: PollParams) {
+        self.pause = self.pause.saturating_sub(1);
         if polled_ns > 0 {
-            self.misses = self.misses << 1 | u8::from(gap_ns > polled_ns);
+            self.remember(gap_ns > polled_ns);
         }
         if self.misses.count_ones() >= MOSTLY {
-            *self = Self::default();
-        } else if gap_ns > limit {
+            return self.give_up();
+        }
+        if gap_ns > limit {
             self.shrink(params.poll_shrink);
-        } else if gap_ns > self.ns {
+        } else if gap_ns > self.ns && self.pause == 0 {
             self.grow(params.poll_grow, limit);
         }
+    }
+
+    fn remember(&mut self, missed: bool) {
+        self.misses = self.misses << 1 | u8::from(missed);
+        self.polls = self.polls.saturating_add(1);
+        if self.polls >= 8 && self.misses == 0 {
+            self.last_pause = 0;
+        }
+    }
+
+    /// Mostly in vain: not soon again.
+    fn give_up(&mut self) {
+        let pause = (self.last_pause * 2).clamp(PAUSE, LONGEST_PAUSE);
+        *self = Self { pause, last_pause: pause, ..Self::default() };
     }
 
     fn grow(&mut self, factor: u64, limit: u64) {
@@ -131,9 +153,6 @@ impl Budget {
 
     fn shrink(&mut self, divisor: u64) {
         self.ns = self.ns.checked_div(divisor).unwrap_or(0);
-        if self.ns == 0 {
-            self.misses = 0;
-        }
     }
 }
 
@@ -141,8 +160,12 @@ impl Budget {
 const SLOW_SHARE: u64 = 4;
 /// The first budget, in nanoseconds.
 const FIRST_NS: u64 = 4_000;
-/// So many misses among eight polls turn polling off until a gap fits again.
-const MOSTLY: u32 = 6;
+/// So many misses among eight polls turn polling off for a while.
+const MOSTLY: u32 = 5;
+/// The first such while, in waits.
+const PAUSE: u32 = 32;
+/// The longest.
+const LONGEST_PAUSE: u32 = 4096;
 
 #[cfg(test)]
 mod tests {
@@ -237,11 +260,15 @@ mod tests {
     }
 
     #[test]
-    fn mostly_missing_is_given_up() {
+    fn mostly_missing_is_given_up_for_longer_and_longer() {
+        // A budget that does not grow, and gaps just above it: each poll is in vain.
         let mut polling = Polling::new(PollParams { poll_grow: 1, ..PollParams::default() });
-        // A budget that does not grow, and gaps just above it.
-        let rounds = burnt(&mut polling, &[(Awaited::Guest, 6_000)], 7) / 4_000;
-        assert!(rounds <= 6, "polled {rounds} times in vain");
-        assert_eq!(polling.budget(Awaited::Guest), 0);
+        let early = burnt(&mut polling, &[(Awaited::Guest, 6_000)], 100);
+        burnt(&mut polling, &[(Awaited::Guest, 6_000)], 10_000);
+        let late = burnt(&mut polling, &[(Awaited::Guest, 6_000)], 100);
+        assert!(early > 0 && late <= early / 2, "{early} ns, then {late} ns");
+        // Gaps that fit bring it back in the end.
+        burnt(&mut polling, &[(Awaited::Guest, 3_000)], 5_000);
+        assert_eq!(burnt(&mut polling, &[(Awaited::Guest, 3_000)], 100), 300_000);
     }
 }

@@ -39,14 +39,33 @@ impl Local {
     fn pass(self: &Rc<Self>) -> bool {
         self.now.set(Instant::now());
         self.count(|counters| counters.passes += 1);
+        let overdue = self.driver().borrow_mut().pending() > 0;
         let mut worked = self.read_mail();
         worked |= self.expire_timers();
         worked |= self.tasks.run();
         worked |= self.sources.visit();
-        self.driver().borrow_mut().flush();
-        worked |= self.reap();
+        worked |= self.submit_and_reap(overdue);
         self.sources.publish();
         worked
+    }
+
+    /// Submits what this pass has started, and takes what has completed.
+    ///
+    /// Where the device answers at once, answers are there after the submission. Where it does not, the submission is
+    /// left to the sleep, which is one system call with it; every sixteenth is made here to see whether that has changed.
+    fn submit_and_reap(&self, overdue: bool) -> bool {
+        let started = self.driver().borrow_mut().pending();
+        let lazy = self.lazy.get();
+        if lazy > 0 && started > 0 && !overdue {
+            self.lazy.set(lazy - 1);
+            return self.reap() > 0;
+        }
+        self.driver().borrow_mut().flush();
+        let reaped = self.reap();
+        if lazy == 0 && reaped < started {
+            self.lazy.set(LAZY);
+        }
+        reaped > 0
     }
 
     /// What was there when the pass began: senders cannot keep the thread here.
@@ -76,14 +95,14 @@ impl Local {
     }
 
     /// Takes all completions. Those of sources are only noted; `publish` follows.
-    fn reap(&self) -> bool {
+    fn reap(&self) -> usize {
         let mut reaped = self.reaped.take();
         self.driver().borrow_mut().reap(&mut reaped);
-        let any = !reaped.is_empty();
+        let count = reaped.len();
         self.hand_out(&reaped);
         reaped.clear();
         *self.reaped.borrow_mut() = reaped;
-        any
+        count
     }
 
     fn hand_out(&self, completions: &[Completion]) {
@@ -145,6 +164,9 @@ impl Local {
         let learns = self.sources.any_hot();
         let budget = if learns { self.polling.borrow().budget(awaited) } else { 0 };
         let began = self.now.get();
+        if budget > 0 {
+            self.driver().borrow_mut().flush();
+        }
         if budget > 0 && self.spin(began + Duration::from_nanos(budget)) {
             self.count(|counters| counters.polls_hit += 1);
             return self.learn(awaited, began, budget);
@@ -202,5 +224,6 @@ struct Run {
     count: u32,
 }
 
+const LAZY: u32 = 15;
 const MAIL_BATCH: usize = 1024;
 const LOOKS_PER_CLOCK: usize = 8;

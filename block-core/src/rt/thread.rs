@@ -79,6 +79,10 @@ impl Drop for IoThread {
     fn drop(&mut self) {
         self.remote.shared.post(Message::Stop);
         let Some(handle) = self.handle.take() else { return };
+        // Its sources may be the panicking thread's to remove.
+        if std::thread::panicking() {
+            return;
+        }
         assert_ne!(handle.thread().id(), std::thread::current().id(), "an I/O thread cannot wait for its own end");
         // An error is a panic, which that thread has reported; release has aborted.
         let _ = handle.join();

@@ -78,6 +78,11 @@ impl Uring {
         self.push(opcode::AsyncCancel::new(token.pack()).build().user_data(Token::Cancel.pack()));
     }
 
+    #[inline]
+    pub(super) fn pending(&mut self) -> usize {
+        self.ring.submission().len()
+    }
+
     /// One system call where there is something to submit, or work that waits for us to enter the kernel.
     #[inline]
     pub(super) fn flush(&mut self) {

@@ -19,6 +19,7 @@ on_every_engine! {
     calls_to_an_ended_thread_say_so
     tasks_that_are_left_are_dropped
     the_thread_has_its_name
+    an_idle_thread_sleeps
 }
 
 const SENDERS: usize = 4;
@@ -205,4 +206,15 @@ fn the_thread_has_its_name(kind: Kind) {
     let thread = kind.thread();
     let name = std::fs::read_to_string(format!("/proc/self/task/{}/comm", thread.tid())).unwrap();
     assert_eq!(name, "rt-test\n");
+}
+
+fn an_idle_thread_sleeps(kind: Kind) {
+    let thread = kind.thread();
+    let remote = thread.remote();
+    run_control(|local| async move {
+        let before = remote.call(|local| local.counters()).await.unwrap();
+        local.sleep(Duration::from_millis(100)).await;
+        let after = remote.call(|local| local.counters()).await.unwrap();
+        assert!(after.passes - before.passes < 10, "{before:?} to {after:?}");
+    });
 }
