@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test stops where its machine fails it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -517,6 +518,84 @@ fn a_killed_daemon_s_socket_gives_way() {
     server.child = program(server.folder.path()).args(["--qmp", "q.sock"]).spawn().unwrap();
     server.wait_for("q.sock");
     server.client().execute("query-version", json!({}));
+}
+
+/// Bytes may still be under way in a disk that does not answer: one signal waits for it, a second one does not.
+#[test]
+fn a_second_signal_is_faster() {
+    let hour = 3_600_000_000_000_u64;
+    let server = Server::start(&["--blockdev", &format!("null-co,node-name=stuck,latency-ns={hour}")]);
+    server.client();
+    server.signal("TERM");
+    #[expect(clippy::disallowed_methods, reason = "something must not happen meanwhile")]
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(server.path("q.sock").exists(), "it waits for the flush of its node");
+    let start = Instant::now();
+    server.signal("TERM");
+    let (code, folder) = server.ended();
+    assert_eq!(code, Some(1), "a flush that did not finish is a failure");
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_service_manager_hears_of_readiness_life_and_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let manager = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    manager.set_read_timeout(Some(LIMIT)).unwrap();
+    let heard = || {
+        let mut text = [0; 256];
+        let count = manager.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..count]).into_owned()
+    };
+    let mut command = program(folder.path());
+    command.args(["--qmp", "q.sock"]).env("NOTIFY_SOCKET", folder.path().join("notify")).env("WATCHDOG_USEC", "100000");
+    let mut child = command.spawn().unwrap();
+    let ready = heard();
+    assert!(ready.starts_with("READY=1\n") && ready.contains("STATUS="), "{ready}");
+    assert!(UnixStream::connect(folder.path().join("q.sock")).is_ok(), "ready means that clients are served");
+    assert_eq!(heard().trim_end(), "WATCHDOG=1");
+    assert_eq!(heard().trim_end(), "WATCHDOG=1");
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success());
+    within(LIMIT, || heard().starts_with("STOPPING=1\n"));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_listening_socket_may_be_passed_by_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("passed.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    rustix::io::fcntl_setfd(&listener, rustix::io::FdFlags::empty()).unwrap();
+    let chardev = format!("socket,id=c,fd={},server=on,wait=off", listener.as_raw_fd());
+    let mut child = program(folder.path()).args(["--chardev", &chardev, "--monitor", "c"]).spawn().unwrap();
+    let mut client = Client::connect(&path);
+    client.say(r#"{"execute": "qmp_capabilities"}"#);
+    assert_eq!(client.execute("query-chardev", json!({}))[0]["label"], "c");
+    client.execute("quit", json!({}));
+    assert!(child.wait().unwrap().success());
+    assert!(path.exists(), "its file belongs to who passed it");
+}
+
+#[test]
+fn systemd_passes_the_control_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("q.sock");
+    let mut activator = Command::new("systemd-socket-activate");
+    activator.arg("--fdname=qmp").arg("-l").arg(&path).arg(env!("CARGO_BIN_EXE_trellisd"));
+    let mut child = activator.stdin(Stdio::null()).spawn().expect("systemd-socket-activate is a part of systemd");
+    within(LIMIT, || path.exists());
+    // The activator becomes the daemon at the first connection; the connection waits meanwhile.
+    let mut client = Client::connect(&path);
+    client.say(r#"{"execute": "qmp_capabilities"}"#);
+    assert_eq!(
+        client.execute("query-block-exports", json!({})),
+        json!([]),
+        "with a control socket there is no scratch disk"
+    );
+    client.execute("quit", json!({}));
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -77,7 +77,7 @@ pub struct Chardevs(RefCell<Vec<Rc<Chardev>>>);
 pub struct Chardev {
     options: ChardevOptions,
     peer: Peer,
-    _file: Option<SocketFile>,
+    file: RefCell<Option<SocketFile>>,
     claimed: Cell<bool>,
     connections: Cell<i32>,
 }
@@ -127,7 +127,8 @@ impl Chardevs {
             ChardevBackend::Socket(socket) => socket.open()?,
             ChardevBackend::Null(_) => (Peer::Nobody, None),
         };
-        let chardev = Chardev { options, peer, _file: file, claimed: Cell::new(false), connections: Cell::new(0) };
+        let chardev =
+            Chardev { options, peer, file: RefCell::new(file), claimed: Cell::new(false), connections: Cell::new(0) };
         self.0.borrow_mut().push(Rc::new(chardev));
         Ok(())
     }
@@ -148,9 +149,11 @@ impl Chardevs {
         self.0.borrow().iter().map(|chardev| chardev.report()).collect()
     }
 
-    /// Closes all of them, and removes their socket files.
+    /// Forgets all of them, and removes their socket files, although monitors may still hold them.
     pub fn clear(&self) {
-        self.0.borrow_mut().clear();
+        for chardev in self.0.take() {
+            chardev.file.take();
+        }
     }
 }
 
