@@ -100,3 +100,63 @@ impl Hub {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixStream;
+
+    use block_core::rt::{blocking, run_control};
+    use qmp::wire::Layout;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::daemon::Daemon;
+
+    fn write_beyond(threshold: u64) -> NodeEvent {
+        NodeEvent::WriteThreshold { node: "n0".to_owned(), exceeded: 1, threshold }
+    }
+
+    /// A client that negotiates, and the session that serves it.
+    fn client(daemon: &Rc<Daemon>) -> BufReader<UnixStream> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        theirs.write_all(b"{\"execute\": \"qmp_capabilities\"}").unwrap();
+        let session = Session::new(daemon, Arc::new(ours.into()), Layout::Compact);
+        daemon.hub.join(&session);
+        let daemon = daemon.clone();
+        daemon.local.clone().spawn(async move { session.serve(&daemon).await });
+        BufReader::new(theirs)
+    }
+
+    async fn lines(mut client: BufReader<UnixStream>, count: usize) -> (BufReader<UnixStream>, Vec<Value>) {
+        blocking(move || {
+            let mut lines = Vec::new();
+            for _ in 0..count {
+                let mut line = String::new();
+                client.read_line(&mut line).unwrap();
+                lines.push(serde_json::from_str(&line).unwrap());
+            }
+            (client, lines)
+        })
+        .await
+    }
+
+    #[test]
+    fn a_flood_from_other_threads_is_told_at_once_and_then_by_its_last() {
+        run_control(async |local| {
+            let daemon = Daemon::new(local);
+            let (client, hello) = lines(client(&daemon), 2).await;
+            assert!(hello[1]["return"].is_object());
+            let sink = daemon.hub.sink();
+            let start = Instant::now();
+            blocking(move || (0..1000).for_each(|threshold| sink(write_beyond(threshold)))).await;
+            let (_, told) = lines(client, 2).await;
+            let thresholds: Vec<_> = told.iter().map(|event| &event["data"]["write-threshold"]).collect();
+            assert_eq!(thresholds, [0, 999]);
+            assert!(told.iter().all(|event| event["event"] == "BLOCK_WRITE_THRESHOLD"));
+            assert!(start.elapsed() >= Duration::from_secs(1), "the second one was held back");
+        });
+    }
+}

@@ -12,7 +12,7 @@ use block_core::rt::sync::Notify;
 use qmp::Qapi;
 use qmp::wire::Layout;
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with};
+use rustix::net::{SocketFlags, accept_with, sockopt};
 
 use super::chardev::{Chardev, Peer};
 use super::session::Session;
@@ -135,6 +135,9 @@ async fn take_peers(daemon: &Rc<Daemon>, chardev: &Rc<Chardev>, layout: Layout) 
 fn start(daemon: &Rc<Daemon>, chardev: &Rc<Chardev>, stream: SharedFd, layout: Layout) {
     if !daemon.monitors.has_room() {
         return;
+    }
+    if let Ok(peer) = sockopt::socket_peercred(&stream) {
+        tracing::info!(pid = peer.pid.as_raw_nonzero().get(), uid = peer.uid.as_raw(), "a QMP client has connected");
     }
     let session = Session::new(daemon, stream, layout);
     daemon.hub.join(&session);
