@@ -56,12 +56,6 @@ impl VhostUserBackend for Backend {
     // Comes with all other features through `acked_features`.
     fn set_event_idx(&self, _enabled: bool) {}
 
-    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let to = from.saturating_add(usize::try_from(size).unwrap_or(usize::MAX));
-        self.0.config().get(from..to).unwrap_or_default().to_vec()
-    }
-
     fn update_memory(&self, memory: GuestMemory) -> io::Result<()> {
         self.0.set_memory(&memory.memory())
     }

@@ -3,6 +3,7 @@
 //! The engine wants to accept its peer itself. So there is a socket in a directory that only we can enter, which is
 //! connected to, and removed, before the engine accepts: nobody else can ever have connected.
 
+use std::cell::Cell;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -26,6 +27,8 @@ use super::wire::{Message, WireError, receive_reply, send};
 pub(super) struct Engine {
     /// `None` once it was told to end.
     stream: Option<UnixStream>,
+    /// The reply to the opening is still to be read: the engine's thread starts while the frontend goes on.
+    opening: Cell<bool>,
     daemon: VhostUserDaemon<Backend>,
 }
 
@@ -37,7 +40,7 @@ impl Engine {
         let daemon = VhostUserDaemon::new(name.to_owned(), Backend(device.clone()), memory);
         let daemon = daemon.map_err(|error| io::Error::other(error.to_string()))?;
         let (listener, stream) = private_pair()?;
-        let mut engine = Self { stream: Some(stream), daemon };
+        let mut engine = Self { stream: Some(stream), opening: Cell::new(true), daemon };
         let started = engine.daemon.start(&mut Listener::from(listener));
         started.map_err(|error| io::Error::other(error.to_string()))?;
         engine.negotiate().map_err(|error| io::Error::other(error.to_string()))?;
@@ -48,6 +51,9 @@ impl Engine {
     pub(super) fn ask(&self, message: &Message) -> Result<Vec<u8>, WireError> {
         let stream = self.stream();
         send(stream, message)?;
+        if self.opening.replace(false) {
+            receive_reply(stream)?.ok_or(WireError::Cut)?;
+        }
         Ok(receive_reply(stream)?.ok_or(WireError::Cut)?.body)
     }
 
@@ -66,7 +72,8 @@ impl Engine {
             body,
             fds: Vec::<OwnedFd>::new(),
         };
-        self.ask(&plain(Kind::GET_FEATURES, Vec::new()))?;
+        // It takes acknowledgements as agreed on only after it was asked for its features.
+        send(self.stream(), &plain(Kind::GET_FEATURES, Vec::new()))?;
         send(self.stream(), &plain(Kind::SET_PROTOCOL_FEATURES, PROTOCOL_FEATURES.to_ne_bytes().to_vec()))?;
         send(self.stream(), &plain(Kind::SET_OWNER, Vec::new()))
     }

@@ -1,7 +1,7 @@
 //! Judges each message of a frontend before the protocol engine sees it.
 //!
 //! The engine ends the connection over anything it does not like, so everything is validated here, and what the engine
-//! cannot do is answered here. Pure but for looking at descriptors: a message and what came before it in, a verdict
+//! cannot do, or what needs none of its state, is answered here. Pure but for looking at descriptors: a message and what came before it in, a verdict
 //! out; `session.rs` carries it out.
 
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use super::config_space::{CONFIG_LEN, F_LOG_ALL, F_PROTOCOL_FEATURES, F_VERSION_
 use super::descriptors::{is_eventfd, is_signal, is_unix_stream};
 use super::memory::DirtyLog;
 use super::message::{Kind, u32_at, u64_at};
-use super::regions::{MAX_TABLE, REGION_LEN, Refusal, Region, Regions, shared_file};
+use super::regions::{MAX_SLOTS, MAX_TABLE, REGION_LEN, Refusal, Region, Regions, shared_file};
 use super::ring::{MAX_SIZE, part_sizes};
 use super::wire::Message;
 
@@ -149,9 +149,10 @@ impl Filter {
             _ => fds.clear(),
         }
         match kind {
-            Kind::GET_FEATURES | Kind::GET_PROTOCOL_FEATURES | Kind::GET_QUEUE_NUM | Kind::GET_MAX_MEM_SLOTS => {
-                Ok(Verdict::Relay)
-            }
+            Kind::GET_FEATURES => Ok(number(self.offered)),
+            Kind::GET_PROTOCOL_FEATURES => Ok(number(PROTOCOL_FEATURES)),
+            Kind::GET_QUEUE_NUM => Ok(number(self.rings.len() as u64)),
+            Kind::GET_MAX_MEM_SLOTS => Ok(number(MAX_SLOTS as u64)),
             Kind::SET_FEATURES => self.set_features(u64_at(body, 0)),
             Kind::SET_PROTOCOL_FEATURES => Ok(self.set_protocol_features(u64_at(body, 0))),
             // The session has one owner: whoever is connected. Giving it up changes nothing (deprecated since 2014).
@@ -162,7 +163,7 @@ impl Filter {
             Kind::SET_VRING_ADDR => self.set_addr(body),
             Kind::GET_VRING_BASE => Ok(self.get_base(body)),
             Kind::SET_VRING_ENABLE => self.set_enable(body),
-            Kind::GET_CONFIG => Ok(get_config(body)),
+            Kind::GET_CONFIG => Ok(get_config(body, config)),
             Kind::SET_CONFIG => set_config(body, config),
             Kind::RESET_DEVICE => Ok(self.reset()),
             Kind::REM_MEM_REG => self.remove_region(body),
@@ -376,10 +377,17 @@ fn set_channel(fds: &mut Vec<OwnedFd>) -> Result<Verdict, Refusal> {
     }
 }
 
+fn number(value: u64) -> Verdict {
+    Verdict::Answer(value.to_ne_bytes().to_vec())
+}
+
 /// A range outside the config space is answered with an empty body (vhost-user, "GET_CONFIG").
-fn get_config(body: &[u8]) -> Verdict {
+fn get_config(body: &[u8], config: &[u8; CONFIG_LEN]) -> Verdict {
     let Some((from, to)) = config_range(body) else { return Verdict::Drop("a config message lies about its length") };
-    if from < to && to <= CONFIG_LEN { Verdict::Relay } else { Verdict::Answer(Vec::new()) }
+    match config.get(from..to) {
+        Some(data) if !data.is_empty() => Verdict::Answer([&body[..12], data].concat()),
+        _ => Verdict::Answer(Vec::new()),
+    }
 }
 
 /// Whoever asks, and why: only the writeback byte may change.

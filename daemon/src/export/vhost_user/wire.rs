@@ -154,7 +154,10 @@ impl Input<'_> {
     /// `false` where the stream ended before the first byte of a message.
     fn fill(&mut self, mut out: &mut [u8]) -> Result<bool, WireError> {
         while !out.is_empty() {
-            self.wait()?;
+            // Between two messages there is nothing to wait for but the next one.
+            if self.deadline.is_some() {
+                self.wait()?;
+            }
             let count = match self.receive_some(out) {
                 Err(WireError::Cut) if self.deadline.is_none() => return Ok(false),
                 other => other?,
@@ -186,8 +189,12 @@ impl Input<'_> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let received = rustix::net::recvmsg(self.stream, &mut [IoSliceMut::new(out)], &mut control, flags);
-        let received = received.map_err(io::Error::from)?;
+        let received = loop {
+            match rustix::net::recvmsg(self.stream, &mut [IoSliceMut::new(out)], &mut control, flags) {
+                Err(Errno::INTR) => {}
+                other => break other.map_err(io::Error::from)?,
+            }
+        };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
                 self.fds.extend(fds);
