@@ -207,7 +207,7 @@ fn round_trip(client: &mut Client, stores: bool) {
         assert_eq!(done.status, status::OK);
         assert_eq!(bytes, pattern, "what was written is not what is read");
     }
-    assert_eq!(client.read(0, SECTOR, 512).0.status, status::OK);
+    assert_eq!(client.read(0, SECTOR, 4096).0.status, status::OK);
     assert_eq!(client.flush(0).status, status::OK);
 }
 

@@ -9,11 +9,11 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use super::driver::{Body, Driver, DynDriver};
-use super::geometry::Geometry;
+use super::geometry::{Geometry, Limits};
 use super::id::{ChildId, NodeId};
 use super::lane::Root;
 use super::node::{EventSink, NodeShared};
-use super::options::NodeOptions;
+use super::options::{DiscardMode, NodeOptions};
 use super::permission::{PermSet, Perms, Role};
 use super::shape::{Edge, Kind, MAX_DEPTH, MAX_VERTICES, News, NodeParts, Shape, Vertex, Vertices};
 use super::view::View;
@@ -136,7 +136,7 @@ impl<'d> GraphEdit<'d> {
             return Err(Error::new(format!("Duplicate nodes with node-name='{}'", new.name)));
         }
         let shared = Arc::new(NodeShared::new(new.name.clone(), self.events.clone()));
-        let placeholder = Geometry { size: 0, limits: super::geometry::Limits::ANY };
+        let placeholder = Geometry { size: 0, limits: Limits::ANY };
         let parts =
             NodeParts { body: new.body, shared, options: new.options, geometry: placeholder, explicit: new.explicit };
         let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges)?;
@@ -267,6 +267,14 @@ impl<'d> GraphEdit<'d> {
     fn described(&self, id: NodeId) -> String {
         self.vertex(id).map(Vertex::described).unwrap_or_default()
     }
+}
+
+/// What parents may count on: a node that ignores discards frees nothing, whatever is below it.
+fn under_options(geometry: Geometry, options: NodeOptions) -> Geometry {
+    let frees = options.discard == DiscardMode::Unmap;
+    let own = geometry.limits;
+    let limits = Limits { discard: own.discard && frees, unmap_zeroes: own.unmap_zeroes && frees, ..own };
+    Geometry { limits, ..geometry }
 }
 
 fn no_such_node() -> Error {
@@ -422,7 +430,7 @@ impl GraphEdit<'_> {
             if !changed.contains(&id) && !vertex.edges.iter().any(|edge| changed.contains(&edge.to)) {
                 continue;
             }
-            let geometry = node.body.geometry(&self.child_geometries(vertex))?;
+            let geometry = under_options(node.body.geometry(&self.child_geometries(vertex))?, node.options);
             if geometry != node.geometry {
                 let Kind::Node(node) = &mut self.vertex_mut(id)?.kind else { unreachable!("it was a node above") };
                 node.geometry = geometry;
