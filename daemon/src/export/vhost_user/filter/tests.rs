@@ -1,3 +1,5 @@
+//! Messages in, verdicts out: one test for each thing that a frontend may lie about.
+
 use super::*;
 use crate::export::vhost_user::config_space::{F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, features};
 use rustix::event::{EventfdFlags, eventfd};

@@ -1,3 +1,5 @@
+//! A toy driver offers good and bad chains; what comes out is what went in, or the reason why not.
+
 use super::super::tests::driver::{Driver, INDIRECT, NEXT as D_NEXT, WRITE as D_WRITE};
 use super::*;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
