@@ -1,7 +1,7 @@
 //! Models of the hand-over between threads (`rt/wake.rs`): no message is slept through, none is kept after the end.
 //!
-//! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p block-core --test rt_loom --release`; with
-//! `--cfg canary="rt_wake"` in the flags as well, the receiver asks too early, and the models must fail.
+//! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test -p block-core --test rt_loom --release`. The canary, a
+//! receiver that asks too early, runs in a child: a loom deadlock can abort the process.
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "a test")]
 
@@ -115,4 +115,11 @@ fn bounded(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
     builder.check(model);
+}
+
+#[test]
+fn the_canary_is_caught() {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "one_sender_is_never_slept_through"]).env("TRELLIS_CANARY", "rt_wake");
+    assert!(!child.output().unwrap().status.success(), "the model does not notice a receiver that asks too early");
 }

@@ -13,7 +13,8 @@ impl Child<'_> {
         let fits = request.at.is_aligned(u64::from(limits.request_alignment))
             && request.memory_bits & (limits.memory_alignment as usize - 1) == 0
             && request.at.len() <= limits.max_transfer;
-        if !fits || self.tracks() || request.at.is_empty() {
+        // Reads are kept apart from nobody: a read-modify-write gives their sectors back as they were.
+        if !fits || (request.write && self.tracks()) || request.at.is_empty() {
             return None;
         }
         let fua = request.fua && !options.no_flush;

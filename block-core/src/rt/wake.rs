@@ -6,6 +6,7 @@
 //! on each side makes sure that whoever comes second sees the other. The end works the same way with CLOSED.
 
 use super::shim::{AtomicU8, Ordering, Queue, fence};
+use crate::base::canary;
 
 /// Messages for one thread.
 pub struct Mailbox<T> {
@@ -53,14 +54,10 @@ impl<T> Mailbox<T> {
     #[must_use]
     pub fn prepare_sleep(&self) -> bool {
         // The canary asks before it says that it sleeps: a message between the two wakes nobody.
-        #[cfg(canary = "rt_wake")]
-        let asked_too_early = self.queue.is_empty();
+        let asked_too_early = canary("rt_wake").then(|| self.queue.is_empty());
         self.state.store(SLEEPING, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        #[cfg(canary = "rt_wake")]
-        let empty = asked_too_early;
-        #[cfg(not(canary = "rt_wake"))]
-        let empty = self.queue.is_empty();
+        let empty = asked_too_early.unwrap_or_else(|| self.queue.is_empty());
         if !empty {
             self.woke();
         }

@@ -64,6 +64,12 @@ impl Engine {
         Ok(answer.len() == 8 && u64_at(&answer, 0) == 0)
     }
 
+    /// Sends a request and does not wait: the engine takes it before whatever is sent next.
+    pub(super) fn queue(&self, message: &mut Message) -> Result<(), WireError> {
+        message.need_reply = false;
+        send(self.stream(), message)
+    }
+
     /// All protocol features, whatever the frontend acks: the gates are in the filter.
     fn negotiate(&self) -> Result<(), WireError> {
         let plain = |kind: Kind, body: Vec<u8>| Message {

@@ -165,6 +165,9 @@ impl<'s> Session<'s> {
     }
 
     fn pass(&self, mut message: Message) -> Result<(), Ended> {
+        if self.filter.may_follow(&message) {
+            return Ok(self.engine.queue(&mut message)?);
+        }
         if self.engine.tell(&mut message)? { Ok(()) } else { Err(Ended::Engine) }
     }
 
