@@ -27,6 +27,8 @@ pub struct Seen {
     pub closed: AtomicBool,
     pub flushes: AtomicU64,
     pub writes: AtomicU64,
+    /// Bytes in the largest request.
+    pub largest: AtomicU64,
     /// The next this many reads fail.
     pub fail_reads: AtomicU64,
 }
@@ -65,8 +67,14 @@ impl Mem {
         Self { bytes: Mutex::new(bytes), seen: seen.clone(), limits, locks: None }
     }
 
+    pub fn taking(self, max_transfer: u64) -> Self {
+        Self { limits: Limits { max_transfer, ..self.limits }, ..self }
+    }
+
     fn check(&self, at: ByteRange) {
         assert!(at.is_aligned(u64::from(self.limits.request_alignment)), "{at:?} came unaligned to the driver");
+        assert!(at.len() <= self.limits.max_transfer, "{at:?} is more than the driver takes at once");
+        self.seen.largest.fetch_max(at.len(), Ordering::Relaxed);
     }
 }
 
