@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use block_core::base::ByteRange;
 use block_core::graph::{Graph, NodeId, PermSet, Perms};
 use block_core::port::{Port, PortOptions};
-use block_core::rt::{Local, run_control};
-use support::{Seen, SlowLocks, Valve, add, graph, mem, park, slow};
+use block_core::rt::{IoBuf, Local, run_control};
+use support::{Seen, SlowLocks, Valve, add, graph, impatient, mem, park, slow, tiny};
 
 const WRITER: Perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
 const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
@@ -138,5 +139,73 @@ fn a_command_that_is_dropped_leaves_no_claim() {
         until(|| second.borrow().is_some()).await;
         second.take().unwrap().unwrap();
         assert_eq!(locks.uses(), PermSet::WRITE);
+    });
+}
+
+/// Very many users of one node: each is checked against all others, and the limit is an error and no more.
+#[test]
+fn a_node_has_as_many_users_as_there_may_be() {
+    run_control(|_| async {
+        let graph = graph();
+        let file = add(&graph, mem("file", 0, &Arc::default())).await;
+        let mut all: Vec<_> =
+            (0..4000).map(|number| park(&format!("n{number}"), file, &Arc::default(), false)).collect();
+        graph.permit().apply(|edit| all.iter().try_for_each(|node| edit.add(node.clone()).map(drop))).await.unwrap();
+        let alone = Perms { uses: PermSet::WRITE, shares: PermSet::ALL.without(PermSet::WRITE) };
+        let sole = attach(&graph, graph.find("n7").unwrap(), alone).await.unwrap();
+        let refused = attach(&graph, graph.find("n9").unwrap(), WRITER).await.err().unwrap();
+        assert_eq!(
+            refused,
+            "Permission conflict on node 'file': 'write' is used by node 'n9' and not shared by node 'n7'"
+        );
+        sole.detach(&mut graph.permit()).await.unwrap();
+        attach(&graph, graph.find("n9").unwrap(), WRITER).await.unwrap();
+        all.clear();
+        graph.permit().remove(graph.find("n11").unwrap()).await.unwrap();
+    });
+}
+
+/// GR-12: the limit is an error; what is there goes on.
+#[test]
+fn there_is_a_limit_for_nodes() {
+    run_control(|_| async {
+        let graph = graph();
+        for number in 0..65_535 {
+            add(&graph, tiny(&format!("n{number}"))).await;
+        }
+        let last = add(&graph, tiny("last")).await;
+        let refused = graph.permit().add(tiny("more")).await.unwrap_err();
+        assert_eq!(refused.full(), "There may not be more than 65536 nodes and exports");
+        assert!(attach(&graph, last, READER).await.is_err());
+        graph.permit().remove(graph.find("n5").unwrap()).await.unwrap();
+        attach(&graph, last, READER).await.unwrap();
+    });
+}
+
+/// Deleting a node stalls nobody above what it only referred to.
+#[test]
+fn a_delete_drains_the_node_and_what_is_defined_in_it() {
+    run_control(|_| async {
+        let graph = graph();
+        let valve = Valve::shut();
+        let inner = mem("inner", 0, &Arc::default()).inline();
+        let by_name = park("by-name", inner.id(), &Arc::default(), false);
+        let (shared, both) = (by_name.id(), [inner, by_name]);
+        graph.permit().apply(|edit| both.iter().try_for_each(|node| edit.add(node.clone()).map(drop))).await.unwrap();
+        drop(both);
+        let top = add(&graph, park("top", shared, &Arc::default(), false)).await;
+        let stuck = add(&graph, park("stuck", shared, &valve, false)).await;
+        let busy = attach(&graph, stuck, READER).await.unwrap().handle();
+        let reading = beside(async move {
+            let lane = busy.lane(&Local::current());
+            let pin = lane.try_enter().unwrap();
+            let at = ByteRange::new(0, 512).unwrap();
+            lane.read(&pin, at, IoBuf::alloc(512, 1).unwrap()).await
+        });
+        until(|| valve.parked() > 0).await;
+        impatient(&graph).remove(top).await.unwrap();
+        assert!(graph.find("inner").is_some());
+        valve.open();
+        until(|| reading.borrow().is_some()).await;
     });
 }

@@ -319,7 +319,9 @@ fn place(shape: &mut Shape, id: NodeId, vertex: Option<Vertex>) -> Option<NodePa
         }
         None => match shape.vertices.remove(&id)?.kind {
             Kind::Node(parts) => {
-                shape.names.remove(&parts.shared.name);
+                if shape.names.get(&parts.shared.name) == Some(&id) {
+                    shape.names.remove(&parts.shared.name);
+                }
                 Some(parts)
             }
             Kind::Root { .. } => None,
@@ -540,12 +542,20 @@ impl GraphEdit<'_> {
 }
 
 impl Graph {
-    /// A node and the inline children that go with it, parents before children.
+    /// A node and the inline children that go with it, parents before children. What lies below a child that was added
+    /// by name is none of its business.
     fn family(&self, id: NodeId) -> Vec<NodeId> {
         let shape = self.shape.borrow();
         let inline = |id: &NodeId| shape.vertex(*id).and_then(Vertex::node).is_some_and(|node| !node.explicit);
-        let below = shape.below([id]).into_iter().skip(1).filter(inline);
-        std::iter::once(id).chain(below).collect()
+        let children = |id: &NodeId| shape.vertex(*id).into_iter().flat_map(|vertex| &vertex.edges).map(|edge| edge.to);
+        let mut family = BTreeSet::new();
+        let mut queue = vec![id];
+        while let Some(id) = queue.pop() {
+            if family.insert(id) {
+                queue.extend(children(&id).filter(inline));
+            }
+        }
+        shape.below([id]).into_iter().filter(|id| family.contains(id)).collect()
     }
 
     pub(super) fn vertex<T>(&self, id: NodeId, look: impl FnOnce(&Vertex) -> T) -> Option<T> {

@@ -253,6 +253,12 @@ pub fn mem(name: &str, fill: u8, seen: &Arc<Seen>) -> NewNode {
     NewNode::new(name.into(), NodeOptions::default(), |_| (Mem::new(bytes, &seen), 65536))
 }
 
+/// A memory node of one sector.
+pub fn tiny(name: &str) -> NewNode {
+    let mem = Mem::new(vec![0; 512], &Arc::default());
+    NewNode::new(name.into(), NodeOptions::default(), |_| (mem, 512))
+}
+
 /// A memory node whose external locks take their time.
 pub fn slow(name: &str, locks: &Arc<SlowLocks>) -> NewNode {
     NewNode::new(name.into(), NodeOptions::default(), |_| {
