@@ -4,7 +4,7 @@
 
 use qmp::Qapi;
 
-use crate::base::{ByteRange, Error, IoError, Result, SECTOR, align_down, is_aligned};
+use crate::base::{ByteRange, Error, IoError, Result, SECTOR, is_aligned};
 use crate::drivers::{Open, Opened};
 use crate::graph::{
     ChildId, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role,
@@ -76,14 +76,8 @@ impl Window {
 
     /// Blocks of the child that the offset cuts are no blocks of this node.
     fn limits_over(self, below: Limits) -> Limits {
-        let shifted = |unit: u32| if is_aligned(self.offset, unit.into()) { unit } else { 1 };
-        let request_alignment = shifted(below.request_alignment);
-        Limits {
-            request_alignment,
-            discard_alignment: shifted(below.discard_alignment),
-            max_transfer: align_down(below.max_transfer, request_alignment.into()),
-            ..below
-        }
+        let is_cut = !is_aligned(self.offset, below.discard_alignment.into());
+        Limits { discard_alignment: if is_cut { 1 } else { below.discard_alignment }, ..below.passed_on() }
     }
 
     fn extent(self, file: ChildId, at: ByteRange) -> Extent {
@@ -206,8 +200,7 @@ mod tests {
     #[test]
     fn a_window_that_cuts_blocks_has_none() {
         let below = Limits { request_alignment: 4096, discard_alignment: 4096, ..Limits::ANY };
-        assert_eq!(window(8192, None).unwrap().limits_over(below).request_alignment, 4096);
-        let cut = window(512, None).unwrap().limits_over(below);
-        assert_eq!((cut.request_alignment, cut.discard_alignment), (1, 1));
+        assert_eq!(window(8192, None).unwrap().limits_over(below).discard_alignment, 4096);
+        assert_eq!(window(512, None).unwrap().limits_over(below).discard_alignment, 1);
     }
 }
