@@ -137,8 +137,9 @@ impl<'d> GraphEdit<'d> {
         }
         let shared = Arc::new(NodeShared::new(new.name.clone(), self.events.clone()));
         let placeholder = Geometry { size: 0, limits: Limits::ANY };
-        let parts =
-            NodeParts { body: new.body, shared, options: new.options, geometry: placeholder, explicit: new.explicit };
+        let guard = shared.uses.guard();
+        let (body, options, explicit) = (new.body, new.options, new.explicit);
+        let parts = NodeParts { body, shared, options, geometry: placeholder, explicit, guard };
         let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {
