@@ -17,7 +17,7 @@
 //! | GR-35 to GR-43 | there are no jobs and no bitmaps yet |
 //! | GR-44, GR-45 | NBD and FUSE exports are later features |
 //! | GR-46 | no driver reads a header yet: a qcow2 header is data of a raw node, and its names are not followed |
-//! | QMP-22, QMP-23, QMP-25 | in `daemon/tests/monitor.rs` |
+//! | QMP-22, QMP-25 | in `daemon/tests/monitor.rs` |
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 #![expect(clippy::cast_possible_truncation, reason = "offsets and counts of tests are short")]
 
@@ -742,7 +742,7 @@ fn gr_23_sizes_that_make_no_sense() {
         let mut client = scene.client();
         let server = scene.server();
         server.qmp("blockdev-add", &null_disk("null"));
-        let window = json!({ "driver": "raw", "node-name": "window", "file": "null", "size": 4096 });
+        let window = json!({ "driver": "raw", "node-name": "window", "file": null_disk("below"), "size": 4096 });
         server.qmp("blockdev-add", &window);
         server.qmp("blockdev-add", &with(null_disk("ro"), &json!({ "read-only": true })));
         let sized = |node: &str, size: Value| json!({ "node-name": node, "size": size });
@@ -754,7 +754,7 @@ fn gr_23_sizes_that_make_no_sense() {
             (sized("disk-a", json!(1000)), "multiple of 512"),
             (sized("disk-a", json!(i64::MAX)), "multiple of 512"),
             (sized("window", json!(8192)), "Cannot resize fixed-size raw disks"),
-            (sized("null", json!(8192)), ""),
+            (sized("null", json!(8192)), "does not support resize"),
             (sized("ro", json!(8192)), "read-only"),
             (sized("unknown", json!(8192)), "Cannot find device='' nor node-name='unknown'"),
             (json!({ "size": 8192 }), "Cannot find device=''"),
@@ -1076,6 +1076,109 @@ fn gr_46_a_header_that_a_guest_writes() {
 }
 
 // ---- the monitor ---------------------------------------------------------------------------------------------------
+
+/// Clients that add, remove, change and export the same few nodes at once. Most commands are refused, in every order.
+/// Not on a scene: each of so many exports has its line in the log.
+#[test]
+fn qmp_23_clients_that_change_the_same_nodes() {
+    let mut server = Server::builder().image("disk", DISK, "").export("e", "disk", ",writable=on").start();
+    let before = Baseline::of(&mut server);
+    let dir = server.dir().to_owned();
+    let image = dir.join("x.img");
+    fs::write(&image, [0; 1 << 20]).unwrap();
+    let mut guest = Client::start(&server.socket("e"), &Setup::default());
+    let end = Instant::now() + Duration::from_secs(repeats(2, 30) as u64);
+    std::thread::scope(|scope| {
+        let run = |seed| meddle(Meddler { dir: &dir, image: &image, state: seed }, end);
+        let clients: Vec<_> = (1..=4).map(|seed| scope.spawn(move || run(seed))).collect();
+        while Instant::now() < end {
+            assert_eq!(guest.write(0, 0, &[1; 4096]), OK_WRITE, "a guest of another node");
+        }
+        let done: Vec<_> = clients.into_iter().map(|client| client.join().unwrap()).collect();
+        assert!(done.iter().all(|done| *done >= 50), "commands that went well: {done:?}");
+    });
+    drop(guest);
+    clean_up(&mut server);
+    expect_same(&mut server, &before);
+    expect_good_command(&mut server);
+}
+
+/// One client with random commands; how many of them went well.
+fn meddle(mut client: Meddler<'_>, end: Instant) -> usize {
+    let mut monitor = Monitor::connect(&client.dir.join("qmp.sock")).unwrap();
+    let mut done = 0;
+    while Instant::now() < end {
+        let (command, arguments) = client.command();
+        let reply = monitor.ask(&json!({ "execute": command, "arguments": arguments }));
+        monitor.take_events();
+        done += usize::from(reply.get("return").is_some());
+    }
+    done
+}
+
+/// Makes up commands about nodes `f`, `g` (one file), `n` (a slow null disk) and `r`, `s` (raw nodes over them).
+struct Meddler<'a> {
+    dir: &'a Path,
+    image: &'a Path,
+    state: u64,
+}
+
+impl Meddler<'_> {
+    fn command(&mut self) -> (&'static str, Value) {
+        let node = self.one_of(&["f", "g", "n", "r", "s"]);
+        let id = self.one_of(&["x", "y"]);
+        match self.below(9) {
+            0..3 => ("blockdev-add", self.options(node)),
+            3 => ("blockdev-del", json!({ "node-name": node })),
+            4 => ("blockdev-reopen", json!({ "options": [self.options(node)] })),
+            5 => ("block_resize", json!({ "node-name": node, "size": self.one_of(&[0, 4096, 1 << 20]) })),
+            6 => {
+                let socket = self.dir.join(self.one_of(&["1.sock", "2.sock"]));
+                let writable = json!({ "writable": self.one_of(&[true, false]) });
+                ("block-export-add", with(export(id, node, &socket), &writable))
+            }
+            7 => ("block-export-del", json!({ "id": id, "mode": "hard" })),
+            _ => (self.one_of(&["query-named-block-nodes", "x-query-export-details", "query-blockstats"]), json!({})),
+        }
+    }
+
+    fn options(&mut self, node: &str) -> Value {
+        let read_only = json!({ "read-only": self.below(4) == 0 });
+        let latency = json!({ "latency-ns": self.one_of(&[0, 1_000_000, 20_000_000]) });
+        let own = match node {
+            "f" | "g" => file(node, self.image),
+            "n" => with(null_disk(node), &latency),
+            _ => {
+                let inline = with(null_disk("inline"), &latency);
+                let below = self.one_of(&[json!("f"), json!("g"), json!("n"), json!("r"), inline]);
+                let window = self.one_of(&[json!({}), json!({ "offset": 512 }), json!({ "size": 4096 })]);
+                with(json!({ "driver": "raw", "node-name": node, "file": below }), &window)
+            }
+        };
+        with(own, &read_only)
+    }
+
+    fn one_of<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())].clone()
+    }
+
+    /// A number below `end`; the constants are those of Knuth's MMIX generator.
+    fn below(&mut self, end: usize) -> usize {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.state >> 33) as usize % end
+    }
+}
+
+/// Removes what meddlers may have left.
+fn clean_up(server: &mut Server) {
+    for id in ["x", "y"] {
+        server.qmp_raw(&json!({ "execute": "block-export-del", "arguments": { "id": id, "mode": "hard" } }));
+    }
+    // Raw nodes lie on each other and on the others.
+    for node in ["s", "r", "s", "n", "g", "f"] {
+        server.qmp_raw(&json!({ "execute": "blockdev-del", "arguments": { "node-name": node } }));
+    }
+}
 
 /// No object takes a secret yet; one that is given all the same is not repeated.
 #[test]
