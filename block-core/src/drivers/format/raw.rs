@@ -7,8 +7,8 @@ use qmp::Qapi;
 use crate::base::{ByteRange, Error, IoError, Result, SECTOR, is_aligned};
 use crate::drivers::{Open, Opened};
 use crate::graph::{
-    ChildId, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role,
-    WriteFlags,
+    ChildId, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, PermSet, Perms, Place, Preallocation,
+    ReopenRequest, Role, WriteFlags,
 };
 use crate::pipeline::{Format, Mapped, NoTicket};
 
@@ -158,9 +158,15 @@ impl Format for Raw {
         Window::of(own.expect("the catalog reopens a driver with options of its kind"))
     }
 
-    /// All of the file is the file: its users are the file's users. A window is not.
+    /// All of the file is the file: its users are the file's users. A window is not; but it lies inside the file, so
+    /// its writes grow nothing, and other windows may be written beside it.
     fn child_perms(&self, window: &Window, _: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
-        if window.is_whole() { above } else { role.child_perms(above, writable) }
+        if window.is_whole() {
+            return above;
+        }
+        let data = role.child_perms(above, writable);
+        let grows = PermSet::RESIZE.without(above.uses);
+        Perms { uses: data.uses.without(grows), ..data }
     }
 
     async fn info(&self, _: &Window) -> DriverInfo {
