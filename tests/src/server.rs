@@ -258,7 +258,7 @@ impl Monitor {
 }
 
 /// The program under test.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let program = std::env::var_os("TRELLIS_SERVER").map_or_else(beside_the_test, PathBuf::from);
     assert!(
         program.is_file(),

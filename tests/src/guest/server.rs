@@ -1,7 +1,7 @@
 //! The server under test as a child process.
 //!
-//! It is `trellisd` from the build that the test itself comes from. `TRELLIS_SERVER` names another program with the
-//! command line of `qemu-storage-daemon`, to see whether a test's claim is true of the peer too.
+//! Which program that is says [`crate::server`], whose own `Server` is for tests that watch the process and look at its
+//! images; this one is for tests that hand it a folder and boot a guest.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::child::OwnedChild;
 use super::{Qmp, wait_for};
+use crate::server::program;
 
 /// A running server; killed when dropped. What it said is shown where its test fails.
 pub struct Server {
@@ -99,22 +100,6 @@ impl Drop for Server {
             eprintln!("the server {state}; it said:\n{}", self.said());
         }
     }
-}
-
-fn program() -> PathBuf {
-    let program = std::env::var_os("TRELLIS_SERVER").map_or_else(beside_this_test, PathBuf::from);
-    assert!(
-        program.exists(),
-        "no server at {}: build it with `cargo build -p trellisd`, or name another in TRELLIS_SERVER",
-        program.display()
-    );
-    program
-}
-
-/// Test executables are in `deps/`, the programs one level up.
-fn beside_this_test() -> PathBuf {
-    let test = std::env::current_exe().expect("Linux knows");
-    test.ancestors().nth(2).expect("cargo puts tests two levels deep").join("trellisd")
 }
 
 const LIMIT: Duration = Duration::from_secs(20);
