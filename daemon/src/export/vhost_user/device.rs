@@ -46,8 +46,8 @@ struct State {
 }
 
 impl Device {
-    /// A device whose queues stand on their threads, stopped. `None` where such a thread has ended.
-    pub(super) fn new(export: Arc<ExportShared>, hang_up: Arc<dyn Fn() + Send + Sync>) -> Option<Self> {
+    /// A device whose queues stand on their threads, stopped.
+    pub(super) fn new(export: Arc<ExportShared>, hang_up: Arc<dyn Fn() + Send + Sync>) -> Self {
         let no_memory = Arc::new(MemoryMap::empty());
         let mut rings = Vec::new();
         for (index, (thread, stats)) in export.threads.iter().zip(&export.stats).enumerate() {
@@ -58,11 +58,11 @@ impl Device {
                 serial: export.options.serial_bytes(),
                 hang_up: hang_up.clone(),
             };
-            let queue = QueueRef::new(thread.clone(), export.port.clone(), traits, stats.clone())?;
+            let queue = QueueRef::new(thread.clone(), export.port.clone(), traits, stats.clone());
             rings.push(Arc::new(RingControl::new(queue, first_settings(no_memory.clone()))));
         }
         let state = State { features: 0, writeback: !export.options.writethrough, log: None };
-        Some(Self { export, rings, state: Mutex::new(state) })
+        Self { export, rings, state: Mutex::new(state) }
     }
 
     pub(super) fn rings(&self) -> &[Arc<RingControl>] {

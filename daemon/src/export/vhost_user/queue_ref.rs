@@ -28,18 +28,15 @@ pub(super) struct QueueRef {
 }
 
 impl QueueRef {
-    /// A new, stopped queue on `thread`. `None` where the thread has ended.
-    pub(super) fn new(thread: Remote, port: PortHandle, traits: Traits, stats: Arc<QueueStats>) -> Option<Self> {
+    /// A new, stopped queue on `thread`. Messages keep their order, so nothing has to wait for it.
+    pub(super) fn new(thread: Remote, port: PortHandle, traits: Traits, stats: Arc<QueueStats>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Relaxed);
-        let (reply, made) = sync_channel(1);
         thread.send(move |local| {
             let queue = Queue::new(local, port.lane(local), traits, stats);
             QUEUES.with_borrow_mut(|queues| queues.insert(id, queue));
-            let _ = reply.send(());
         });
-        made.recv().ok()?;
-        Some(Self { id, thread })
+        Self { id, thread }
     }
 
     /// See [`Queue::start`].

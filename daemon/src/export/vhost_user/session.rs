@@ -130,8 +130,7 @@ impl<'s> Session<'s> {
     fn start(frontend: &'s UnixStream, export: &Arc<ExportShared>, link: &'s Arc<Link>) -> Result<Self, Ended> {
         let for_queues = link.clone();
         let hang_up = Arc::new(move || for_queues.hang_up());
-        let gone = || Ended::Setup(std::io::Error::other("an I/O thread has ended"));
-        let device = Arc::new(Device::new(export.clone(), hang_up).ok_or_else(gone)?);
+        let device = Arc::new(Device::new(export.clone(), hang_up));
         let engine = Engine::start(&format!("vhe-{}", export.options.id), &device).map_err(Ended::Setup)?;
         let filter = Filter::new(device.features(), device.rings().len());
         Ok(Self { frontend, link, filter, engine, device })
