@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{LineError, Lines, wait_for};
+use crate::lines::{LineError, Lines};
+use crate::process::wait_for;
 
 /// A negotiated control connection.
+#[derive(Debug)]
 pub struct Qmp {
     lines: Lines,
     events: VecDeque<Value>,
