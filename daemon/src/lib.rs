@@ -20,7 +20,7 @@ mod setup;
 mod shutdown;
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::process::ExitCode;
 use std::task::Poll;
 use std::time::Duration;
@@ -72,6 +72,16 @@ pub(crate) async fn first<A, B>(this: impl Future<Output = A>, that: impl Future
         that.as_mut().poll(cx).map(First::That)
     })
     .await
+}
+
+/// Runs all at once, and waits for the last.
+pub(crate) async fn all(futures: impl Iterator<Item = impl Future<Output = ()>>) {
+    let mut left: Vec<Pin<Box<_>>> = futures.map(Box::pin).collect();
+    poll_fn(|cx| {
+        left.retain_mut(|future| future.as_mut().poll(cx).is_pending());
+        if left.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Gives up after `limit`.

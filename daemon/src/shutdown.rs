@@ -4,14 +4,11 @@
 //! A guest or a disk that does not answer can hold this up. Whoever started us may send a second signal: then there
 //! are a few seconds left, and we end with a failure if they were not enough.
 
-use std::future::{Future, poll_fn};
-use std::pin::Pin;
 use std::process::ExitCode;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
-use block_core::graph::NodeReport;
+use block_core::graph::{NodeId, NodeReport};
 
 use crate::daemon::Daemon;
 use crate::process::signals::Signals;
@@ -38,25 +35,26 @@ pub(crate) async fn run(daemon: &Rc<Daemon>, signals: &Signals, held: Held) -> E
 }
 
 async fn orderly(daemon: &Rc<Daemon>) {
-    all(daemon.exports.ids().into_iter().map(|id| remove_export(daemon, id))).await;
-    while let Some(node) = next_node(daemon) {
-        if let Err(error) = daemon.graph.permit().remove(node.id).await {
-            tracing::error!("could not close node '{}': {}", node.name, error.full());
-            break;
-        }
-    }
+    export::end_all(daemon).await;
+    close_nodes(daemon).await;
     daemon.monitors.close(daemon, LAST_WORDS).await;
 }
 
-async fn remove_export(daemon: &Rc<Daemon>, id: String) {
-    if let Err(error) = export::remove(daemon, &id, true).await {
-        tracing::error!("could not end export '{id}': {error}");
+/// From the top down. One that cannot be closed keeps no other from it.
+async fn close_nodes(daemon: &Rc<Daemon>) {
+    let mut failed = Vec::new();
+    while let Some(node) = next_node(daemon, &failed) {
+        if let Err(error) = daemon.graph.permit().remove(node.id).await {
+            tracing::error!("could not close node '{}': {}", node.name, error.full());
+            failed.push(node.id);
+        }
     }
 }
 
-/// A node that nothing stands on any more.
-fn next_node(daemon: &Daemon) -> Option<NodeReport> {
-    daemon.graph.nodes().into_iter().find(|node| node.explicit && node.parents.is_empty())
+/// A node that nothing stands on any more, and that was not tried in vain.
+fn next_node(daemon: &Daemon, failed: &[NodeId]) -> Option<NodeReport> {
+    let closes = |node: &NodeReport| node.explicit && node.parents.is_empty() && !failed.contains(&node.id);
+    daemon.graph.nodes().into_iter().find(closes)
 }
 
 /// Ends after a second signal and a little patience.
@@ -64,16 +62,6 @@ async fn hurried(daemon: &Daemon, signals: &Signals) {
     let signal = signals.next().await;
     tracing::warn!("{signal} came again: ending within {} s", PATIENCE.as_secs());
     daemon.local.sleep(PATIENCE).await;
-}
-
-/// Runs all at once, and waits for the last.
-async fn all(futures: impl Iterator<Item = impl Future<Output = ()>>) {
-    let mut left: Vec<Pin<Box<_>>> = futures.map(Box::pin).collect();
-    poll_fn(|cx| {
-        left.retain_mut(|future| future.as_mut().poll(cx).is_pending());
-        if left.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
 }
 
 /// For clients to take what they have not read yet.

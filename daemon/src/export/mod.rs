@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use block_core::graph::{PermSet, Perms};
 use block_core::port::{Port, PortNews, PortOptions};
+use block_core::rt::sync::Notify;
 use qmp::{Error, Qapi, Result};
 
 pub use options::{
@@ -22,7 +23,7 @@ use crate::commands::no_such_device;
 use crate::control::Event;
 use crate::daemon::Daemon;
 use crate::object::IoThreadObject;
-use crate::refused;
+use crate::{all, refused};
 use vhost_user::{QueueReport, VhostUserExport};
 
 /// An element of `query-block-exports`.
@@ -81,7 +82,13 @@ pub struct QueueDetails {
 
 /// All exports, in the order in which they were added.
 #[derive(Default)]
-pub struct Exports(RefCell<Vec<Rc<Export>>>);
+pub struct Exports {
+    list: RefCell<Vec<Rc<Export>>>,
+    /// The daemon ends: none is added any more.
+    closing: Cell<bool>,
+    /// One was set up, or taken down.
+    changed: Notify,
+}
 
 /// One export. Its id is taken from the first moment of `block-export-add` to the last of `block-export-del`.
 struct Export {
@@ -106,18 +113,29 @@ type Server = Rc<RefCell<Option<VhostUserExport>>>;
 /// Adds an export.
 pub async fn add(daemon: &Rc<Daemon>, options: BlockExportOptions) -> Result<()> {
     let BlockExportOptions { common, kind: ExportKind::VhostUserBlk(own) } = options;
-    let export = daemon.exports.reserve(&common.id, &common.node_name)?;
-    let started = start(daemon, &common, own).await;
-    match started {
-        Ok(running) => {
-            *export.running.borrow_mut() = Some(running);
-            tracing::info!("export '{}' serves node '{}'", common.id, common.node_name);
-            Ok(())
+    let reserved = daemon.exports.reserve(&common.id, &common.node_name)?;
+    let running = start(daemon, &common, own).await?;
+    *reserved.export.running.borrow_mut() = Some(running);
+    tracing::info!("export '{}' serves node '{}'", common.id, common.node_name);
+    Ok(())
+}
+
+/// Ends all exports, hard, and waits for those that are being added or removed. From now on none can be added.
+pub async fn end_all(daemon: &Rc<Daemon>) {
+    let exports = &daemon.exports;
+    exports.closing.set(true);
+    loop {
+        all(exports.removable().into_iter().map(|id| end(daemon, id))).await;
+        if exports.list.borrow().is_empty() {
+            return;
         }
-        Err(error) => {
-            daemon.exports.forget(&export);
-            Err(error)
-        }
+        exports.changed.notified().await;
+    }
+}
+
+async fn end(daemon: &Rc<Daemon>, id: String) {
+    if let Err(error) = remove(daemon, &id, true).await {
+        tracing::error!("could not end export '{id}': {error}");
     }
 }
 
@@ -149,24 +167,43 @@ pub async fn remove(daemon: &Rc<Daemon>, id: &str, hard: bool) -> Result<()> {
     unplugged.map_err(refused)
 }
 
+/// An id that is taken while its export is set up, and given back if nothing comes of it.
+struct Reserved<'e> {
+    exports: &'e Exports,
+    export: Rc<Export>,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if self.export.running.borrow().is_none() {
+            self.exports.forget(&self.export);
+        }
+        self.exports.changed.notify_one();
+    }
+}
+
 impl Exports {
     /// For `query-block-exports`.
     pub fn list(&self) -> Vec<BlockExportInfo> {
         let shown = |export: &&Rc<Export>| export.stopping.get() || export.running.borrow().is_some();
-        self.0.borrow().iter().filter(shown).map(|export| export.info()).collect()
+        self.list.borrow().iter().filter(shown).map(|export| export.info()).collect()
     }
 
     /// For `x-query-export-details`.
     pub fn details(&self) -> Vec<ExportDetails> {
-        self.0.borrow().iter().filter_map(|export| export.details()).collect()
+        self.list.borrow().iter().filter_map(|export| export.details()).collect()
     }
 
-    /// The ids, in order.
-    pub fn ids(&self) -> Vec<String> {
-        self.0.borrow().iter().map(|export| export.id.clone()).collect()
+    /// The ids of those that nobody is adding or removing.
+    fn removable(&self) -> Vec<String> {
+        let settled = |export: &&Rc<Export>| !export.stopping.get() && export.running.borrow().is_some();
+        self.list.borrow().iter().filter(settled).map(|export| export.id.clone()).collect()
     }
 
-    fn reserve(&self, id: &str, node_name: &str) -> Result<Rc<Export>> {
+    fn reserve(&self, id: &str, node_name: &str) -> Result<Reserved<'_>> {
+        if self.closing.get() {
+            return Err(Error::generic("The daemon is ending"));
+        }
         if !crate::is_identifier(id) {
             return Err(Error::generic("Invalid block export id"));
         }
@@ -179,16 +216,17 @@ impl Exports {
             stopping: Cell::new(false),
             running: RefCell::default(),
         });
-        self.0.borrow_mut().push(export.clone());
-        Ok(export)
+        self.list.borrow_mut().push(export.clone());
+        Ok(Reserved { exports: self, export })
     }
 
     fn find(&self, id: &str) -> Option<Rc<Export>> {
-        self.0.borrow().iter().find(|export| export.id == id).cloned()
+        self.list.borrow().iter().find(|export| export.id == id).cloned()
     }
 
     fn forget(&self, export: &Rc<Export>) {
-        self.0.borrow_mut().retain(|other| !Rc::ptr_eq(other, export));
+        self.list.borrow_mut().retain(|other| !Rc::ptr_eq(other, export));
+        self.changed.notify_one();
     }
 }
 

@@ -6,7 +6,6 @@ use block_core::base::ResultExt;
 use qmp::{Error, Qapi, Result};
 
 use super::vhost_user::{Address, VhostUserOptions};
-use crate::process::inherited;
 use crate::refused;
 
 /// An export.
@@ -155,11 +154,7 @@ impl ExportAddress {
                 .doing(|| format!("Failed to bind socket to {path}"))
                 .map(Address::Unix)
                 .map_err(refused),
-            Self::Fd(FdAddress { str: word }) => {
-                let number =
-                    inherited::number(word).doing(|| format!("Cannot use the descriptor '{word}'")).map_err(refused)?;
-                Ok(Address::Fd(number))
-            }
+            Self::Fd(FdAddress { str: word }) => Ok(Address::Fd(word.clone())),
             Self::Inet(_) | Self::Vsock(_) => {
                 Err(Error::generic("Only socket address types 'unix' and 'fd' are supported"))
             }

@@ -18,7 +18,7 @@ pub fn descriptor(word: &str) -> io::Result<OwnedFd> {
 }
 
 /// The number that is meant by a number or a systemd name.
-pub fn number(word: &str) -> io::Result<RawFd> {
+fn number(word: &str) -> io::Result<RawFd> {
     match word.parse::<RawFd>() {
         Ok(number) if number < 0 => Err(io::Error::from_raw_os_error(libc::EBADF)),
         Ok(number) => Ok(number),

@@ -8,9 +8,11 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use block_core::base::{Error, Result, ResultExt};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+use block_core::rt::SharedFd;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::options::Address;
 
@@ -19,7 +21,7 @@ const MAX_PATH: usize = 107;
 
 /// A listening socket, non-blocking.
 pub(super) struct Listening {
-    pub(super) socket: UnixListener,
+    socket: SharedFd,
     /// Removed when this is dropped.
     _file: Option<SocketFile>,
 }
@@ -34,14 +36,24 @@ impl Listening {
     pub(super) fn open(address: &Address) -> Result<Self> {
         let (socket, file) = match address {
             Address::Unix(path) => bind(path).map(|(socket, file)| (socket, Some(file)))?,
-            Address::Fd(number) => (inherited(*number)?, None),
+            Address::Fd(word) => (inherited(word)?, None),
         };
-        socket.set_nonblocking(true).doing(|| "preparing the export's socket")?;
-        Ok(Self { socket, _file: file })
+        rustix::io::ioctl_fionbio(&socket, true).doing(|| "preparing the export's socket")?;
+        Ok(Self { socket: Arc::new(socket), _file: file })
+    }
+
+    /// The next frontend, `WouldBlock` where there is none yet.
+    pub(super) fn accept(&self) -> io::Result<UnixStream> {
+        Ok(rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?.into())
+    }
+
+    /// To wait for the next frontend with.
+    pub(super) fn socket(&self) -> &SharedFd {
+        &self.socket
     }
 }
 
-fn bind(path: &Path) -> Result<(UnixListener, SocketFile)> {
+fn bind(path: &Path) -> Result<(OwnedFd, SocketFile)> {
     let name = path.display();
     if path.as_os_str().len() > MAX_PATH {
         return Err(Error::new(format!("The socket path '{name}' is longer than {MAX_PATH} bytes")));
@@ -49,7 +61,7 @@ fn bind(path: &Path) -> Result<(UnixListener, SocketFile)> {
     make_room(path)?;
     let socket = UnixListener::bind(path).doing(|| format!("Could not listen on '{name}'"))?;
     let made = std::fs::symlink_metadata(path).doing(|| format!("Could not look at '{name}'"))?;
-    Ok((socket, SocketFile { path: path.to_owned(), identity: (made.dev(), made.ino()) }))
+    Ok((socket.into(), SocketFile { path: path.to_owned(), identity: (made.dev(), made.ino()) }))
 }
 
 /// Removes a socket that a dead process of ours has left.
@@ -62,31 +74,32 @@ fn make_room(path: &Path) -> Result<()> {
     if there.uid() != rustix::process::geteuid().as_raw() {
         return Err(Error::new(format!("The socket '{name}' belongs to somebody else")));
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).doing(|| format!("Could not remove the stale socket '{name}'"))
-        }
-        _ => Err(Error::new(format!("Somebody listens on '{name}' already"))),
+    if is_deserted(path) {
+        return std::fs::remove_file(path).doing(|| format!("Could not remove the stale socket '{name}'"));
     }
+    Err(Error::new(format!("Somebody listens on '{name}' already")))
 }
 
-/// A duplicate of an inherited descriptor, which stays open for whoever counts on its number.
-fn inherited(number: i32) -> Result<UnixListener> {
-    if number < 0 {
-        return Err(Error::new(format!("{number} is not a file descriptor")));
-    }
-    let doing = || format!("Could not use file descriptor {number}");
-    let own = Pid::from_raw(i32::try_from(std::process::id()).expect("a process id is positive"));
-    let own = rustix::process::pidfd_open(own.expect("not zero"), PidfdFlags::empty());
-    let own = own.map_err(io::Error::from).doing(doing)?;
-    let fd = rustix::process::pidfd_getfd(own, number, PidfdGetfdFlags::empty());
-    let fd: OwnedFd = fd.map_err(io::Error::from).doing(doing)?;
+/// True where nobody listens on the socket at `path`. Does not wait: where somebody listens and does not look, a
+/// connection would wait for ever, and this is the control thread.
+fn is_deserted(path: &Path) -> bool {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let Ok(probe) = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None) else {
+        return false;
+    };
+    let Ok(address) = SocketAddrUnix::new(path) else { return false };
+    rustix::net::connect(&probe, &address) == Err(rustix::io::Errno::CONNREFUSED)
+}
+
+/// A copy of a descriptor that was passed to us; the original stays open for whoever counts on its number.
+fn inherited(word: &str) -> Result<OwnedFd> {
+    let fd = crate::process::inherited::descriptor(word).doing(|| format!("Cannot use the descriptor '{word}'"))?;
     let listens = rustix::net::sockopt::socket_acceptconn(&fd) == Ok(true);
-    let unix = rustix::net::sockopt::socket_domain(&fd) == Ok(rustix::net::AddressFamily::UNIX);
+    let unix = rustix::net::sockopt::socket_domain(&fd) == Ok(AddressFamily::UNIX);
     if !listens || !unix {
-        return Err(Error::new(format!("File descriptor {number} is not a listening unix socket")));
+        return Err(Error::new(format!("File descriptor '{word}' is not a listening unix socket")));
     }
-    Ok(fd.into())
+    Ok(fd)
 }
 
 impl Drop for SocketFile {
@@ -141,6 +154,22 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_that_does_not_look_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let flags = SocketFlags::CLOEXEC;
+        let busy = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap();
+        rustix::net::bind(&busy, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&busy, 0).unwrap();
+        let _fills_the_backlog = UnixStream::connect(&path).unwrap();
+        let (done, waits) = std::sync::mpsc::channel();
+        let asked = path.clone();
+        std::thread::Builder::new().spawn(move || done.send(open(&asked).is_err())).unwrap();
+        assert_eq!(waits.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
+        assert!(path.exists());
+    }
+
+    #[test]
     fn impossible_paths_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         assert!(open(&directory.path().join("x".repeat(200))).is_err());
@@ -151,9 +180,10 @@ mod tests {
     fn an_inherited_descriptor_has_to_listen() {
         let directory = tempfile::tempdir().unwrap();
         let socket = UnixListener::bind(directory.path().join("s")).unwrap();
-        assert!(Listening::open(&Address::Fd(socket.as_raw_fd())).is_ok());
+        let opens = |word: &str| Listening::open(&Address::Fd(word.to_owned())).is_ok();
+        assert!(opens(&socket.as_raw_fd().to_string()));
         let (one, _two) = UnixStream::pair().unwrap();
-        assert!(Listening::open(&Address::Fd(one.as_raw_fd())).is_err());
-        assert!(Listening::open(&Address::Fd(-1)).is_err());
+        assert!(!opens(&one.as_raw_fd().to_string()));
+        assert!(!opens("-1") && !opens("nobody"));
     }
 }

@@ -49,7 +49,7 @@ use std::time::Duration;
 use block_core::base::{Error, Result};
 use block_core::port::PortHandle;
 use block_core::rt::sync::{Notify, oneshot};
-use block_core::rt::{Local, Remote, SharedFd};
+use block_core::rt::{Local, Remote};
 
 use device::ExportShared;
 use listen::Listening;
@@ -155,11 +155,10 @@ async fn keep_door(listening: Listening, shared: Arc<ExportShared>, link: Arc<Li
 async fn next_frontend(listening: &Listening, gate: &Gate) -> Option<UnixStream> {
     let local = Local::current();
     while !gate.closing.get() {
-        match listening.socket.accept() {
-            Ok((frontend, _)) => return Some(frontend),
+        match listening.accept() {
+            Ok(frontend) => return Some(frontend),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let watched: SharedFd = Arc::new(listening.socket.try_clone().ok()?.into());
-                first_of(local.readable(&watched), gate.close.notified()).await;
+                first_of(local.readable(listening.socket()), gate.close.notified()).await;
             }
             // Descriptors or memory are short, or the frontend went away: there may be better times.
             Err(_) => first_of(local.sleep(Duration::from_millis(50)), gate.close.notified()).await,

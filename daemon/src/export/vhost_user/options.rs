@@ -16,8 +16,9 @@ pub const MAX_BLOCK: u32 = 2 << 20;
 pub enum Address {
     /// A socket that is made here (`addr.type=unix`).
     Unix(PathBuf),
-    /// The number of an inherited descriptor that listens already (`addr.type=fd`). It stays open and is duplicated.
-    Fd(i32),
+    /// A descriptor that was passed to us and listens already (`addr.type=fd`): its number, or the name that systemd
+    /// gave it. It stays open and is duplicated.
+    Fd(String),
 }
 
 /// Options of one export.

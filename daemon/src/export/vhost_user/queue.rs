@@ -230,7 +230,9 @@ impl Queue {
         }
         self.publish_now(state);
         let serving = state.serving.take().expect("looked at above");
-        let base = serving.ring.map_or(serving.settings.base, |ring| ring.next_avail());
+        // We may have looked by ourselves so far. Whoever serves the ring next has to be told of work.
+        serving.want_kicks(true);
+        let base = serving.ring.as_ref().map_or(serving.settings.base, Ring::next_avail);
         // Who asked may have gone; the queue has ended all the same.
         for reply in &serving.stopping {
             let _ = reply.send(base);
@@ -334,14 +336,8 @@ impl Source for Queue {
     }
 
     fn suppress(&self, on: bool) {
-        let state = &mut *self.state.borrow_mut();
-        let Some(serving) = state.serving.as_mut().filter(|serving| serving.takes() && serving.fault.is_none()) else {
-            return;
-        };
-        let Some(ring) = &mut serving.ring else { return };
-        let offset = ring.want_kicks(!on);
-        if let (Some(offset), Some(log), Some(used)) = (offset, &serving.settings.log, serving.settings.log_used) {
-            log.mark(used.saturating_add(offset), 2);
+        if let Some(serving) = self.state.borrow().serving.as_ref().filter(|serving| serving.takes()) {
+            serving.want_kicks(!on);
         }
     }
 }
@@ -379,6 +375,15 @@ impl Serving {
         let written = if status == Status::Ok { answer.written } else { 0 };
         let ring = self.ring.as_mut().expect("there is a fault otherwise");
         ring.give_back(answer.head, written + 1);
+    }
+
+    /// Asks the driver for kicks, or tells it that none are needed. Before the first one the ring is not touched.
+    fn want_kicks(&self, wanted: bool) {
+        let Some(ring) = self.ring.as_ref().filter(|_| self.kicked && self.fault.is_none()) else { return };
+        let offset = ring.want_kicks(wanted);
+        if let (Some(offset), Some(log), Some(used)) = (offset, &self.settings.log, self.settings.log_used) {
+            log.mark(used.saturating_add(offset), 2);
+        }
     }
 
     fn log_pieces(&self, pieces: &[Piece]) {

@@ -119,6 +119,43 @@ fn a_stopped_queue_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_ring_that_was_disabled_needs_no_second_kick() {
+    let server = Server::new(1, null(), |_| ());
+    let mut frontend = Frontend::running(&server.socket(), F_FLUSH, 1);
+    let enable = |frontend: &Frontend, on: u32| {
+        frontend.tell(Kind::SET_VRING_ENABLE, [0, on].map(u32::to_ne_bytes).concat());
+    };
+    assert_eq!(frontend.request(0, FLUSH, 0, None), (0, 1));
+    enable(&frontend, 0);
+    // It stays started meanwhile (vhost-user, "Ring states").
+    frontend.offer(0, FLUSH, 0, None);
+    enable(&frontend, 1);
+    assert_eq!(frontend.finish(0), (0, 1));
+    assert_eq!(frontend.stop_queue(0), 2);
+}
+
+#[test]
+fn a_ring_that_stops_asks_for_kicks_again() {
+    const NO_NOTIFY: u16 = 1;
+    let server = Server::new(1, null(), |_| ());
+    let mut frontend = Frontend::connect(&server.socket(), F_FLUSH);
+    frontend.share_memory();
+    frontend.start_queue(0, 0);
+    let used = frontend.queues[0].driver.at.used;
+    let mut base = 0;
+    for round in 0..100 {
+        // Quick requests teach the thread to look by itself.
+        for _ in 0..10 {
+            assert_eq!(frontend.request(0, FLUSH, 0, None), (0, 1));
+            base += 1;
+        }
+        assert_eq!(frontend.stop_queue(0), u32::from(base));
+        assert_eq!(u16::from_le_bytes(frontend.queues[0].driver.get(used)) & NO_NOTIFY, 0, "round {round}");
+        frontend.restart_queue(0, base);
+    }
+}
+
+#[test]
 fn a_slow_request_is_waited_for_when_its_queue_stops() {
     let node = json!({ "driver": "null-co", "size": SIZE, "latency-ns": 200_000_000 });
     let server = Server::new(1, node, |_| ());

@@ -1,0 +1,414 @@
+//! Guests do I/O at depth 32 and check every byte, while an operator changes everything below and beside them: nodes
+//! are reopened, resized, added and removed, exports come and go under their guests, guests leave in the middle.
+//!
+//! Ten seconds, or two minutes with `TRELLIS_LONG`; `TRELLIS_SEED` chooses another sequence.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![expect(clippy::cast_possible_truncation, reason = "a test's numbers are small")]
+
+use std::net::Shutdown;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use trellis_tests::scene::long;
+use trellis_tests::server::{Monitor, Server};
+use trellis_tests::vhost_user::client::{Client, DATA, Setup};
+use trellis_tests::vhost_user::protocol::{blk_segment, kind, status};
+use trellis_tests::vhost_user::ring::{readable, writable};
+use trellis_tests::vhost_user::wire::pause;
+
+#[test]
+fn no_byte_is_lost_while_everything_changes() {
+    let seed = std::env::var("TRELLIS_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut builder = Server::builder().arg("--object", "iothread,id=shared");
+    for disk in DISKS {
+        builder = builder.image(disk, DISK, ",discard=unmap").export(disk, disk, EXPORT);
+    }
+    let mut server = builder.start();
+    let stage = Stage::of(&server);
+    // Threads and pools that a first client makes the server keep are no leak.
+    let mut shadows: Vec<_> = DISKS.iter().map(|_| Shadow::new()).collect();
+    stage.play(&mut shadows, Random(seed ^ 0x5eed), Duration::from_secs(1));
+    let before = settled_fds(&server, usize::MAX);
+    let (memory, time) = (server.rss_anon_kib(), Duration::from_secs(if long() { 120 } else { 10 }));
+    let done = stage.play(&mut shadows, Random(seed), time);
+    eprintln!("{done:?}");
+    assert!(done.rounds > 100 && done.changes > 100, "hardly anything happened: {done:?}");
+    // Takes the events that wait for this client; the server watches for room in its socket until then.
+    server.qmp("query-version", &json!({}));
+    let after = settled_fds(&server, before);
+    assert!(after <= before, "{after} descriptors where there were {before}");
+    let more = server.rss_anon_kib().saturating_sub(memory);
+    assert!(more < MORE_KIB, "{more} KiB more than in the beginning");
+    for (disk, shadow) in DISKS.iter().zip(&mut shadows) {
+        let mut guest = Guest::new(&stage, disk, shadow, Random(seed));
+        guest.read_everything();
+    }
+    server.qmp("quit", &json!({}));
+    let ended = server.ends_within(Duration::from_secs(20)).expect("it ends");
+    assert!(ended.success(), "{ended}: {}", server.log());
+}
+
+/// What all players share.
+struct Stage {
+    directory: PathBuf,
+    /// Held by a guest while it connects, and by the operator while the export is away.
+    doors: Vec<Mutex<()>>,
+}
+
+/// What has happened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    rounds: u64,
+    departures: u64,
+    changes: u64,
+}
+
+impl Stage {
+    fn of(server: &Server) -> Self {
+        Self { directory: server.dir().to_owned(), doors: DISKS.iter().map(|_| Mutex::new(())).collect() }
+    }
+
+    fn play(&self, shadows: &mut [Shadow], mut random: Random, time: Duration) -> Done {
+        let end = Instant::now() + time;
+        std::thread::scope(|scope| {
+            let guests: Vec<_> = shadows
+                .iter_mut()
+                .zip(DISKS)
+                .map(|(shadow, disk)| {
+                    let random = Random(random.next());
+                    scope.spawn(move || Guest::new(self, disk, shadow, random).stay_until(end))
+                })
+                .collect();
+            let mut operator = Operator::new(self, Random(random.next()));
+            let mut done = Done { changes: operator.work_until(end), ..Done::default() };
+            for guest in guests {
+                let guest = guest.join().expect("the guest is content");
+                done.rounds += guest.rounds;
+                done.departures += guest.departures;
+            }
+            done
+        })
+    }
+
+    fn path(&self, name: &str, extension: &str) -> PathBuf {
+        self.directory.join(name).with_extension(extension)
+    }
+}
+
+/// One guest after the other on one disk.
+struct Guest<'s> {
+    stage: &'s Stage,
+    disk: &'static str,
+    shadow: &'s mut Shadow,
+    random: Random,
+    client: Client,
+}
+
+/// A request on its way.
+struct Pending {
+    block: u64,
+    kind: u32,
+    generation: u64,
+}
+
+impl<'s> Guest<'s> {
+    fn new(stage: &'s Stage, disk: &'static str, shadow: &'s mut Shadow, random: Random) -> Self {
+        let client = connect(stage, disk);
+        Self { stage, disk, shadow, random, client }
+    }
+
+    fn stay_until(mut self, end: Instant) -> Done {
+        let mut done = Done::default();
+        while Instant::now() < end {
+            let leaves = self.random.below(60) == 0;
+            if leaves || !self.round() {
+                if leaves {
+                    self.leave_in_the_middle();
+                }
+                done.departures += 1;
+                self.client = connect(self.stage, self.disk);
+            }
+            done.rounds += 1;
+        }
+        done
+    }
+
+    /// A batch of requests that touch no block twice. False where the server has hung up meanwhile.
+    fn round(&mut self) -> bool {
+        let queue = self.random.below(2) as u16;
+        let mut pending = self.submit(queue);
+        while pending.iter().any(Option::is_some) {
+            let Some(head) = self.next_head(queue) else {
+                pending.iter().flatten().for_each(|request| self.shadow.maybe(request));
+                return false;
+            };
+            let slot = head as usize / 3;
+            let request = pending[slot].take().expect("each request comes back once");
+            self.check(slot as u64, &request);
+        }
+        true
+    }
+
+    fn leave_in_the_middle(&mut self) {
+        let queue = self.random.below(2) as u16;
+        let pending = self.submit(queue);
+        pending.iter().flatten().for_each(|request| self.shadow.maybe(request));
+        self.client.wire().stream().shutdown(Shutdown::Both).unwrap();
+    }
+
+    fn submit(&mut self, queue: u16) -> Vec<Option<Pending>> {
+        let (start, stride) = (self.random.below(BLOCKS), 2 * self.random.below(BLOCKS / 2) + 1);
+        let requests: Vec<_> =
+            (0..DEPTH).map(|slot| Some(self.prepare(queue, slot, (start + slot * stride) % BLOCKS))).collect();
+        let heads: Vec<_> = (0..DEPTH).map(|slot| 3 * slot as u16).collect();
+        self.client.queue(queue).ring.publish_all(&heads);
+        self.client.kick(queue);
+        requests
+    }
+
+    fn prepare(&mut self, queue: u16, slot: u64, block: u64) -> Pending {
+        let (data, sector) = (DATA + slot * BLOCK, block * BLOCK / 512);
+        let (kind, generation) = match self.random.below(16) {
+            0..=5 => (kind::IN, 0),
+            6..=12 => (kind::OUT, self.shadow.next_generation()),
+            13 => (kind::WRITE_ZEROES, 0),
+            14 => (kind::DISCARD, 0),
+            _ => (kind::FLUSH, 0),
+        };
+        let memory = self.client.memory();
+        let buffer = match kind {
+            kind::IN => {
+                memory.fill(data, BLOCK as usize, 0x5a);
+                vec![writable(data, BLOCK as u32)]
+            }
+            kind::OUT => {
+                memory.write(data, &stamp(block, generation));
+                vec![readable(data, BLOCK as u32)]
+            }
+            kind::FLUSH => Vec::new(),
+            _ => {
+                memory.write(data, &blk_segment(sector, (BLOCK / 512) as u32, 0));
+                vec![readable(data, 16)]
+            }
+        };
+        let chain = self.client.chain(slot, kind, sector, &buffer);
+        self.client.queue(queue).ring.write_chain(3 * slot as u16, &chain);
+        Pending { block, kind, generation }
+    }
+
+    /// `None` where the server has hung up.
+    fn next_head(&mut self, queue: u16) -> Option<u32> {
+        let hang = Instant::now() + Duration::from_secs(30);
+        loop {
+            if let Some(used) = self.client.used_within(queue, Duration::from_millis(200)) {
+                return Some(used.head);
+            }
+            if self.client.wire().closes_within(Duration::from_millis(1), drop) {
+                // What came before the end counts.
+                return self.client.queue(queue).ring.take_used().map(|used| used.head);
+            }
+            assert!(Instant::now() < hang, "queue {queue} of {} hangs", self.disk);
+        }
+    }
+
+    fn check(&mut self, slot: u64, request: &Pending) {
+        let said = self.client.memory().byte(trellis_tests::vhost_user::client::slot(slot).status);
+        assert_eq!(said, status::OK, "kind {} of block {} on {}", request.kind, request.block, self.disk);
+        if request.kind == kind::IN {
+            let bytes = self.client.memory().read(DATA + slot * BLOCK, BLOCK as usize);
+            self.shadow.check(self.disk, request.block, &bytes);
+        } else {
+            self.shadow.did(request);
+        }
+    }
+
+    fn read_everything(&mut self) {
+        for block in 0..BLOCKS {
+            let (done, bytes) = self.client.read(0, block * BLOCK / 512, BLOCK as usize);
+            assert_eq!(done.status, status::OK);
+            self.shadow.check(self.disk, block, &bytes);
+        }
+    }
+}
+
+fn connect(stage: &Stage, disk: &str) -> Client {
+    let index = DISKS.iter().position(|other| *other == disk).unwrap();
+    let _door = stage.doors[index].lock().unwrap();
+    Client::start(&stage.path(disk, "sock"), &Setup { queues: 2, ..Setup::default() })
+}
+
+/// What each block may hold: generations, 0 for zeroes.
+struct Shadow {
+    blocks: Vec<Vec<u64>>,
+    last: u64,
+}
+
+impl Shadow {
+    fn new() -> Self {
+        Self { blocks: vec![vec![0]; BLOCKS as usize], last: 0 }
+    }
+
+    fn next_generation(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    fn did(&mut self, request: &Pending) {
+        match request.kind {
+            kind::OUT | kind::WRITE_ZEROES => self.blocks[request.block as usize] = vec![request.generation],
+            kind::DISCARD => self.maybe(request),
+            _ => {}
+        }
+    }
+
+    /// It was done, or it was not.
+    fn maybe(&mut self, request: &Pending) {
+        if !matches!(request.kind, kind::IN | kind::FLUSH) {
+            self.blocks[request.block as usize].push(request.generation);
+        }
+    }
+
+    fn check(&mut self, disk: &str, block: u64, bytes: &[u8]) {
+        let may = &mut self.blocks[block as usize];
+        let is = may.iter().copied().find(|generation| bytes == stamp(block, *generation));
+        let first = u128::from_le_bytes(bytes[..16].try_into().unwrap());
+        *may = vec![is.unwrap_or_else(|| panic!("block {block} of {disk} is {first:#x}, may be of {may:?}"))];
+    }
+}
+
+/// A block that says where and when it was written.
+fn stamp(block: u64, generation: u64) -> Vec<u8> {
+    let word = if generation == 0 { 0 } else { u128::from(block) << 64 | u128::from(generation) };
+    word.to_le_bytes().repeat(BLOCK as usize / 16)
+}
+
+/// Changes whatever can be changed.
+struct Operator<'s> {
+    stage: &'s Stage,
+    monitor: Monitor,
+    random: Random,
+}
+
+impl<'s> Operator<'s> {
+    fn new(stage: &'s Stage, random: Random) -> Self {
+        Self { stage, monitor: Monitor::connect(&stage.directory.join("qmp.sock")).unwrap(), random }
+    }
+
+    fn work_until(&mut self, end: Instant) -> u64 {
+        let mut changes = 0;
+        while Instant::now() < end {
+            let index = self.random.below(DISKS.len() as u64) as usize;
+            let disk = DISKS[index];
+            match self.random.below(10) {
+                0..=3 => self.reopen(disk),
+                4..=5 => self.resize(disk),
+                6 => self.refusals(disk),
+                7 => self.add_and_remove(),
+                8 => self.move_export(index),
+                _ => drop(self.ask("query-named-block-nodes", &json!({}))),
+            }
+            changes += 1;
+            pause(Duration::from_millis(self.random.below(5)));
+        }
+        changes
+    }
+
+    /// The node is drained under its guest.
+    fn reopen(&mut self, disk: &str) {
+        let direct = self.random.below(2) == 0;
+        let zeroes = ["off", "on", "unmap"][self.random.below(3) as usize];
+        let options = json!({ "driver": "file", "node-name": disk, "filename": self.stage.path(disk, "img"),
+            "discard": "unmap", "cache": { "direct": direct }, "detect-zeroes": zeroes });
+        self.ask("blockdev-reopen", &json!({ "options": [options] }));
+    }
+
+    /// Never below what the guest uses.
+    fn resize(&mut self, disk: &str) {
+        let size = DISK + self.random.below(64) * 4096;
+        self.ask("block_resize", &json!({ "node-name": disk, "size": size }));
+    }
+
+    fn refusals(&mut self, disk: &str) {
+        let read_only = json!({ "driver": "file", "node-name": disk, "filename": self.stage.path(disk, "img"),
+            "read-only": true });
+        self.refused("blockdev-reopen", &json!({ "options": [read_only] }));
+        self.refused("blockdev-del", &json!({ "node-name": disk }));
+        self.refused("object-del", &json!({ "id": "shared" }));
+        self.refused("block-export-add", &add(self.stage, disk, disk, "other"));
+    }
+
+    fn add_and_remove(&mut self) {
+        let node = json!({ "driver": "null-co", "node-name": "extra", "size": 1 << 20 });
+        self.ask("blockdev-add", &node);
+        self.ask("object-add", &json!({ "qom-type": "iothread", "id": "brief" }));
+        let mut export = add(self.stage, "extra", "extra", "extra");
+        export["iothread"] = "brief".into();
+        self.ask("block-export-add", &export);
+        let socket = self.stage.path("extra", "sock");
+        let visitor = (self.random.below(2) == 0).then(|| Client::start(&socket, &Setup::default()));
+        self.ask("block-export-del", &json!({ "id": "extra", "mode": "hard" }));
+        drop(visitor);
+        self.ask("object-del", &json!({ "id": "brief" }));
+        self.ask("blockdev-del", &json!({ "node-name": "extra" }));
+    }
+
+    /// The guest is thrown out, and finds the export again.
+    fn move_export(&mut self, index: usize) {
+        let stage = self.stage;
+        let _door = stage.doors[index].lock().unwrap();
+        self.ask("block-export-del", &json!({ "id": DISKS[index], "mode": "hard" }));
+        self.ask("block-export-add", &add(stage, DISKS[index], DISKS[index], DISKS[index]));
+    }
+
+    fn ask(&mut self, command: &str, arguments: &Value) -> Value {
+        let reply = self.monitor.ask(&json!({ "execute": command, "arguments": arguments }));
+        reply.get("return").unwrap_or_else(|| panic!("{command} {arguments}: {reply}")).clone()
+    }
+
+    fn refused(&mut self, command: &str, arguments: &Value) {
+        let reply = self.monitor.ask(&json!({ "execute": command, "arguments": arguments }));
+        assert!(reply.get("error").is_some(), "{command} {arguments}: {reply}");
+    }
+}
+
+fn add(stage: &Stage, id: &str, node: &str, socket: &str) -> Value {
+    json!({ "type": "vhost-user-blk", "id": id, "node-name": node, "writable": true, "num-queues": 2,
+        "iothread": "shared", "addr": { "type": "unix", "path": stage.path(socket, "sock") } })
+}
+
+/// Descriptors once they have stopped falling, or are no more than `aim`.
+fn settled_fds(server: &Server, aim: usize) -> usize {
+    let (mut least, end) = (server.fds(), Instant::now() + Duration::from_secs(2));
+    while Instant::now() < end && (least > aim || aim == usize::MAX) {
+        pause(Duration::from_millis(50));
+        least = least.min(server.fds());
+    }
+    least
+}
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        (self.next() >> 16) % end
+    }
+}
+
+const DISKS: [&str; 3] = ["d0", "d1", "d2"];
+const EXPORT: &str = ",writable=on,num-queues=2,iothread=shared";
+const DISK: u64 = 4 << 20;
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = DISK / BLOCK;
+const DEPTH: u64 = 32;
+/// Allocators keep some of what they were given.
+const MORE_KIB: u64 = 16 << 10;
