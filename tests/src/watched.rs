@@ -3,9 +3,12 @@
 
 use crate::qmp::Qmp;
 use crate::server::Server;
+use crate::vhost_user::wire::pause;
 use serde_json::Value;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Collects the command line of a server to come.
@@ -53,8 +56,8 @@ impl Builder {
     pub fn start(self) -> Watched {
         let arguments: Vec<&str> = self.args.iter().map(String::as_str).collect();
         let server = Server::start(self.dir.path(), &arguments);
-        let qmp = server.qmp();
-        Watched { server, qmp, dir: self.dir }
+        drop(server.qmp());
+        Watched { server, dir: self.dir }
     }
 }
 
@@ -62,7 +65,6 @@ impl Builder {
 #[derive(Debug)]
 pub struct Watched {
     server: Server,
-    qmp: Qmp,
     dir: TempDir,
 }
 
@@ -128,9 +130,36 @@ impl Watched {
         self.server.said()
     }
 
-    /// Runs a QMP command that must succeed, on a connection that stays open, and gives what it returns.
-    pub fn qmp(&mut self, command: &str, arguments: &Value) -> Value {
-        self.qmp.execute(command, arguments)
+    /// Runs a QMP command that must succeed, on a connection of its own, and gives what it returns.
+    pub fn qmp(&self, command: &str, arguments: &Value) -> Value {
+        self.monitor().execute(command, arguments)
+    }
+
+    /// Sends a whole QMP message, on a connection of its own, and gives the whole reply.
+    pub fn qmp_raw(&self, message: &Value) -> Value {
+        self.monitor().ask(message)
+    }
+
+    /// A QMP connection.
+    pub fn monitor(&self) -> Qmp {
+        Qmp::connect(self.server.control())
+    }
+
+    /// The scratch directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// How the process ended, if it does so within `limit`.
+    pub fn ends_within(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let end = Instant::now() + limit;
+        loop {
+            let ended = self.server.ended();
+            if ended.is_some() || Instant::now() >= end {
+                return ended;
+            }
+            pause(Duration::from_millis(10));
+        }
     }
 
     fn status_kib(&self, name: &str) -> u64 {

@@ -31,12 +31,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use trellis_tests::qmp::Qmp;
 use trellis_tests::scene::{DISK, IOERR, OK_WRITE, SECTORS, SLOW, Scene, long, repeats};
-use trellis_tests::server::{Monitor, Server};
 use trellis_tests::vhost_user::client::{Client, DATA, Setup, slot};
 use trellis_tests::vhost_user::protocol::{config, kind, status};
 use trellis_tests::vhost_user::ring::{readable, writable};
 use trellis_tests::vhost_user::wire::{hung_up_within, pause};
+use trellis_tests::watched::Watched;
 
 // ---- what every case goes through ----------------------------------------------------------------------------------
 
@@ -50,7 +51,7 @@ struct Baseline {
 }
 
 impl Baseline {
-    fn of(server: &mut Server) -> Self {
+    fn of(server: &Watched) -> Self {
         let mut nodes = server.qmp("query-named-block-nodes", &json!({ "flat": true }));
         // The space that a file takes is its guests' doing.
         let named = |node: &mut Value| {
@@ -86,7 +87,7 @@ fn on_a_scene(case: impl FnOnce(&mut Scene)) {
 
 /// Asserts that the server has what it had; threads that are idle for a while end, and with them what they hold.
 #[track_caller]
-fn expect_same(server: &mut Server, before: &Baseline) {
+fn expect_same(server: &Watched, before: &Baseline) {
     let end = Instant::now() + Duration::from_secs(2);
     let mut now = Baseline::of(server);
     while now != *before && Instant::now() < end {
@@ -96,14 +97,14 @@ fn expect_same(server: &mut Server, before: &Baseline) {
     assert_eq!(now, *before);
 }
 
-fn expect_good_command(server: &mut Server) {
+fn expect_good_command(server: &Watched) {
     server.qmp("blockdev-add", &json!({ "driver": "null-co", "node-name": "good", "size": 512 }));
     server.qmp("blockdev-del", &json!({ "node-name": "good" }));
 }
 
 /// A command that is refused with `sentence` in its description, and changes nothing.
 #[track_caller]
-fn refused(server: &mut Server, command: &str, arguments: &Value, sentence: &str) {
+fn refused(server: &Watched, command: &str, arguments: &Value, sentence: &str) {
     let before = Baseline::of(server);
     let desc = refusal(server, command, arguments);
     assert!(desc.contains(sentence), "{command} {}: {desc}", shortened(arguments));
@@ -112,7 +113,7 @@ fn refused(server: &mut Server, command: &str, arguments: &Value, sentence: &str
 
 /// The description with which a command is refused.
 #[track_caller]
-fn refusal(server: &mut Server, command: &str, arguments: &Value) -> String {
+fn refusal(server: &Watched, command: &str, arguments: &Value) -> String {
     let begun = Instant::now();
     let reply = server.qmp_raw(&json!({ "execute": command, "arguments": arguments }));
     assert!(begun.elapsed() < Duration::from_secs(2), "{command} took {:?}", begun.elapsed());
@@ -151,13 +152,13 @@ fn export(id: &str, node: &str, socket: &Path) -> Value {
 }
 
 /// The size that the graph gives a node, in bytes.
-fn size_of(server: &mut Server, node: &str) -> u64 {
+fn size_of(server: &Watched, node: &str) -> u64 {
     let nodes = server.qmp("query-named-block-nodes", &json!({}));
     let found = nodes.as_array().unwrap().iter().find(|one| one["node-name"] == node);
     found.unwrap()["image"]["virtual-size"].as_u64().unwrap()
 }
 
-fn delete(server: &mut Server, node: &str) {
+fn delete(server: &Watched, node: &str) {
     server.qmp("blockdev-del", &json!({ "node-name": node }));
 }
 
@@ -386,34 +387,34 @@ fn gr_11_nodes_defined_inside_nodes() {
 
 #[test]
 fn gr_12_many_nodes() {
-    let mut server = Server::builder().image("disk", DISK, "").export("e", "disk", ",writable=on").start();
+    let server = Watched::builder().image("disk", DISK, "").export("e", "disk", ",writable=on").start();
     // A node and an export are there already.
     let count = repeats(10_000, MAX_VERTICES - 2);
-    let before = Baseline::of(&mut server);
-    let mut round = || {
-        let first = added(&mut server, 0, 1000);
-        let last = added(&mut server, 1000, count - 1000);
+    let before = Baseline::of(&server);
+    let round = || {
+        let first = added(&server, 0, 1000);
+        let last = added(&server, 1000, count - 1000);
         println!("blockdev-add: {first:?} each for the first 1000 nodes, {last:?} each up to {count}");
         assert!(last < first * 4 + Duration::from_micros(200), "{first:?} each at 1000 nodes, {last:?} at {count}");
         if long() {
-            let over = refusal(&mut server, "blockdev-add", &null_disk("over"));
+            let over = refusal(&server, "blockdev-add", &null_disk("over"));
             assert!(over.contains("more than 65536"), "{over}");
         }
         let mut guest = Client::start(&server.socket("e"), &Setup::default());
         assert_eq!(guest.write(0, 0, &[1; 512]), OK_WRITE, "a guest among many nodes");
         drop(guest);
-        (0..count).for_each(|number| delete(&mut server, &format!("m{number}")));
-        expect_same(&mut server, &before);
+        (0..count).for_each(|number| delete(&server, &format!("m{number}")));
+        expect_same(&server, &before);
         server.rss_anon_kib()
     };
     let (once, twice) = (round(), round());
     // The allocator keeps some of what the first round freed, and the second round uses it.
     assert!(twice < once + (1 << 10), "{once} KiB after one round, {twice} after two");
-    expect_good_command(&mut server);
+    expect_good_command(&server);
 }
 
 /// Adds `count` nodes, and gives the mean time that each took.
-fn added(server: &mut Server, from: usize, count: usize) -> Duration {
+fn added(server: &Watched, from: usize, count: usize) -> Duration {
     let begun = Instant::now();
     for number in from..from + count {
         server.qmp("blockdev-add", &json!({ "driver": "null-co", "node-name": format!("m{number}") }));
@@ -940,7 +941,7 @@ fn gr_32_two_writable_exports_of_one_node() {
 fn gr_32_two_writable_exports_of_two_daemons() {
     on_a_scene(|scene| {
         let path = scene.server().image("disk-a");
-        let mut other = Server::builder().start();
+        let other = Watched::builder().start();
         other.qmp("blockdev-add", &file("x", &path));
         let socket = other.socket("x");
         other.qmp("block-export-add", &with(export("x", "x", &socket), &json!({ "writable": true })));
@@ -967,7 +968,7 @@ fn gr_33_removing_an_export_with_a_guest() {
 fn gr_33_removing_an_export_hard_with_requests_in_flight() {
     let mut scene = Scene::slow();
     let before = Baseline::of(scene.server());
-    let mut monitor = Monitor::connect(&scene.server().dir().join("qmp.sock")).unwrap();
+    let mut monitor = Qmp::connect(&scene.server().dir().join("control.sock"));
     let mut client = scene.client();
     let begun = Instant::now();
     submit_reads(&mut client, 0, 32);
@@ -998,12 +999,12 @@ fn gr_34_a_socket_that_a_killed_daemon_left() {
     let socket = dir.path().join("left.sock");
     let started = || {
         let options = format!("vhost-user-blk,id=x,node-name=n,addr.type=unix,addr.path={}", socket.display());
-        Server::builder().arg("--blockdev", "null-co,node-name=n").arg("--export", &options).start()
+        Watched::builder().arg("--blockdev", "null-co,node-name=n").arg("--export", &options).start()
     };
     let first = started();
-    let mut other = Server::builder().arg("--blockdev", "null-co,node-name=n").start();
+    let other = Watched::builder().arg("--blockdev", "null-co,node-name=n").start();
     let before = fs::symlink_metadata(&socket).unwrap().ino();
-    refused(&mut other, "block-export-add", &export("x", "n", &socket), "listens on");
+    refused(&other, "block-export-add", &export("x", "n", &socket), "listens on");
     assert_eq!(fs::symlink_metadata(&socket).unwrap().ino(), before, "the socket of a running daemon is taken away");
     Client::start(&socket, &Setup::default());
     // It is killed, as by SIGKILL.
@@ -1013,7 +1014,7 @@ fn gr_34_a_socket_that_a_killed_daemon_left() {
     Client::start(&socket, &Setup::default());
     other.qmp("block-export-del", &json!({ "id": "x", "mode": "hard" }));
     assert!(!socket.exists());
-    expect_good_command(&mut other);
+    expect_good_command(&other);
 }
 
 #[test]
@@ -1081,8 +1082,8 @@ fn gr_46_a_header_that_a_guest_writes() {
 /// Not on a scene: each of so many exports has its line in the log.
 #[test]
 fn qmp_23_clients_that_change_the_same_nodes() {
-    let mut server = Server::builder().image("disk", DISK, "").export("e", "disk", ",writable=on").start();
-    let before = Baseline::of(&mut server);
+    let server = Watched::builder().image("disk", DISK, "").export("e", "disk", ",writable=on").start();
+    let before = Baseline::of(&server);
     let dir = server.dir().to_owned();
     let image = dir.join("x.img");
     fs::write(&image, [0; 1 << 20]).unwrap();
@@ -1098,14 +1099,14 @@ fn qmp_23_clients_that_change_the_same_nodes() {
         assert!(done.iter().all(|done| *done >= 50), "commands that went well: {done:?}");
     });
     drop(guest);
-    clean_up(&mut server);
-    expect_same(&mut server, &before);
-    expect_good_command(&mut server);
+    clean_up(&server);
+    expect_same(&server, &before);
+    expect_good_command(&server);
 }
 
 /// One client with random commands; how many of them went well.
 fn meddle(mut client: Meddler<'_>, end: Instant) -> usize {
-    let mut monitor = Monitor::connect(&client.dir.join("qmp.sock")).unwrap();
+    let mut monitor = Qmp::connect(&client.dir.join("control.sock"));
     let mut done = 0;
     while Instant::now() < end {
         let (command, arguments) = client.command();
@@ -1170,7 +1171,7 @@ impl Meddler<'_> {
 }
 
 /// Removes what meddlers may have left.
-fn clean_up(server: &mut Server) {
+fn clean_up(server: &Watched) {
     for id in ["x", "y"] {
         server.qmp_raw(&json!({ "execute": "block-export-del", "arguments": { "id": id, "mode": "hard" } }));
     }
@@ -1205,11 +1206,11 @@ fn qmp_24_a_secret_is_not_printed_back() {
 #[test]
 fn qmp_26_a_flood_of_events() {
     on_a_scene(|scene| {
-        let path = scene.server().dir().join("qmp.sock");
+        let path = scene.server().dir().join("control.sock");
         // It connects, and never reads.
         let mute = UnixStream::connect(&path).unwrap();
         (&mute).write_all(b"{\"execute\": \"qmp_capabilities\"}").unwrap();
-        let mut reader = Monitor::connect(&path).unwrap();
+        let mut reader = Qmp::connect(&path);
         let mut client = scene.client();
         let begun = Instant::now();
         for _ in 0..2000 {
