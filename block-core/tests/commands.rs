@@ -1,6 +1,5 @@
 //! Commands of several monitors that meet at one node: none may pull away what another one still looks at.
 #![cfg(not(loom))]
-#![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
 
 mod support;
 
@@ -130,7 +129,8 @@ fn a_command_that_is_dropped_leaves_no_claim() {
         {
             let mut leaving = pin!(port.detach(&mut permit));
             while locks.valve.parked() == 0 {
-                poll_fn(|cx| Poll::Ready(assert!(leaving.as_mut().poll(cx).is_pending()))).await;
+                let over = poll_fn(|cx| Poll::Ready(leaving.as_mut().poll(cx).is_ready())).await;
+                assert!(!over);
                 Local::current().sleep(Duration::from_millis(1)).await;
             }
         }
