@@ -11,9 +11,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bench::{add, attach, enter, io_thread, on, reopen, with, writer};
+use block_core::base::ByteRange;
 use block_core::catalog;
-use block_core::graph::{DetectZeroes, DiscardMode, Graph, PermSet, Perms, Preallocation};
-use block_core::rt::run_control;
+use block_core::graph::{DetectZeroes, DiscardMode, Graph, PermSet, Perms, Preallocation, WriteFlags};
+use block_core::rt::{IoBuf, run_control};
 use serde_json::{Value, json};
 
 fn graph() -> Rc<Graph> {
@@ -247,5 +248,41 @@ fn latency_is_slept_in_full() {
         started.await.unwrap();
         port.detach(&mut graph.permit()).await.unwrap();
         assert!(begun.elapsed().as_millis() >= 30);
+    });
+}
+
+/// GR-11: definitions inside definitions end somewhere, and a request gets through as many as there may be.
+#[test]
+fn nesting_has_an_end_and_requests_reach_it() {
+    let nested = |levels| {
+        let innermost = json!({ "driver": "null-co", "size": 4096, "read-zeroes": true });
+        let mut tree = (1..levels).fold(innermost, |below, _| json!({ "driver": "raw", "file": below }));
+        tree["node-name"] = json!("top");
+        tree
+    };
+    run_control(async |_| {
+        let graph = graph();
+        for levels in [65, 200, 500] {
+            let refused = add(&graph, nested(levels)).await.unwrap_err();
+            assert!(refused.ends_with("is nested deeper than 64 levels"), "{levels}: {refused}");
+        }
+        assert_eq!(graph.nodes().len(), 0);
+        let top = add(&graph, nested(64)).await.unwrap();
+        assert_eq!(graph.nodes().len(), 64);
+        let port = attach(&graph, top, writer()).await.unwrap();
+        on(&io_thread(), &port.handle(), async move |lane| {
+            let pin = enter(&lane).await;
+            let at = ByteRange::new(0, 4096).unwrap();
+            let buf = IoBuf::from_slice(&[1; 4096]).unwrap();
+            lane.write(&pin, at, buf.clone(), WriteFlags::default()).await.unwrap();
+            lane.read(&pin, at, buf.clone()).await.unwrap();
+            lane.flush(&pin).await.unwrap();
+            assert_eq!(buf.to_vec(), [0; 4096]);
+        })
+        .await;
+        graph.permit().remove(top).await.unwrap_err();
+        port.detach(&mut graph.permit()).await.unwrap();
+        graph.permit().remove(top).await.unwrap();
+        assert_eq!(graph.nodes().len(), 0);
     });
 }

@@ -8,11 +8,12 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use block_core::base::ByteRange;
-use block_core::graph::{Graph, NodeId, PermSet, Perms};
+use block_core::base::{ByteRange, IoError};
+use block_core::graph::{Graph, NodeId, NodeOptions, PermSet, Perms, Reopen};
 use block_core::port::{Port, PortOptions};
 use block_core::rt::{IoBuf, Local, run_control};
 use support::{Seen, SlowLocks, Valve, add, graph, impatient, mem, park, slow, tiny};
@@ -128,8 +129,8 @@ fn a_command_that_is_dropped_leaves_no_claim() {
         {
             let mut leaving = pin!(port.detach(&mut permit));
             while locks.valve.parked() == 0 {
-                let left = poll_fn(|cx| Poll::Ready(leaving.as_mut().poll(cx).is_ready())).await;
-                assert!(!left);
+                let over = poll_fn(|cx| Poll::Ready(leaving.as_mut().poll(cx).is_ready())).await;
+                assert!(!over);
                 Local::current().sleep(Duration::from_millis(1)).await;
             }
         }
@@ -207,5 +208,23 @@ fn a_delete_drains_the_node_and_what_is_defined_in_it() {
         assert!(graph.find("inner").is_some());
         valve.open();
         until(|| reading.borrow().is_some()).await;
+    });
+}
+
+/// What was written before a reopen is stable after it, or the reopen fails; a failure that is known is no obstacle.
+#[test]
+fn a_reopen_flushes_what_was_written() {
+    run_control(|_| async {
+        let graph = graph();
+        let seen = Arc::<Seen>::default();
+        let node = add(&graph, mem("node", 0, &seen)).await;
+        let again = || vec![Reopen { node, options: Box::new(()), common: NodeOptions::default() }];
+        graph.permit().reopen(again()).await.unwrap();
+        assert_eq!(seen.flushes.load(Ordering::Relaxed), 1);
+        *seen.flush_error.lock().unwrap() = Some(IoError::Os(5));
+        let refused = graph.permit().reopen(again()).await.unwrap_err().full();
+        assert_eq!(refused, "Could not flush node 'node' before reopening it: Input/output error (os error 5)");
+        *seen.flush_error.lock().unwrap() = Some(IoError::FlushLatched);
+        graph.permit().reopen(again()).await.unwrap();
     });
 }

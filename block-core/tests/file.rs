@@ -22,7 +22,7 @@ use block_core::base::IoError;
 use block_core::drivers::protocol::file::{CreateOptions, create};
 use block_core::graph::{Direct, DirectRequest, Graph, PermSet, Perms, Preallocation, Settled, WriteFlags};
 use block_core::port::Port;
-use block_core::rt::run_control;
+use block_core::rt::{IoBuf, run_control};
 use rustix::fs::{IFlags, MemfdFlags, SealFlags, fcntl_add_seals, ioctl_getflags, ioctl_setflags, memfd_create};
 use serde_json::{Value, json};
 
@@ -622,4 +622,36 @@ fn created_files_are_what_was_asked_for() {
             assert_eq!(std::os::unix::fs::MetadataExt::blocks(&stat) * 512 >= 1 << 20, full);
         }
     });
+}
+
+#[test]
+fn writes_of_zeroes_that_are_found_may_free_their_space() {
+    for (found, frees) in [("off", false), ("on", false), ("unmap", true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = image(dir.path(), "x.img", 1 << 20, 7);
+        run_control(async |_| {
+            let graph = graph();
+            let raw = json!({
+                "driver": "raw", "node-name": "r", "detect-zeroes": found, "discard": "unmap",
+                "file": { "driver": "file", "filename": &path },
+            });
+            let node = add(&graph, raw).await.unwrap();
+            let port = attach(&graph, node, writer()).await.unwrap();
+            on(&io_thread(), &port.handle(), async move |lane| {
+                let zeroes = IoBuf::alloc(1 << 19, 4096).unwrap();
+                let pin = enter(&lane).await;
+                lane.write(&pin, range(0, 1 << 19), zeroes, WriteFlags::default()).await.unwrap();
+                // What is not all zeroes is data.
+                let almost = IoBuf::alloc(4096, 4096).unwrap();
+                almost.write_at(4095, &[1]);
+                lane.write(&pin, range(1 << 18, 4096), almost, WriteFlags::default()).await.unwrap();
+                let all = read(&lane, range(0, 1 << 20)).await.unwrap();
+                assert_eq!(all.iter().position(|byte| *byte != 0), Some((1 << 18) + 4095));
+                assert!(all[1 << 19..].iter().all(|byte| *byte == 7));
+            })
+            .await;
+            let allocated = std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&path).unwrap()) * 512;
+            assert_eq!(allocated < 1 << 20, frees, "{allocated} bytes with detect-zeroes={found}");
+        });
+    }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -56,8 +57,8 @@ impl Builder {
     pub fn start(self) -> Watched {
         let arguments: Vec<&str> = self.args.iter().map(String::as_str).collect();
         let server = Server::start(self.dir.path(), &arguments);
-        drop(server.qmp());
-        Watched { server, dir: self.dir }
+        let monitor = Mutex::new(server.qmp());
+        Watched { server, monitor, dir: self.dir }
     }
 }
 
@@ -65,6 +66,7 @@ impl Builder {
 #[derive(Debug)]
 pub struct Watched {
     server: Server,
+    monitor: Mutex<Qmp>,
     dir: TempDir,
 }
 
@@ -130,19 +132,19 @@ impl Watched {
         self.server.said()
     }
 
-    /// Runs a QMP command that must succeed, on a connection of its own, and gives what it returns.
+    /// Runs a QMP command that must succeed, on a connection that stays open, and gives what it returns.
     pub fn qmp(&self, command: &str, arguments: &Value) -> Value {
         self.monitor().execute(command, arguments)
     }
 
-    /// Sends a whole QMP message, on a connection of its own, and gives the whole reply.
+    /// Sends a whole QMP message on the connection that stays open, and gives the whole reply.
     pub fn qmp_raw(&self, message: &Value) -> Value {
         self.monitor().ask(message)
     }
 
-    /// A QMP connection.
-    pub fn monitor(&self) -> Qmp {
-        Qmp::connect(self.server.control())
+    /// A test that failed on another thread does not keep this one from its own failure.
+    fn monitor(&self) -> MutexGuard<'_, Qmp> {
+        self.monitor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The scratch directory.

@@ -12,7 +12,7 @@ use super::edit::{DrainedSet, GraphEdit, NewRoot};
 use super::id::NodeId;
 use super::options::NodeOptions;
 use super::permission::{PermSet, Perms};
-use crate::base::{Error, Result};
+use crate::base::{Error, IoError, Result, ResultExt};
 
 /// What one node of a reopen becomes.
 pub struct Reopen {
@@ -84,16 +84,24 @@ impl Drained<'_> {
     async fn reopened(&mut self, one: &Reopen) -> Result<NewBody> {
         let missing = || Error::new("There is no such node");
         let report = self.graph().node(one.node).ok_or_else(missing)?;
-        if !report.options.read_only && one.common.read_only {
-            // What was written while it could be must not depend on a flush that comes too late.
-            self.exclusive(one.node)?.with(async |child| child.flush().await).await.map_err(|error| {
-                Error::new(format!("Could not flush node '{}' before making it read-only: {error}", report.name))
-            })?;
+        if !report.options.read_only {
+            // The new way of having it open is told of no error that belongs to the old one.
+            self.flushed(one.node, &report.name).await?;
         }
         let old = self.graph().borrow_body(one.node).ok_or_else(missing)?;
         let request = ReopenRequest { options: &*one.options, common: one.common, perms: report.perms };
         let new = old.body.reopen(request).await?;
         Ok((one.node, new, one.common))
+    }
+}
+
+impl Drained<'_> {
+    /// Makes stable what was written. That an earlier flush failed is known already, and a reopen is the way out.
+    async fn flushed(&mut self, id: NodeId, name: &str) -> Result<()> {
+        match self.exclusive(id)?.with(async |child| child.flush().await).await {
+            Ok(()) | Err(IoError::FlushLatched) => Ok(()),
+            Err(error) => Err(error).doing(|| format!("Could not flush node '{name}' before reopening it")),
+        }
     }
 }
 

@@ -31,6 +31,7 @@ pub struct Seen {
     pub largest: AtomicU64,
     /// The next this many reads fail.
     pub fail_reads: AtomicU64,
+    pub flush_error: Mutex<Option<IoError>>,
 }
 
 /// Bytes in memory. Its size is configuration, its closing can be seen.
@@ -116,7 +117,7 @@ impl Driver for Mem {
 
     async fn flush(&self, _: &u64, _: IoCx<'_>) -> Result<(), IoError> {
         self.seen.flushes.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        self.seen.flush_error.lock().unwrap().map_or(Ok(()), Err)
     }
 
     async fn map(&self, _: &u64, _: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
