@@ -21,6 +21,15 @@ test:
 models:
     RUSTFLAGS='--cfg loom' cargo test -p block-core --test graph_loom --test rt_loom --release --target-dir target/loom
 
+# Licences and sources of all dependencies (`cargo install cargo-deny --locked`).
+deny:
+    cargo deny check licenses bans sources
+
+# Writes what is generated: manual page, completions, QMP reference.
+generate:
+    TRELLIS_BLESS=1 cargo test -p trellisd --test generated
+
 # The figures of docs/performance.md.
 bench *args:
-    cargo run --release -p trellis-bench -- compare {{args}}
+    cargo build --release --bin trellisd --bin trellis-bench
+    target/release/trellis-bench compare {{args}}

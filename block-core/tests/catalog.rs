@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bench::{add, attach, enter, io_thread, on, reopen, with, writer};
 use block_core::catalog;
-use block_core::graph::{DetectZeroes, DiscardMode, Graph, Preallocation};
+use block_core::graph::{DetectZeroes, DiscardMode, Graph, PermSet, Perms, Preallocation};
 use block_core::rt::run_control;
 use serde_json::{Value, json};
 
@@ -166,6 +166,27 @@ fn a_raw_node_follows_its_file_and_a_window_does_not() {
         let window = add(&graph, raw("window", json!({ "size": 4096 }))).await.unwrap();
         let error = graph.permit().resize(window, 8192, Preallocation::Off).await.unwrap_err().full();
         assert_eq!(error, "Cannot resize fixed-size raw disks");
+    });
+}
+
+/// Two partitions of one image for two guests. Neither writes over the file's end, so neither has to be able to grow it.
+#[test]
+fn windows_of_one_file_are_written_side_by_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = bench::image(dir.path(), "x.img", 1 << 20, 0);
+    run_control(async |_| {
+        let graph = graph();
+        let file = add(&graph, bench::file("file", &path)).await.unwrap();
+        let window = |name: &str, offset: u64| json!({ "driver": "raw", "node-name": name, "file": "file", "offset": offset, "size": 4096 });
+        let (one, two) =
+            (add(&graph, window("one", 0)).await.unwrap(), add(&graph, window("two", 4096)).await.unwrap());
+        let guest = Perms { uses: PermSet::CONSISTENT_READ | PermSet::WRITE, shares: PermSet::ALL };
+        let first = attach(&graph, one, guest).await.unwrap();
+        let second = attach(&graph, two, guest).await.unwrap();
+        let error = graph.permit().resize(file, 4096, Preallocation::Off).await.unwrap_err().full();
+        assert!(error.contains("resize"), "a window needs its place in the file: {error}");
+        first.detach(&mut graph.permit()).await.unwrap();
+        second.detach(&mut graph.permit()).await.unwrap();
     });
 }
 

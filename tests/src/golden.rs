@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::guest::Lines;
+use crate::lines::Lines;
 
 /// Replays a transcript over a fresh control connection.
 ///

@@ -3,6 +3,10 @@
 pub mod cloud_kernel;
 pub mod golden;
 pub mod guest;
+pub mod lines;
+pub mod process;
+pub mod qmp;
 pub mod scene;
 pub mod server;
 pub mod vhost_user;
+pub mod watched;

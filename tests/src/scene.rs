@@ -2,11 +2,11 @@
 //!
 //! What an answer must be is said in `tests/`, one named test a row. `expect_*` say what the answer was; [`Scene::still_good`] says that everyone else did not notice.
 
-use crate::server::{Builder, Server};
 use crate::vhost_user::PATIENCE;
 use crate::vhost_user::client::{Client, Done, Setup};
 use crate::vhost_user::protocol::{feature, protocol_feature, request, status};
 use crate::vhost_user::wire::{Wire, hung_up_within, pause, readable_within};
+use crate::watched::{Builder, Watched};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ pub const SLOW: Duration = Duration::from_millis(300);
 /// A server with export `a`, which is attacked, and export `b`, which must not notice.
 #[derive(Debug)]
 pub struct Scene {
-    server: Server,
+    server: Watched,
     stores: bool,
     before: Baseline,
 }
@@ -47,7 +47,7 @@ impl Scene {
 
     /// As [`Scene::new`], with options added to node and export.
     pub fn with_disk(node: &str, export: &str) -> Self {
-        let builder = Server::builder().image("disk-a", DISK, node);
+        let builder = Watched::builder().image("disk-a", DISK, node);
         Self::open(builder, &format!(",writable=on,num-queues=2{export}"), true)
     }
 
@@ -59,12 +59,12 @@ impl Scene {
     /// Export `a` stores nothing and reads as zeroes; `size` is in bytes.
     pub fn null(size: u64, options: &str) -> Self {
         let node = format!("driver=null-co,node-name=disk-a,size={size},read-zeroes=on{options}");
-        Self::open(Server::builder().arg("--blockdev", &node), ",writable=on,num-queues=2", false)
+        Self::open(Watched::builder().arg("--blockdev", &node), ",writable=on,num-queues=2", false)
     }
 
     /// Export `a` is a read-only one.
     pub fn read_only() -> Self {
-        Self::open(Server::builder().image("disk-a", DISK, ""), ",num-queues=2", false)
+        Self::open(Watched::builder().image("disk-a", DISK, ""), ",num-queues=2", false)
     }
 
     fn open(builder: Builder, export: &str, stores: bool) -> Self {
@@ -79,7 +79,7 @@ impl Scene {
     }
 
     /// The server.
-    pub fn server(&mut self) -> &mut Server {
+    pub fn server(&mut self) -> &mut Watched {
         &mut self.server
     }
 

@@ -4,23 +4,24 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use trellis_tests::qmp::Qmp;
 use trellis_tests::scene::{OK_WRITE, Scene};
-use trellis_tests::server::{Monitor, Server};
 use trellis_tests::vhost_user::client::{Client, DATA, Setup};
 use trellis_tests::vhost_user::protocol::kind;
 use trellis_tests::vhost_user::ring::writable;
 use trellis_tests::vhost_user::wire::pause;
+use trellis_tests::watched::Watched;
 
 #[test]
 fn an_export_with_a_guest_is_removed_only_by_force() {
-    let mut server = Server::builder().image("n", 1 << 20, "").export("e", "n", ",writable=on").start();
+    let server = Watched::builder().image("n", 1 << 20, "").export("e", "n", ",writable=on").start();
     let mut guest = Client::start(&server.socket("e"), &Setup::default());
     for mode in [json!({ "id": "e" }), json!({ "id": "e", "mode": "safe" })] {
         let refused = server.qmp_raw(&json!({ "execute": "block-export-del", "arguments": mode }));
         assert_eq!(refused["error"]["class"], "GenericError", "{refused}");
         assert_eq!(guest.write(0, 0, &[7; 512]), OK_WRITE, "the guest does not notice");
     }
-    let mut monitor = Monitor::connect(&qmp(&server)).expect("a second client");
+    let mut monitor = Qmp::connect(&qmp(&server));
     ask(&mut monitor, "block-export-del", json!({ "id": "e", "mode": "hard" }));
     let told = monitor.take_events();
     assert!(
@@ -34,7 +35,7 @@ fn an_export_with_a_guest_is_removed_only_by_force() {
 
 #[test]
 fn an_export_without_a_guest_is_removed_safely() {
-    let mut server = Server::builder().image("n", 1 << 20, "").export("e", "n", ",writable=on").start();
+    let server = Watched::builder().image("n", 1 << 20, "").export("e", "n", ",writable=on").start();
     drop(Client::start(&server.socket("e"), &Setup::default()));
     // That it has gone is noticed a little later.
     while server.qmp("x-query-export-details", &json!({}))[0]["connected"] == true {
@@ -45,8 +46,8 @@ fn an_export_without_a_guest_is_removed_safely() {
 
 #[test]
 fn a_guest_s_write_crosses_the_threshold_once() {
-    let server = Server::builder().image("n", 1 << 20, "").export("e", "n", ",writable=on").start();
-    let mut monitor = Monitor::connect(&qmp(&server)).expect("a second client");
+    let server = Watched::builder().image("n", 1 << 20, "").export("e", "n", ",writable=on").start();
+    let mut monitor = Qmp::connect(&qmp(&server));
     ask(&mut monitor, "block-set-write-threshold", json!({ "node-name": "n", "write-threshold": 4096 }));
     let mut guest = Client::start(&server.socket("e"), &Setup::default());
     assert_eq!(guest.write(0, 0, &[7; 4096]), OK_WRITE);
@@ -69,13 +70,13 @@ fn a_guest_s_write_crosses_the_threshold_once() {
 #[test]
 fn the_end_waits_for_an_export_that_is_being_removed() {
     let node = "driver=null-co,node-name=n,size=1048576,read-zeroes=on,latency-ns=2000000000";
-    let mut server = Server::builder().arg("--blockdev", node).export("e", "n", ",writable=on").start();
+    let mut server = Watched::builder().arg("--blockdev", node).export("e", "n", ",writable=on").start();
     let mut guest = Client::start(&server.socket("e"), &Setup::default());
     let read = guest.chain(0, kind::IN, 0, &[writable(DATA, 512)]);
     guest.submit(0, &read);
     pause(Duration::from_millis(100));
     let path = qmp(&server);
-    let mut remover = Monitor::connect(&path).expect("a second client");
+    let mut remover = Qmp::connect(&path);
     let removal = std::thread::Builder::new()
         .spawn(move || {
             remover.ask(&json!({ "execute": "block-export-del", "arguments": { "id": "e", "mode": "hard" } }))
@@ -83,7 +84,7 @@ fn the_end_waits_for_an_export_that_is_being_removed() {
         .expect("a thread");
     pause(Duration::from_millis(100));
     server.qmp("quit", &json!({}));
-    let mut late = Monitor::connect(&path).expect("still there");
+    let mut late = Qmp::connect(&path);
     let add = json!({ "type": "vhost-user-blk", "id": "late", "node-name": "n",
         "addr": { "type": "unix", "path": server.socket("late") } });
     let refused = late.ask(&json!({ "execute": "block-export-add", "arguments": add }));
@@ -100,7 +101,7 @@ fn the_end_waits_for_an_export_that_is_being_removed() {
 fn a_refused_export_leaves_nothing_behind() {
     let mut scene = Scene::new();
     let server = scene.server();
-    let add = |server: &mut Server, id: &str, extra: &Value| {
+    let add = |server: &mut Watched, id: &str, extra: &Value| {
         let mut arguments = json!({ "type": "vhost-user-blk", "id": id, "node-name": "disk-a",
             "addr": { "type": "unix", "path": server.socket(id) } });
         let extra = extra.as_object().expect("an object").clone();
@@ -138,16 +139,16 @@ fn a_refused_export_leaves_nothing_behind() {
 }
 
 /// The names of the server's threads, each with its line end.
-fn threads(server: &Server) -> Vec<String> {
+fn threads(server: &Watched) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).expect("it runs");
     tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok()).collect()
 }
 
-fn qmp(server: &Server) -> PathBuf {
-    server.dir().join("qmp.sock")
+fn qmp(server: &Watched) -> PathBuf {
+    server.dir().join("control.sock")
 }
 
-fn ask(monitor: &mut Monitor, command: &str, arguments: Value) {
+fn ask(monitor: &mut Qmp, command: &str, arguments: Value) {
     let reply = monitor.ask(&json!({ "execute": command, "arguments": arguments }));
     assert!(reply.get("return").is_some(), "{command}: {reply}");
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use serde_json::json;
 use trellis_tests::golden;
-use trellis_tests::guest::{Lines, Server, wait_for};
+use trellis_tests::lines::Lines;
+use trellis_tests::process::wait_for;
+use trellis_tests::server::Server;
 
 #[test]
 fn a_session_reads_as_it_always_did() {

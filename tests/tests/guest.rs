@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
-use trellis_tests::guest::{Guest, Qmp, Server};
+use trellis_tests::guest::Guest;
+use trellis_tests::qmp::Qmp;
+use trellis_tests::server::Server;
 
 #[test]
 fn a_file_system_that_the_guest_makes_is_clean_and_whole_on_the_host() {

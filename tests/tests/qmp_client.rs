@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use trellis_tests::cloud_kernel::cache;
-use trellis_tests::guest::Server;
+use trellis_tests::server::Server;
 
 #[test]
 fn version_commands_and_schema_agree() {

@@ -11,17 +11,18 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use trellis_tests::qmp::Qmp;
 use trellis_tests::scene::long;
-use trellis_tests::server::{Monitor, Server};
 use trellis_tests::vhost_user::client::{Client, DATA, Setup};
 use trellis_tests::vhost_user::protocol::{blk_segment, kind, status};
 use trellis_tests::vhost_user::ring::{readable, writable};
 use trellis_tests::vhost_user::wire::pause;
+use trellis_tests::watched::Watched;
 
 #[test]
 fn no_byte_is_lost_while_everything_changes() {
     let seed = std::env::var("TRELLIS_SEED").map_or(1, |seed| seed.parse().unwrap());
-    let mut builder = Server::builder().arg("--object", "iothread,id=shared");
+    let mut builder = Watched::builder().arg("--object", "iothread,id=shared");
     for disk in DISKS {
         builder = builder.image(disk, DISK, ",discard=unmap").export(disk, disk, EXPORT);
     }
@@ -66,7 +67,7 @@ struct Done {
 }
 
 impl Stage {
-    fn of(server: &Server) -> Self {
+    fn of(server: &Watched) -> Self {
         Self { directory: server.dir().to_owned(), doors: DISKS.iter().map(|_| Mutex::new(())).collect() }
     }
 
@@ -287,13 +288,13 @@ fn stamp(block: u64, generation: u64) -> Vec<u8> {
 /// Changes whatever can be changed.
 struct Operator<'s> {
     stage: &'s Stage,
-    monitor: Monitor,
+    monitor: Qmp,
     random: Random,
 }
 
 impl<'s> Operator<'s> {
     fn new(stage: &'s Stage, random: Random) -> Self {
-        Self { stage, monitor: Monitor::connect(&stage.directory.join("qmp.sock")).unwrap(), random }
+        Self { stage, monitor: Qmp::connect(&stage.directory.join("control.sock")), random }
     }
 
     fn work_until(&mut self, end: Instant) -> u64 {
@@ -379,7 +380,7 @@ fn add(stage: &Stage, id: &str, node: &str, socket: &str) -> Value {
 }
 
 /// Descriptors once they have stopped falling, or are no more than `aim`.
-fn settled_fds(server: &Server, aim: usize) -> usize {
+fn settled_fds(server: &Watched, aim: usize) -> usize {
     let (mut least, end) = (server.fds(), Instant::now() + Duration::from_secs(2));
     while Instant::now() < end && (least > aim || aim == usize::MAX) {
         pause(Duration::from_millis(50));

@@ -19,7 +19,7 @@ pub async fn add(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId
     let mut opening = Opening { graph: permit.graph().clone(), opened: Vec::new(), names: HashSet::new(), depth: 0 };
     opening.define(&options, None).await?;
     let opened = opening.opened;
-    permit.apply(|edit| add_all(edit, &opened)).await
+    permit.apply(move |edit| add_all(edit, &opened)).await
 }
 
 /// Adds what was opened, children first; the last one is the root of the tree.

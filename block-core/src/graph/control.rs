@@ -17,7 +17,7 @@ use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
 use super::geometry::Geometry;
 use super::id::{ChildId, NodeId};
 use super::lane::Root;
-use super::node::{EventSink, NodeShared};
+use super::node::EventSink;
 use super::options::NodeOptions;
 use super::permission::Perms;
 use super::shape::{Kind, NodeParts, Shape, Vertex, Vertices};
@@ -26,7 +26,7 @@ use super::uses::UseGuard;
 use super::view::{Placed, Slot, View};
 use crate::base::{Error, Result};
 use crate::rt::Local;
-use crate::rt::sync::Notify;
+use crate::rt::sync::{Notify, Receiver, oneshot};
 
 /// The block graph. Lives on the control thread.
 pub struct Graph {
@@ -181,11 +181,10 @@ impl Graph {
     /// Takes what the nodes of `outcome` will need on top of what they hold. Undone when the value is dropped before
     /// the change has been published.
     pub(super) async fn tighten(self: &Rc<Self>, outcome: &Outcome) -> Result<Locks> {
-        let nodes: Vec<_> = outcome.relock.iter().filter_map(|id| Tighten::of(self, outcome, *id)).collect();
-        let ids: BTreeSet<_> = nodes.iter().map(|node| node.id).collect();
-        self.claim_locks(&ids).await;
-        let locks = Locks { graph: Rc::downgrade(self), claimed: ids };
-        for node in nodes {
+        // All are claimed, so that what others are just giving back is not counted on.
+        let locks = self.claim_locks(outcome.relock.iter().copied().collect()).await;
+        let lacking: Vec<_> = outcome.relock.iter().filter_map(|id| Tighten::of(self, outcome, *id)).collect();
+        for node in lacking {
             // Noted first: one that fails half-way has something to give back.
             self.held.borrow_mut().insert(node.id, node.perms);
             node.borrowed.body.tighten(node.perms).await?;
@@ -200,12 +199,13 @@ impl Graph {
     }
 
     /// One command at a time changes the locks of a node.
-    async fn claim_locks(&self, nodes: &BTreeSet<NodeId>) {
+    async fn claim_locks(self: &Rc<Self>, nodes: BTreeSet<NodeId>) -> Locks {
         self.when(|| {
             let mut locking = self.locking.borrow_mut();
-            locking.is_disjoint(nodes).then(|| locking.extend(nodes))
+            locking.is_disjoint(&nodes).then(|| locking.extend(&nodes))
         })
         .await;
+        Locks { graph: Rc::downgrade(self), claimed: nodes }
     }
 
     /// Gives back what the nodes hold and their users do not need, and the claim on their locks.
@@ -226,8 +226,9 @@ impl Graph {
             return;
         }
         let Some(borrowed) = self.borrow_body(id) else { return };
-        borrowed.body.relax(perms).await;
+        // Noted first: while it is being given back, nobody may count on it.
         self.held.borrow_mut().insert(id, perms);
+        borrowed.body.relax(perms).await;
     }
 
     // ---- edit and publish: the one exclusive step --------------------------------------------------------------
@@ -318,7 +319,9 @@ fn place(shape: &mut Shape, id: NodeId, vertex: Option<Vertex>) -> Option<NodePa
         }
         None => match shape.vertices.remove(&id)?.kind {
             Kind::Node(parts) => {
-                shape.names.remove(&parts.shared.name);
+                if shape.names.get(&parts.shared.name) == Some(&id) {
+                    shape.names.remove(&parts.shared.name);
+                }
                 Some(parts)
             }
             Kind::Root { .. } => None,
@@ -360,7 +363,7 @@ fn placed(parts: &NodeParts) -> Placed {
         shared: parts.shared.clone(),
         options: parts.options,
         geometry: parts.geometry,
-        _guard: parts.shared.uses.guard(),
+        _guard: parts.guard.clone(),
     }
 }
 
@@ -376,7 +379,7 @@ impl Borrowed {
     }
 
     fn from(parts: &NodeParts) -> Self {
-        Self { body: parts.body.clone(), _guard: parts.shared.uses.guard() }
+        Self { body: parts.body.clone(), _guard: parts.guard.clone() }
     }
 }
 
@@ -404,12 +407,33 @@ pub struct Locks {
     claimed: BTreeSet<NodeId>,
 }
 
+impl Locks {
+    /// Gives back what nobody needs, and waits for it.
+    async fn give_back(mut self) {
+        if let Some(over) = self.giving_back() {
+            // It sends before it ends, and it ends before this thread does.
+            let _ = over.await;
+        }
+    }
+
+    /// Giving back asks the kernel, so it is a task of its own, which ends whatever becomes of the command; who comes
+    /// next for these nodes waits for it.
+    fn giving_back(&mut self) -> Option<Receiver<()>> {
+        let claimed = std::mem::take(&mut self.claimed);
+        let graph = self.graph.upgrade().filter(|_| !claimed.is_empty())?;
+        let (done, over) = oneshot();
+        Local::current().spawn(async move {
+            graph.relax_claimed(claimed).await;
+            // Who does not wait is not told.
+            let _ = done.send(());
+        });
+        Some(over)
+    }
+}
+
 impl Drop for Locks {
     fn drop(&mut self) {
-        let Some(graph) = self.graph.upgrade() else { return };
-        let claimed = std::mem::take(&mut self.claimed);
-        // Giving back asks the kernel, so it is a task of its own; who comes next for these nodes waits for it.
-        Local::current().spawn(async move { graph.relax_claimed(claimed).await });
+        self.giving_back();
     }
 }
 
@@ -462,6 +486,8 @@ impl Permit {
             }
             drop(now);
             let committed = self.graph.commit(None, |edit, _| change(edit))?;
+            // With what it brought: a new node may be removed again before this command is over.
+            drop(change);
             drop(locks);
             return Ok(committed.close(self).await);
         }
@@ -469,7 +495,7 @@ impl Permit {
 
     /// Adds a root over `new.node`.
     pub(crate) async fn add_root(&mut self, new: NewRoot) -> Result<(NodeId, Root)> {
-        self.apply(|edit| edit.add_root(&new)).await
+        self.apply(move |edit| edit.add_root(&new)).await
     }
 
     /// Drains a root and takes it out.
@@ -482,7 +508,7 @@ impl Permit {
 
     /// Adds one opened node.
     pub async fn add(&mut self, node: NewNode) -> Result<NodeId> {
-        self.apply(|edit| edit.add(node.clone())).await
+        self.apply(move |edit| edit.add(node.clone())).await
     }
 
     /// Takes a node out that nobody uses, with the inline children that only it used. What was written is flushed
@@ -516,12 +542,20 @@ impl GraphEdit<'_> {
 }
 
 impl Graph {
-    /// A node and the inline children that go with it, parents before children.
+    /// A node and the inline children that go with it, parents before children. What lies below a child that was added
+    /// by name is none of its business.
     fn family(&self, id: NodeId) -> Vec<NodeId> {
         let shape = self.shape.borrow();
         let inline = |id: &NodeId| shape.vertex(*id).and_then(Vertex::node).is_some_and(|node| !node.explicit);
-        let below = shape.below([id]).into_iter().skip(1).filter(inline);
-        std::iter::once(id).chain(below).collect()
+        let children = |id: &NodeId| shape.vertex(*id).into_iter().flat_map(|vertex| &vertex.edges).map(|edge| edge.to);
+        let mut family = BTreeSet::new();
+        let mut queue = vec![id];
+        while let Some(id) = queue.pop() {
+            if family.insert(id) {
+                queue.extend(children(&id).filter(inline));
+            }
+        }
+        shape.below([id]).into_iter().filter(|id| family.contains(id)).collect()
     }
 
     pub(super) fn vertex<T>(&self, id: NodeId, look: impl FnOnce(&Vertex) -> T) -> Option<T> {
@@ -551,17 +585,18 @@ impl<R> Committed<R> {
     /// Gives back locks that nobody needs any more and closes the removed nodes, as soon as no view names them. Takes
     /// the command's permit: a drain that lasts would hold up what it waits for.
     pub async fn close(self, _permit: &mut Permit) -> R {
-        let claimed: BTreeSet<_> = self.relock.iter().copied().collect();
-        self.graph.claim_locks(&claimed).await;
-        self.graph.relax_claimed(claimed).await;
+        let locks = self.graph.claim_locks(self.relock.into_iter().collect()).await;
+        locks.give_back().await;
         for parts in self.retired {
-            close_node(parts.body, parts.shared).await;
+            close_node(parts).await;
         }
         self.value
     }
 }
 
-async fn close_node(body: Arc<dyn DynDriver>, shared: Arc<NodeShared>) {
+async fn close_node(parts: NodeParts) {
+    let NodeParts { body, shared, guard, .. } = parts;
+    drop(guard);
     poll_fn(|cx| shared.uses.poll_unused(cx)).await;
     body.close().await;
 }

@@ -137,8 +137,9 @@ impl<'d> GraphEdit<'d> {
         }
         let shared = Arc::new(NodeShared::new(new.name.clone(), self.events.clone()));
         let placeholder = Geometry { size: 0, limits: Limits::ANY };
-        let parts =
-            NodeParts { body: new.body, shared, options: new.options, geometry: placeholder, explicit: new.explicit };
+        let guard = shared.uses.guard();
+        let (body, options, explicit) = (new.body, new.options, new.explicit);
+        let parts = NodeParts { body, shared, options, geometry: placeholder, explicit, guard };
         let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {
@@ -277,6 +278,22 @@ fn under_options(geometry: Geometry, options: NodeOptions) -> Geometry {
     Geometry { limits, ..geometry }
 }
 
+/// A user who does what another one does not bear. A pass for each permission: a node may have very many users.
+fn conflict<'v>(users: &[(&'v Vertex, Perms)]) -> Option<(&'v Vertex, &'v Vertex, PermSet)> {
+    PermSet::ALL.bits().find_map(|(_, one)| {
+        let who = |is: fn(Perms, PermSet) -> bool| {
+            users.iter().enumerate().filter(move |(_, (_, perms))| is(*perms, one)).map(|(number, _)| number).take(2)
+        };
+        // Nobody has to bear himself: where both are the same user, one of the sides may have a second one.
+        let refusing: Vec<_> = who(|perms, one| !perms.shares.contains(one)).collect();
+        let mut using = who(|perms, one| perms.uses.contains(one));
+        using.find_map(|user| {
+            let other = refusing.iter().find(|other| **other != user)?;
+            Some((users[user].0, users[*other].0, one))
+        })
+    })
+}
+
 fn no_such_node() -> Error {
     Error::new("There is no such node")
 }
@@ -355,18 +372,13 @@ impl GraphEdit<'_> {
 
     fn check_users(&self, id: NodeId) -> Result<Perms> {
         let users = self.users(id);
-        for (number, (user, perms)) in users.iter().enumerate() {
-            for (_, (other, tolerance)) in users.iter().enumerate().filter(|(other, _)| *other != number) {
-                let refused = perms.refused_by(*tolerance);
-                if !refused.is_empty() {
-                    return Err(Error::new(format!(
-                        "Permission conflict on {}: '{refused}' is used by {} and not shared by {}",
-                        self.described(id),
-                        user.described(),
-                        other.described(),
-                    )));
-                }
-            }
+        if let Some((user, other, refused)) = conflict(&users) {
+            return Err(Error::new(format!(
+                "Permission conflict on {}: '{refused}' is used by {} and not shared by {}",
+                self.described(id),
+                user.described(),
+                other.described(),
+            )));
         }
         let perms = users.iter().fold(Perms::IDLE, |sum, (_, perms)| sum.and(*perms));
         self.check_read_only(id, perms)?;
@@ -460,14 +472,15 @@ impl GraphEdit<'_> {
         Outcome { relock, affected_roots, news, new_roots: self.new_roots, touched: self.touched }
     }
 
-    /// Roots whose top looks different now.
+    /// Roots that stand on something of another size or with other limits than before.
     fn news(&self, roots: &BTreeSet<NodeId>) -> Vec<(News, Geometry)> {
         let told = roots.iter().filter_map(|id| {
             let vertex = self.vertex(*id)?;
             let Kind::Root { news, .. } = &vertex.kind else { return None };
             let top = vertex.edges.first()?.to;
             let now = self.vertex(top)?.node()?.geometry;
-            let before = self.base.vertex(top).and_then(Vertex::node).map(|node| node.geometry);
+            let stood_on = self.base.vertex(*id).and_then(|root| root.edges.first());
+            let before = stood_on.and_then(|edge| self.base.vertex(edge.to)?.node()).map(|node| node.geometry);
             (before != Some(now)).then(|| (news.clone(), now))
         });
         told.collect()

@@ -56,6 +56,13 @@ impl Limits {
         unmap_zeroes: false,
         discard: false,
     };
+
+    /// What a node asks for that sends requests down as they are: nothing of its own. The node below aligns and bounces
+    /// what comes from all sides; only there, writes that meet in one of its blocks can be kept apart.
+    pub fn passed_on(self) -> Self {
+        let Self { request_alignment, memory_alignment, max_transfer, .. } = Self::ANY;
+        Self { request_alignment, memory_alignment, max_transfer, ..self }
+    }
 }
 
 /// The kernel moves at most this many bytes in one read or write (`MAX_RW_COUNT`: `i32::MAX` rounded down to pages).

@@ -8,10 +8,12 @@ use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::cx::IoCx;
+use super::driver::DirectPlan;
 use super::gate::{Gate, LaneCount};
-use super::stats::Counters;
+use super::stats::{Counters, OpKind};
 use super::view::View;
 use crate::rt::{Counted, Hold, Local, Remote};
 
@@ -181,22 +183,11 @@ impl Lane {
 
     /// What goes by a direct plan is done: counts it at every node that it passed through.
     #[inline]
-    pub fn direct_done(
-        &self,
-        trail: &super::driver::DirectPlan,
-        write: bool,
-        end: u64,
-        bytes: u64,
-        time: std::time::Duration,
-    ) {
+    pub fn direct_done(&self, plan: &DirectPlan, write: bool, bytes: u64, time: Duration) {
         let pinned = self.pinned.borrow();
-        let kind = if write { super::stats::OpKind::Write } else { super::stats::OpKind::Read };
-        for slot in trail.trail.slots() {
-            let counters = pinned.counters(u32::from(*slot));
-            counters.done(kind, 1, bytes, time);
-            if write {
-                counters.wrote_up_to(end);
-            }
+        let kind = if write { OpKind::Write } else { OpKind::Read };
+        for slot in plan.trail.slots() {
+            pinned.counters(u32::from(*slot)).done(kind, 1, bytes, time);
         }
     }
 

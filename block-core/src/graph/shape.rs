@@ -11,6 +11,7 @@ use super::lane::Root;
 use super::node::NodeShared;
 use super::options::NodeOptions;
 use super::permission::{Perms, Role};
+use super::uses::UseGuard;
 
 /// More levels than this are refused: requests recurse down the graph.
 pub(crate) const MAX_DEPTH: usize = 64;
@@ -46,6 +47,8 @@ pub(crate) struct NodeParts {
     pub(crate) geometry: Geometry,
     /// Added by name by an operator, not as somebody's inline child.
     pub(crate) explicit: bool,
+    /// Whoever has a copy, across a pause point too, holds up the closing of the node. Declared last: see [`UseGuard`].
+    pub(crate) guard: UseGuard,
 }
 
 #[derive(Clone, Debug)]

@@ -1,4 +1,4 @@
-//! How many views name a node, and the wake-up when none does any more: what closing a removed node waits for.
+//! How many views (and plans of commands) name a node, and the wake-up when none does any more: what closing a removed node waits for.
 //! Model-checked with `gate.rs`.
 
 use std::sync::{Arc, PoisonError};
@@ -24,9 +24,16 @@ pub struct Uses {
     closer: Mutex<Option<Waker>>,
 }
 
-/// One view's use of a node. In a view it is declared *after* what it guards, so that it is dropped after it.
+/// One use of a node: a view's, or that of a command which looks at it. It is declared *after* what it guards, so that
+/// it is dropped after it.
 #[derive(Debug)]
 pub struct UseGuard(Arc<Uses>);
+
+impl Clone for UseGuard {
+    fn clone(&self) -> Self {
+        self.0.guard()
+    }
+}
 
 impl Uses {
     /// Nobody uses it yet.
@@ -40,7 +47,7 @@ impl Uses {
         UseGuard(self.clone())
     }
 
-    /// Ready when no view names the node. The node has left the graph, so the count cannot rise again.
+    /// Ready when nobody names the node. It has left the graph, so the count cannot rise again.
     pub fn poll_unused(&self, cx: &Context<'_>) -> Poll<()> {
         let register = || *self.closer.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
         if !canary("late_register") {

@@ -13,7 +13,7 @@ const MAX_BOUNCE: u64 = 1 << 20;
 
 pub(super) async fn read(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
     let mut done = 0;
-    for piece in at.pieces(piece_len(child, &buf)) {
+    for piece in pieces(child, at, &buf)? {
         let part = buf.slice(done, piece.len());
         read_piece(child, piece, part).await?;
         done += piece.len();
@@ -35,7 +35,7 @@ async fn read_piece(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(), I
 pub(super) async fn write(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
     child.placed().shared.writing_up_to(at.end());
     let mut done = 0;
-    for piece in at.pieces(piece_len(child, &buf)) {
+    for piece in pieces(child, at, &buf)? {
         let part = buf.slice(done, piece.len());
         write_piece(child, piece, part, flags).await?;
         done += piece.len();
@@ -89,10 +89,13 @@ fn bounce_for(child: Child<'_>, wide: ByteRange) -> Result<IoBuf, IoError> {
     IoBuf::alloc(len, child.geometry().limits.memory_alignment as usize)
 }
 
-/// How much goes into one request: what the node takes, or less where it has to be bounced.
-fn piece_len(child: Child<'_>, buf: &IoBuf) -> u64 {
+/// What goes into one request each: as much as the node takes, or less where it has to be bounced. The seams are at
+/// whole blocks, so that only the ends of the range can cover a part of one.
+fn pieces(child: Child<'_>, at: ByteRange, buf: &IoBuf) -> Result<impl Iterator<Item = ByteRange>, IoError> {
     let limits = child.geometry().limits;
     let unit = u64::from(limits.request_alignment);
-    let most = if fits(child, buf) { limits.max_transfer } else { limits.max_transfer.min(MAX_BOUNCE) };
-    crate::base::align_down(most, unit).max(unit)
+    let as_it_is = at.is_aligned(unit) && fits(child, buf);
+    let most = if as_it_is { limits.max_transfer } else { limits.max_transfer.min(MAX_BOUNCE) };
+    let pieces = aligned(child, at)?.pieces(crate::base::align_down(most, unit).max(unit));
+    Ok(pieces.filter_map(move |piece| piece.intersection(at)))
 }

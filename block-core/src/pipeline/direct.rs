@@ -1,6 +1,6 @@
 //! The direct path: the same checks as for any request, and an answer from memory instead of a future.
 
-use crate::graph::{Child, DetectZeroes, DirectPlan, DirectRequest, PermSet, Settled};
+use crate::graph::{Child, DetectZeroes, DirectPlan, DirectRequest, OpKind, PermSet, Settled};
 
 impl Child<'_> {
     /// A ring entry for the request, or `None` where it has to take the async path, which also finds the right error.
@@ -26,6 +26,7 @@ impl Child<'_> {
         plan.trail.push(self.slot())?;
         if request.write {
             placed.shared.writing_up_to(request.at.end());
+            self.counters().wrote_up_to(request.at.end());
         }
         Some(plan)
     }
@@ -33,6 +34,10 @@ impl Child<'_> {
     /// A ring entry of [`Child::direct`] ended with `result` (bytes, or a negative errno) instead of the full length.
     #[cold]
     pub fn settle(self, request: DirectRequest, result: i32) -> Settled {
-        self.placed().body.settle(self.cx(), request, result)
+        let settled = self.placed().body.settle(self.cx(), request, result);
+        if matches!(settled, Settled::Failed(_)) {
+            self.counters().failed(if request.write { OpKind::Write } else { OpKind::Read });
+        }
+        settled
     }
 }

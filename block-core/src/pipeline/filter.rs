@@ -88,7 +88,7 @@ impl<F: Filter> Driver for Filtered<F> {
 
     fn geometry(&self, conf: &F::Conf, children: &[Geometry]) -> Result<Geometry, Error> {
         let child = children.first().ok_or_else(|| Error::new("A filter needs a child"))?;
-        self.0.geometry(conf, *child)
+        self.0.geometry(conf, Geometry { limits: child.limits.passed_on(), ..*child })
     }
 
     fn direct(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {

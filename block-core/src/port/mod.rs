@@ -150,12 +150,16 @@ impl PortLane {
     /// A direct request moved all its bytes: counts it at every node that it went through.
     #[inline]
     pub fn direct_done(&self, plan: &DirectPlan, request: DirectRequest, time: Duration) {
-        self.lane.direct_done(plan, request.write, request.at.end(), request.at.len(), time);
+        self.lane.direct_done(plan, request.write, request.at.len(), time);
     }
 
     /// A direct request ended with `result` (bytes, or a negative errno) instead of its full length.
     pub fn settle(&self, pin: &ViewPin, request: DirectRequest, result: i32) -> Settled {
-        top(pin).settle(request, result)
+        let settled = top(pin).settle(request, result);
+        if matches!(settled, Settled::Failed(_)) {
+            self.failed.set(self.failed.get() + 1);
+        }
+        settled
     }
 
     /// Fills `buf`.
@@ -188,7 +192,7 @@ impl PortLane {
         top(pin).map(at).await
     }
 
-    /// Requests on the async path that failed.
+    /// Requests that failed.
     pub fn failed(&self) -> u64 {
         self.failed.get()
     }

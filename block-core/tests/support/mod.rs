@@ -15,7 +15,7 @@ use std::task::{Poll, Waker};
 use block_core::base::{ByteRange, Error, IoError, Result};
 use block_core::graph::{
     ChildId, Driver, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeEvent, NodeId, NodeOptions,
-    Permit, Place, Preallocation, ReopenRequest, Role, WriteFlags,
+    PermSet, Permit, Perms, Place, Preallocation, ReopenRequest, Role, WriteFlags,
 };
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::rt::IoBuf;
@@ -27,6 +27,8 @@ pub struct Seen {
     pub closed: AtomicBool,
     pub flushes: AtomicU64,
     pub writes: AtomicU64,
+    /// Bytes in the largest request.
+    pub largest: AtomicU64,
     /// The next this many reads fail.
     pub fail_reads: AtomicU64,
 }
@@ -36,6 +38,23 @@ pub struct Mem {
     bytes: Mutex<Vec<u8>>,
     seen: Arc<Seen>,
     limits: Limits,
+    locks: Option<Arc<SlowLocks>>,
+}
+
+/// What a node holds of the outside world. Taking and giving back wait at the valve.
+pub struct SlowLocks {
+    pub valve: Arc<Valve>,
+    pub held: Mutex<Perms>,
+}
+
+impl SlowLocks {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { valve: Arc::default(), held: Mutex::new(Perms::IDLE) })
+    }
+
+    pub fn uses(&self) -> PermSet {
+        self.held.lock().unwrap().uses
+    }
 }
 
 impl Mem {
@@ -45,11 +64,17 @@ impl Mem {
 
     pub fn aligned(bytes: Vec<u8>, seen: &Arc<Seen>, align: u32) -> Self {
         let limits = Limits { request_alignment: align, ..Limits::ANY };
-        Self { bytes: Mutex::new(bytes), seen: seen.clone(), limits }
+        Self { bytes: Mutex::new(bytes), seen: seen.clone(), limits, locks: None }
+    }
+
+    pub fn taking(self, max_transfer: u64) -> Self {
+        Self { limits: Limits { max_transfer, ..self.limits }, ..self }
     }
 
     fn check(&self, at: ByteRange) {
         assert!(at.is_aligned(u64::from(self.limits.request_alignment)), "{at:?} came unaligned to the driver");
+        assert!(at.len() <= self.limits.max_transfer, "{at:?} is more than the driver takes at once");
+        self.seen.largest.fetch_max(at.len(), Ordering::Relaxed);
     }
 }
 
@@ -107,6 +132,21 @@ impl Driver for Mem {
         Ok(*size)
     }
 
+    async fn tighten(&self, _: &u64, perms: Perms) -> Result<()> {
+        let Some(locks) = &self.locks else { return Ok(()) };
+        locks.valve.passed().await;
+        let mut held = locks.held.lock().unwrap();
+        *held = held.and(perms);
+        Ok(())
+    }
+
+    async fn relax(&self, _: &u64, perms: Perms) {
+        let Some(locks) = &self.locks else { return };
+        locks.valve.passed().await;
+        let mut held = locks.held.lock().unwrap();
+        *held = Perms { uses: held.uses & perms.uses, shares: held.shares | perms.shares };
+    }
+
     async fn info(&self, _: &u64) -> DriverInfo {
         DriverInfo { driver: "mem", ..DriverInfo::default() }
     }
@@ -145,8 +185,23 @@ impl Valve {
         self.parked.lock().unwrap().drain(..).for_each(Waker::wake);
     }
 
+    pub fn close(&self) {
+        self.shut.store(true, Ordering::Release);
+    }
+
     pub fn parked(&self) -> usize {
         self.parked.lock().unwrap().len()
+    }
+
+    pub async fn passed(&self) {
+        poll_fn(|task| {
+            if !self.shut.load(Ordering::Acquire) {
+                return Poll::Ready(());
+            }
+            self.parked.lock().unwrap().push(task.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 }
 
@@ -196,6 +251,20 @@ pub fn graph() -> Rc<Graph> {
 pub fn mem(name: &str, fill: u8, seen: &Arc<Seen>) -> NewNode {
     let (bytes, seen) = (vec![fill; 65536], seen.clone());
     NewNode::new(name.into(), NodeOptions::default(), |_| (Mem::new(bytes, &seen), 65536))
+}
+
+/// A memory node of one sector.
+pub fn tiny(name: &str) -> NewNode {
+    let mem = Mem::new(vec![0; 512], &Arc::default());
+    NewNode::new(name.into(), NodeOptions::default(), |_| (mem, 512))
+}
+
+/// A memory node whose external locks take their time.
+pub fn slow(name: &str, locks: &Arc<SlowLocks>) -> NewNode {
+    NewNode::new(name.into(), NodeOptions::default(), |_| {
+        let mem = Mem::new(vec![0; 65536], &Arc::default());
+        (Mem { locks: Some(locks.clone()), ..mem }, 65536)
+    })
 }
 
 /// A filter named `name` above `below`.

@@ -12,13 +12,25 @@ use crate::daemon::Daemon;
 use crate::refused;
 
 pub(super) fn register(table: &mut Table) {
-    table.add("blockdev-add", blockdev_add);
-    table.add("blockdev-del", blockdev_del);
-    table.add("blockdev-reopen", blockdev_reopen);
-    table.add("block_resize", block_resize);
-    table.add("block-set-write-threshold", block_set_write_threshold);
-    table.add("query-named-block-nodes", query_named_block_nodes);
-    table.add("query-block", query_block);
+    table.add("blockdev-add", "Adds a node, and the nodes that are defined inside it.", blockdev_add);
+    table.add(
+        "blockdev-del",
+        "Removes a node that nobody uses, with the nodes that were defined inside it.",
+        blockdev_del,
+    );
+    table.add(
+        "blockdev-reopen",
+        "Changes options of nodes while they are in use: of all, or where one is refused of none.",
+        blockdev_reopen,
+    );
+    table.add("block_resize", "Changes the size of a node and of what it lies on. Guests are told.", block_resize);
+    table.add(
+        "block-set-write-threshold",
+        "Arms an event for the first write past an offset.",
+        block_set_write_threshold,
+    );
+    table.add("query-named-block-nodes", "All nodes, the youngest first.", query_named_block_nodes);
+    table.add("query-block", "Devices with nodes in them. There are none here: the list is empty.", query_block);
 }
 
 /// The arguments of `blockdev-del`.

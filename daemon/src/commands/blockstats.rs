@@ -11,7 +11,7 @@ use super::blockdev::{file_below, signed};
 use crate::daemon::Daemon;
 
 pub(super) fn register(table: &mut Table) {
-    table.add("query-blockstats", query_blockstats);
+    table.add("query-blockstats", "Counters of nodes and exports since they were made.", query_blockstats);
 }
 
 /// The arguments of `query-blockstats`.

@@ -10,7 +10,7 @@ use crate::control::ChardevInfo;
 use crate::daemon::Daemon;
 
 pub(super) fn register(table: &mut Table) {
-    table.add("query-chardev", query_chardev);
+    table.add("query-chardev", "All character devices.", query_chardev);
 }
 
 async fn query_chardev(daemon: Rc<Daemon>, _: Empty) -> Result<Vec<ChardevInfo>> {

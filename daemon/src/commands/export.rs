@@ -10,10 +10,19 @@ use crate::daemon::Daemon;
 use crate::export::{self, BlockExportInfo, BlockExportOptions, ExportDetails};
 
 pub(super) fn register(table: &mut Table) {
-    table.add("block-export-add", block_export_add);
-    table.add("block-export-del", block_export_del);
-    table.add("query-block-exports", query_block_exports);
-    table.add_with("x-query-export-details", &["unstable"], query_export_details);
+    table.add("block-export-add", "Starts to serve a node to guests.", block_export_add);
+    table.add(
+        "block-export-del",
+        "Ends an export. Its socket and its threads are gone when this is answered.",
+        block_export_del,
+    );
+    table.add("query-block-exports", "All exports.", query_block_exports);
+    table.add_with(
+        "x-query-export-details",
+        "An extension: what goes on between each export and its guest.",
+        &["unstable"],
+        query_export_details,
+    );
 }
 
 /// The arguments of `block-export-del`.

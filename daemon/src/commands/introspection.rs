@@ -10,9 +10,9 @@ use super::Table;
 use crate::daemon::Daemon;
 
 pub(super) fn register(table: &mut Table) {
-    table.add("query-version", query_version);
-    table.add("query-commands", query_commands);
-    table.add("query-qmp-schema", query_qmp_schema);
+    table.add("query-version", "Which QEMU is spoken like, and in `package` which Trellis this is.", query_version);
+    table.add("query-commands", "All commands.", query_commands);
+    table.add("query-qmp-schema", "All commands, events and types, for programs.", query_qmp_schema);
 }
 
 /// An element of `query-commands`.

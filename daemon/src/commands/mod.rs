@@ -39,19 +39,13 @@ impl Commands {
     /// The commands of this daemon.
     #[must_use]
     pub fn all() -> Self {
-        let mut table = Table { collector: Collector::new(), entries: BTreeMap::new() };
-        // The session answers this one by itself.
-        table.collector.command::<NegotiateArguments, Empty>("qmp_capabilities", &[]);
-        introspection::register(&mut table);
-        blockdev::register(&mut table);
-        blockstats::register(&mut table);
-        export::register(&mut table);
-        object::register(&mut table);
-        qom::register(&mut table);
-        chardev::register(&mut table);
-        process::register(&mut table);
-        control::describe_events(&mut table.collector);
-        table.finish()
+        Table::all().finish()
+    }
+
+    /// Commands and events with their types, for the manual.
+    #[must_use]
+    pub fn described() -> Collector {
+        Table::all().collector
     }
 
     /// The names that a session hands out.
@@ -83,24 +77,42 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Adds a command: its name, and the function that its arguments and its answer are read from.
-    fn add<A: Qapi, R: Qapi, F>(&mut self, name: &'static str, run: fn(Rc<Daemon>, A) -> F)
+    fn all() -> Self {
+        let mut table = Self { collector: Collector::new(), entries: BTreeMap::new() };
+        // The session answers this one by itself.
+        let doc = "Ends the negotiation that a session begins with. Other commands are refused before it.";
+        table.collector.command::<NegotiateArguments, Empty>("qmp_capabilities", doc, &[]);
+        introspection::register(&mut table);
+        blockdev::register(&mut table);
+        blockstats::register(&mut table);
+        export::register(&mut table);
+        object::register(&mut table);
+        qom::register(&mut table);
+        chardev::register(&mut table);
+        process::register(&mut table);
+        control::describe_events(&mut table.collector);
+        table
+    }
+
+    /// Adds a command: its name, what it does, and the function that its arguments and its answer are read from.
+    fn add<A: Qapi, R: Qapi, F>(&mut self, name: &'static str, doc: &'static str, run: fn(Rc<Daemon>, A) -> F)
     where
         F: Future<Output = Result<R>> + 'static,
     {
-        self.add_with(name, &[], run);
+        self.add_with(name, doc, &[], run);
     }
 
     /// Adds a command with features that clients look for in the schema.
     fn add_with<A: Qapi, R: Qapi, F>(
         &mut self,
         name: &'static str,
+        doc: &'static str,
         features: &'static [&'static str],
         run: fn(Rc<Daemon>, A) -> F,
     ) where
         F: Future<Output = Result<R>> + 'static,
     {
-        self.collector.command::<A, R>(name, features);
+        self.collector.command::<A, R>(name, doc, features);
         let run: Run = Box::new(move |daemon, arguments| {
             Box::pin(async move { Ok(run(daemon, from_value(arguments)?).await?.to_value()) })
         });

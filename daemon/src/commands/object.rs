@@ -10,8 +10,8 @@ use crate::daemon::Daemon;
 use crate::object::ObjectOptions;
 
 pub(super) fn register(table: &mut Table) {
-    table.add("object-add", object_add);
-    table.add("object-del", object_del);
+    table.add("object-add", "Makes an object.", object_add);
+    table.add("object-del", "Removes an object that nobody uses.", object_del);
 }
 
 /// The arguments of `object-del`.

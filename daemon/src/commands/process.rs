@@ -9,7 +9,7 @@ use super::Table;
 use crate::daemon::Daemon;
 
 pub(super) fn register(table: &mut Table) {
-    table.add("quit", quit);
+    table.add("quit", "Ends the daemon in good order: exports first, then nodes are flushed and closed.", quit);
 }
 
 /// The answer is sent before anything ends: sessions are closed last.

@@ -10,11 +10,11 @@ use crate::daemon::Daemon;
 use crate::object::{IoThreadObject, IoThreadOptions};
 
 pub(super) fn register(table: &mut Table) {
-    table.add("qom-list-types", qom_list_types);
-    table.add("qom-list-properties", qom_list_properties);
-    table.add("qom-list", qom_list);
-    table.add("qom-get", qom_get);
-    table.add("qom-set", qom_set);
+    table.add("qom-list-types", "Which types of objects there are.", qom_list_types);
+    table.add("qom-list-properties", "Which properties the objects of a type have.", qom_list_properties);
+    table.add("qom-list", "What lies at a place of the object tree.", qom_list);
+    table.add("qom-get", "The value of a property.", qom_get);
+    table.add("qom-set", "Changes a property, while the object is in use too.", qom_set);
 }
 
 /// The arguments of `qom-list-types`.

@@ -19,14 +19,14 @@ pub struct Event {
     pub key: Option<String>,
 }
 
-/// The data of `BLOCK_EXPORT_DELETED`: the export is gone, with its socket and its thread.
+/// An export is gone, with its socket and its threads.
 #[derive(Clone, Debug, Qapi)]
 struct BlockExportDeleted {
     /// The export's id.
     id: String,
 }
 
-/// The data of `BLOCK_WRITE_THRESHOLD`: a write went past the threshold, which is disarmed now.
+/// A write went past a node's threshold, which is disarmed now.
 #[derive(Clone, Debug, Qapi)]
 struct BlockWriteThreshold {
     /// The node.

@@ -76,7 +76,7 @@ pub(crate) fn derive_union(
     let holds = branches.iter().map(Branch::object);
     let values = branches.iter().map(Branch::enum_value);
     let tag_ident = format_ident!("{ident}Tag");
-    let tag_doc = format!("Which of the branches of {} this is.", container.name);
+    let tag_doc = format!("The values of `{tag}`.");
     let qapi = object::implement_qapi_for_object(ident, container);
     Ok(quote! {
         const _: () = {

@@ -135,8 +135,23 @@ pub struct Variant {
 
 #[derive(Debug)]
 enum Entry {
-    Command { name: &'static str, arguments: TypeRef, returns: TypeRef, features: &'static [&'static str] },
+    Command(Command),
     Event { name: &'static str, data: TypeRef, features: &'static [&'static str] },
+}
+
+/// A listed command.
+#[derive(Clone, Copy, Debug)]
+pub struct Command {
+    /// The name on the wire.
+    pub name: &'static str,
+    /// What it does, for people.
+    pub doc: &'static str,
+    /// What it takes.
+    pub arguments: TypeRef,
+    /// What it answers.
+    pub returns: TypeRef,
+    /// Feature names that clients look for.
+    pub features: &'static [&'static str],
 }
 
 impl Collector {
@@ -145,11 +160,16 @@ impl Collector {
         Self::default()
     }
 
-    /// Lists a command and all types that it uses.
-    pub fn command<A: Qapi, R: Qapi>(&mut self, name: &'static str, features: &'static [&'static str]) {
+    /// Lists a command and all types that it uses; `doc` says to people what it does.
+    pub fn command<A: Qapi, R: Qapi>(
+        &mut self,
+        name: &'static str,
+        doc: &'static str,
+        features: &'static [&'static str],
+    ) {
         let arguments = A::type_ref(self);
         let returns = R::type_ref(self);
-        self.entries.push(Entry::Command { name, arguments, returns, features });
+        self.entries.push(Entry::Command(Command { name, doc, arguments, returns, features }));
     }
 
     /// Lists an event and all types that it uses.
@@ -160,13 +180,13 @@ impl Collector {
 
     /// The names of all listed commands, in the order of listing.
     pub fn command_names(&self) -> impl Iterator<Item = &'static str> {
-        self.commands().map(|(name, _, _)| name)
+        self.commands().map(|command| command.name)
     }
 
-    /// All listed commands with their arguments and what they return, as the manual wants them.
-    pub fn commands(&self) -> impl Iterator<Item = (&'static str, TypeRef, TypeRef)> {
+    /// All listed commands, as the manual wants them.
+    pub fn commands(&self) -> impl Iterator<Item = &Command> {
         self.entries.iter().filter_map(|entry| match entry {
-            Entry::Command { name, arguments, returns, .. } => Some((*name, *arguments, *returns)),
+            Entry::Command(command) => Some(command),
             Entry::Event { .. } => None,
         })
     }
@@ -175,7 +195,7 @@ impl Collector {
     pub fn events(&self) -> impl Iterator<Item = (&'static str, TypeRef)> {
         self.entries.iter().filter_map(|entry| match entry {
             Entry::Event { name, data, .. } => Some((*name, *data)),
-            Entry::Command { .. } => None,
+            Entry::Command(_) => None,
         })
     }
 
@@ -241,7 +261,7 @@ impl Collector {
 
     fn entry_info(&self, entry: &Entry) -> Value {
         let (info, features) = match entry {
-            Entry::Command { name, arguments, returns, features } => (
+            Entry::Command(Command { name, arguments, returns, features, .. }) => (
                 json!({ "name": name, "ret-type": self.masked(*returns), "meta-type": "command", "arg-type": self.masked(*arguments) }),
                 features,
             ),
@@ -402,8 +422,8 @@ mod tests {
 
     fn schema() -> Vec<Value> {
         let mut collector = Collector::new();
-        collector.command::<NodeOptions, Empty>("blockdev-add", &[]);
-        collector.command::<Vec<NodeOptions>, Vec<String>>("blockdev-reopen", &["unstable"]);
+        collector.command::<NodeOptions, Empty>("blockdev-add", "Makes a node.", &[]);
+        collector.command::<Vec<NodeOptions>, Vec<String>>("blockdev-reopen", "Changes nodes.", &["unstable"]);
         collector.event::<Switch>("SWITCHED", &[]);
         let Value::Array(entries) = collector.schema() else { panic!("the listing is a list") };
         entries
@@ -427,12 +447,13 @@ mod tests {
     #[test]
     fn what_is_listed_can_be_walked_for_the_manual() {
         let mut collector = Collector::new();
-        collector.command::<NodeOptions, Empty>("blockdev-add", &[]);
+        collector.command::<NodeOptions, Empty>("blockdev-add", "Makes a node.", &[]);
         collector.event::<Switch>("SWITCHED", &[]);
         assert_eq!(collector.command_names().collect::<Vec<_>>(), ["blockdev-add"]);
-        let names =
-            collector.commands().map(|(_, arguments, returns)| [arguments, returns].map(|of| collector.type_name(of)));
-        assert_eq!(names.collect::<Vec<_>>(), [["NodeOptions", "Empty"]]);
+        let command = collector.commands().next().unwrap();
+        assert_eq!(command.doc, "Makes a node.");
+        let types = [command.arguments, command.returns].map(|of| collector.type_name(of));
+        assert_eq!(types, ["NodeOptions", "Empty"]);
         let data = collector.events().map(|(name, data)| (name, collector.type_name(data)));
         assert_eq!(data.collect::<Vec<_>>(), [("SWITCHED", "Switch".to_owned())]);
         assert!(collector.types().any(|of| collector.type_name(of) == "[BlockdevRef]"));

@@ -92,7 +92,7 @@ mod sample;
 mod scalar;
 mod shape;
 
-pub use collect::{Collector, Definition, EnumValue, Kind, Member, Shape, TypeRef, Variant};
+pub use collect::{Collector, Command, Definition, EnumValue, Kind, Member, Shape, TypeRef, Variant};
 pub use describe::{MemberDoc, TypeDoc, describe};
 pub use parse::{At, MAX_INLINE_DEPTH, Members, Mode, from_keyval, from_value};
 /// `#[derive(Qapi)]`: the table at the head of [this module](self) lists what it reads.

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::child::OwnedChild;
-use super::{LineError, Lines, initramfs, wait_for};
+use super::initramfs;
 use crate::cloud_kernel::CloudKernel;
+use crate::lines::{LineError, Lines};
+use crate::process::{OwnedChild, wait_for};
 
 /// A running guest with two CPUs; killed when dropped. What its kernel and QEMU said is shown where its test fails.
 pub struct Guest {

@@ -4,11 +4,11 @@
 
 use qmp::Qapi;
 
-use crate::base::{ByteRange, Error, IoError, Result, SECTOR, align_down, is_aligned};
+use crate::base::{ByteRange, Error, IoError, Result, SECTOR, is_aligned};
 use crate::drivers::{Open, Opened};
 use crate::graph::{
-    ChildId, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role,
-    WriteFlags,
+    ChildId, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, PermSet, Perms, Place, Preallocation,
+    ReopenRequest, Role, WriteFlags,
 };
 use crate::pipeline::{Format, Mapped, NoTicket};
 
@@ -76,14 +76,8 @@ impl Window {
 
     /// Blocks of the child that the offset cuts are no blocks of this node.
     fn limits_over(self, below: Limits) -> Limits {
-        let shifted = |unit: u32| if is_aligned(self.offset, unit.into()) { unit } else { 1 };
-        let request_alignment = shifted(below.request_alignment);
-        Limits {
-            request_alignment,
-            discard_alignment: shifted(below.discard_alignment),
-            max_transfer: align_down(below.max_transfer, request_alignment.into()),
-            ..below
-        }
+        let is_cut = !is_aligned(self.offset, below.discard_alignment.into());
+        Limits { discard_alignment: if is_cut { 1 } else { below.discard_alignment }, ..below.passed_on() }
     }
 
     fn extent(self, file: ChildId, at: ByteRange) -> Extent {
@@ -164,9 +158,15 @@ impl Format for Raw {
         Window::of(own.expect("the catalog reopens a driver with options of its kind"))
     }
 
-    /// All of the file is the file: its users are the file's users. A window is not.
+    /// All of the file is the file: its users are the file's users. A window is not; but it lies inside the file, so
+    /// its writes grow nothing, and other windows may be written beside it.
     fn child_perms(&self, window: &Window, _: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
-        if window.is_whole() { above } else { role.child_perms(above, writable) }
+        if window.is_whole() {
+            return above;
+        }
+        let data = role.child_perms(above, writable);
+        let grows = PermSet::RESIZE.without(above.uses);
+        Perms { uses: data.uses.without(grows), ..data }
     }
 
     async fn info(&self, _: &Window) -> DriverInfo {
@@ -206,8 +206,7 @@ mod tests {
     #[test]
     fn a_window_that_cuts_blocks_has_none() {
         let below = Limits { request_alignment: 4096, discard_alignment: 4096, ..Limits::ANY };
-        assert_eq!(window(8192, None).unwrap().limits_over(below).request_alignment, 4096);
-        let cut = window(512, None).unwrap().limits_over(below);
-        assert_eq!((cut.request_alignment, cut.discard_alignment), (1, 1));
+        assert_eq!(window(8192, None).unwrap().limits_over(below).discard_alignment, 4096);
+        assert_eq!(window(512, None).unwrap().limits_over(below).discard_alignment, 1);
     }
 }

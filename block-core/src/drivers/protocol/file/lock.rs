@@ -25,32 +25,46 @@ pub(super) struct Locks {
 #[derive(Debug)]
 struct State {
     held: Perms,
+    /// How many configurations have claimed the locks so far; the last one has them.
+    claims: u64,
     /// The file system cannot lock, and `locking` was `auto`.
     impossible: bool,
 }
 
 /// A configuration's right to the locks. They are given back when the last configuration that wants them is gone,
-/// whether it was replaced by one that does not or never came into force.
+/// whether it was replaced by one that does not or never came into force. One that lingers in an idle thread's view
+/// gives back nothing of what a later one has claimed.
 #[derive(Debug)]
-pub(super) struct Claim(Arc<Locks>);
+pub(super) struct Claim {
+    locks: Arc<Locks>,
+    number: u64,
+}
 
 impl Claim {
     /// Nothing is locked yet.
     pub(super) fn new(locks: Arc<Locks>) -> Self {
-        Self(locks)
+        let number = {
+            let mut state = locks.state();
+            state.claims += 1;
+            state.claims
+        };
+        Self { locks, number }
     }
 }
 
 impl std::ops::Deref for Claim {
     type Target = Locks;
     fn deref(&self) -> &Locks {
-        &self.0
+        &self.locks
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.0.relax(Perms::IDLE);
+        let mut state = self.locks.state();
+        if state.claims == self.number {
+            self.locks.give_back(&mut state, Perms::IDLE);
+        }
     }
 }
 
@@ -62,7 +76,7 @@ const BEARS_NOT: i64 = 200;
 impl Locks {
     /// `fd`: open for reading, and nobody else's.
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd, state: Mutex::new(State { held: Perms::IDLE, impossible: false }) }
+        Self { fd, state: Mutex::new(State { held: Perms::IDLE, claims: 0, impossible: false }) }
     }
 
     /// Takes what `perms` needs on top of what is held, or nothing.
@@ -95,7 +109,10 @@ impl Locks {
 
     /// Gives back what `perms` does not need. What is not held is not taken.
     pub(super) fn relax(&self, perms: Perms) {
-        let mut state = self.state();
+        self.give_back(&mut self.state(), perms);
+    }
+
+    fn give_back(&self, state: &mut State, perms: Perms) {
         let kept = Perms { uses: state.held.uses & perms.uses, shares: state.held.shares | perms.shares };
         self.release(state.held, kept);
         state.held = kept;
@@ -221,6 +238,21 @@ mod tests {
         let (one, two) = (locks(file.path()), locks(file.path()));
         one.relax(perms(PermSet::WRITE, PermSet::NONE));
         two.tighten(perms(PermSet::ALL, PermSet::NONE), Locking::On, "x").unwrap();
+    }
+
+    #[test]
+    fn a_claim_that_lingers_takes_nothing_from_the_next() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (one, other) = (Arc::new(locks(file.path())), locks(file.path()));
+        let alone = perms(PermSet::WRITE, PermSet::ALL.without(PermSet::WRITE));
+        let old = Claim::new(one.clone());
+        old.tighten(alone, Locking::On, "x").unwrap();
+        let new = Claim::new(one);
+        new.tighten(alone, Locking::On, "x").unwrap();
+        drop(old);
+        other.tighten(alone, Locking::On, "x").unwrap_err();
+        drop(new);
+        other.tighten(alone, Locking::On, "x").unwrap();
     }
 
     #[test]

@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{LineError, Lines, wait_for};
+use crate::lines::{LineError, Lines};
+use crate::process::wait_for;
 
 /// A negotiated control connection.
+#[derive(Debug)]
 pub struct Qmp {
     lines: Lines,
     events: VecDeque<Value>,
@@ -56,19 +58,31 @@ impl Qmp {
     /// # Panics
     /// Where no answer comes.
     pub fn try_execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
-        let request = json!({ "execute": command, "arguments": arguments });
-        self.lines.send(&request.to_string()).expect("the control socket takes a command");
+        let mut message = self.ask(&json!({ "execute": command, "arguments": arguments }));
+        let Some(error) = message.get("error") else { return Ok(message["return"].take()) };
+        let text = |member: &str| error[member].as_str().unwrap_or_default().to_owned();
+        Err(QmpError { class: text("class"), desc: text("desc") })
+    }
+
+    /// The whole reply to a whole message; events that come before it are kept.
+    ///
+    /// # Panics
+    /// Where no answer comes.
+    pub fn ask(&mut self, message: &Value) -> Value {
+        self.lines.send(&message.to_string()).expect("the control socket takes a command");
         let deadline = Instant::now() + ANSWER_LIMIT;
         loop {
-            let Some(mut message) = self.receive(deadline) else { panic!("{command} {arguments}: no answer") };
-            if message.get("event").is_some() {
-                self.events.push_back(message);
-                continue;
+            let Some(reply) = self.receive(deadline) else { panic!("{message}: no answer") };
+            if reply.get("event").is_none() {
+                return reply;
             }
-            let Some(error) = message.get("error") else { return Ok(message["return"].take()) };
-            let text = |member: &str| error[member].as_str().unwrap_or_default().to_owned();
-            return Err(QmpError { class: text("class"), desc: text("desc") });
+            self.events.push_back(reply);
         }
+    }
+
+    /// The events that came so far and that nobody has taken yet, oldest first.
+    pub fn take_events(&mut self) -> Vec<Value> {
+        self.events.drain(..).collect()
     }
 
     /// The data of the oldest event of this name that nobody has taken yet, waiting for it where there is none.

@@ -1,7 +1,10 @@
-//! Manual page and shell completions are generated from the command line's definition and kept in `packaging/`, since
-//! packages are built from there. This keeps them as they would be generated now; TRELLIS_BLESS=1 writes them.
+//! Manual page and shell completions are generated from the command line's definition, and the QMP reference from the
+//! types of the commands. They are kept in the tree, since packages are built and pages are read from there. This keeps
+//! them as they would be generated now; TRELLIS_BLESS=1 writes them.
 
 #![expect(clippy::unwrap_used, reason = "a test stops where its machine fails it")]
+
+mod reference;
 
 use std::path::Path;
 
@@ -9,10 +12,10 @@ use clap_complete::Shell;
 use clap_mangen::Man;
 
 #[test]
-fn manual_and_completions_say_what_the_command_line_takes() {
-    let packaging = Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging");
+fn manual_completions_and_reference_say_what_the_daemon_takes() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for (name, fresh) in generated() {
-        let path = packaging.join(name);
+        let path = top.join(name);
         if std::env::var_os("TRELLIS_BLESS").is_some() {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, &fresh).unwrap();
@@ -31,9 +34,10 @@ fn generated() -> Vec<(&'static str, String)> {
         String::from_utf8(script).unwrap()
     };
     vec![
-        ("man/trellisd.8", String::from_utf8(manual).unwrap()),
-        ("completions/trellisd.bash", shell(Shell::Bash)),
-        ("completions/_trellisd", shell(Shell::Zsh)),
-        ("completions/trellisd.fish", shell(Shell::Fish)),
+        ("packaging/man/trellisd.8", String::from_utf8(manual).unwrap()),
+        ("packaging/completions/trellisd.bash", shell(Shell::Bash)),
+        ("packaging/completions/_trellisd", shell(Shell::Zsh)),
+        ("packaging/completions/trellisd.fish", shell(Shell::Fish)),
+        ("docs/qmp-reference.md", reference::page()),
     ]
 }

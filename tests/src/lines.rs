@@ -17,6 +17,7 @@ pub enum LineError {
 }
 
 /// A connection that speaks in lines.
+#[derive(Debug)]
 pub struct Lines {
     stream: UnixStream,
     pending: Vec<u8>,

@@ -1,0 +1,211 @@
+//! Commands of several monitors that meet at one node: none may pull away what another one still looks at.
+#![cfg(not(loom))]
+
+mod support;
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use block_core::base::ByteRange;
+use block_core::graph::{Graph, NodeId, PermSet, Perms};
+use block_core::port::{Port, PortOptions};
+use block_core::rt::{IoBuf, Local, run_control};
+use support::{Seen, SlowLocks, Valve, add, graph, impatient, mem, park, slow, tiny};
+
+const WRITER: Perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
+const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
+
+async fn attach(graph: &Rc<Graph>, node: NodeId, perms: Perms) -> Result<Port, String> {
+    let options = PortOptions { name: "test port".into(), perms };
+    Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.map_err(|error| error.full())
+}
+
+/// Runs a command beside the test; what it gives is in the cell when it is over.
+fn beside<T: 'static>(command: impl Future<Output = T> + 'static) -> Rc<RefCell<Option<T>>> {
+    let over = Rc::new(RefCell::new(None));
+    let told = over.clone();
+    Local::current().spawn(async move { *told.borrow_mut() = Some(command.await) });
+    over
+}
+
+async fn until(what: impl Fn() -> bool) {
+    for _ in 0..5000 {
+        if what() {
+            return;
+        }
+        Local::current().sleep(Duration::from_millis(1)).await;
+    }
+    panic!("it does not happen");
+}
+
+/// An export is added above a node that another monitor is just deleting: the delete goes through, the export is
+/// refused. What the export's plan saw of the node may not be in the delete's way.
+#[test]
+fn a_node_goes_while_somebody_waits_to_use_it() {
+    run_control(|_| async {
+        let graph = graph();
+        let seen = Arc::<Seen>::default();
+        let valve = Valve::shut();
+        let below = add(&graph, mem("below", 0, &seen)).await;
+        let node = add(&graph, park("node", below, &valve, false)).await;
+
+        let deleting = graph.clone();
+        let deleted = beside(async move { deleting.permit().remove(node).await.map_err(|error| error.full()) });
+        until(|| valve.parked() > 0).await; // its flush
+        let adding = graph.clone();
+        let added = beside(async move { attach(&adding, node, READER).await.err() });
+        Local::current().sleep(Duration::from_millis(20)).await;
+        assert!(added.borrow().is_none() && deleted.borrow().is_none());
+        valve.open();
+        until(|| added.borrow().is_some() && deleted.borrow().is_some()).await;
+        assert_eq!(deleted.take(), Some(Ok(())));
+        assert_eq!(added.take(), Some(Some("There is no such node".into())));
+    });
+}
+
+/// The same, while the export waits for the lock of a file further down.
+#[test]
+fn a_node_goes_while_locks_are_taken_for_its_user() {
+    run_control(|_| async {
+        let graph = graph();
+        let locks = SlowLocks::new();
+        let file = add(&graph, slow("file", &locks)).await;
+        locks.valve.close();
+        let node = add(&graph, park("node", file, &Arc::default(), false)).await;
+        let adding = graph.clone();
+        let added = beside(async move { attach(&adding, node, READER).await.err() });
+        until(|| locks.valve.parked() > 0).await;
+        let deleting = graph.clone();
+        let deleted = beside(async move { deleting.permit().remove(node).await.map_err(|error| error.full()) });
+        Local::current().sleep(Duration::from_millis(20)).await;
+        locks.valve.open();
+        until(|| added.borrow().is_some() && deleted.borrow().is_some()).await;
+        assert_eq!(deleted.take(), Some(Ok(())));
+        assert_eq!(added.take(), Some(Some("There is no such node".into())));
+    });
+}
+
+/// Giving a lock back takes a while. A writer who comes meanwhile does not build on what is being given back.
+#[test]
+fn a_lock_that_is_being_given_back_is_not_counted_on() {
+    run_control(|_| async {
+        let graph = graph();
+        let locks = SlowLocks::new();
+        let file = add(&graph, slow("file", &locks)).await;
+        let first = attach(&graph, file, WRITER).await.unwrap();
+        assert_eq!(locks.uses(), PermSet::WRITE);
+        locks.valve.close();
+        let leaving = graph.clone();
+        let left = beside(async move { first.detach(&mut leaving.permit()).await.map_err(|error| error.full()) });
+        until(|| locks.valve.parked() > 0).await;
+        let coming = graph.clone();
+        let second = beside(async move { attach(&coming, file, WRITER).await });
+        Local::current().sleep(Duration::from_millis(20)).await;
+        locks.valve.open();
+        until(|| left.borrow().is_some() && second.borrow().is_some()).await;
+        let second = second.take().unwrap().unwrap();
+        assert_eq!(locks.uses(), PermSet::WRITE, "who writes has the lock for it");
+        second.detach(&mut graph.permit()).await.unwrap();
+        assert_eq!(locks.uses(), PermSet::NONE);
+    });
+}
+
+/// A command that is dropped while it gives locks back leaves nobody waiting for them.
+#[test]
+fn a_command_that_is_dropped_leaves_no_claim() {
+    run_control(|_| async {
+        let graph = graph();
+        let locks = SlowLocks::new();
+        let file = add(&graph, slow("file", &locks)).await;
+        let port = attach(&graph, file, WRITER).await.unwrap();
+        locks.valve.close();
+        let mut permit = graph.permit();
+        {
+            let mut leaving = pin!(port.detach(&mut permit));
+            while locks.valve.parked() == 0 {
+                let left = poll_fn(|cx| Poll::Ready(leaving.as_mut().poll(cx).is_ready())).await;
+                assert!(!left);
+                Local::current().sleep(Duration::from_millis(1)).await;
+            }
+        }
+        locks.valve.open();
+        let coming = graph.clone();
+        let second = beside(async move { attach(&coming, file, WRITER).await });
+        until(|| second.borrow().is_some()).await;
+        second.take().unwrap().unwrap();
+        assert_eq!(locks.uses(), PermSet::WRITE);
+    });
+}
+
+/// Very many users of one node: each is checked against all others, and the limit is an error and no more.
+#[test]
+fn a_node_has_as_many_users_as_there_may_be() {
+    run_control(|_| async {
+        let graph = graph();
+        let file = add(&graph, mem("file", 0, &Arc::default())).await;
+        let mut all: Vec<_> =
+            (0..4000).map(|number| park(&format!("n{number}"), file, &Arc::default(), false)).collect();
+        graph.permit().apply(|edit| all.iter().try_for_each(|node| edit.add(node.clone()).map(drop))).await.unwrap();
+        let alone = Perms { uses: PermSet::WRITE, shares: PermSet::ALL.without(PermSet::WRITE) };
+        let sole = attach(&graph, graph.find("n7").unwrap(), alone).await.unwrap();
+        let refused = attach(&graph, graph.find("n9").unwrap(), WRITER).await.err().unwrap();
+        assert_eq!(
+            refused,
+            "Permission conflict on node 'file': 'write' is used by node 'n9' and not shared by node 'n7'"
+        );
+        sole.detach(&mut graph.permit()).await.unwrap();
+        attach(&graph, graph.find("n9").unwrap(), WRITER).await.unwrap();
+        all.clear();
+        graph.permit().remove(graph.find("n11").unwrap()).await.unwrap();
+    });
+}
+
+/// GR-12: the limit is an error; what is there goes on.
+#[test]
+fn there_is_a_limit_for_nodes() {
+    run_control(|_| async {
+        let graph = graph();
+        for number in 0..65_535 {
+            add(&graph, tiny(&format!("n{number}"))).await;
+        }
+        let last = add(&graph, tiny("last")).await;
+        let refused = graph.permit().add(tiny("more")).await.unwrap_err();
+        assert_eq!(refused.full(), "There may not be more than 65536 nodes and exports");
+        assert!(attach(&graph, last, READER).await.is_err());
+        graph.permit().remove(graph.find("n5").unwrap()).await.unwrap();
+        attach(&graph, last, READER).await.unwrap();
+    });
+}
+
+/// Deleting a node stalls nobody above what it only referred to.
+#[test]
+fn a_delete_drains_the_node_and_what_is_defined_in_it() {
+    run_control(|_| async {
+        let graph = graph();
+        let valve = Valve::shut();
+        let inner = mem("inner", 0, &Arc::default()).inline();
+        let by_name = park("by-name", inner.id(), &Arc::default(), false);
+        let (shared, both) = (by_name.id(), [inner, by_name]);
+        graph.permit().apply(|edit| both.iter().try_for_each(|node| edit.add(node.clone()).map(drop))).await.unwrap();
+        drop(both);
+        let top = add(&graph, park("top", shared, &Arc::default(), false)).await;
+        let stuck = add(&graph, park("stuck", shared, &valve, false)).await;
+        let busy = attach(&graph, stuck, READER).await.unwrap().handle();
+        let reading = beside(async move {
+            let lane = busy.lane(&Local::current());
+            let pin = lane.try_enter().unwrap();
+            let at = ByteRange::new(0, 512).unwrap();
+            lane.read(&pin, at, IoBuf::alloc(512, 1).unwrap()).await
+        });
+        until(|| valve.parked() > 0).await;
+        impatient(&graph).remove(top).await.unwrap();
+        assert!(graph.find("inner").is_some());
+        valve.open();
+        until(|| reading.borrow().is_some()).await;
+    });
+}

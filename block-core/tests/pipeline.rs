@@ -1,0 +1,175 @@
+//! Requests that do not look as a node wants them, on their way through several nodes.
+#![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
+
+mod support;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use block_core::base::{ByteRange, IoError};
+use block_core::catalog::{self, BlockdevOptions};
+use block_core::graph::{
+    DirectRequest, Graph, NewNode, NodeId, NodeOptions, OpKind, PermSet, Perms, Settled, WriteFlags,
+};
+use block_core::port::{Port, PortLane, PortOptions};
+use block_core::rt::{IoBuf, Local, run_control};
+use serde_json::{Value, json};
+use support::{Mem, Seen, add, graph, park};
+
+const WRITER: Perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
+
+fn range(start: u64, len: u64) -> ByteRange {
+    ByteRange::new(start, len).unwrap()
+}
+
+/// A user's way to a node. The port lives as long as the graph.
+async fn lane(graph: &Rc<Graph>, node: NodeId) -> Rc<PortLane> {
+    let options = PortOptions { name: "test port".into(), perms: WRITER };
+    let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.unwrap();
+    port.handle().lane(&Local::current())
+}
+
+async fn write(lane: &PortLane, at: u64, bytes: &[u8]) -> Result<(), IoError> {
+    let pin = lane.try_enter().unwrap();
+    let buf = IoBuf::from_slice(bytes).unwrap();
+    lane.write(&pin, range(at, buf.len()), buf, WriteFlags::default()).await
+}
+
+async fn read(lane: &PortLane, at: u64, len: usize) -> Result<Vec<u8>, IoError> {
+    let pin = lane.try_enter().unwrap();
+    let buf = IoBuf::alloc(len, 1).unwrap();
+    lane.read(&pin, range(at, buf.len()), buf.clone()).await?;
+    Ok(buf.to_vec())
+}
+
+/// A node with blocks of 4 KiB. Its last block reaches past its end, where its driver has room.
+fn blocks(size: usize, seen: &Arc<Seen>, take: u64) -> NewNode {
+    let room = vec![1; size.next_multiple_of(4096)];
+    NewNode::new("blocks".into(), NodeOptions::default(), |_| {
+        (Mem::aligned(room, seen, 4096).taking(take), u64::try_from(size).unwrap())
+    })
+}
+
+async fn catalogued(graph: &Rc<Graph>, options: Value) -> NodeId {
+    let options: BlockdevOptions = qmp::schema::from_value(options).unwrap();
+    catalog::add(&mut graph.permit(), options).await.unwrap()
+}
+
+/// `cache.direct` on a disk of 4 KiB blocks, and an image whose size is no multiple of that.
+#[test]
+fn the_incomplete_last_block_is_reached_through_other_nodes() {
+    run_control(|_| async {
+        let graph = graph();
+        let below = add(&graph, blocks(8192 + 512, &Arc::default(), 1 << 20)).await;
+        let filter = add(&graph, park("filter", below, &Arc::default(), false)).await;
+        let raw = catalogued(&graph, json!({"driver": "raw", "node-name": "raw", "file": "filter"})).await;
+        for node in [below, filter, raw] {
+            let lane = lane(&graph, node).await;
+            assert_eq!(read(&lane, 8192, 512).await, Ok(vec![1; 512]));
+            write(&lane, 8192 + 100, &[2; 412]).await.unwrap();
+            assert_eq!(read(&lane, 8192 + 99, 2).await, Ok(vec![1, 2]));
+            assert_eq!(read(&lane, 8192, 513).await, Err(IoError::OutOfRange));
+            write(&lane, 8192, &[1; 512]).await.unwrap();
+        }
+    });
+}
+
+/// Only the node with the blocks sees all writes that meet in one of them.
+#[test]
+fn writes_that_meet_in_a_block_by_different_ways_are_kept_apart() {
+    run_control(|_| async {
+        let graph = graph();
+        let below = add(&graph, blocks(8192, &Arc::default(), 1 << 20)).await;
+        let left = add(&graph, park("left", below, &Arc::default(), false)).await;
+        let right = catalogued(&graph, json!({"driver": "raw", "node-name": "right", "file": "blocks"})).await;
+        let (left, right, look) = (lane(&graph, left).await, lane(&graph, right).await, lane(&graph, below).await);
+        let other = right.clone();
+        let (done, over) = block_core::rt::sync::oneshot();
+        Local::current().spawn(async move {
+            write(&other, 512, &[3; 512]).await.unwrap();
+            let _ = done.send(());
+        });
+        write(&left, 0, &[2; 512]).await.unwrap();
+        over.await.unwrap();
+        let block = read(&look, 0, 4096).await.unwrap();
+        assert_eq!((&block[..512], &block[512..1024], &block[1024..]), (&[2; 512][..], &[3; 512][..], &[1; 3072][..]));
+    });
+}
+
+#[test]
+fn a_large_request_beside_the_blocks_is_taken_in_pieces() {
+    run_control(|_| async {
+        let graph = graph();
+        let seen = Arc::<Seen>::default();
+        let node = add(&graph, blocks(4 << 20, &seen, 1 << 30)).await;
+        let lane = lane(&graph, node).await;
+        write(&lane, 512, &vec![2; 3 << 20]).await.unwrap();
+        let all = read(&lane, 100, (4 << 20) - 200).await.unwrap();
+        assert_eq!(all[..412], [1; 412]);
+        assert!(all[412..412 + (3 << 20)].iter().all(|byte| *byte == 2));
+        assert!(all[412 + (3 << 20)..].iter().all(|byte| *byte == 1));
+        assert!(seen.largest.load(Ordering::Relaxed) <= 1 << 20, "more than that is never bounced at once");
+    });
+}
+
+#[test]
+fn a_request_beside_the_blocks_keeps_to_the_largest_transfer() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, blocks(65536, &Arc::default(), 8192)).await;
+        let lane = lane(&graph, node).await;
+        write(&lane, 512, &[2; 20000]).await.unwrap();
+        assert_eq!(read(&lane, 0, 513).await.unwrap()[511..], [1, 2]);
+        assert_eq!(read(&lane, 20511, 2).await.unwrap(), [2, 1]);
+    });
+}
+
+/// What the direct path did is counted where it ended up.
+#[test]
+fn direct_requests_are_counted_in_each_nodes_own_terms() {
+    run_control(|_| async {
+        let graph = graph();
+        let file = catalogued(&graph, json!({"driver": "null-co", "node-name": "file"})).await;
+        let options = json!({"driver": "raw", "node-name": "raw", "file": "file", "offset": 1 << 20});
+        let raw = catalogued(&graph, options).await;
+        let lane = lane(&graph, raw).await;
+        let pin = lane.try_enter().unwrap();
+        let request = DirectRequest { write: true, at: range(4096, 512), fua: false, memory_bits: 0 };
+        let plan = lane.direct(&pin, request).unwrap();
+        lane.direct_done(&plan, request, std::time::Duration::ZERO);
+        let failed = lane.settle(&pin, request, -libc::EIO);
+        drop(pin);
+        let totals = |node| graph.node(node).unwrap().totals;
+        assert_eq!(totals(raw).highest_write, 4096 + 512);
+        assert_eq!(totals(file).highest_write, (1 << 20) + 4096 + 512);
+        // Nothing fails on a disk of nothing: the request is sent again.
+        assert_eq!(failed, Settled::Again);
+        assert_eq!(totals(file).ops[OpKind::Write as usize].failed, 0);
+    });
+}
+
+#[test]
+fn a_direct_request_that_fails_is_counted_by_all_that_it_passed() {
+    run_control(|_| async {
+        let graph = graph();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(65536).unwrap();
+        let path = image.path().to_str().unwrap();
+        let below = json!({"driver": "file", "node-name": "file", "filename": path, "aio": "io_uring"});
+        let file = catalogued(&graph, below).await;
+        let raw = catalogued(&graph, json!({"driver": "raw", "node-name": "raw", "file": "file"})).await;
+        let lane = lane(&graph, raw).await;
+        let pin = lane.try_enter().unwrap();
+        let request = DirectRequest { write: false, at: range(0, 512), fua: false, memory_bits: 0 };
+        lane.direct(&pin, request).unwrap();
+        assert_eq!(lane.settle(&pin, request, -libc::EIO), Settled::Failed(IoError::Os(libc::EIO)));
+        assert_eq!(lane.settle(&pin, request, 100), Settled::Again);
+        drop(pin);
+        for node in [raw, file] {
+            assert_eq!(graph.node(node).unwrap().totals.ops[OpKind::Read as usize].failed, 1);
+        }
+        assert_eq!(lane.failed(), 1);
+    });
+}
