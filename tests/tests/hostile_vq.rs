@@ -718,3 +718,30 @@ const TABLE: u64 = DATA + (4 << 20);
 const HUGE: u64 = 1 << 32;
 /// How long each pace is measured.
 const FLOOD: Duration = Duration::from_millis(400);
+
+#[test]
+fn chains_that_share_descriptors_cost_no_more_memory_than_others() {
+    const CHAINS: u16 = 300;
+    const PIECES: u16 = 4000;
+    let mut scene = Scene::null(64 << 20, ",latency-ns=50000000");
+    let mut client = scene.client_with(&Setup { queue_size: 8192, ..Setup::default() });
+    let before = scene.server().rss_anon_kib();
+    let (first, slot) = (CHAINS, client.prepare(0, kind::IN, 0));
+    let ring = &mut client.queue(0).ring;
+    let mut tail = vec![writable(DATA, 512); usize::from(PIECES)];
+    tail.push(writable(slot.status, 1));
+    ring.write_chain(first, &tail);
+    for head in 0..CHAINS {
+        ring.write_desc(head, Desc { flags: NEXT, next: first, ..readable(slot.header, 16) });
+    }
+    ring.publish_all(&(0..CHAINS).collect::<Vec<_>>());
+    client.kick(0);
+    let mut most = 0;
+    for _ in 0..CHAINS {
+        assert_eq!(client.used(0).len, 512 * u32::from(PIECES) + 1);
+        most = most.max(scene.server().rss_anon_kib());
+    }
+    assert!(most < before + (48 << 10), "{most} KiB where there were {before}");
+    drop(client);
+    scene.still_good();
+}

@@ -1,5 +1,5 @@
 //! Threads: I/O threads with their rings, the control thread, and how others reach them. The only threads that start
-//! elsewhere are the pool's helpers.
+//! elsewhere are the pool's helpers and those of libraries.
 
 use super::driver::Driver;
 use super::exec::{Root, TaskId};
@@ -32,8 +32,7 @@ impl IoThread {
     /// With a driver of the caller's choice, which is made on the new thread.
     pub(super) fn spawn_on(driver: MakeDriver, name: &str, params: PollParams) -> io::Result<Self> {
         let (started, starting) = mpsc::sync_channel(1);
-        let name: String = name.chars().filter(|letter| *letter != '\0').collect();
-        let handle = std::thread::Builder::new().name(name).spawn(move || {
+        let handle = named(name).spawn(move || {
             let local = match new_local(driver, params) {
                 Ok(local) => local,
                 Err(error) => return drop(started.send(Err(error))),
@@ -87,6 +86,16 @@ impl Drop for IoThread {
         // An error is a panic, which that thread has reported; release has aborted.
         let _ = handle.join();
     }
+}
+
+/// Starts a thread without a runtime, for work that blocks at its own pace, such as talking with a peer. It is named as
+/// an [`IoThread`] is. Who wants to know of its end has the work say so. Fails where no thread can be had.
+pub fn spawn_blocking_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    named(name).spawn(work).map(drop)
+}
+
+fn named(name: &str) -> std::thread::Builder {
+    std::thread::Builder::new().name(name.chars().filter(|letter| *letter != '\0').collect())
 }
 
 struct Hello {

@@ -11,6 +11,9 @@ use super::request::HEADER;
 /// Bytes of a chain at the most (virtio 1.3, 2.7.4.1).
 const MAX_BYTES: u64 = 1 << 32;
 
+/// Pieces of a chain at the most: twice the descriptors that a ring can have, for those that cross regions.
+const MAX_PIECES: usize = 1 << 16;
+
 /// Why a queue cannot go on: the driver did what no driver may do, so there is nothing to answer with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Broken {
@@ -40,6 +43,8 @@ pub(super) enum Broken {
     Order,
     /// More than 2^32 bytes.
     TooLong,
+    /// More pieces than a chain of the largest ring can need.
+    TooManyPieces,
     /// Fewer than 16 readable bytes, or an empty descriptor at the front.
     NoHeader,
     /// No writable byte for the status, or an empty descriptor at the end.
@@ -66,6 +71,7 @@ impl std::fmt::Display for Broken {
             Self::IndirectLength(len) => write!(f, "an indirect table has {len} bytes"),
             Self::Order => f.write_str("a readable descriptor comes after a writable one"),
             Self::TooLong => f.write_str("a descriptor chain is longer than 4 GiB"),
+            Self::TooManyPieces => f.write_str("a descriptor chain is cut into too many pieces by the memory table"),
             Self::NoHeader => f.write_str("a request has no complete header"),
             Self::NoStatus => f.write_str("a request has no room for its status"),
             Self::MemoryLost => f.write_str("guest memory has vanished"),
@@ -117,6 +123,9 @@ impl Chain {
         let (mut at, mut left) = (addr, u64::from(len));
         while left != 0 {
             let piece = map.translate(at, left, hint).ok_or(Broken::Address(at))?;
+            if pieces.len() == MAX_PIECES {
+                return Err(Broken::TooManyPieces);
+            }
             pieces.push(piece);
             left -= piece.len;
             if left != 0 {

@@ -59,7 +59,7 @@ impl Device {
                 hang_up: hang_up.clone(),
             };
             let queue = QueueRef::new(thread.clone(), export.port.clone(), traits, stats.clone());
-            rings.push(Arc::new(RingControl::new(queue, first_settings(no_memory.clone()))));
+            rings.push(Arc::new(RingControl::new(queue, first_settings(no_memory.clone()), hang_up.clone())));
         }
         let state = State { features: 0, writeback: !export.options.writethrough, log: None };
         Self { export, rings, state: Mutex::new(state) }

@@ -38,6 +38,8 @@ impl Engine {
         announce(device.rings());
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
         let daemon = VhostUserDaemon::new(name.to_owned(), Backend(device.clone()), memory);
+        // Where it failed, rings are left over, and nobody else may keep a session's queues alive.
+        announce(&[]);
         let daemon = daemon.map_err(|error| io::Error::other(error.to_string()))?;
         let (listener, stream) = private_pair()?;
         let mut engine = Self { stream: Some(stream), opening: Cell::new(true), daemon };

@@ -1,8 +1,8 @@
 //! Judges each message of a frontend before the protocol engine sees it.
 //!
 //! The engine ends the connection over anything it does not like, so everything is validated here, and what the engine
-//! cannot do, or what needs none of its state, is answered here. Pure but for looking at descriptors: a message and what came before it in, a verdict
-//! out; `session.rs` carries it out.
+//! cannot do, or what needs none of its state, is answered here. Pure but for looking at descriptors: a message and what
+//! came before it in, a verdict (`verdict.rs`) out; `session.rs` carries it out.
 
 use std::os::fd::OwnedFd;
 
@@ -13,6 +13,7 @@ use super::memory::DirtyLog;
 use super::message::{Kind, u32_at, u64_at};
 use super::regions::{MAX_SLOTS, MAX_TABLE, REGION_LEN, Refusal, Region, Regions, shared_file};
 use super::ring::{MAX_SIZE, part_sizes};
+use super::verdict::{Effect, Verdict};
 use super::wire::Message;
 
 const P_REPLY_ACK: u64 = 1 << 3;
@@ -20,55 +21,6 @@ const P_BACKEND_REQ: u64 = 1 << 5;
 const P_INBAND: u64 = 1 << 14;
 const NO_FD: u64 = 1 << 8;
 const LOG_FLAG: u32 = 1;
-
-/// What is to be done with a message.
-#[derive(Debug)]
-pub(super) enum Verdict {
-    /// The engine answers it.
-    Relay,
-    /// The engine takes it; its acknowledgement decides ours.
-    Pass,
-    /// [`Verdict::Pass`], after this has been done.
-    PassAfter(Effect),
-    /// Done here; acknowledge it.
-    Done,
-    /// [`Verdict::Done`], after this has been done.
-    DoneAfter(Effect),
-    /// Answer with this body.
-    Answer(Vec<u8>),
-    /// [`Verdict::Answer`], after this has been done.
-    AnswerAfter(Effect, Vec<u8>),
-    /// Nothing was applied: a NACK if the frontend waits for one, else the end of the connection.
-    Refuse(&'static str),
-    /// The end of the connection.
-    Drop(&'static str),
-}
-
-/// What the session has to do for a message.
-pub(super) enum Effect {
-    /// This queue's used ring is logged from this address on, or not at all.
-    LogUsed(usize, Option<u64>),
-    /// Another dirty log.
-    Log(DirtyLog),
-    /// The driver's word about the write cache.
-    Writeback(bool),
-    /// The channel on which we may speak first.
-    Channel(OwnedFd),
-    /// The engine is to let go of these regions.
-    Unmap(Vec<Region>),
-}
-
-impl std::fmt::Debug for Effect {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::LogUsed(..) => "LogUsed",
-            Self::Log(_) => "Log",
-            Self::Writeback(_) => "Writeback",
-            Self::Channel(_) => "Channel",
-            Self::Unmap(_) => "Unmap",
-        })
-    }
-}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Ring {

@@ -32,6 +32,7 @@ mod slots;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod verdict;
 mod visit;
 mod vring;
 mod wire;
@@ -49,7 +50,7 @@ use std::time::Duration;
 use block_core::base::{Error, Result};
 use block_core::port::PortHandle;
 use block_core::rt::sync::{Notify, oneshot};
-use block_core::rt::{Local, Remote};
+use block_core::rt::{Local, Remote, spawn_blocking_thread};
 
 use device::ExportShared;
 use listen::Listening;
@@ -184,13 +185,13 @@ async fn one_session(
         session::serve(&frontend, &export, &session_link);
         drop((frontend, over));
     };
-    let spawned = std::thread::Builder::new().name(format!("vhu-{}", shared.options.id)).spawn(work);
+    let spawned = spawn_blocking_thread(&format!("vhu-{}", shared.options.id), work);
     if spawned.is_ok() {
         // The sender is dropped at the end of the session, however it ends.
         let _ = ended.await;
     }
     link.end();
-    spawned.map(drop)
+    spawned
 }
 
 async fn first_of(one: impl Future, other: impl Future) {

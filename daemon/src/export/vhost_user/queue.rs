@@ -173,6 +173,9 @@ impl Queue {
             transfers,
         };
         for _ in 0..waiting.min(BUDGET) {
+            if visit.slots.is_full() {
+                return Ok(false);
+            }
             visit.one(chain)?;
         }
         Ok(serving.ring.as_ref().is_some_and(|ring| ring.waiting() != Ok(0)))
@@ -219,7 +222,11 @@ impl Queue {
         if status == Status::Ok && state.slots.flight(slot).answer.written > 0 {
             serving.log_pieces(state.slots.pieces(slot));
         }
+        let was_full = state.slots.is_full();
         let flight = state.slots.release(slot);
+        if was_full {
+            self.local.make_ready(self.source());
+        }
         self.stats.completed(status == Status::Ok);
         serving.answer(&flight.answer, status);
     }
@@ -331,6 +338,7 @@ impl Source for Queue {
         let state = self.state.borrow();
         let Some(serving) = state.serving.as_ref().filter(|serving| serving.takes()) else { return false };
         !self.shut_out.get()
+            && !state.slots.is_full()
             && serving.fault.is_none()
             && serving.ring.as_ref().is_some_and(|ring| ring.waiting() != Ok(0))
     }

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::device::{Device, ExportShared};
 use super::engine::Engine;
-use super::filter::{Effect, Filter, Verdict};
+use super::filter::Filter;
 use super::limit::SESSION;
 use super::message::{BACKEND_CONFIG_CHANGE, Kind};
+use super::verdict::{Effect, Verdict};
 use super::wire::{Message, PATIENCE, WireError, receive, reply, tell};
 
 const APPLIED: [u8; 8] = 0u64.to_ne_bytes();

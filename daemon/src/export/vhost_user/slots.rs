@@ -41,11 +41,19 @@ struct Slot {
     pieces: Vec<Piece>,
 }
 
+/// Pieces under way in one queue before it takes nothing more (3 MiB of lists). Chains may share descriptors, so a
+/// guest's own memory is no bound: 32768 chains of as many pieces fit into one ring.
+const MAX_PIECES: usize = 1 << 16;
+/// A longer list is not kept by a free slot.
+pub(super) const KEPT_PIECES: usize = 32;
+
 /// See the module's head.
 #[derive(Default)]
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Of all requests under way.
+    pieces: usize,
 }
 
 impl Slots {
@@ -59,6 +67,7 @@ impl Slots {
         slot.flight = Some(flight);
         slot.pieces.clear();
         slot.pieces.extend_from_slice(pieces);
+        self.pieces += pieces.len();
         index
     }
 
@@ -74,9 +83,20 @@ impl Slots {
 
     /// The request is over.
     pub(super) fn release(&mut self, slot: u32) -> Flight {
-        let flight = self.slots[slot as usize].flight.take().expect("a slot is released once");
+        let place = &mut self.slots[slot as usize];
+        let flight = place.flight.take().expect("a slot is released once");
+        self.pieces -= place.pieces.len();
+        if place.pieces.capacity() > KEPT_PIECES {
+            place.pieces = Vec::new();
+        }
         self.free.push(slot);
         flight
+    }
+
+    /// So much is under way that nothing more is to be taken before some of it is over.
+    #[inline]
+    pub(super) fn is_full(&self) -> bool {
+        self.pieces >= MAX_PIECES
     }
 
     /// No request is under way.

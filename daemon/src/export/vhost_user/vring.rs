@@ -25,6 +25,8 @@ pub(super) type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
 /// A ring's state on the control side.
 pub(super) struct RingControl {
     queue: QueueRef,
+    /// Ends the session: the ring cannot be served as the frontend was told.
+    hang_up: Arc<dyn Fn() + Send + Sync>,
     state: Mutex<State>,
 }
 
@@ -40,8 +42,8 @@ pub(super) struct State {
 }
 
 impl RingControl {
-    pub(super) fn new(queue: QueueRef, settings: Settings) -> Self {
-        Self { queue, state: Mutex::new(State { settings, ready: false, enabled: false, live: false }) }
+    pub(super) fn new(queue: QueueRef, settings: Settings, hang_up: Arc<dyn Fn() + Send + Sync>) -> Self {
+        Self { queue, hang_up, state: Mutex::new(State { settings, ready: false, enabled: false, live: false }) }
     }
 
     /// Changes the settings and brings the queue in line with them. In force when this returns: a queue that is no
@@ -171,7 +173,11 @@ impl VringT<GuestMemory> for Vring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        let ours = file.as_ref().and_then(|file| file.try_clone().ok());
+        let ours = file.as_ref().map(File::try_clone).transpose().unwrap_or_else(|_| {
+            // Descriptors are short. Better no session than one whose queue nobody serves.
+            (self.ring.hang_up)();
+            None
+        });
         self.ring.change(|state| state.settings.kick = ours.map(|file| Arc::new(OwnedFd::from(file))));
         self.shadow.set_kick(file);
     }

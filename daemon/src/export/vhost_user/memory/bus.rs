@@ -52,7 +52,7 @@ impl Guard {
     pub(crate) fn new(start: usize, len: usize, page: usize) -> io::Result<Self> {
         install()?;
         for (index, area) in AREAS.iter().enumerate() {
-            if area.taken.swap(true, Ordering::AcqRel) {
+            if area.taken.load(Ordering::Relaxed) || area.taken.swap(true, Ordering::AcqRel) {
                 continue;
             }
             area.poisoned.store(false, Ordering::Relaxed);
@@ -81,7 +81,8 @@ impl Drop for Guard {
 /// Pages replaced so far in the process.
 #[inline]
 pub(crate) fn patched() -> usize {
-    PATCHED.load(Ordering::Relaxed)
+    // With `patch`: who sees the count sees also which area it was.
+    PATCHED.load(Ordering::Acquire)
 }
 
 fn install() -> io::Result<()> {
@@ -128,7 +129,7 @@ fn patch(address: usize) -> bool {
         }
     }
     let Some(page) = page else { return false };
-    PATCHED.fetch_add(1, Ordering::Relaxed);
+    PATCHED.fetch_add(1, Ordering::Release);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
     let base = (address & !(page - 1)) as *mut libc::c_void;

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use block_core::rt::{DirectOp, IoBuf, Local, Segment, SourceId};
 
+use super::super::slots::KEPT_PIECES;
 use super::{Mapped, Piece};
 
 #[derive(Default)]
@@ -75,8 +76,11 @@ impl Transfers {
 
     /// The completion of the slot's entry has been taken.
     pub(in super::super) fn over(&mut self, slot: u32) {
-        let map = self.0[slot as usize].map.take();
-        assert!(map.is_some(), "only an entry that was pushed completes");
+        let transfer = &mut self.0[slot as usize];
+        assert!(transfer.map.take().is_some(), "only an entry that was pushed completes");
+        if transfer.iovecs.capacity() > KEPT_PIECES {
+            transfer.iovecs = Vec::new();
+        }
     }
 }
 

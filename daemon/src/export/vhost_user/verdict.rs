@@ -1,0 +1,55 @@
+//! What the message filter says about a message, for the session to carry out. Plain data.
+
+use std::os::fd::OwnedFd;
+
+use super::memory::DirtyLog;
+use super::regions::Region;
+
+/// What is to be done with a message.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// The engine answers it.
+    Relay,
+    /// The engine takes it; its acknowledgement decides ours.
+    Pass,
+    /// [`Verdict::Pass`], after this has been done.
+    PassAfter(Effect),
+    /// Done here; acknowledge it.
+    Done,
+    /// [`Verdict::Done`], after this has been done.
+    DoneAfter(Effect),
+    /// Answer with this body.
+    Answer(Vec<u8>),
+    /// [`Verdict::Answer`], after this has been done.
+    AnswerAfter(Effect, Vec<u8>),
+    /// Nothing was applied: a NACK if the frontend waits for one, else the end of the connection.
+    Refuse(&'static str),
+    /// The end of the connection.
+    Drop(&'static str),
+}
+
+/// What the session has to do for a message.
+pub(super) enum Effect {
+    /// This queue's used ring is logged from this address on, or not at all.
+    LogUsed(usize, Option<u64>),
+    /// Another dirty log.
+    Log(DirtyLog),
+    /// The driver's word about the write cache.
+    Writeback(bool),
+    /// The channel on which we may speak first.
+    Channel(OwnedFd),
+    /// The engine is to let go of these regions.
+    Unmap(Vec<Region>),
+}
+
+impl std::fmt::Debug for Effect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::LogUsed(..) => "LogUsed",
+            Self::Log(_) => "Log",
+            Self::Writeback(_) => "Writeback",
+            Self::Channel(_) => "Channel",
+            Self::Unmap(_) => "Unmap",
+        })
+    }
+}
