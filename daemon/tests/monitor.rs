@@ -281,8 +281,14 @@ fn an_export_holds_its_node_and_its_thread_and_tells_both_monitors_of_its_end() 
 
 #[test]
 fn exports_that_make_no_sense_leave_nothing_behind() {
-    let server =
-        Server::start(&["--blockdev", "null-co,node-name=n0", "--blockdev", "null-co,node-name=ro,read-only=on"]);
+    let server = Server::start(&[
+        "--blockdev",
+        "null-co,node-name=n0",
+        "--blockdev",
+        "null-co,node-name=ro,read-only=on",
+        "--blockdev",
+        "null-co,node-name=idle,active=off",
+    ]);
     let mut client = server.client();
     let file = server.path("precious");
     std::fs::write(&file, "data").unwrap();
@@ -300,6 +306,7 @@ fn exports_that_make_no_sense_leave_nothing_behind() {
         (json!({ "node-name": "ro", "writable": true }), "Cannot export read-only node as writable"),
         (json!({ "iothread": "zz" }), "iothread \"zz\" not found"),
         (json!({ "allow-inactive": true }), "does not support inactive"),
+        (json!({ "node-name": "idle" }), "Node 'idle' is inactive"),
         (json!({ "num-queues": 0 }), "num-queues"),
         (json!({ "num-queues": 65536 }), "num-queues"),
         (json!({ "logical-block-size": 3 }), "logical-block-size"),

@@ -272,6 +272,10 @@ async fn start(daemon: &Rc<Daemon>, common: &CommonOptions, own: VhostUserBlkOpt
     if common.allow_inactive {
         return Err(Error::generic("Export type does not support inactive exports"));
     }
+    if !report.options.active {
+        // Unlike QEMU, which activates the node: it would take locks behind the operator's back.
+        return Err(Error::generic(format!("Node '{}' is inactive; reopen it with active=true", common.node_name)));
+    }
     let server_options = own.for_server(common)?;
     server_options.check().map_err(refused)?;
     let threads = threads::of_queues(&daemon.objects, common, &own)?;
