@@ -13,6 +13,7 @@ mod driver;
 mod epoll;
 mod exec;
 mod fd;
+mod heap;
 mod inflight;
 pub mod ioctl;
 mod local;
@@ -35,6 +36,7 @@ pub mod wake;
 
 pub use buf::{IoBuf, Segment};
 pub use fd::{SharedFd, eventfd};
+pub use heap::trim_heap;
 pub use inflight::OpFuture;
 pub use local::{Local, LoopCounters};
 pub use op::{Counted, DirectOp, Engine, Hold, Op};

@@ -103,6 +103,8 @@ pub(super) fn serve(frontend: &UnixStream, export: &Arc<ExportShared>, link: &Ar
     {
         tracing::warn!(export = export.options.id, "a frontend was disconnected: {ended}");
     }
+    // A guest may have made its queues hold much; the next one need not know.
+    block_core::rt::trim_heap();
 }
 
 fn try_serve(frontend: &UnixStream, export: &Arc<ExportShared>, link: &Arc<Link>) -> Result<(), Ended> {
