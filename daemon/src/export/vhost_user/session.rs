@@ -103,14 +103,13 @@ pub(super) fn serve(frontend: &UnixStream, export: &Arc<ExportShared>, link: &Ar
     {
         tracing::warn!(export = export.options.id, "a frontend was disconnected: {ended}");
     }
-    // A guest may have made its queues hold much; the next one need not know.
-    block_core::rt::trim_heap();
 }
 
 fn try_serve(frontend: &UnixStream, export: &Arc<ExportShared>, link: &Arc<Link>) -> Result<(), Ended> {
     frontend.set_write_timeout(Some(PATIENCE)).map_err(Ended::Setup)?;
     // Whoever comes and goes without a word costs nothing more.
     let Some(first) = receive(frontend)? else { return Ok(()) };
+    let _afterwards = TrimHeap;
     let mut session = Session::start(frontend, export, link)?;
     let mut next = Some(first);
     while let Some(message) = next {
@@ -118,6 +117,15 @@ fn try_serve(frontend: &UnixStream, export: &Arc<ExportShared>, link: &Arc<Link>
         next = receive(frontend)?;
     }
     Ok(())
+}
+
+/// A guest may have made its queues hold much. Dropped after the session, it gives that back to the kernel.
+struct TrimHeap;
+
+impl Drop for TrimHeap {
+    fn drop(&mut self) {
+        block_core::rt::trim_heap();
+    }
 }
 
 struct Session<'s> {
