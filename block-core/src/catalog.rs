@@ -4,6 +4,7 @@
 //! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options, `describe` answers queries.
 
 mod add;
+mod children;
 mod describe;
 mod options;
 mod reopen;
@@ -14,6 +15,7 @@ use qmp::Qapi;
 use qmp::schema::Union;
 
 use self::add::{Header, Opening};
+use self::children::{ChildMember, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
 use crate::drivers::format::raw::RawOptions;
@@ -33,12 +35,12 @@ pub fn drivers() -> &'static [&'static str] {
     DriverOptions::TAGS
 }
 
-/// A line is `"name" Variant(Branch): Options { child: Role, … }`; the children are members of the branch, each a
-/// [`BlockdevRef`], and reach [`crate::drivers::Open::open`] in this order.
+/// A line is `"name" Variant(Branch): Options { child: Type = Role, … }`; the children are members of the branch, of
+/// one of the types that [`ChildMember`] knows, and get their edges in this order.
 macro_rules! drivers {
     ($(
         $(#[$doc:meta])*
-        $name:literal $variant:ident($branch:ident): $own:ident { $($(#[$child_doc:meta])* $child:ident: $role:ident),* }
+        $name:literal $variant:ident($branch:ident): $own:ident { $($(#[$child_doc:meta])* $child:ident: $type:ty = $role:ident),* }
     )*) => {
         /// What a node accepts besides the common options, by driver.
         #[derive(Clone, Debug, PartialEq, Qapi)]
@@ -51,7 +53,7 @@ macro_rules! drivers {
             $(#[$doc])*
             #[derive(Clone, Debug, PartialEq, Qapi)]
             pub struct $branch {
-                $($(#[$child_doc])* pub $child: BlockdevRef,)*
+                $($(#[$child_doc])* pub $child: $type,)*
                 /// The driver's own options.
                 #[qapi(flatten)]
                 pub own: $own,
@@ -59,12 +61,22 @@ macro_rules! drivers {
         )*
 
         impl DriverOptions {
+            /// The children that are given, in the order in which they get their edges.
+            fn children(&self) -> Vec<GivenChild<'_>> {
+                match self {
+                    $(Self::$variant(_branch) => {
+                        let members: Vec<Vec<GivenChild<'_>>> =
+                            vec![$(_branch.$child.given(stringify!($child), Role::$role)),*];
+                        members.into_iter().flatten().collect()
+                    })*
+                }
+            }
+
             /// Opens a node, its children first.
             async fn open(&self, opening: &mut Opening, header: Header) -> Result<()> {
                 match self {
                     $(Self::$variant(branch) => {
-                        let children = [$((stringify!($child), Role::$role, &branch.$child)),*];
-                        opening.node(header, &children, &branch.own).await
+                        opening.node(header, &self.children(), &branch.own).await
                     })*
                 }
             }
@@ -73,8 +85,7 @@ macro_rules! drivers {
             fn reopen(&self, reopening: &mut Reopening, common: NodeOptions) -> Result<Box<dyn Any + Send>> {
                 match self {
                     $(Self::$variant(branch) => {
-                        let children: &[(&str, &BlockdevRef)] = &[$((stringify!($child), &branch.$child)),*];
-                        reopening.children(common, children)?;
+                        reopening.children(common, &self.children())?;
                         Ok(Box::new(branch.own.clone()))
                     })*
                 }
@@ -95,6 +106,6 @@ drivers! {
     /// The bytes of a file as they are.
     "raw" Raw(RawNode): RawOptions {
         /// Where the bytes are.
-        file: Data
+        file: BlockdevRef = Data
     }
 }

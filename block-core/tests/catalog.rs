@@ -123,7 +123,7 @@ fn inline_children_take_after_their_parent() {
         let bottom = nodes.iter().find(|node| node.name.starts_with("#block")).unwrap();
         let (top_node, middle) = (named("top"), named("middle"));
         assert!(top_node.explicit && !middle.explicit && !bottom.explicit);
-        assert_eq!(top_node.children, [("file", middle.id)]);
+        assert_eq!(top_node.children, [("file".into(), middle.id)]);
         assert!(nodes.iter().all(|node| node.options.read_only && node.options.no_flush));
         assert_eq!([top_node, middle, bottom].map(|node| node.options.direct), [false, true, true]);
         assert_eq!(

@@ -186,7 +186,7 @@ async fn random_work(lane: &PortLane, mut model: Vec<u8>) -> Vec<u8> {
     for step in 0..400 {
         let at = random.range(model.len());
         let here = at.start() as usize..at.end() as usize;
-        let flags = WriteFlags { fua: random.below(4) == 0, may_unmap: random.below(2) == 0, no_fallback: false };
+        let flags = WriteFlags { fua: random.below(4) == 0, may_unmap: random.below(2) == 0, ..WriteFlags::default() };
         match random.below(6) {
             0 | 1 => {
                 let bytes: Vec<u8> = here.clone().map(|at| (at as u64 % 251) as u8 ^ step as u8).collect();

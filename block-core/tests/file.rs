@@ -30,7 +30,8 @@ fn graph() -> Rc<Graph> {
     Graph::new(Arc::new(|_| ()))
 }
 
-const FLAGS: WriteFlags = WriteFlags { fua: false, may_unmap: false, no_fallback: false };
+const FLAGS: WriteFlags =
+    WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false, unchanged: false };
 
 // ---- what is opened (hostile inputs GR-04 to GR-08) -------------------------------------------------------------
 
@@ -595,7 +596,7 @@ fn zeroes_keep_their_space_unless_they_may_lose_it() {
             let port = attach(&graph, node, writer()).await.unwrap();
             for may_unmap in [false, true] {
                 on(&io_thread(), &port.handle(), async move |lane| {
-                    let flags = WriteFlags { may_unmap, no_fallback: true, fua: true };
+                    let flags = WriteFlags { may_unmap, no_fallback: true, fua: true, ..FLAGS };
                     lane.write_zeroes(&enter(&lane).await, range(0, 1 << 19), flags).await.unwrap();
                     assert_eq!(read(&lane, range(0, 1 << 19)).await.unwrap(), vec![0; 1 << 19]);
                 })

@@ -7,7 +7,8 @@ use std::rc::Rc;
 
 use qmp::schema::Union;
 
-use super::options::{BlockdevOptions, BlockdevRef};
+use super::children::{GivenChild, GivenNode};
+use super::options::BlockdevOptions;
 use crate::base::{Error, Result};
 use crate::graph::{Graph, NodeId, NodeOptions, NodeReport, Permit, Reopen};
 
@@ -56,18 +57,16 @@ impl Reopening {
     }
 
     /// The children of the node that is being read: the same as before, by name or in place.
-    pub(super) fn children(&mut self, common: NodeOptions, children: &[(&str, &BlockdevRef)]) -> Result<()> {
-        for (edge, child) in children {
+    pub(super) fn children(&mut self, common: NodeOptions, children: &[GivenChild<'_>]) -> Result<()> {
+        for GivenChild { edge, node, .. } in children {
             let parent = self.current.last().expect("children are read below their node");
             let old = parent.children.iter().find(|(name, _)| name == edge);
             let old = old.and_then(|(_, id)| self.graph.node(*id));
             let Some(old) = old else { return Err(cannot_change(edge)) };
-            match child {
-                BlockdevRef::Reference(name) if *name == old.name => {}
-                BlockdevRef::Definition(options) if is_again(options, &old) => {
-                    self.node(old.id, options, Some(common))?;
-                }
-                BlockdevRef::Reference(_) | BlockdevRef::Definition(_) => return Err(cannot_change(edge)),
+            match *node {
+                GivenNode::Defined(options) if is_again(options, &old) => self.node(old.id, options, Some(common))?,
+                GivenNode::Named(name) if *name == old.name => {}
+                GivenNode::Defined(_) | GivenNode::Named(_) => return Err(cannot_change(edge)),
             }
         }
         Ok(())

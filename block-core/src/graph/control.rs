@@ -4,6 +4,7 @@
 //! and publishes in one synchronous step, and closes what it removed. Commands run side by side; those whose drains
 //! overlap queue. A failure at any step undoes what came before.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
@@ -18,6 +19,7 @@ use super::geometry::Geometry;
 use super::id::{ChildId, NodeId};
 use super::lane::Root;
 use super::node::EventSink;
+use super::objects::Objects;
 use super::options::NodeOptions;
 use super::permission::Perms;
 use super::shape::{Kind, NodeParts, Shape, Vertex, Vertices};
@@ -43,6 +45,7 @@ pub struct Graph {
     /// Something that a command may be waiting for has changed.
     changed: Notify,
     names: Cell<u64>,
+    objects: Objects,
 }
 
 /// What there is to say about a node without asking its driver.
@@ -57,7 +60,7 @@ pub struct NodeReport {
     /// Size and limits.
     pub geometry: Geometry,
     /// Its children by the names that QMP gives the edges.
-    pub children: Vec<(&'static str, NodeId)>,
+    pub children: Vec<(Cow<'static, str>, NodeId)>,
     /// Who uses it, as messages call them.
     pub parents: Vec<String>,
     /// Byte offset, if armed.
@@ -82,12 +85,23 @@ impl Graph {
             private: RefCell::default(),
             changed: Notify::new(),
             names: Cell::new(0),
+            objects: Objects::default(),
         })
     }
 
     /// The permit of one command. A command holds one, so that it cannot wait for itself.
     pub fn permit(self: &Rc<Self>) -> Permit {
         Permit { graph: self.clone(), deadline: DRAIN_DEADLINE }
+    }
+
+    /// What nodes may refer to by id.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Where events of nodes go.
+    pub fn events(&self) -> EventSink {
+        self.events.clone()
     }
 
     /// The node of this name.
@@ -298,7 +312,7 @@ fn report(shape: &Shape, id: NodeId, vertex: &Vertex) -> Option<NodeReport> {
         name: vertex.name.clone(),
         options: node.options,
         geometry: node.geometry,
-        children: vertex.edges.iter().map(|edge| (edge.name, edge.to)).collect(),
+        children: vertex.edges.iter().map(|edge| (edge.name.clone(), edge.to)).collect(),
         parents: vertex.parents.iter().filter_map(|id| Some(shape.vertex(*id)?.described())).collect(),
         write_threshold: node.shared.threshold(),
         totals: node.shared.totals(),

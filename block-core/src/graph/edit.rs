@@ -4,6 +4,7 @@
 //! An edge, a configuration or a root that requests could be using is changed only with the proof that its owner is
 //! drained: [`Owner`], which lives no longer than the change it was asked in.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -27,17 +28,17 @@ pub struct NewNode {
     options: NodeOptions,
     explicit: bool,
     body: Arc<dyn DynDriver>,
-    edges: Vec<(&'static str, NodeId, Role)>,
+    edges: Vec<(Cow<'static, str>, NodeId, Role)>,
 }
 
 /// The edges of a node that is being made.
 #[derive(Default)]
-pub struct Edges(Vec<(&'static str, NodeId, Role)>);
+pub struct Edges(Vec<(Cow<'static, str>, NodeId, Role)>);
 
 impl Edges {
     /// An edge to `to`; `name` is what QMP calls it (`file`, `backing`).
-    pub fn to(&mut self, name: &'static str, to: NodeId, role: Role) -> ChildId {
-        self.0.push((name, to, role));
+    pub fn to(&mut self, name: impl Into<Cow<'static, str>>, to: NodeId, role: Role) -> ChildId {
+        self.0.push((name.into(), to, role));
         ChildId(u32::try_from(self.0.len() - 1).expect("a node has few children"))
     }
 }
@@ -151,7 +152,7 @@ impl<'d> GraphEdit<'d> {
     pub(crate) fn add_root(&mut self, new: &NewRoot) -> Result<(NodeId, Root)> {
         let root = Root::new(new.name.clone(), Arc::new(View::new(Vec::new(), PermSet::NONE)));
         let kind = Kind::Root { root: root.clone(), news: new.news.clone() };
-        let id = self.insert(new.id, new.name.clone(), kind, vec![("root", new.node, Role::Filtered)])?;
+        let id = self.insert(new.id, new.name.clone(), kind, vec![("root".into(), new.node, Role::Filtered)])?;
         let vertex = self.vertex_mut(id)?;
         vertex.edges[0].perms = new.perms;
         vertex.perms = new.perms;
@@ -164,7 +165,7 @@ impl<'d> GraphEdit<'d> {
         id: NodeId,
         name: String,
         kind: Kind,
-        edges: Vec<(&'static str, NodeId, Role)>,
+        edges: Vec<(Cow<'static, str>, NodeId, Role)>,
     ) -> Result<NodeId> {
         if self.base.vertices.len() + self.touched.len() >= MAX_VERTICES {
             return Err(Error::new(format!("There may not be more than {MAX_VERTICES} nodes and exports")));
@@ -181,10 +182,7 @@ impl<'d> GraphEdit<'d> {
 
     /// Lets `child` of a drained owner lead to another node.
     pub fn set_edge(&mut self, owner: Owner<'d>, child: ChildId, to: NodeId) -> Result<()> {
-        if self.above([owner.id]).contains(&to) {
-            let name = self.described(to);
-            return Err(Error::new(format!("{name} would become its own child")));
-        }
+        self.check_descent(owner.id, to)?;
         let no_such_child = || Error::new("There is no such child");
         let old = self.vertex_mut(owner.id)?.edges.get(child.0 as usize).ok_or_else(no_such_child)?.to;
         self.vertex_mut(to)?.parents.push(owner.id);
@@ -193,7 +191,55 @@ impl<'d> GraphEdit<'d> {
         self.perms_dirty.extend([owner.id, old, to]);
         self.geometry_dirty.insert(owner.id);
         self.seen_differently.insert(owner.id);
-        if self.above([owner.id]).into_iter().any(|id| self.depth(id) > MAX_DEPTH + 1) {
+        self.check_depth(owner.id)
+    }
+
+    /// One more child for a drained owner whose driver takes them as they come.
+    pub(crate) fn add_child(
+        &mut self,
+        owner: Owner<'d>,
+        name: Cow<'static, str>,
+        to: NodeId,
+        role: Role,
+    ) -> Result<()> {
+        self.check_descent(owner.id, to)?;
+        self.vertex_mut(to)?.parents.push(owner.id);
+        self.vertex_mut(owner.id)?.edges.push(Edge { name, to, role, perms: Perms::IDLE });
+        self.perms_dirty.insert(to);
+        self.recount_children(owner)?;
+        self.check_depth(owner.id)
+    }
+
+    /// Takes a child from a drained owner whose driver lets them go. The children after it move up.
+    pub(crate) fn remove_child(&mut self, owner: Owner<'d>, child: ChildId) -> Result<()> {
+        let edges = &mut self.vertex_mut(owner.id)?.edges;
+        if child.0 as usize >= edges.len() {
+            return Err(Error::new("There is no such child"));
+        }
+        let gone = edges.remove(child.0 as usize).to;
+        self.unlink(gone, owner.id)?;
+        self.perms_dirty.insert(gone);
+        self.recount_children(owner)
+    }
+
+    fn recount_children(&mut self, owner: Owner<'d>) -> Result<()> {
+        let vertex = self.vertex_mut(owner.id)?;
+        let children = u32::try_from(vertex.edges.len()).expect("a node has few children");
+        let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
+        let (new, options) = (parts.body.with_children(children)?, parts.options);
+        self.reconfigure(owner, new, options)
+    }
+
+    /// An edge from `parent` to `child` may not close a circle.
+    fn check_descent(&self, parent: NodeId, child: NodeId) -> Result<()> {
+        if self.above([parent]).contains(&child) {
+            return Err(Error::new(format!("{} would become its own child", self.described(child))));
+        }
+        Ok(())
+    }
+
+    fn check_depth(&self, changed: NodeId) -> Result<()> {
+        if self.above([changed]).into_iter().any(|id| self.depth(id) > MAX_DEPTH + 1) {
             return Err(Error::new(format!("The graph may not be deeper than {MAX_DEPTH} nodes")));
         }
         Ok(())

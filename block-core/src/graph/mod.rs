@@ -4,6 +4,7 @@
 //! [`Graph`] → [`Permit`] → [`Drained`] → [`GraphEdit`]. Driver authors: [`Driver`]. What moves bytes between a
 //! child's caller and its driver is in `pipeline/`.
 
+mod children;
 mod control;
 mod cx;
 mod drain;
@@ -16,6 +17,7 @@ mod id;
 mod job_cx;
 mod lane;
 mod node;
+mod objects;
 mod options;
 mod permission;
 mod resize;
@@ -41,6 +43,7 @@ pub use id::{ChildId, NodeId};
 pub use job_cx::{Entered, JobCx};
 pub use lane::{Lane, Root, ViewPin};
 pub use node::{EventSink, NodeEvent};
+pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
 pub use permission::{PermSet, Perms, Role};
 pub use resize::Reopen;

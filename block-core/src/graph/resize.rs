@@ -89,7 +89,8 @@ impl Drained<'_> {
             self.flushed(one.node, &report.name).await?;
         }
         let old = self.graph().borrow_body(one.node).ok_or_else(missing)?;
-        let request = ReopenRequest { options: &*one.options, common: one.common, perms: report.perms };
+        let objects = self.graph().objects();
+        let request = ReopenRequest { options: &*one.options, common: one.common, perms: report.perms, objects };
         let new = old.body.reopen(request).await?;
         Ok((one.node, new, one.common))
     }

@@ -1,5 +1,6 @@
 //! The graph as the control task keeps it: vertices, edges both ways, names. Requests never see it; they have views.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -53,7 +54,7 @@ pub(crate) struct NodeParts {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Edge {
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
     pub(crate) to: NodeId,
     pub(crate) role: Role,
     pub(crate) perms: Perms,

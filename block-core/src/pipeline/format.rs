@@ -112,6 +112,7 @@ impl<F: Format> Mapped<F> {
                 Ok(())
             }
             Place::Below(child) => read_below(cx, child, at, buf).await,
+            Place::Passed(child) => cx.child(child).read(at, buf).await,
             Place::Here | Place::Encoded => Err(IoError::Unsupported),
         }
     }

@@ -24,10 +24,10 @@ use self::lock::{Claim, Locks};
 use self::status::Counts;
 use self::zero::Remembered;
 use crate::base::{ByteRange, IoError, Result};
-use crate::drivers::{Open, Opened};
+use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
-    ChildId, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, NodeOptions, Perms,
-    Preallocation, ReopenRequest, Settled, WriteFlags,
+    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, NodeOptions, Perms, Preallocation,
+    ReopenRequest, Settled, WriteFlags,
 };
 use crate::rt::{Engine, IoBuf, SharedFd, blocking};
 
@@ -83,16 +83,16 @@ struct Alignment {
 impl Open for FileOptions {
     type Driver = File;
 
-    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<File>> {
-        open_as(Kind::Regular, self.clone(), common).await
+    async fn open(&self, site: Site<'_>) -> Result<Opened<File>> {
+        open_as(Kind::Regular, self.clone(), site.common).await
     }
 }
 
 impl Open for HostDeviceOptions {
     type Driver = File;
 
-    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<File>> {
-        open_as(Kind::Device, self.file.clone(), common).await
+    async fn open(&self, site: Site<'_>) -> Result<Opened<File>> {
+        open_as(Kind::Device, self.file.clone(), site.common).await
     }
 }
 

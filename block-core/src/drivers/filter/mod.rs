@@ -1,0 +1,1 @@
+//! Drivers that stand above another node and say only what they add.
