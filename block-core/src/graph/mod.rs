@@ -21,7 +21,8 @@ mod permission;
 mod resize;
 mod shape;
 mod stats;
-mod tracked;
+#[doc(hidden)] // public for the models alone
+pub mod tracked;
 #[doc(hidden)] // public for the models alone
 pub mod uses;
 mod view;
