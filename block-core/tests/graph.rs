@@ -13,42 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use block_core::base::{ByteRange, IoError};
-use block_core::graph::{Graph, NewNode, NodeId, NodeOptions, OpKind, PermSet, Perms, Preallocation, WriteFlags};
+use block_core::base::IoError;
+use block_core::graph::{NewNode, NodeOptions, OpKind, PermSet, Perms, Preallocation};
 use block_core::port::{PORT, Port, PortHandle, PortNews, PortOptions};
 use block_core::rt::{Engine, IoBuf, IoThread, Local, Op, PollParams, run_control};
+use support::user::{READER, WRITER, port, range, read_byte, write_bytes};
 use support::{Mem, Seen, Valve, add, graph, impatient, mem, park};
-
-const WRITER: Perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
-const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
-
-async fn port(graph: &Rc<Graph>, node: NodeId, perms: Perms) -> Port {
-    let options = PortOptions { name: "test port".into(), perms };
-    Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.unwrap()
-}
-
-fn range(start: u64, len: u64) -> ByteRange {
-    ByteRange::new(start, len).unwrap()
-}
-
-async fn read_byte(handle: &PortHandle, at: u64) -> Result<u8, IoError> {
-    let lane = handle.lane(&Local::current());
-    let pin = loop {
-        match lane.try_enter() {
-            Some(pin) => break pin,
-            None => lane.opened().await,
-        }
-    };
-    let buf = IoBuf::alloc(1, 1)?;
-    lane.read(&pin, range(at, 1), buf.clone()).await?;
-    Ok(buf.to_vec()[0])
-}
-
-async fn write_bytes(handle: &PortHandle, at: u64, bytes: &[u8]) -> Result<(), IoError> {
-    let lane = handle.lane(&Local::current());
-    let pin = lane.try_enter().unwrap();
-    lane.write(&pin, range(at, bytes.len() as u64), IoBuf::from_slice(bytes)?, WriteFlags::default()).await
-}
 
 /// Reads byte 0 through `handle` on a thread of its own until told to stop; notes each new value it sees.
 struct Load {

@@ -26,7 +26,8 @@ mod reopen;
 mod resize;
 mod shape;
 mod stats;
-mod tracked;
+#[doc(hidden)] // public for the models alone
+pub mod tracked;
 mod transaction;
 #[doc(hidden)] // public for the models alone
 pub mod uses;

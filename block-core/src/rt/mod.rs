@@ -6,7 +6,7 @@
 //! - `thread` starts and ends threads; `run` is their loop; `local` is what code on such a thread can ask for.
 //! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks.
 //! - `exec`, `timer`, `inflight`, `readiness` and `source` hold what waits: tasks, sleeps, operations, descriptors, queues.
-//! - `wake` and `shim` are the lock-free hand-over between threads, model-checked in `tests/rt_loom.rs`.
+//! - `wake` (over the queue in `shim`) is the lock-free hand-over between threads, model-checked in `tests/rt_loom.rs`.
 
 mod buf;
 mod driver;

@@ -7,6 +7,8 @@
     reason = "each test file uses a part, with small numbers"
 )]
 
+pub mod user;
+
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,7 +17,7 @@ use std::task::{Poll, Waker};
 use block_core::base::{ByteRange, Error, IoError, Result};
 use block_core::graph::{
     ChildId, Driver, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeEvent, NodeId, NodeOptions,
-    PermSet, Permit, Perms, Place, Preallocation, ReopenRequest, Role, WriteFlags,
+    OpKind, PermSet, Permit, Perms, Place, Preallocation, ReopenRequest, Role, WriteFlags,
 };
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::rt::IoBuf;
@@ -243,6 +245,39 @@ impl Filter for Park {
     }
 }
 
+/// A filter with two children: what is read from the first is read from the second too, and has to be the same.
+pub struct Twice {
+    file: ChildId,
+    other: ChildId,
+}
+
+impl Filter for Twice {
+    type Conf = ();
+
+    fn child(&self) -> ChildId {
+        self.file
+    }
+
+    async fn before(&self, _: &(), cx: IoCx<'_>, request: Request) -> Result<(), IoError> {
+        if request.kind != OpKind::Read {
+            return Ok(());
+        }
+        let buf = || IoBuf::alloc(request.at.len() as usize, 1);
+        let (one, other) = (buf()?, buf()?);
+        cx.child(self.file).read(request.at, one.clone()).await?;
+        cx.child(self.other).read(request.at, other.clone()).await?;
+        if one.to_vec() == other.to_vec() { Ok(()) } else { Err(IoError::Os(5)) }
+    }
+
+    async fn reopen(&self, _: &(), _: ReopenRequest<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn info(&self, _: &()) -> DriverInfo {
+        DriverInfo { driver: "twice", ..DriverInfo::default() }
+    }
+}
+
 /// A graph whose events go nowhere.
 pub fn graph() -> Rc<Graph> {
     Graph::new(Arc::new(|_: NodeEvent| ()))
@@ -273,6 +308,15 @@ pub fn park(name: &str, below: NodeId, valve: &Arc<Valve>, hurries: bool) -> New
     NewNode::new(name.into(), NodeOptions::default(), |edges| {
         let file = edges.to("file", below, Role::Filtered);
         (Filtered(Park { file, valve: valve.clone(), hurries }), ())
+    })
+}
+
+/// A filter named `name` with the children `file` and `other`.
+pub fn twice(name: &str, file: NodeId, other: NodeId) -> NewNode {
+    NewNode::new(name.into(), NodeOptions::default(), |edges| {
+        let file = edges.to("file", file, Role::Filtered);
+        let other = edges.to("other", other, Role::Filtered);
+        (Filtered(Twice { file, other }), ())
     })
 }
 
