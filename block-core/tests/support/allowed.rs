@@ -34,6 +34,17 @@ pub struct OpId(usize);
 #[derive(Clone, Copy, Debug)]
 pub struct FlushId(u64);
 
+/// All that a model can be told, to tell it to another one.
+#[derive(Clone, Copy, Debug)]
+pub enum Told {
+    Begin(Work, ByteRange),
+    End(OpId, bool, bool),
+    BeginFlush,
+    EndFlush(FlushId),
+    BeginResize(u64),
+    EndResize(bool),
+}
+
 /// See the file's head.
 pub struct Model {
     seed: u64,
@@ -43,6 +54,8 @@ pub struct Model {
     sectors: Vec<Sector>,
     /// Bytes; sectors past it are kept, for a size change that a crash loses.
     size: u64,
+    /// A resize that has begun: the size in bytes, and the end that it cuts off.
+    resizing: Option<(u64, Option<OpId>)>,
 }
 
 struct Op {
@@ -71,7 +84,7 @@ impl Model {
     /// A disk of `size` bytes, all zero.
     pub fn new(seed: u64, size: u64) -> Self {
         let start = Op { work: Work::Zeroes, sectors: 0..0, begun: 0, ended: Some((0, true)), stable: true };
-        let mut model = Self { seed, clock: 1, ops: vec![start], sectors: Vec::new(), size: 0 };
+        let mut model = Self { seed, clock: 1, ops: vec![start], sectors: Vec::new(), size, resizing: None };
         model.grow(size);
         model
     }
@@ -122,15 +135,35 @@ impl Model {
         all.into_iter().for_each(|op| self.made_stable(OpId(op)));
     }
 
-    /// The size has changed to `size` bytes. What was cut off is zero when it comes back; a crash may have kept it.
-    pub fn resized(&mut self, size: u64) {
-        if let Some(cut) =
-            ByteRange::between(size.next_multiple_of(SECTOR as u64), self.size).filter(|cut| !cut.is_empty())
-        {
-            let (op, _) = self.begin(Work::Zeroes, cut);
-            self.end(op, true, false);
-        }
+    /// The size begins to change to `size` bytes. What is cut off is zero when it comes back; a crash may keep it.
+    pub fn begin_resize(&mut self, size: u64) {
+        let first = size.next_multiple_of(SECTOR as u64);
+        let cut = ByteRange::between(first, self.size).filter(|cut| !cut.is_empty());
+        self.resizing = Some((size, cut.map(|cut| self.begin(Work::Zeroes, cut).0)));
         self.grow(size);
+    }
+
+    /// It has changed, or not.
+    pub fn end_resize(&mut self, well: bool) {
+        let (size, cut) = self.resizing.take().expect("a resize has begun");
+        if let Some(op) = cut {
+            self.end(op, well, false);
+        }
+        if well {
+            self.size = size;
+        }
+    }
+
+    /// The same as what another model was told.
+    pub fn hear(&mut self, told: &Told) {
+        match *told {
+            Told::Begin(work, at) => drop(self.begin(work, at)),
+            Told::End(op, well, stable) => self.end(op, well, stable),
+            Told::BeginFlush => drop(self.begin_flush()),
+            Told::EndFlush(flush) => self.end_flush(flush),
+            Told::BeginResize(size) => self.begin_resize(size),
+            Told::EndResize(well) => self.end_resize(well),
+        }
     }
 
     /// What is wrong with what a reader sees now, from the start of the disk on.
@@ -173,7 +206,6 @@ impl Model {
     }
 
     fn grow(&mut self, size: u64) {
-        self.size = size;
         let zero = || vec![Value { op: OpId(0), bytes: Rc::new([0; SECTOR]) }];
         let sectors = sector(size.next_multiple_of(SECTOR as u64)).max(self.sectors.len());
         self.sectors.resize_with(sectors, || Sector { generation: 0, now: zero(), after_crash: zero() });

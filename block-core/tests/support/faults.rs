@@ -263,12 +263,12 @@ impl<'a> Scene<'a> {
     pub async fn resize(&mut self, size: u64, how: Preallocation) {
         let Some((nodes, _)) = self.open.as_ref().filter(|_| self.subject.resizes) else { return };
         let node = nodes[0];
+        self.model.begin_resize(size);
         let resized = self.graph.permit().resize(node, size, how).await;
-        match self.note("resize", resized) {
-            Some(()) => self.model.resized(size),
+        self.model.end_resize(resized.is_ok());
+        if self.note("resize", resized).is_none() && self.plan.lasting {
             // The way back may have failed too.
-            None if self.plan.lasting => self.sizes.push(size),
-            None => {}
+            self.sizes.push(size);
         }
     }
 
