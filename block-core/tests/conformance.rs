@@ -7,6 +7,8 @@
 #[path = "support/bench.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;
+#[path = "support/random.rs"]
+mod random;
 
 use std::any::Any;
 use std::path::Path;
@@ -19,6 +21,7 @@ use block_core::catalog;
 use block_core::graph::{Extent, Graph, Place, Preallocation, WriteFlags};
 use block_core::port::PortLane;
 use block_core::rt::{Local, run_control};
+use random::Random;
 use serde_json::{Value, json};
 
 /// One way of having one driver.
@@ -184,7 +187,7 @@ async fn bounds(lane: &PortLane, size: u64) {
 async fn random_work(lane: &PortLane, mut model: Vec<u8>) -> Vec<u8> {
     let mut random = Random(42);
     for step in 0..400 {
-        let at = random.range(model.len());
+        let at = anywhere(&mut random, model.len());
         let here = at.start() as usize..at.end() as usize;
         let flags = WriteFlags { fua: random.below(4) == 0, may_unmap: random.below(2) == 0, ..WriteFlags::default() };
         match random.below(6) {
@@ -260,29 +263,13 @@ async fn side_by_side(lane: &Rc<PortLane>, mut model: Vec<u8>, keeps: bool) -> V
     model
 }
 
-/// A small generator (xorshift): the same requests in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// Bytes, sectors or blocks, at least one byte, inside `size`.
-    fn range(&mut self, size: usize) -> ByteRange {
-        let unit = [1, 512, 4096][self.below(3) as usize];
-        let units = size as u64 / unit;
-        let start = self.below(units);
-        let len = 1 + self.below((units - start).min(64 * 1024 / unit));
-        range(start * unit, len * unit)
-    }
+/// Bytes, sectors or blocks, at least one byte, inside `size`.
+fn anywhere(random: &mut Random, size: usize) -> ByteRange {
+    let unit = [1, 512, 4096][random.below(3) as usize];
+    let units = size as u64 / unit;
+    let start = random.below(units);
+    let len = 1 + random.below((units - start).min(64 * 1024 / unit));
+    range(start * unit, len * unit)
 }
 
 /// The suite can fail: a driver that forgets is caught.

@@ -27,7 +27,7 @@ use super::shape::{Kind, NodeParts, Shape, Vertex, Vertices};
 use super::stats::Totals;
 use super::uses::UseGuard;
 use super::view::{Placed, Slot, View};
-use crate::base::{Error, Result};
+use crate::base::{Error, IoError, Result, ResultExt};
 use crate::rt::Local;
 use crate::rt::sync::{Notify, Receiver, oneshot};
 
@@ -540,13 +540,17 @@ impl Permit {
     }
 
     /// Takes a node out that nobody uses, with the inline children that only it used. What was written is flushed
-    /// first; the nodes are closed before this returns, so that their files and locks are free.
+    /// first: if that fails, this fails, once. The nodes are closed before this returns, so that their files and locks
+    /// are free.
     pub async fn remove(&mut self, id: NodeId) -> Result<()> {
         let family = self.graph.family(id);
         let mut drained = self.drain(&family).await?;
         drained.check_unused(id)?;
-        if let Err(error) = drained.exclusive(id)?.with(async |child| child.flush().await).await {
-            tracing::warn!("flushing {} before it is removed: {error}", drained.described(id));
+        let flushed = drained.exclusive(id)?.with(async |child| child.flush().await).await;
+        if let Err(error) = flushed
+            && !drained.graph().knows_loss(id, error)
+        {
+            return Err(error).doing(|| format!("Could not flush {} before removing it", drained.described(id)));
         }
         let committed = drained.write(|edit, _| edit.remove(id))?;
         committed.close(self).await;
@@ -555,6 +559,12 @@ impl Permit {
 }
 
 impl Graph {
+    /// Whoever wants a node gone is told once that what was written to it may be lost, and not kept from it for ever.
+    fn knows_loss(&self, id: NodeId, error: IoError) -> bool {
+        let told_before = self.vertex(id, |vertex| vertex.node().is_some_and(|node| node.shared.tell_loss()));
+        error == IoError::FlushLatched || told_before == Some(true)
+    }
+
     /// A node and the inline children that go with it, parents before children. What lies below a child that was added
     /// by name is none of its business.
     fn family(&self, id: NodeId) -> Vec<NodeId> {
