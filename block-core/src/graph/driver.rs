@@ -106,6 +106,8 @@ pub enum Direct {
         offset: u64,
         /// The write carries `RWF_DSYNC`.
         dsync: bool,
+        /// The bytes are in memory, so nothing is waited for: the thread fetches them itself.
+        at_once: bool,
     },
     /// It is done, and no buffer was touched.
     Done,

@@ -47,5 +47,5 @@ pub use polling::PollParams;
 pub use pool::blocking;
 pub use readiness::{Readiness, WatchId};
 pub use source::{Source, SourceId};
-pub use thread::{Gone, IoThread, Remote, run_control, spawn_blocking_thread};
+pub use thread::{Gone, IoThread, Remote, run_control};
 pub use timer::Sleep;

@@ -45,7 +45,7 @@ impl Job {
 }
 
 /// The system call itself: a count, or a negative errno, as the ring would say it.
-fn carry_out(op: &RawOp) -> i32 {
+pub(super) fn carry_out(op: &RawOp) -> i32 {
     loop {
         let result = match op {
             RawOp::Move(movement) => transfer(movement),

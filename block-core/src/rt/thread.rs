@@ -88,12 +88,6 @@ impl Drop for IoThread {
     }
 }
 
-/// Starts a thread without a runtime, for work that blocks at its own pace, such as talking with a peer. It is named as
-/// an [`IoThread`] is. Who wants to know of its end has the work say so. Fails where no thread can be had.
-pub fn spawn_blocking_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    named(name).spawn(work).map(drop)
-}
-
 fn named(name: &str) -> std::thread::Builder {
     std::thread::Builder::new().name(name.chars().filter(|letter| *letter != '\0').collect())
 }

@@ -125,9 +125,16 @@ fn wants_locks(options: &FileOptions, common: NodeOptions) -> bool {
 
 /// Files that are windows into the kernel call themselves regular: `/proc/self/mem` is one.
 fn is_made_up(file: &StdFile) -> bool {
-    system_call(|| fstatfs(file))
-        .is_ok_and(|on| KERNEL_FILE_SYSTEMS.iter().any(|magic| i128::from(on.f_type) == i128::from(*magic)))
+    is_on(file, &KERNEL_FILE_SYSTEMS)
 }
+
+fn is_on(file: &impl AsFd, file_systems: &[u32]) -> bool {
+    let on = system_call(|| fstatfs(file));
+    on.is_ok_and(|on| file_systems.iter().any(|magic| i128::from(on.f_type) == i128::from(*magic)))
+}
+
+/// linux/magic.h.
+const TMPFS: u32 = 0x0102_1994;
 
 /// linux/magic.h: proc, sysfs, debugfs, tracefs, securityfs, configfs, cgroup, cgroup2, bpf, efivarfs, selinux, pstore,
 /// mqueue.
@@ -220,6 +227,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
     let unusable = || format!("Could not use '{}'", options.filename);
     let alignment = alignment(kind, &fd, common.direct).doing(unusable)?;
     let size = size(kind, &fd).doing(unusable)?;
+    let in_memory = is_on(&fd, &[TMPFS]);
     let engine = if options.aio == Aio::Threads { Engine::Pool } else { Engine::Ring };
     Ok(Conf {
         fd: Arc::new(fd),
@@ -228,6 +236,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
         alignment,
         flusher: Arc::default(),
         direct: common.direct,
+        in_memory,
         active: common.active,
         claim,
         options,
