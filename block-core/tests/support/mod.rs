@@ -7,6 +7,8 @@
     reason = "each test file uses a part, with small numbers"
 )]
 
+pub mod overlay;
+
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
