@@ -30,7 +30,7 @@ pub use self::describe::info;
 pub use self::options::{
     BlockdevOptions, BlockdevRef, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption, MAX_DEPTH,
 };
-pub use self::reopen::reopen;
+pub use self::reopen::{reopen, reopen_steps};
 
 /// The names of all drivers, as QMP has them.
 pub fn drivers() -> &'static [&'static str] {

@@ -12,6 +12,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::blockers::Blocked;
 use super::drain::{Drained, PrivateRoot};
 use super::driver::{DriverInfo, DynDriver};
 use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
@@ -32,7 +33,7 @@ use crate::rt::sync::{Notify, Receiver, oneshot};
 
 /// The block graph. Lives on the control thread.
 pub struct Graph {
-    shape: RefCell<Shape>,
+    pub(super) shape: RefCell<Shape>,
     events: EventSink,
     /// What external locks each node holds at the least.
     held: RefCell<HashMap<NodeId, Perms>>,
@@ -46,6 +47,8 @@ pub struct Graph {
     changed: Notify,
     names: Cell<u64>,
     objects: Objects,
+    /// What is shut out from nodes.
+    pub(super) blockers: RefCell<Vec<Rc<Blocked>>>,
 }
 
 /// What there is to say about a node without asking its driver.
@@ -86,6 +89,7 @@ impl Graph {
             changed: Notify::new(),
             names: Cell::new(0),
             objects: Objects::default(),
+            blockers: RefCell::default(),
         })
     }
 
@@ -123,9 +127,19 @@ impl Graph {
 
     /// A node's own name for the child that QMP calls `name`, for an edit of that edge.
     pub fn child(&self, id: NodeId, name: &str) -> Option<ChildId> {
+        self.shape.borrow().vertex(id)?.child_named(name)
+    }
+
+    /// Where the edge that QMP calls `name` leads: from a node, or from the root of an export.
+    pub fn child_node(&self, id: NodeId, name: &str) -> Option<NodeId> {
         let shape = self.shape.borrow();
-        let number = shape.vertex(id)?.edges.iter().position(|edge| edge.name == name)?;
-        Some(ChildId(u32::try_from(number).expect("a node has few children")))
+        let vertex = shape.vertex(id)?;
+        Some(vertex.child_named(name)?.of(&vertex.edges).to)
+    }
+
+    /// How messages call a vertex.
+    pub(super) fn described(&self, id: NodeId) -> String {
+        self.vertex(id, Vertex::described).unwrap_or_default()
     }
 
     /// Arms or disarms the one-shot event on a write that ends past `threshold` bytes. False: no such node.
@@ -534,24 +548,9 @@ impl Permit {
         if let Err(error) = drained.exclusive(id)?.with(async |child| child.flush().await).await {
             tracing::warn!("flushing {} before it is removed: {error}", drained.described(id));
         }
-        let committed = drained.write(|edit, _| {
-            // Whoever looked at the graph meanwhile may have taken an inline child for himself: it stays then.
-            edit.remove(id)?;
-            for child in family.iter().skip(1) {
-                if edit.is_unused(*child) {
-                    edit.remove(*child)?;
-                }
-            }
-            Ok(())
-        })?;
+        let committed = drained.write(|edit, _| edit.remove(id))?;
         committed.close(self).await;
         Ok(())
-    }
-}
-
-impl GraphEdit<'_> {
-    fn is_unused(&self, id: NodeId) -> bool {
-        self.vertex(id).is_some_and(|vertex| vertex.parents.is_empty())
     }
 }
 

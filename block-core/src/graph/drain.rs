@@ -55,7 +55,21 @@ impl Drained<'_> {
         if !self.stopped.set.contains(&id) {
             return Err(Error::new("The change needs a node that is not drained"));
         }
-        Ok(Exclusive { graph: self.stopped.graph.clone(), node: id, drained: PhantomData })
+        Ok(self.own_io(id))
+    }
+
+    /// The same on a node below the drained ones, where requests of others may be: for what may run beside them, a flush.
+    pub(super) fn own_io(&self, id: NodeId) -> Exclusive<'_> {
+        Exclusive { graph: self.stopped.graph.clone(), node: id, drained: PhantomData }
+    }
+
+    /// Checks a change without making it; gives the nodes that lose a writer by it.
+    pub(super) fn preview(
+        &self,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
+    ) -> Result<Vec<NodeId>> {
+        let Stopped { graph, set, .. } = &self.stopped;
+        Ok(graph.preview(set, change)?.1.cut_off)
     }
 
     /// Takes the external locks (of image files) that `change` is going to need; they are kept until the value is
@@ -82,7 +96,7 @@ impl Drained<'_> {
     }
 
     pub(super) fn described(&self, id: NodeId) -> String {
-        self.stopped.graph.vertex(id, |vertex| vertex.described()).unwrap_or_default()
+        self.stopped.graph.described(id)
     }
 
     pub(super) fn graph(&self) -> &Rc<Graph> {

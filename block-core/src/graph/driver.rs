@@ -5,6 +5,7 @@
 //! publish a new one. What requests change (caches, counters, latches) lives in `self`, which all versions share.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -256,9 +257,9 @@ pub trait Driver: Send + Sync + 'static {
     /// Prepares a configuration for new options. Dropping it aborts; publishing it commits.
     fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
 
-    /// A configuration for `children` children, after one was added or taken away while the node is drained. Only
-    /// drivers whose children may come and go (quorum) offer it.
-    fn with_children(&self, _conf: &Self::Conf, _children: u32) -> Result<Self::Conf, Error> {
+    /// A configuration for the children of these names, in edge order, after one was added or taken away while the node
+    /// is drained. Only drivers whose children may come and go (quorum's, an overlay's backing file) offer it.
+    fn with_children(&self, _conf: &Self::Conf, _children: &[Cow<'static, str>]) -> Result<Self::Conf, Error> {
         Err(Error::new("The driver's children cannot come and go"))
     }
 
@@ -363,7 +364,7 @@ pub(crate) trait DynDriver: Send + Sync {
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
-    fn with_children(&self, children: u32) -> Result<Arc<dyn DynDriver>, Error>;
+    fn with_children(&self, children: &[Cow<'static, str>]) -> Result<Arc<dyn DynDriver>, Error>;
     fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error>;
     fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
     fn filtered(&self) -> Option<ChildId>;
@@ -441,7 +442,7 @@ impl<D: Driver> DynDriver for Body<D> {
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move { Ok(self.under(self.driver.truncate(&self.conf, cx, size, preallocation).await?)) })
     }
-    fn with_children(&self, children: u32) -> Result<Arc<dyn DynDriver>, Error> {
+    fn with_children(&self, children: &[Cow<'static, str>]) -> Result<Arc<dyn DynDriver>, Error> {
         Ok(self.under(self.driver.with_children(&self.conf, children)?))
     }
     fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
