@@ -18,6 +18,8 @@ use self::add::{Header, Opening};
 use self::children::{ChildMember, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
+use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
+use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::format::raw::RawOptions;
 use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
@@ -106,6 +108,18 @@ drivers! {
     /// The bytes of a file as they are.
     "raw" Raw(RawNode): RawOptions {
         /// Where the bytes are.
+        file: BlockdevRef = Data
+    }
+    /// Keeps what its child had, by copying what is about to be overwritten.
+    "copy-before-write" CopyBeforeWrite(CopyBeforeWriteNode): CopyBeforeWriteOptions {
+        /// Where requests go.
+        file: BlockdevRef = Filtered,
+        /// Where old contents go; at least as large.
+        target: BlockdevRef = Data
+    }
+    /// A view of the snapshot that the node below keeps.
+    "snapshot-access" SnapshotAccess(SnapshotAccessNode): SnapshotAccessOptions {
+        /// The node that keeps it: a `copy-before-write`.
         file: BlockdevRef = Data
     }
 }

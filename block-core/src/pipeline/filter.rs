@@ -51,6 +51,12 @@ pub trait Filter: Send + Sync + 'static {
         false
     }
 
+    /// True where this request may take the direct path, past `before` and `after`. Asked once a request; it may not
+    /// block nor allocate.
+    fn passes(&self, conf: &Self::Conf, request: DirectRequest) -> bool {
+        self.is_transparent(conf, request.write)
+    }
+
     /// Before the request goes down; an error ends it here.
     fn before(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _request: Request) -> impl Future<Output = Done> {
         std::future::ready(Ok(()))
@@ -178,7 +184,7 @@ impl<F: Filter> Driver for Filtered<F> {
     }
 
     fn direct(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
-        if !self.0.is_transparent(conf, request.write) {
+        if !self.0.passes(conf, request) {
             return None;
         }
         cx.child(self.0.child()).direct(request)

@@ -48,4 +48,4 @@ pub use pool::blocking;
 pub use readiness::{Readiness, WatchId};
 pub use source::{Source, SourceId};
 pub use thread::{Gone, IoThread, Remote, run_control};
-pub use timer::Sleep;
+pub use timer::{Sleep, within};
