@@ -226,7 +226,8 @@ fn a_reopen_drains_all_that_is_above() {
         valve.close();
         let reopening = graph.clone();
         let reopened = beside(async move {
-            let all = vec![Reopen { node, options: Box::new(()), common: NodeOptions::default() }];
+            let all =
+                vec![Reopen { node, options: Box::new(()), common: NodeOptions::default(), children: Vec::new() }];
             reopening.permit().reopen(all).await.map_err(|error| error.full())
         });
         until(|| valve.parked() > 0).await; // its flush

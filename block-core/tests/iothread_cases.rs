@@ -325,7 +325,7 @@ fn sync_op_activate() {
         let bench = Bench::new().await;
         let active = |active: bool| {
             let common = NodeOptions { active, ..NodeOptions::default() };
-            vec![Reopen { node: bench.node, options: Box::new(()), common }]
+            vec![Reopen { node: bench.node, options: Box::new(()), common, children: Vec::new() }]
         };
         bench.graph.permit().reopen(active(true)).await.unwrap();
         let write = async |lane: &PortLane, pin: &ViewPin| {
