@@ -5,7 +5,7 @@
 
 mod support;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -298,14 +298,15 @@ fn an_idle_thread_keeps_no_removed_node() {
         });
         until(|| idle.load(Ordering::Acquire)).await;
         lead(&graph, filter, two).await;
-        graph.permit().remove(one).await.unwrap();
+        let removed = removing(&graph, one);
+        until(|| removed.borrow().is_some()).await;
+        assert_eq!(removed.take(), Some(Ok(())));
         assert!(first.closed.load(Ordering::Acquire));
 
         let (listen, deaf) = mpsc::channel::<()>();
         thread.remote().send(move |_| assert!(deaf.recv().is_err()));
         lead(&graph, filter, three).await;
-        let removing = graph.clone();
-        let removed = beside(async move { removing.permit().remove(two).await.map_err(|error| error.full()) });
+        let removed = removing(&graph, two);
         a_while().await;
         assert!(removed.borrow().is_none() && !second.closed.load(Ordering::Acquire));
         drop(listen);
@@ -313,6 +314,11 @@ fn an_idle_thread_keeps_no_removed_node() {
         assert_eq!(removed.take(), Some(Ok(())));
         assert!(second.closed.load(Ordering::Acquire));
     });
+}
+
+fn removing(graph: &Rc<Graph>, node: NodeId) -> Rc<RefCell<Option<Result<(), String>>>> {
+    let graph = graph.clone();
+    beside(async move { graph.permit().remove(node).await.map_err(|error| error.full()) })
 }
 
 // ---- 11: blocking system calls -------------------------------------------------------------------------------------------
