@@ -4,6 +4,7 @@
 //! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options, `describe` answers queries.
 
 mod add;
+mod children;
 mod describe;
 mod options;
 mod reopen;
@@ -14,8 +15,11 @@ use qmp::Qapi;
 use qmp::schema::Union;
 
 use self::add::{Header, Opening};
+use self::children::{ChildMember, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
+use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
+use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::format::raw::RawOptions;
 use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
@@ -26,19 +30,19 @@ pub use self::describe::info;
 pub use self::options::{
     BlockdevOptions, BlockdevRef, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption, MAX_DEPTH,
 };
-pub use self::reopen::reopen;
+pub use self::reopen::{reopen, reopen_steps};
 
 /// The names of all drivers, as QMP has them.
 pub fn drivers() -> &'static [&'static str] {
     DriverOptions::TAGS
 }
 
-/// A line is `"name" Variant(Branch): Options { child: Role, … }`; the children are members of the branch, each a
-/// [`BlockdevRef`], and reach [`crate::drivers::Open::open`] in this order.
+/// A line is `"name" Variant(Branch): Options { child: Type = Role, … }`; the children are members of the branch, of
+/// one of the types that [`ChildMember`] knows, and get their edges in this order.
 macro_rules! drivers {
     ($(
         $(#[$doc:meta])*
-        $name:literal $variant:ident($branch:ident): $own:ident { $($(#[$child_doc:meta])* $child:ident: $role:ident),* }
+        $name:literal $variant:ident($branch:ident): $own:ident { $($(#[$child_doc:meta])* $child:ident: $type:ty = $role:ident),* }
     )*) => {
         /// What a node accepts besides the common options, by driver.
         #[derive(Clone, Debug, PartialEq, Qapi)]
@@ -51,7 +55,7 @@ macro_rules! drivers {
             $(#[$doc])*
             #[derive(Clone, Debug, PartialEq, Qapi)]
             pub struct $branch {
-                $($(#[$child_doc])* pub $child: BlockdevRef,)*
+                $($(#[$child_doc])* pub $child: $type,)*
                 /// The driver's own options.
                 #[qapi(flatten)]
                 pub own: $own,
@@ -59,12 +63,22 @@ macro_rules! drivers {
         )*
 
         impl DriverOptions {
+            /// The children that are given, in the order in which they get their edges.
+            fn children(&self) -> Vec<GivenChild<'_>> {
+                match self {
+                    $(Self::$variant(_branch) => {
+                        let members: Vec<Vec<GivenChild<'_>>> =
+                            vec![$(_branch.$child.given(stringify!($child), Role::$role)),*];
+                        members.into_iter().flatten().collect()
+                    })*
+                }
+            }
+
             /// Opens a node, its children first.
             async fn open(&self, opening: &mut Opening, header: Header) -> Result<()> {
                 match self {
                     $(Self::$variant(branch) => {
-                        let children = [$((stringify!($child), Role::$role, &branch.$child)),*];
-                        opening.node(header, &children, &branch.own).await
+                        opening.node(header, &self.children(), &branch.own).await
                     })*
                 }
             }
@@ -73,8 +87,7 @@ macro_rules! drivers {
             fn reopen(&self, reopening: &mut Reopening, common: NodeOptions) -> Result<Box<dyn Any + Send>> {
                 match self {
                     $(Self::$variant(branch) => {
-                        let children: &[(&str, &BlockdevRef)] = &[$((stringify!($child), &branch.$child)),*];
-                        reopening.children(common, children)?;
+                        reopening.children(common, &self.children())?;
                         Ok(Box::new(branch.own.clone()))
                     })*
                 }
@@ -95,6 +108,18 @@ drivers! {
     /// The bytes of a file as they are.
     "raw" Raw(RawNode): RawOptions {
         /// Where the bytes are.
-        file: Data
+        file: BlockdevRef = Data
+    }
+    /// Keeps what its child had, by copying what is about to be overwritten.
+    "copy-before-write" CopyBeforeWrite(CopyBeforeWriteNode): CopyBeforeWriteOptions {
+        /// Where requests go.
+        file: BlockdevRef = Filtered,
+        /// Where old contents go; at least as large.
+        target: BlockdevRef = Data
+    }
+    /// A view of the snapshot that the node below keeps.
+    "snapshot-access" SnapshotAccess(SnapshotAccessNode): SnapshotAccessOptions {
+        /// The node that keeps it: a `copy-before-write`.
+        file: BlockdevRef = Data
     }
 }

@@ -27,7 +27,10 @@ fn disk(name: &str) -> Value {
 
 #[test]
 fn the_catalog_knows_its_drivers() {
-    assert_eq!(catalog::drivers(), ["file", "host_device", "null-co", "null-aio", "raw"]);
+    assert_eq!(
+        catalog::drivers(),
+        ["file", "host_device", "null-co", "null-aio", "raw", "copy-before-write", "snapshot-access"]
+    );
 }
 
 #[test]
@@ -123,7 +126,7 @@ fn inline_children_take_after_their_parent() {
         let bottom = nodes.iter().find(|node| node.name.starts_with("#block")).unwrap();
         let (top_node, middle) = (named("top"), named("middle"));
         assert!(top_node.explicit && !middle.explicit && !bottom.explicit);
-        assert_eq!(top_node.children, [("file", middle.id)]);
+        assert_eq!(top_node.children, [("file".into(), middle.id)]);
         assert!(nodes.iter().all(|node| node.options.read_only && node.options.no_flush));
         assert_eq!([top_node, middle, bottom].map(|node| node.options.direct), [false, true, true]);
         assert_eq!(
@@ -205,8 +208,9 @@ fn a_list_of_reopens_is_done_or_not() {
             (vec![disk("nope")], "Failed to find node with node-name='nope'"),
             (vec![with(disk("other"), &read_only), disk("top")], "Cannot change the option 'driver'"),
             (vec![with(disk("other"), &read_only), disk("other")], "Node 'other' is in the list twice"),
-            (vec![with(disk("other"), &read_only), raw(json!("other"))], "Changing the child 'file'"),
-            (vec![with(disk("other"), &read_only), raw(disk("fresh"))], "Changing the child 'file'"),
+            (vec![with(disk("other"), &read_only), raw(json!("top"))], "node 'top' would become its own child"),
+            (vec![with(disk("other"), &read_only), raw(json!("nope"))], "Cannot find device='nope'"),
+            (vec![with(disk("other"), &read_only), raw(disk("fresh"))], "Cannot change the option 'file'"),
             (
                 vec![with(disk("other"), &read_only), with(raw(json!("below")), &json!({ "offset": 20480 }))],
                 "Offset (20480) cannot be greater",

@@ -197,7 +197,8 @@ fn a_reopen_flushes_what_was_written() {
         let graph = graph();
         let seen = Arc::<Seen>::default();
         let node = add(&graph, mem("node", 0, &seen)).await;
-        let again = || vec![Reopen { node, options: Box::new(()), common: NodeOptions::default() }];
+        let again =
+            || vec![Reopen { node, options: Box::new(()), common: NodeOptions::default(), children: Vec::new() }];
         graph.permit().reopen(again()).await.unwrap();
         assert_eq!(seen.flushes.load(Ordering::Relaxed), 1);
         *seen.flush_error.lock().unwrap() = Some(IoError::Os(5));

@@ -305,6 +305,26 @@ fn what_was_written_is_flushed_before_a_node_goes() {
     });
 }
 
+/// What could not be made stable is said once; after that the node goes, flushed or not.
+#[test]
+fn a_node_that_cannot_be_flushed_goes_at_the_second_try() {
+    run_control(|_| async {
+        let graph = graph();
+        for (error, tries) in [(IoError::Os(5), 2), (IoError::FlushLatched, 1)] {
+            let seen = Arc::<Seen>::default();
+            let node = add(&graph, mem("disk", 1, &seen)).await;
+            *seen.flush_error.lock().unwrap() = Some(error);
+            for _ in 1..tries {
+                let refused = graph.permit().remove(node).await.unwrap_err().full();
+                assert_eq!(refused, "Could not flush node 'disk' before removing it: Input/output error (os error 5)");
+                assert!(!seen.closed.load(Ordering::Acquire));
+            }
+            graph.permit().remove(node).await.unwrap();
+            assert!(seen.closed.load(Ordering::Acquire));
+        }
+    });
+}
+
 #[test]
 fn an_inline_child_goes_with_its_last_parent() {
     run_control(|_| async {

@@ -6,10 +6,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use super::options::{BlockdevOptions, BlockdevRef, MAX_DEPTH, check_name};
+use super::children::{GivenChild, GivenNode};
+use super::options::{BlockdevOptions, MAX_DEPTH, check_name};
 use crate::base::{Error, Result};
-use crate::drivers::{Open, Opened};
-use crate::graph::{Edges, Graph, GraphEdit, NewNode, NodeId, NodeOptions, Permit, Role};
+use crate::drivers::{Open, Opened, Site};
+use crate::graph::{Edges, Graph, GraphEdit, NewNode, NodeId, NodeOptions, Permit};
 
 /// Opens a node with its inline children and adds them: all of them, or none.
 pub async fn add(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId> {
@@ -73,21 +74,18 @@ impl Opening {
     }
 
     /// Opens a node whose branch of the options has been taken apart.
-    pub(super) async fn node<O: Open>(
-        &mut self,
-        header: Header,
-        children: &[(&'static str, Role, &BlockdevRef)],
-        own: &O,
-    ) -> Result<()> {
+    pub(super) async fn node<O: Open>(&mut self, header: Header, children: &[GivenChild<'_>], own: &O) -> Result<()> {
         let Header { name, mut common, inline } = header;
-        let (mut edges, mut ids) = (Edges::default(), Vec::new());
-        for (edge, role, child) in children {
-            let (child, below) = self.child(child, common).await?;
+        let (mut edges, mut named) = (Edges::default(), Vec::new());
+        for GivenChild { edge, role, node } in children {
+            let (child, below) = self.child(*node, common).await?;
             // Who may turn read-only does so over what cannot be written.
             common.read_only |= common.auto_read_only && below.read_only;
-            ids.push(edges.to(edge, child, *role));
+            named.push((edge.clone(), edges.to(edge.clone(), child, *role)));
         }
-        let Opened { driver, conf, options } = own.open(common, &ids).await?;
+        let (objects, events) = (self.graph.objects(), self.graph.events());
+        let site = Site { name: &name, common, children: &named, objects, events };
+        let Opened { driver, conf, options } = own.open(site).await?;
         let node = NewNode::new(name, options, |declared| {
             *declared = edges;
             (driver, conf)
@@ -98,14 +96,14 @@ impl Opening {
     }
 
     /// A child, opened if it is defined in place, and its options.
-    async fn child(&mut self, child: &BlockdevRef, parent: NodeOptions) -> Result<(NodeId, NodeOptions)> {
+    async fn child(&mut self, child: GivenNode<'_>, parent: NodeOptions) -> Result<(NodeId, NodeOptions)> {
         match child {
-            BlockdevRef::Definition(options) => {
+            GivenNode::Defined(options) => {
                 self.define(options, Some(parent)).await?;
                 let below = self.opened.last().expect("it has just been opened");
                 Ok((below.node.id(), below.options))
             }
-            BlockdevRef::Reference(name) => {
+            GivenNode::Named(name) => {
                 let known = self.graph.find(name).and_then(|id| self.graph.node(id));
                 let missing = || Error::new(format!("Cannot find device='{name}' nor node-name='{name}'"));
                 known.map(|node| (node.id, node.options)).ok_or_else(missing)

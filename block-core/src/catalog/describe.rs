@@ -7,7 +7,7 @@ pub async fn info(graph: &Graph, id: NodeId) -> Option<DriverInfo> {
     let mut info = graph.info(id).await?;
     let mut at = id;
     while info.filename.is_empty() || info.allocated.is_none() {
-        let Some(below) = graph.node(at).and_then(|node| node.children.first().copied()) else { break };
+        let Some(below) = graph.node(at).and_then(|node| node.children.first().cloned()) else { break };
         at = below.1;
         let file = graph.info(at).await?;
         if info.filename.is_empty() {

@@ -1,22 +1,49 @@
 //! The drivers, in three rooms: `protocol` talks to the kernel or a peer, `format` knows the bytes of an image and
 //! moves none, `filter` says only what it adds. No driver names another; who opens which child is `catalog.rs`.
 
+pub mod filter;
 pub mod format;
 pub mod protocol;
 
+use std::borrow::Cow;
 use std::future::Future;
 
 use crate::base::Result;
-use crate::graph::{ChildId, Driver, NodeOptions};
+use crate::graph::{ChildId, Driver, EventSink, NodeOptions, Objects};
 
 /// A driver's own options, and how a node is made of them.
 pub trait Open: Clone + PartialEq + Send + 'static {
     /// What is opened.
     type Driver: Driver;
 
-    /// Opens what the options name, under the common options of the node. `children` are the driver's names for what
-    /// the catalog opens below it, in the order of the catalog's line.
-    fn open(&self, common: NodeOptions, children: &[ChildId]) -> impl Future<Output = Result<Opened<Self::Driver>>>;
+    /// Opens what the options name.
+    fn open(&self, site: Site<'_>) -> impl Future<Output = Result<Opened<Self::Driver>>>;
+}
+
+/// What a driver has to do with while it is opened: its node, its children, and what options may refer to.
+pub struct Site<'a> {
+    /// The node-name that it will have.
+    pub name: &'a str,
+    /// The common options of the node.
+    pub common: NodeOptions,
+    /// The children, by the names that the catalog's line and QMP give them.
+    pub children: &'a [(Cow<'static, str>, ChildId)],
+    /// What options may refer to by id.
+    pub objects: &'a Objects,
+    /// Where the node's events go.
+    pub events: EventSink,
+}
+
+impl Site<'_> {
+    /// A child that the catalog's line demands.
+    pub fn child(&self, name: &str) -> ChildId {
+        self.optional(name).expect("the catalog opens the children that its line demands")
+    }
+
+    /// A child that need not be there.
+    pub fn optional(&self, name: &str) -> Option<ChildId> {
+        self.children.iter().find(|(edge, _)| edge == name).map(|(_, id)| *id)
+    }
 }
 
 /// A driver that is open and not in the graph yet. Dropping it closes it.

@@ -4,6 +4,7 @@
 //! and publishes in one synchronous step, and closes what it removed. Commands run side by side; those whose drains
 //! overlap queue. A failure at any step undoes what came before.
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
@@ -11,6 +12,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::blockers::Blocked;
 use super::drain::{Drained, PrivateRoot};
 use super::driver::{DriverInfo, DynDriver};
 use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
@@ -18,19 +20,20 @@ use super::geometry::Geometry;
 use super::id::{ChildId, NodeId};
 use super::lane::Root;
 use super::node::EventSink;
+use super::objects::Objects;
 use super::options::NodeOptions;
 use super::permission::Perms;
 use super::shape::{Kind, NodeParts, Shape, Vertex, Vertices};
 use super::stats::Totals;
 use super::uses::UseGuard;
 use super::view::{Placed, Slot, View};
-use crate::base::{Error, Result};
+use crate::base::{Error, IoError, Result, ResultExt};
 use crate::rt::Local;
 use crate::rt::sync::{Notify, Receiver, oneshot};
 
 /// The block graph. Lives on the control thread.
 pub struct Graph {
-    shape: RefCell<Shape>,
+    pub(super) shape: RefCell<Shape>,
     events: EventSink,
     /// What external locks each node holds at the least.
     held: RefCell<HashMap<NodeId, Perms>>,
@@ -43,6 +46,9 @@ pub struct Graph {
     /// Something that a command may be waiting for has changed.
     changed: Notify,
     names: Cell<u64>,
+    objects: Objects,
+    /// What is shut out from nodes.
+    pub(super) blockers: RefCell<Vec<Rc<Blocked>>>,
 }
 
 /// What there is to say about a node without asking its driver.
@@ -57,7 +63,7 @@ pub struct NodeReport {
     /// Size and limits.
     pub geometry: Geometry,
     /// Its children by the names that QMP gives the edges.
-    pub children: Vec<(&'static str, NodeId)>,
+    pub children: Vec<(Cow<'static, str>, NodeId)>,
     /// Who uses it, as messages call them.
     pub parents: Vec<String>,
     /// Byte offset, if armed.
@@ -82,12 +88,24 @@ impl Graph {
             private: RefCell::default(),
             changed: Notify::new(),
             names: Cell::new(0),
+            objects: Objects::default(),
+            blockers: RefCell::default(),
         })
     }
 
     /// The permit of one command. A command holds one, so that it cannot wait for itself.
     pub fn permit(self: &Rc<Self>) -> Permit {
         Permit { graph: self.clone(), deadline: DRAIN_DEADLINE }
+    }
+
+    /// What nodes may refer to by id.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Where events of nodes go.
+    pub fn events(&self) -> EventSink {
+        self.events.clone()
     }
 
     /// The node of this name.
@@ -109,9 +127,19 @@ impl Graph {
 
     /// A node's own name for the child that QMP calls `name`, for an edit of that edge.
     pub fn child(&self, id: NodeId, name: &str) -> Option<ChildId> {
+        self.shape.borrow().vertex(id)?.child_named(name)
+    }
+
+    /// Where the edge that QMP calls `name` leads: from a node, or from the root of an export.
+    pub fn child_node(&self, id: NodeId, name: &str) -> Option<NodeId> {
         let shape = self.shape.borrow();
-        let number = shape.vertex(id)?.edges.iter().position(|edge| edge.name == name)?;
-        Some(ChildId(u32::try_from(number).expect("a node has few children")))
+        let vertex = shape.vertex(id)?;
+        Some(vertex.child_named(name)?.of(&vertex.edges).to)
+    }
+
+    /// How messages call a vertex.
+    pub(super) fn described(&self, id: NodeId) -> String {
+        self.vertex(id, Vertex::described).unwrap_or_default()
     }
 
     /// Arms or disarms the one-shot event on a write that ends past `threshold` bytes. False: no such node.
@@ -298,7 +326,7 @@ fn report(shape: &Shape, id: NodeId, vertex: &Vertex) -> Option<NodeReport> {
         name: vertex.name.clone(),
         options: node.options,
         geometry: node.geometry,
-        children: vertex.edges.iter().map(|edge| (edge.name, edge.to)).collect(),
+        children: vertex.edges.iter().map(|edge| (edge.name.clone(), edge.to)).collect(),
         parents: vertex.parents.iter().filter_map(|id| Some(shape.vertex(*id)?.described())).collect(),
         write_threshold: node.shared.threshold(),
         totals: node.shared.totals(),
@@ -512,36 +540,31 @@ impl Permit {
     }
 
     /// Takes a node out that nobody uses, with the inline children that only it used. What was written is flushed
-    /// first; the nodes are closed before this returns, so that their files and locks are free.
+    /// first: if that fails, this fails, once. The nodes are closed before this returns, so that their files and locks
+    /// are free.
     pub async fn remove(&mut self, id: NodeId) -> Result<()> {
         let family = self.graph.family(id);
         let mut drained = self.drain(&family).await?;
         drained.check_unused(id)?;
-        if let Err(error) = drained.exclusive(id)?.with(async |child| child.flush().await).await {
-            tracing::warn!("flushing {} before it is removed: {error}", drained.described(id));
+        let flushed = drained.exclusive(id)?.with(async |child| child.flush().await).await;
+        if let Err(error) = flushed
+            && !drained.graph().knows_loss(id, error)
+        {
+            return Err(error).doing(|| format!("Could not flush {} before removing it", drained.described(id)));
         }
-        let committed = drained.write(|edit, _| {
-            // Whoever looked at the graph meanwhile may have taken an inline child for himself: it stays then.
-            edit.remove(id)?;
-            for child in family.iter().skip(1) {
-                if edit.is_unused(*child) {
-                    edit.remove(*child)?;
-                }
-            }
-            Ok(())
-        })?;
+        let committed = drained.write(|edit, _| edit.remove(id))?;
         committed.close(self).await;
         Ok(())
     }
 }
 
-impl GraphEdit<'_> {
-    fn is_unused(&self, id: NodeId) -> bool {
-        self.vertex(id).is_some_and(|vertex| vertex.parents.is_empty())
-    }
-}
-
 impl Graph {
+    /// Whoever wants a node gone is told once that what was written to it may be lost, and not kept from it for ever.
+    fn knows_loss(&self, id: NodeId, error: IoError) -> bool {
+        let told_before = self.vertex(id, |vertex| vertex.node().is_some_and(|node| node.shared.tell_loss()));
+        error == IoError::FlushLatched || told_before == Some(true)
+    }
+
     /// A node and the inline children that go with it, parents before children. What lies below a child that was added
     /// by name is none of its business.
     fn family(&self, id: NodeId) -> Vec<NodeId> {

@@ -5,6 +5,7 @@
 //! publish a new one. What requests change (caches, counters, latches) lives in `self`, which all versions share.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use super::cx::IoCx;
 use super::geometry::Geometry;
 use super::id::ChildId;
+use super::objects::Objects;
 use super::options::NodeOptions;
 use super::permission::{Perms, Role};
 use crate::base::{ByteRange, Error, IoError};
@@ -26,6 +28,10 @@ pub struct WriteFlags {
     pub may_unmap: bool,
     /// Zeroing that is not cheaper than writing zeroes fails with [`IoError::Unsupported`] instead.
     pub no_fallback: bool,
+    /// The image stores the data compressed, if its limits say that it can; else the write fails.
+    pub compressed: bool,
+    /// What a reader sees stays as it was (copy-on-read): `WRITE_UNCHANGED` is enough.
+    pub unchanged: bool,
 }
 
 /// How to make room when a node grows.
@@ -70,6 +76,8 @@ pub enum Place {
     },
     /// Not in this layer: the backing child has it.
     Below(ChildId),
+    /// This node is no layer of its own: whatever the child says of the same range.
+    Passed(ChildId),
     /// In this layer, but not byte for byte (compressed, encrypted).
     Encoded,
 }
@@ -98,6 +106,8 @@ pub enum Direct {
         offset: u64,
         /// The write carries `RWF_DSYNC`.
         dsync: bool,
+        /// The bytes are in memory, so nothing is waited for: the thread fetches them itself.
+        at_once: bool,
     },
     /// It is done, and no buffer was touched.
     Done,
@@ -137,6 +147,8 @@ pub struct ReopenRequest<'a> {
     pub common: NodeOptions,
     /// What the node's users will use and bear.
     pub perms: Perms,
+    /// What the options may refer to by id.
+    pub objects: &'a Objects,
 }
 
 /// A block driver for the graph. Requests run on any number of IOThreads at once.
@@ -198,6 +210,37 @@ pub trait Driver: Send + Sync + 'static {
     /// Where the first bytes of the range live.
     fn map(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<Extent, IoError>>;
 
+    /// Fills `buf` with what the node's snapshot has there. Only drivers that keep one (copy-before-write) offer it.
+    fn read_snapshot(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _at: ByteRange,
+        _buf: IoBuf,
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
+    /// Where the first bytes of the range live in the node's snapshot.
+    fn map_snapshot(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _at: ByteRange,
+    ) -> impl Future<Output = Result<Extent, IoError>> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
+    /// Nobody will read this part of the node's snapshot any more.
+    fn discard_snapshot(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _at: ByteRange,
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
     /// Changes the size; nobody else is inside. The new configuration is published by the caller.
     fn truncate(
         &self,
@@ -215,6 +258,17 @@ pub trait Driver: Send + Sync + 'static {
 
     /// Prepares a configuration for new options. Dropping it aborts; publishing it commits.
     fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// A configuration for the children of these names, in edge order, after one was added or taken away while the node
+    /// is drained. Only drivers whose children may come and go (quorum's, an overlay's backing file) offer it.
+    fn with_children(&self, _conf: &Self::Conf, _children: &[Cow<'static, str>]) -> Result<Self::Conf, Error> {
+        Err(Error::new("The driver's children cannot come and go"))
+    }
+
+    /// The child that this node passes requests on to, if it is a filter: no layer of its own.
+    fn filtered(&self) -> Option<ChildId> {
+        None
+    }
 
     /// What this node needs of a child, if its users need `above`.
     fn child_perms(&self, _conf: &Self::Conf, _child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
@@ -303,14 +357,19 @@ pub(crate) trait DynDriver: Send + Sync {
     fn discard<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<(), IoError>>;
     fn flush<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
     fn map<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<Extent, IoError>>;
+    fn read_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, buf: IoBuf) -> Boxed<'a, Result<(), IoError>>;
+    fn map_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<Extent, IoError>>;
+    fn discard_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<(), IoError>>;
     fn truncate<'a>(
         &'a self,
         cx: IoCx<'a>,
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
+    fn with_children(&self, children: &[Cow<'static, str>]) -> Result<Arc<dyn DynDriver>, Error>;
     fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error>;
     fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
+    fn filtered(&self) -> Option<ChildId>;
     fn child_perms(&self, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms;
     fn tighten<'a>(&'a self, perms: Perms) -> Boxed<'a, Result<(), Error>>;
     fn relax<'a>(&'a self, perms: Perms) -> Boxed<'a, ()>;
@@ -324,6 +383,13 @@ pub(crate) trait DynDriver: Send + Sync {
 pub(crate) struct Body<D: Driver> {
     pub(crate) driver: Arc<D>,
     pub(crate) conf: D::Conf,
+}
+
+impl<D: Driver> Body<D> {
+    /// The same driver under another configuration.
+    fn under(&self, conf: D::Conf) -> Arc<dyn DynDriver> {
+        Arc::new(Self { driver: self.driver.clone(), conf })
+    }
 }
 
 impl<D: Driver> DynDriver for Body<D> {
@@ -361,25 +427,34 @@ impl<D: Driver> DynDriver for Body<D> {
     fn map<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<Extent, IoError>> {
         Box::pin(self.driver.map(&self.conf, cx, at))
     }
+    fn read_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, buf: IoBuf) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.read_snapshot(&self.conf, cx, at, buf))
+    }
+    fn map_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<Extent, IoError>> {
+        Box::pin(self.driver.map_snapshot(&self.conf, cx, at))
+    }
+    fn discard_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.discard_snapshot(&self.conf, cx, at))
+    }
     fn truncate<'a>(
         &'a self,
         cx: IoCx<'a>,
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
-        Box::pin(async move {
-            let conf = self.driver.truncate(&self.conf, cx, size, preallocation).await?;
-            Ok(Arc::new(Self { driver: self.driver.clone(), conf }) as Arc<dyn DynDriver>)
-        })
+        Box::pin(async move { Ok(self.under(self.driver.truncate(&self.conf, cx, size, preallocation).await?)) })
+    }
+    fn with_children(&self, children: &[Cow<'static, str>]) -> Result<Arc<dyn DynDriver>, Error> {
+        Ok(self.under(self.driver.with_children(&self.conf, children)?))
     }
     fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
         self.driver.passes_size(&self.conf, size)
     }
     fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
-        Box::pin(async move {
-            let conf = self.driver.reopen(&self.conf, request).await?;
-            Ok(Arc::new(Self { driver: self.driver.clone(), conf }) as Arc<dyn DynDriver>)
-        })
+        Box::pin(async move { Ok(self.under(self.driver.reopen(&self.conf, request).await?)) })
+    }
+    fn filtered(&self) -> Option<ChildId> {
+        self.driver.filtered()
     }
     fn child_perms(&self, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
         self.driver.child_perms(&self.conf, child, role, above, writable)

@@ -4,6 +4,7 @@
 //! An edge, a configuration or a root that requests could be using is changed only with the proof that its owner is
 //! drained: [`Owner`], which lives no longer than the change it was asked in.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -27,17 +28,17 @@ pub struct NewNode {
     options: NodeOptions,
     explicit: bool,
     body: Arc<dyn DynDriver>,
-    edges: Vec<(&'static str, NodeId, Role)>,
+    edges: Vec<(Cow<'static, str>, NodeId, Role)>,
 }
 
 /// The edges of a node that is being made.
 #[derive(Default)]
-pub struct Edges(Vec<(&'static str, NodeId, Role)>);
+pub struct Edges(Vec<(Cow<'static, str>, NodeId, Role)>);
 
 impl Edges {
     /// An edge to `to`; `name` is what QMP calls it (`file`, `backing`).
-    pub fn to(&mut self, name: &'static str, to: NodeId, role: Role) -> ChildId {
-        self.0.push((name, to, role));
+    pub fn to(&mut self, name: impl Into<Cow<'static, str>>, to: NodeId, role: Role) -> ChildId {
+        self.0.push((name.into(), to, role));
         ChildId(u32::try_from(self.0.len() - 1).expect("a node has few children"))
     }
 }
@@ -90,7 +91,7 @@ pub struct DrainedSet<'d> {
 /// Proof that one vertex is drained: no request is inside any root above it.
 #[derive(Clone, Copy)]
 pub struct Owner<'d> {
-    id: NodeId,
+    pub(super) id: NodeId,
     brand: Brand<'d>,
 }
 
@@ -111,12 +112,14 @@ pub struct GraphEdit<'d> {
     /// Copies of the vertices that this change touches; `None`: removed.
     touched: BTreeMap<NodeId, Option<Vertex>>,
     /// Vertices whose users' needs may have changed.
-    perms_dirty: BTreeSet<NodeId>,
+    pub(super) perms_dirty: BTreeSet<NodeId>,
     /// Vertices whose own geometry may have changed.
-    geometry_dirty: BTreeSet<NodeId>,
+    pub(super) geometry_dirty: BTreeSet<NodeId>,
     /// Vertices that requests see differently than before.
-    seen_differently: BTreeSet<NodeId>,
+    pub(super) seen_differently: BTreeSet<NodeId>,
     new_roots: Vec<NodeId>,
+    /// Nodes that an edge has led to and leads to no more.
+    cut_off: Vec<NodeId>,
     brand: Brand<'d>,
 }
 
@@ -151,7 +154,7 @@ impl<'d> GraphEdit<'d> {
     pub(crate) fn add_root(&mut self, new: &NewRoot) -> Result<(NodeId, Root)> {
         let root = Root::new(new.name.clone(), Arc::new(View::new(Vec::new(), PermSet::NONE)));
         let kind = Kind::Root { root: root.clone(), news: new.news.clone() };
-        let id = self.insert(new.id, new.name.clone(), kind, vec![("root", new.node, Role::Filtered)])?;
+        let id = self.insert(new.id, new.name.clone(), kind, vec![("root".into(), new.node, Role::Filtered)])?;
         let vertex = self.vertex_mut(id)?;
         vertex.edges[0].perms = new.perms;
         vertex.perms = new.perms;
@@ -164,7 +167,7 @@ impl<'d> GraphEdit<'d> {
         id: NodeId,
         name: String,
         kind: Kind,
-        edges: Vec<(&'static str, NodeId, Role)>,
+        edges: Vec<(Cow<'static, str>, NodeId, Role)>,
     ) -> Result<NodeId> {
         if self.base.vertices.len() + self.touched.len() >= MAX_VERTICES {
             return Err(Error::new(format!("There may not be more than {MAX_VERTICES} nodes and exports")));
@@ -173,30 +176,10 @@ impl<'d> GraphEdit<'d> {
             self.vertex_mut(*child)?.parents.push(id);
             self.perms_dirty.insert(*child);
         }
-        let edges = edges.into_iter().map(|(name, to, role)| Edge { name, to, role, perms: Perms::IDLE }).collect();
+        let edges = edges.into_iter().map(|(name, to, role)| Edge::new(name, to, role)).collect();
         self.touched.insert(id, Some(Vertex { name, kind, edges, parents: Vec::new(), perms: Perms::IDLE }));
         self.perms_dirty.insert(id);
         Ok(id)
-    }
-
-    /// Lets `child` of a drained owner lead to another node.
-    pub fn set_edge(&mut self, owner: Owner<'d>, child: ChildId, to: NodeId) -> Result<()> {
-        if self.above([owner.id]).contains(&to) {
-            let name = self.described(to);
-            return Err(Error::new(format!("{name} would become its own child")));
-        }
-        let no_such_child = || Error::new("There is no such child");
-        let old = self.vertex_mut(owner.id)?.edges.get(child.0 as usize).ok_or_else(no_such_child)?.to;
-        self.vertex_mut(to)?.parents.push(owner.id);
-        self.unlink(old, owner.id)?;
-        self.vertex_mut(owner.id)?.edges[child.0 as usize].to = to;
-        self.perms_dirty.extend([owner.id, old, to]);
-        self.geometry_dirty.insert(owner.id);
-        self.seen_differently.insert(owner.id);
-        if self.above([owner.id]).into_iter().any(|id| self.depth(id) > MAX_DEPTH + 1) {
-            return Err(Error::new(format!("The graph may not be deeper than {MAX_DEPTH} nodes")));
-        }
-        Ok(())
     }
 
     /// The same driver under a new configuration and new common options: reopen, resize.
@@ -235,7 +218,6 @@ impl<'d> GraphEdit<'d> {
         let children: Vec<_> = self.vertex_mut(id)?.edges.iter().map(|edge| edge.to).collect();
         for child in children {
             self.unlink(child, id)?;
-            self.perms_dirty.insert(child);
         }
         self.touched.insert(id, None);
         Ok(())
@@ -250,14 +232,16 @@ impl<'d> GraphEdit<'d> {
         added.or_else(|| self.base.names.get(name).copied().filter(|id| self.vertex(*id).is_some()))
     }
 
-    fn unlink(&mut self, child: NodeId, parent: NodeId) -> Result<()> {
+    pub(super) fn unlink(&mut self, child: NodeId, parent: NodeId) -> Result<()> {
         let parents = &mut self.vertex_mut(child)?.parents;
         let at = parents.iter().position(|id| *id == parent).expect("edges are kept both ways");
         parents.swap_remove(at);
+        self.perms_dirty.insert(child);
+        self.cut_off.push(child);
         Ok(())
     }
 
-    fn vertex_mut(&mut self, id: NodeId) -> Result<&mut Vertex> {
+    pub(super) fn vertex_mut(&mut self, id: NodeId) -> Result<&mut Vertex> {
         if !self.touched.contains_key(&id) {
             let copy = self.base.vertex(id).ok_or_else(no_such_node)?.clone();
             self.touched.insert(id, Some(copy));
@@ -265,7 +249,7 @@ impl<'d> GraphEdit<'d> {
         self.touched.get_mut(&id).and_then(Option::as_mut).ok_or_else(no_such_node)
     }
 
-    fn described(&self, id: NodeId) -> String {
+    pub(super) fn described(&self, id: NodeId) -> String {
         self.vertex(id).map(Vertex::described).unwrap_or_default()
     }
 }
@@ -294,7 +278,7 @@ fn conflict<'v>(users: &[(&'v Vertex, Perms)]) -> Option<(&'v Vertex, &'v Vertex
     })
 }
 
-fn no_such_node() -> Error {
+pub(super) fn no_such_node() -> Error {
     Error::new("There is no such node")
 }
 
@@ -308,6 +292,8 @@ pub(crate) struct Outcome {
     /// Roots above something that requests see differently.
     pub(crate) affected_roots: BTreeSet<NodeId>,
     pub(crate) new_roots: Vec<NodeId>,
+    /// Nodes that were written through an edge which leads to them no more.
+    pub(crate) cut_off: Vec<NodeId>,
     /// Roots that have to be told, with what they stand on now.
     pub(crate) news: Vec<(News, Geometry)>,
 }
@@ -327,9 +313,11 @@ pub(crate) fn evaluate<'d, R>(
         geometry_dirty: BTreeSet::new(),
         seen_differently: BTreeSet::new(),
         new_roots: Vec::new(),
+        cut_off: Vec::new(),
         brand: PhantomData,
     };
     let value = change(&mut edit, DrainedSet { set, brand: PhantomData })?;
+    edit.remove_orphans()?;
     edit.check_removed()?;
     edit.refresh_permissions()?;
     edit.refresh_geometry()?;
@@ -337,6 +325,20 @@ pub(crate) fn evaluate<'d, R>(
 }
 
 impl GraphEdit<'_> {
+    /// An inline child goes when its last parent goes.
+    fn remove_orphans(&mut self) -> Result<()> {
+        let mut next = 0;
+        while let Some(id) = self.cut_off.get(next).copied() {
+            next += 1;
+            let orphaned =
+                |vertex: &Vertex| vertex.parents.is_empty() && vertex.node().is_some_and(|node| !node.explicit);
+            if self.vertex(id).is_some_and(orphaned) {
+                self.take_out(id)?;
+            }
+        }
+        Ok(())
+    }
+
     fn check_removed(&self) -> Result<()> {
         for (id, _) in self.touched.iter().filter(|(_, vertex)| vertex.is_none()) {
             let user = self.touched.values().flatten().find(|vertex| vertex.edges.iter().any(|edge| edge.to == *id));
@@ -469,7 +471,12 @@ impl GraphEdit<'_> {
             (perms != Some(before.unwrap_or(Perms::IDLE))).then_some(*id)
         });
         let relock = relock.collect();
-        Outcome { relock, affected_roots, news, new_roots: self.new_roots, touched: self.touched }
+        let written = |id: &NodeId| {
+            let writes = PermSet::WRITE | PermSet::WRITE_UNCHANGED;
+            self.base.vertex(*id).is_some_and(|vertex| !(vertex.perms.uses & writes).is_empty())
+        };
+        let cut_off = self.cut_off.iter().copied().filter(written).collect();
+        Outcome { relock, affected_roots, news, cut_off, new_roots: self.new_roots, touched: self.touched }
     }
 
     /// Roots that stand on something of another size or with other limits than before.

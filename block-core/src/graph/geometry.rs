@@ -38,6 +38,8 @@ pub struct Limits {
     pub unmap_zeroes: bool,
     /// Discards reach something that can use them.
     pub discard: bool,
+    /// Writes can be compressed; whole units of this many bytes at a time. 0: they cannot.
+    pub compressed_cluster: u32,
 }
 
 impl Limits {
@@ -55,6 +57,7 @@ impl Limits {
         fua: false,
         unmap_zeroes: false,
         discard: false,
+        compressed_cluster: 0,
     };
 
     /// What a node asks for that sends requests down as they are: nothing of its own. The node below aligns and bounces

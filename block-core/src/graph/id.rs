@@ -22,4 +22,14 @@ pub struct ChildId(pub(super) u32);
 impl ChildId {
     /// The first child: a root's only one.
     pub(crate) const FIRST: Self = Self(0);
+
+    /// What belongs to this child, in a list in edge order.
+    pub fn of<T>(self, all: &[T]) -> &T {
+        all.get(self.0 as usize).expect("a list in edge order has an entry for each child")
+    }
+
+    /// The first `count` children of a node, in edge order.
+    pub fn all(count: u32) -> impl Iterator<Item = Self> {
+        (0..count).map(Self)
+    }
 }

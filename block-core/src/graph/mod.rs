@@ -4,10 +4,13 @@
 //! [`Graph`] → [`Permit`] → [`Drained`] → [`GraphEdit`]. Driver authors: [`Driver`]. What moves bytes between a
 //! child's caller and its driver is in `pipeline/`.
 
+mod blockers;
+mod change;
 mod control;
 mod cx;
 mod drain;
 mod driver;
+mod edges;
 mod edit;
 #[doc(hidden)] // public for the models alone
 pub mod gate;
@@ -16,17 +19,22 @@ mod id;
 mod job_cx;
 mod lane;
 mod node;
+mod objects;
 mod options;
 mod permission;
+mod reopen;
 mod resize;
 mod shape;
 mod stats;
 #[doc(hidden)] // public for the models alone
 pub mod tracked;
+mod transaction;
 #[doc(hidden)] // public for the models alone
 pub mod uses;
 mod view;
 
+pub use blockers::{Blocker, Frozen, Operation};
+pub use change::Change;
 pub use control::{Committed, Graph, Locks, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
 pub use drain::{Drained, Exclusive};
@@ -42,8 +50,10 @@ pub use id::{ChildId, NodeId};
 pub use job_cx::{Entered, JobCx};
 pub use lane::{Lane, Root, ViewPin};
 pub use node::{EventSink, NodeEvent};
+pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
 pub use permission::{PermSet, Perms, Role};
-pub use resize::Reopen;
+pub use reopen::Reopen;
 pub use stats::{OpKind, OpTotals, Totals};
 pub(crate) use tracked::Ticket;
+pub use transaction::{Pending, Step};

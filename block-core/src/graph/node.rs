@@ -1,7 +1,7 @@
 //! What stays of a node through all its configurations.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::stats::{NodeStats, Totals};
 use super::tracked::Tracked;
@@ -32,6 +32,7 @@ pub(crate) struct NodeShared {
     pub(crate) uses: Arc<Uses>,
     /// `u64::MAX`: not armed. Else a byte offset.
     threshold: AtomicU64,
+    loss_told: AtomicBool,
     events: EventSink,
 }
 
@@ -43,12 +44,18 @@ impl NodeShared {
             tracked: Tracked::default(),
             uses: Uses::new(),
             threshold: AtomicU64::new(u64::MAX),
+            loss_told: AtomicBool::new(false),
             events,
         }
     }
 
     pub(crate) fn totals(&self) -> Totals {
         self.stats.totals()
+    }
+
+    /// An operator is told that the last flush failed. True: that was said before.
+    pub(crate) fn tell_loss(&self) -> bool {
+        self.loss_told.swap(true, Relaxed)
     }
 
     /// `None`: not armed.

@@ -1,34 +1,20 @@
-//! Changes of a node's own configuration: resize and reopen. Both drain the node with its ancestors, let the driver
-//! prepare a new configuration, and publish it.
+//! Changes of a node's size. The node is drained with its ancestors, the driver prepares a new configuration, and that is
+//! published.
 
-use std::any::Any;
 use std::rc::Rc;
-use std::sync::Arc;
 
+use super::blockers::Operation;
 use super::control::Permit;
-use super::drain::Drained;
-use super::driver::{DynDriver, Preallocation, ReopenRequest};
-use super::edit::{DrainedSet, GraphEdit, NewRoot};
+use super::driver::Preallocation;
+use super::edit::NewRoot;
 use super::id::NodeId;
-use super::options::NodeOptions;
 use super::permission::{PermSet, Perms};
-use crate::base::{Error, IoError, Result, ResultExt};
-
-/// What one node of a reopen becomes.
-pub struct Reopen {
-    /// Which node.
-    pub node: NodeId,
-    /// The driver's own options, complete: what is left out goes back to its default.
-    pub options: Box<dyn Any + Send>,
-    /// The common options, complete.
-    pub common: NodeOptions,
-}
-
-type NewBody = (NodeId, Arc<dyn DynDriver>, NodeOptions);
+use crate::base::{Error, Result};
 
 impl Permit {
     /// Changes a node's size, in bytes. Refused while somebody uses the node, or what it lies on, without bearing it.
     pub async fn resize(&mut self, id: NodeId, size: u64, preallocation: Preallocation) -> Result<()> {
+        self.graph().check_operation(id, Operation::Resize)?;
         let target = self.size_of(id, size)?;
         // For as long as it takes, the resize is a user like any other: permissions and file locks follow from that.
         let perms = Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares: PermSet::ALL };
@@ -58,53 +44,4 @@ impl Permit {
         committed.close(self).await;
         Ok(())
     }
-
-    /// Gives several nodes new options: all of them, or none.
-    pub async fn reopen(&mut self, all: Vec<Reopen>) -> Result<()> {
-        let nodes: Vec<_> = all.iter().map(|one| one.node).collect();
-        let mut drained = self.drain(&nodes).await?;
-        let mut ready = Vec::new();
-        for one in &all {
-            ready.push(drained.reopened(one).await?);
-        }
-        let locks = drained.prepare(|edit, set| reconfigure_all(edit, set, &ready)).await?;
-        let committed = drained.write(|edit, set| {
-            let result = reconfigure_all(edit, set, &ready);
-            drop(ready);
-            result
-        });
-        drop(locks);
-        committed?.close(self).await;
-        Ok(())
-    }
-}
-
-impl Drained<'_> {
-    /// The new configuration of one node; dropping it aborts.
-    async fn reopened(&mut self, one: &Reopen) -> Result<NewBody> {
-        let missing = || Error::new("There is no such node");
-        let report = self.graph().node(one.node).ok_or_else(missing)?;
-        if !report.options.read_only {
-            // The new way of having it open is told of no error that belongs to the old one.
-            self.flushed(one.node, &report.name).await?;
-        }
-        let old = self.graph().borrow_body(one.node).ok_or_else(missing)?;
-        let request = ReopenRequest { options: &*one.options, common: one.common, perms: report.perms };
-        let new = old.body.reopen(request).await?;
-        Ok((one.node, new, one.common))
-    }
-}
-
-impl Drained<'_> {
-    /// Makes stable what was written. That an earlier flush failed is known already, and a reopen is the way out.
-    async fn flushed(&mut self, id: NodeId, name: &str) -> Result<()> {
-        match self.exclusive(id)?.with(async |child| child.flush().await).await {
-            Ok(()) | Err(IoError::FlushLatched) => Ok(()),
-            Err(error) => Err(error).doing(|| format!("Could not flush node '{name}' before reopening it")),
-        }
-    }
-}
-
-fn reconfigure_all<'d>(edit: &mut GraphEdit<'d>, set: DrainedSet<'d>, all: &[NewBody]) -> Result<()> {
-    all.iter().try_for_each(|(id, body, options)| edit.reconfigure(set.owner(*id)?, body.clone(), *options))
 }

@@ -28,11 +28,14 @@ impl<'g> Child<'g> {
     /// Writes `buf`, which has the range's length.
     pub async fn write(self, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
         self.counted(OpKind::Write, at, async {
-            self.check(at, PermSet::WRITE)?;
+            self.check(at, wanted(flags))?;
+            if flags.compressed && self.geometry().limits.compressed_cluster == 0 {
+                return Err(IoError::Unsupported);
+            }
             if at.is_empty() {
                 return self.made_stable(flags).await;
             }
-            if let Some(may_unmap) = self.detects_zeroes().filter(|_| buf.is_zero()) {
+            if let Some(may_unmap) = self.detects_zeroes().filter(|_| !flags.compressed && buf.is_zero()) {
                 let flags = WriteFlags { may_unmap, ..flags };
                 return self.stable_after(flags, zeroes::write(self, at, flags)).await;
             }
@@ -44,7 +47,7 @@ impl<'g> Child<'g> {
     /// Makes the range read as zeroes.
     pub async fn write_zeroes(self, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
         self.counted(OpKind::Write, at, async {
-            self.check(at, PermSet::WRITE)?;
+            self.check(at, wanted(flags))?;
             if at.is_empty() {
                 return self.made_stable(flags).await;
             }
@@ -90,6 +93,25 @@ impl<'g> Child<'g> {
         Ok(within(extent, at.start() - wide.start(), at.len()))
     }
 
+    /// Fills `buf`, which has the range's length, with what the node's snapshot has there.
+    pub async fn read_snapshot(self, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        self.check(at, PermSet::NONE)?;
+        self.placed().body.read_snapshot(self.cx(), at, buf).await
+    }
+
+    /// Where the first bytes of the range live in the node's snapshot.
+    pub async fn map_snapshot(self, at: ByteRange) -> Result<Extent, IoError> {
+        self.check(at, PermSet::NONE)?;
+        let extent = self.placed().body.map_snapshot(self.cx(), at).await?;
+        Ok(within(extent, 0, at.len()))
+    }
+
+    /// Nobody will read this part of the node's snapshot any more.
+    pub async fn discard_snapshot(self, at: ByteRange) -> Result<(), IoError> {
+        self.check(at, PermSet::NONE)?;
+        self.placed().body.discard_snapshot(self.cx(), at).await
+    }
+
     /// Prepares another size; the caller publishes what this gives.
     pub(crate) async fn truncate(
         self,
@@ -107,7 +129,7 @@ impl<'g> Child<'g> {
             return Err(IoError::OutOfRange);
         }
         let options = self.options();
-        if wanted.contains(PermSet::WRITE) && (options.read_only || !options.active || !self.may(wanted)) {
+        if !wanted.is_empty() && (options.read_only || !options.active || !self.may(wanted)) {
             return Err(IoError::ReadOnly);
         }
         Ok(())
@@ -195,6 +217,11 @@ impl<'g> Child<'g> {
     pub(super) fn tracks(self) -> bool {
         u64::from(self.geometry().limits.request_alignment) > crate::base::SECTOR
     }
+}
+
+/// What a write asks of the way to its node.
+fn wanted(flags: WriteFlags) -> PermSet {
+    if flags.unchanged { PermSet::WRITE_UNCHANGED } else { PermSet::WRITE }
 }
 
 /// An extent of an aligned range, seen from `skip` bytes further in.

@@ -1,11 +1,14 @@
 //! Filters say only what they add; [`Filtered`] forwards the rest.
+//!
+//! What a filter adds comes in two forms: `before` and `after` stand around every request, whatever it is (throttling,
+//! copying what is about to be overwritten); `read`, `write`, … take the place of passing one kind of request on.
 
 use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, OpKind, Place, Preallocation,
-    ReopenRequest, Settled, WriteFlags,
+    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, OpKind, Perms, Place,
+    Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -18,7 +21,17 @@ pub struct Request {
     pub at: ByteRange,
     /// A write of zeroes or a discard moves no data.
     pub moves_data: bool,
+    /// How, if it is a write.
+    pub flags: WriteFlags,
 }
+
+impl Request {
+    fn new(kind: OpKind, at: ByteRange) -> Self {
+        Self { kind, at, moves_data: false, flags: WriteFlags::default() }
+    }
+}
+
+type Done = Result<(), IoError>;
 
 /// A driver that passes requests on to one child.
 pub trait Filter: Send + Sync + 'static {
@@ -28,35 +41,120 @@ pub trait Filter: Send + Sync + 'static {
     /// The child that requests go to.
     fn child(&self) -> ChildId;
 
-    /// Size and limits, from the child's.
-    fn geometry(&self, _conf: &Self::Conf, child: Geometry) -> Result<Geometry, Error> {
+    /// Size and limits, from those of the child that requests go to; `all` are all children's, in edge order.
+    fn geometry(&self, _conf: &Self::Conf, child: Geometry, _all: &[Geometry]) -> Result<Geometry, Error> {
         Ok(child)
     }
 
-    /// True where requests of this kind need neither `before` nor `after`, so that they may take the direct path.
+    /// True where reads, or writes, are passed on as they are, so that they may take the direct path.
     fn is_transparent(&self, _conf: &Self::Conf, _write: bool) -> bool {
         false
     }
 
+    /// True where this request may take the direct path, past `before` and `after`. Asked once a request; it may not
+    /// block nor allocate.
+    fn passes(&self, conf: &Self::Conf, request: DirectRequest) -> bool {
+        self.is_transparent(conf, request.write)
+    }
+
     /// Before the request goes down; an error ends it here.
-    fn before(
-        &self,
-        _conf: &Self::Conf,
-        _cx: IoCx<'_>,
-        _request: Request,
-    ) -> impl Future<Output = Result<(), IoError>> {
+    fn before(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _request: Request) -> impl Future<Output = Done> {
         std::future::ready(Ok(()))
     }
 
     /// After it came back; what this gives is what the caller sees.
-    fn after(
+    fn after(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _request: Request, result: Done) -> impl Future<Output = Done> {
+        std::future::ready(result)
+    }
+
+    /// In place of passing a read on.
+    fn read(&self, _conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> impl Future<Output = Done> {
+        cx.child(self.child()).read(at, buf)
+    }
+
+    /// In place of passing a write on.
+    fn write(
+        &self,
+        _conf: &Self::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: IoBuf,
+        flags: WriteFlags,
+    ) -> impl Future<Output = Done> {
+        cx.child(self.child()).write(at, buf, flags)
+    }
+
+    /// In place of passing a write of zeroes on.
+    fn write_zeroes(
+        &self,
+        _conf: &Self::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        flags: WriteFlags,
+    ) -> impl Future<Output = Done> {
+        cx.child(self.child()).write_zeroes(at, flags)
+    }
+
+    /// In place of passing a discard on.
+    fn discard(&self, _conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Done> {
+        cx.child(self.child()).discard(at)
+    }
+
+    /// In place of passing a flush on.
+    fn flush(&self, _conf: &Self::Conf, cx: IoCx<'_>) -> impl Future<Output = Done> {
+        cx.child(self.child()).flush()
+    }
+
+    /// In place of leaving the answer to the child. Neither `before` nor `after` see this one.
+    fn map(&self, _conf: &Self::Conf, _cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<Extent, IoError>> {
+        std::future::ready(Ok(Extent { len: at.len(), place: Place::Passed(self.child()) }))
+    }
+
+    /// See [`Driver::read_snapshot`].
+    fn read_snapshot(
         &self,
         _conf: &Self::Conf,
         _cx: IoCx<'_>,
-        _request: Request,
-        result: Result<(), IoError>,
-    ) -> impl Future<Output = Result<(), IoError>> {
-        std::future::ready(result)
+        _at: ByteRange,
+        _buf: IoBuf,
+    ) -> impl Future<Output = Done> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
+    /// See [`Driver::map_snapshot`].
+    fn map_snapshot(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _at: ByteRange,
+    ) -> impl Future<Output = Result<Extent, IoError>> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
+    /// See [`Driver::discard_snapshot`].
+    fn discard_snapshot(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _at: ByteRange) -> impl Future<Output = Done> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
+    /// See [`Driver::passes_size`].
+    fn passes_size(&self, _conf: &Self::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
+        Ok(Some((self.child(), size)))
+    }
+
+    /// See [`Driver::truncate`]. Only asked of a filter whose size is not its child's.
+    fn truncate(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _size: u64,
+        _preallocation: Preallocation,
+    ) -> impl Future<Output = Result<Self::Conf, Error>> {
+        std::future::ready(Err(Error::new("The size of this node cannot be changed")))
+    }
+
+    /// See [`Driver::child_perms`].
+    fn child_perms(&self, _conf: &Self::Conf, _child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
+        role.child_perms(above, writable)
     }
 
     /// Prepares a configuration for new options.
@@ -70,13 +168,7 @@ pub trait Filter: Send + Sync + 'static {
 pub struct Filtered<F>(pub F);
 
 impl<F: Filter> Filtered<F> {
-    async fn around(
-        &self,
-        conf: &F::Conf,
-        cx: IoCx<'_>,
-        request: Request,
-        work: impl Future<Output = Result<(), IoError>>,
-    ) -> Result<(), IoError> {
+    async fn around(&self, conf: &F::Conf, cx: IoCx<'_>, request: Request, work: impl Future<Output = Done>) -> Done {
         self.0.before(conf, cx, request).await?;
         let result = work.await;
         self.0.after(conf, cx, request, result).await
@@ -87,12 +179,12 @@ impl<F: Filter> Driver for Filtered<F> {
     type Conf = F::Conf;
 
     fn geometry(&self, conf: &F::Conf, children: &[Geometry]) -> Result<Geometry, Error> {
-        let child = children.first().ok_or_else(|| Error::new("A filter needs a child"))?;
-        self.0.geometry(conf, Geometry { limits: child.limits.passed_on(), ..*child })
+        let child = self.0.child().of(children);
+        self.0.geometry(conf, Geometry { limits: child.limits.passed_on(), ..*child }, children)
     }
 
     fn direct(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
-        if !self.0.is_transparent(conf, request.write) {
+        if !self.0.passes(conf, request) {
             return None;
         }
         cx.child(self.0.child()).direct(request)
@@ -102,54 +194,60 @@ impl<F: Filter> Driver for Filtered<F> {
         cx.child(self.0.child()).settle(request, result)
     }
 
-    async fn read(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
-        let request = Request { kind: OpKind::Read, at, moves_data: true };
-        self.around(conf, cx, request, cx.child(self.0.child()).read(at, buf)).await
+    async fn read(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Done {
+        let request = Request { moves_data: true, ..Request::new(OpKind::Read, at) };
+        self.around(conf, cx, request, self.0.read(conf, cx, at, buf)).await
     }
 
-    async fn write(
-        &self,
-        conf: &F::Conf,
-        cx: IoCx<'_>,
-        at: ByteRange,
-        buf: IoBuf,
-        flags: WriteFlags,
-    ) -> Result<(), IoError> {
-        let request = Request { kind: OpKind::Write, at, moves_data: true };
-        self.around(conf, cx, request, cx.child(self.0.child()).write(at, buf, flags)).await
+    async fn write(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Done {
+        let request = Request { moves_data: true, flags, ..Request::new(OpKind::Write, at) };
+        self.around(conf, cx, request, self.0.write(conf, cx, at, buf, flags)).await
     }
 
-    async fn write_zeroes(
-        &self,
-        conf: &F::Conf,
-        cx: IoCx<'_>,
-        at: ByteRange,
-        flags: WriteFlags,
-    ) -> Result<(), IoError> {
-        let request = Request { kind: OpKind::Write, at, moves_data: false };
-        self.around(conf, cx, request, cx.child(self.0.child()).write_zeroes(at, flags)).await
+    async fn write_zeroes(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Done {
+        let request = Request { flags, ..Request::new(OpKind::Write, at) };
+        self.around(conf, cx, request, self.0.write_zeroes(conf, cx, at, flags)).await
     }
 
-    async fn discard(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
-        let request = Request { kind: OpKind::Unmap, at, moves_data: false };
-        self.around(conf, cx, request, cx.child(self.0.child()).discard(at)).await
+    async fn discard(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Done {
+        self.around(conf, cx, Request::new(OpKind::Unmap, at), self.0.discard(conf, cx, at)).await
     }
 
-    async fn flush(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), IoError> {
-        let request = Request { kind: OpKind::Flush, at: ByteRange::whole(0), moves_data: false };
-        self.around(conf, cx, request, cx.child(self.0.child()).flush()).await
+    async fn flush(&self, conf: &F::Conf, cx: IoCx<'_>) -> Done {
+        let request = Request::new(OpKind::Flush, ByteRange::whole(0));
+        self.around(conf, cx, request, self.0.flush(conf, cx)).await
     }
 
-    async fn map(&self, _conf: &F::Conf, _cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
-        Ok(Extent { len: at.len(), place: Place::Data { child: self.0.child(), offset: at.start() } })
+    async fn map(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        self.0.map(conf, cx, at).await
     }
 
-    async fn truncate(&self, _: &F::Conf, _: IoCx<'_>, _: u64, _: Preallocation) -> Result<F::Conf, Error> {
-        Err(Error::new("A filter has no size of its own"))
+    async fn read_snapshot(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Done {
+        self.0.read_snapshot(conf, cx, at, buf).await
     }
 
-    fn passes_size(&self, _conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
-        Ok(Some((self.0.child(), size)))
+    async fn map_snapshot(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        self.0.map_snapshot(conf, cx, at).await
+    }
+
+    async fn discard_snapshot(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Done {
+        self.0.discard_snapshot(conf, cx, at).await
+    }
+
+    async fn truncate(&self, conf: &F::Conf, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<F::Conf, Error> {
+        self.0.truncate(conf, cx, size, how).await
+    }
+
+    fn passes_size(&self, conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
+        self.0.passes_size(conf, size)
+    }
+
+    fn filtered(&self) -> Option<ChildId> {
+        Some(self.0.child())
+    }
+
+    fn child_perms(&self, conf: &F::Conf, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
+        self.0.child_perms(conf, child, role, above, writable)
     }
 
     async fn reopen(&self, conf: &F::Conf, request: ReopenRequest<'_>) -> Result<F::Conf, Error> {

@@ -37,6 +37,18 @@ pub trait Format: Send + Sync + 'static {
         at: ByteRange,
     ) -> impl Future<Output = Result<Self::Ticket<'t>, IoError>>;
 
+    /// Stores the range compressed. Only asked of a format whose limits say that it can.
+    fn write_compressed(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _at: ByteRange,
+        _buf: IoBuf,
+        _flags: WriteFlags,
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
     /// Makes whole clusters of the range read as zeroes without writing them.
     fn write_zeroes(
         &self,
@@ -112,6 +124,7 @@ impl<F: Format> Mapped<F> {
                 Ok(())
             }
             Place::Below(child) => read_below(cx, child, at, buf).await,
+            Place::Passed(child) => cx.child(child).read(at, buf).await,
             Place::Here | Place::Encoded => Err(IoError::Unsupported),
         }
     }
@@ -195,6 +208,9 @@ impl<F: Format> Driver for Mapped<F> {
         buf: IoBuf,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
+        if flags.compressed {
+            return self.0.write_compressed(conf, cx, at, buf, flags).await;
+        }
         let mut left = Some(at);
         while let Some(now) = left {
             let part = buf.slice(now.start() - at.start(), now.len());

@@ -8,7 +8,9 @@ mod child;
 mod direct;
 mod filter;
 mod format;
+mod status;
 mod zeroes;
 
 pub use filter::{Filter, Filtered, Request};
 pub use format::{Format, Mapped, NoTicket, Ticket};
+pub use status::{Content, Status};

@@ -7,6 +7,7 @@
     reason = "each test file uses a part, with small numbers"
 )]
 
+pub mod overlay;
 pub mod user;
 
 use std::future::poll_fn;

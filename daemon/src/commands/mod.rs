@@ -9,6 +9,7 @@ mod introspection;
 mod object;
 mod process;
 mod qom;
+mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -85,6 +86,7 @@ impl Table {
         introspection::register(&mut table);
         blockdev::register(&mut table);
         blockstats::register(&mut table);
+        transaction::register(&mut table);
         export::register(&mut table);
         object::register(&mut table);
         qom::register(&mut table);

@@ -156,7 +156,12 @@ impl<'a> Member<'a> {
 
 /// `T` of `Option<T>`, however `Option` is qualified.
 fn option_of(of: &Type) -> Option<&Type> {
-    let Type::Path(path) = of else { return None };
+    let path = match of {
+        Type::Path(path) => path,
+        // A type that a `macro_rules` has passed on.
+        Type::Group(group) => return option_of(&group.elem),
+        _ => return None,
+    };
     let last = path.path.segments.last().filter(|segment| segment.ident == "Option")?;
     let PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
     match arguments.args.first()? {

@@ -5,10 +5,10 @@
 use qmp::Qapi;
 
 use crate::base::{ByteRange, Error, IoError, Result, SECTOR, is_aligned};
-use crate::drivers::{Open, Opened};
+use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
-    ChildId, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, PermSet, Perms, Place, Preallocation,
-    ReopenRequest, Role, WriteFlags,
+    ChildId, DriverInfo, Extent, Geometry, IoCx, Limits, PermSet, Perms, Place, Preallocation, ReopenRequest, Role,
+    WriteFlags,
 };
 use crate::pipeline::{Format, Mapped, NoTicket};
 
@@ -25,9 +25,9 @@ pub struct RawOptions {
 impl Open for RawOptions {
     type Driver = Mapped<Raw>;
 
-    async fn open(&self, common: NodeOptions, children: &[ChildId]) -> Result<Opened<Mapped<Raw>>> {
-        let [file] = *children else { unreachable!("the catalog gives raw its one child") };
-        Ok(Opened { driver: Mapped(Raw { file }), conf: Window::of(self)?, options: common })
+    async fn open(&self, site: Site<'_>) -> Result<Opened<Mapped<Raw>>> {
+        let driver = Mapped(Raw { file: site.child("file") });
+        Ok(Opened { driver, conf: Window::of(self)?, options: site.common })
     }
 }
 

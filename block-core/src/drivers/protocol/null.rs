@@ -7,10 +7,10 @@ use std::time::Duration;
 use qmp::Qapi;
 
 use crate::base::{ByteRange, Error, IoError, Result, SECTOR, align_up};
-use crate::drivers::{Open, Opened};
+use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
-    ChildId, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Place,
-    Preallocation, ReopenRequest, WriteFlags,
+    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, Place, Preallocation,
+    ReopenRequest, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -41,16 +41,16 @@ pub struct NullAioOptions {
 impl Open for NullOptions {
     type Driver = Null;
 
-    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<Null>> {
-        Ok(Opened { driver: Null { name: "null-co" }, conf: Conf::new(self)?, options: common })
+    async fn open(&self, site: Site<'_>) -> Result<Opened<Null>> {
+        Ok(Opened { driver: Null { name: "null-co" }, conf: Conf::new(self)?, options: site.common })
     }
 }
 
 impl Open for NullAioOptions {
     type Driver = Null;
 
-    async fn open(&self, common: NodeOptions, _: &[ChildId]) -> Result<Opened<Null>> {
-        Ok(Opened { driver: Null { name: "null-aio" }, conf: Conf::new(&self.null)?, options: common })
+    async fn open(&self, site: Site<'_>) -> Result<Opened<Null>> {
+        Ok(Opened { driver: Null { name: "null-aio" }, conf: Conf::new(&self.null)?, options: site.common })
     }
 }
 

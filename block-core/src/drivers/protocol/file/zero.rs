@@ -13,7 +13,7 @@ use super::{Conf, Kind, io};
 use crate::base::{ByteRange, IoError, align_down, align_up};
 use crate::graph::{Extent, IoCx, Place, WriteFlags};
 use crate::rt::sync::oneshot;
-use crate::rt::{Op, blocking, ioctl};
+use crate::rt::{Op, blocking, ioctl, system_call};
 
 /// What the kernel is not asked again. All false at the beginning.
 #[derive(Debug, Default)]
@@ -93,7 +93,7 @@ async fn discard_blocks(never: &AtomicBool, conf: &Conf, cx: IoCx<'_>, at: ByteR
         return Err(IoError::Unsupported);
     }
     let fd = conf.fd.clone();
-    let result = inside(cx, move || ioctl::discard(&fd, at.start(), at.len())).await;
+    let result = inside(cx, move || system_call(|| ioctl::discard(&fd, at.start(), at.len()))).await;
     learn(never, result.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO)))
 }
 
@@ -107,15 +107,9 @@ async fn fallocate(
     if never.load(Relaxed) {
         return Err(IoError::Unsupported);
     }
-    loop {
-        let mode = mode.bits().cast_signed();
-        let op = Op::Fallocate { fd: conf.fd.clone(), mode, offset: at.start(), len: at.len() };
-        match cx.submit(conf.engine, op).await {
-            0.. => return Ok(()),
-            failed if failed == -libc::EINTR => {}
-            failed => return learn(never, Err(-failed)),
-        }
-    }
+    let mode = mode.bits().cast_signed();
+    let op = || Op::Fallocate { fd: conf.fd.clone(), mode, offset: at.start(), len: at.len() };
+    learn(never, io::submit(conf, cx, op).await.map(drop))
 }
 
 /// Remembers what will never work. `EINVAL` is about this range: it asks for another way, this time.
@@ -158,7 +152,7 @@ pub(super) async fn map(kind: Kind, conf: &Conf, at: ByteRange) -> Extent {
 /// `None`: the file system does not say. Holes end, and data begins, at whole blocks of `unit` bytes.
 fn find(fd: &OwnedFd, at: ByteRange, unit: u64) -> Option<Extent> {
     let hole = |end: u64| Extent { len: end.min(at.end()) - at.start(), place: Place::Zero { allocated: true } };
-    let data = match seek(fd, SeekFrom::Data(at.start())) {
+    let data = match system_call(|| seek(fd, SeekFrom::Data(at.start()))) {
         Ok(data) => align_down(data, unit),
         // Nothing but holes up to the end of the file, and nothing behind it.
         Err(Errno::NXIO) => return Some(hole(at.end())),
@@ -167,7 +161,7 @@ fn find(fd: &OwnedFd, at: ByteRange, unit: u64) -> Option<Extent> {
     if data > at.start() {
         return Some(hole(data));
     }
-    let end = align_up(seek(fd, SeekFrom::Hole(at.start())).ok()?, unit)?;
+    let end = align_up(system_call(|| seek(fd, SeekFrom::Hole(at.start()))).ok()?, unit)?;
     (end > at.start()).then(|| Extent { len: end.min(at.end()) - at.start(), place: Place::Here })
 }
 

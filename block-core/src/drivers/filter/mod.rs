@@ -1,0 +1,4 @@
+//! Drivers that stand above another node and say only what they add.
+
+pub mod copy_before_write;
+pub mod snapshot_access;
