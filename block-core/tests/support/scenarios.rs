@@ -8,7 +8,8 @@ use serde_json::json;
 use crate::bench::{file, image, range, reopen, with};
 use crate::faults::{SIZE, Scene};
 
-const PLAIN: WriteFlags = WriteFlags { fua: false, may_unmap: false, no_fallback: false };
+const PLAIN: WriteFlags =
+    WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false, unchanged: false };
 const FUA: WriteFlags = WriteFlags { fua: true, ..PLAIN };
 const UNMAP: WriteFlags = WriteFlags { may_unmap: true, ..PLAIN };
 

@@ -96,7 +96,15 @@ fn a_direct_operation_fails_too(kind: Kind) {
         let iovec = libc::iovec { iov_base: block.as_mut_ptr().cast(), iov_len: 8 };
         for number in 1..=3 {
             let fd = fd.as_raw_fd();
-            let op = DirectOp { write: false, dsync: false, fd, iovecs: &raw const iovec, count: 1, offset: 0 };
+            let op = DirectOp {
+                write: false,
+                dsync: false,
+                fd,
+                iovecs: &raw const iovec,
+                count: 1,
+                offset: 0,
+                at_once: false,
+            };
             // SAFETY: file, list and block live until the completion has been seen below.
             unsafe { local.push_direct(id, 0, op) };
             until(&local, || answers.0.borrow().len() == number).await;
