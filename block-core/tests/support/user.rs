@@ -9,7 +9,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use block_core::base::{ByteRange, IoError};
-use block_core::graph::{Graph, JobCx, NodeId, OpKind, PermSet, Perms, ViewPin, WriteFlags};
+use block_core::graph::{Change, Graph, JobCx, NodeId, OpKind, PermSet, Perms, Role, ViewPin, WriteFlags};
 use block_core::port::{PORT, Port, PortHandle, PortLane, PortOptions};
 use block_core::rt::{IoBuf, IoThread, Local, PollParams, Remote};
 
@@ -50,6 +50,12 @@ pub async fn write_bytes(handle: &PortHandle, at: u64, bytes: &[u8]) -> Result<(
     let lane = handle.lane(&Local::current());
     let pin = entered(&lane).await;
     lane.write(&pin, range(at, bytes.len() as u64), IoBuf::from_slice(bytes)?, WriteFlags::default()).await
+}
+
+/// Points an edge elsewhere: a command of its own.
+pub async fn lead(graph: &Rc<Graph>, parent: NodeId, edge: &'static str, to: NodeId) {
+    let change = Change::Repoint { parent, child: edge.into(), to: Some((to, Role::Filtered)) };
+    graph.permit().transact(vec![Box::new(change)]).await.unwrap();
 }
 
 /// Requests find the port shut.
