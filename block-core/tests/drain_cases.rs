@@ -21,7 +21,9 @@ use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::port::Port;
 use block_core::rt::sync::{Notify, oneshot};
 use block_core::rt::{IoThread, Local, Remote, run_control};
-use support::user::{READER, TestJob, WRITER, a_while, beside, io_thread, is_stopped, port, read_byte, reads, until};
+use support::user::{
+    READER, TestJob, WRITER, a_while, beside, io_thread, is_stopped, lead, port, read_byte, reads, until,
+};
 use support::{Seen, Valve, add, graph, mem, park, twice};
 
 /// How much a command drains. Draining all is what shutdown does, one root after the other; a list of all nodes comes
@@ -564,17 +566,6 @@ fn bdrv_drop_intermediate_poll() {
 }
 
 // ---- changes that a drain sets off ---------------------------------------------------------------------------------------
-
-/// Points an edge elsewhere: a command of its own.
-async fn lead(graph: &Rc<Graph>, parent: NodeId, edge: &str, to: NodeId) {
-    let mut permit = graph.permit();
-    let drained = permit.drain(&[parent]).await.unwrap();
-    let edge = graph.child(parent, edge).unwrap();
-    let locks = drained.prepare(|edit, set| edit.set_edge(set.owner(parent)?, edge, to)).await.unwrap();
-    let committed = drained.write(|edit, set| edit.set_edge(set.owner(parent)?, edge, to)).unwrap();
-    drop(locks);
-    committed.close(&mut permit).await;
-}
 
 /// A drain of the child ends a read of the parent, whose task then takes the parent out. It waits for the drain's end.
 #[test]

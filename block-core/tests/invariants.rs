@@ -3,9 +3,11 @@
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
 
+#[path = "support/random.rs"]
+mod random;
 mod support;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,8 +21,11 @@ use block_core::graph::{
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::port::Port;
 use block_core::rt::{IoBuf, Local, run_control};
+use random::Random;
 use serde_json::json;
-use support::user::{READER, a_while, beside, io_thread, is_stopped, port, range, read_byte, read_through, until};
+use support::user::{
+    READER, a_while, beside, io_thread, is_stopped, lead, port, range, read_byte, read_through, until,
+};
 use support::{Seen, Valve, add, graph, impatient, mem, park};
 
 // ---- 1: a view is what its root reaches --------------------------------------------------------------------------------
@@ -61,16 +66,11 @@ fn what_a_root_reads_is_what_its_graph_says() {
                 }
             }
         });
-        let mut random = 0x2545_f491_4f6c_dd1d_u64;
-        let mut below = |limit: usize| {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            usize::try_from(random % u64::try_from(limit).unwrap()).unwrap()
-        };
+        let mut random = Random(1);
+        let mut below = |limit: usize| usize::try_from(random.below(limit as u64)).unwrap();
         for _ in 0..300 {
             let filter = 3 + below(6);
-            lead(&graph, nodes[filter], nodes[below(filter)]).await;
+            lead(&graph, nodes[filter], "file", nodes[below(filter)]).await;
             ask.send(()).unwrap();
             for top in [nodes[8], nodes[6]] {
                 assert_eq!(answered.recv().unwrap().to_string(), bottom(&graph, top));
@@ -78,17 +78,6 @@ fn what_a_root_reads_is_what_its_graph_says() {
         }
         drop(ask);
     });
-}
-
-/// Points a filter's edge elsewhere.
-async fn lead(graph: &Rc<Graph>, filter: NodeId, to: NodeId) {
-    let mut permit = graph.permit();
-    let drained = permit.drain(&[filter]).await.unwrap();
-    let file = graph.child(filter, "file").unwrap();
-    let locks = drained.prepare(|edit, set| edit.set_edge(set.owner(filter)?, file, to)).await.unwrap();
-    let committed = drained.write(|edit, set| edit.set_edge(set.owner(filter)?, file, to)).unwrap();
-    drop(locks);
-    committed.close(&mut permit).await;
 }
 
 // ---- 3: who is counted, until when -------------------------------------------------------------------------------------
@@ -298,15 +287,16 @@ fn an_idle_thread_keeps_no_removed_node() {
             drop(lane);
         });
         until(|| idle.load(Ordering::Acquire)).await;
-        lead(&graph, filter, two).await;
-        graph.permit().remove(one).await.unwrap();
+        lead(&graph, filter, "file", two).await;
+        let removed = removing(&graph, one);
+        until(|| removed.borrow().is_some()).await;
+        assert_eq!(removed.take(), Some(Ok(())));
         assert!(first.closed.load(Ordering::Acquire));
 
         let (listen, deaf) = mpsc::channel::<()>();
         thread.remote().send(move |_| assert!(deaf.recv().is_err()));
-        lead(&graph, filter, three).await;
-        let removing = graph.clone();
-        let removed = beside(async move { removing.permit().remove(two).await.map_err(|error| error.full()) });
+        lead(&graph, filter, "file", three).await;
+        let removed = removing(&graph, two);
         a_while().await;
         assert!(removed.borrow().is_none() && !second.closed.load(Ordering::Acquire));
         drop(listen);
@@ -314,6 +304,11 @@ fn an_idle_thread_keeps_no_removed_node() {
         assert_eq!(removed.take(), Some(Ok(())));
         assert!(second.closed.load(Ordering::Acquire));
     });
+}
+
+fn removing(graph: &Rc<Graph>, node: NodeId) -> Rc<RefCell<Option<Result<(), String>>>> {
+    let graph = graph.clone();
+    beside(async move { graph.permit().remove(node).await.map_err(|error| error.full()) })
 }
 
 // ---- 11: blocking system calls -------------------------------------------------------------------------------------------

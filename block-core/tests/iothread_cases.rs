@@ -23,7 +23,7 @@ use block_core::port::{PORT, Port, PortHandle, PortLane};
 use block_core::rt::sync::oneshot;
 use block_core::rt::{IoBuf, IoThread, Local, Remote, run_control};
 use support::user::{
-    READER, TestJob, WRITER, beside, entered, io_thread, port, range, read_byte, read_through, reads, until,
+    READER, TestJob, WRITER, beside, entered, io_thread, lead, port, range, read_byte, read_through, reads, until,
     write_bytes,
 };
 use support::{Mem, Seen, Valve, add, graph, impatient, mem, park, twice};
@@ -459,26 +459,13 @@ fn attach_preserve_blk_ctx() {
         for (name, fill) in [("second", 2), ("first", 3)] {
             let old = graph.node(top).unwrap().children[0].1;
             let new = add(&graph, mem(name, fill, &Arc::default())).await;
-            replace(&graph, top, old, new).await;
+            lead(&graph, top, "file", new).await;
+            graph.permit().remove(old).await.unwrap();
             until(|| now.load(Ordering::Acquire) == fill).await;
         }
         until(|| reading.borrow().is_some()).await;
         assert!(seen.closed.load(Ordering::Acquire));
     });
-}
-
-/// Points a node's only edge elsewhere and takes out what it led to.
-async fn replace(graph: &Rc<Graph>, parent: NodeId, old: NodeId, new: NodeId) {
-    let mut permit = graph.permit();
-    let drained = permit.drain(&[parent]).await.unwrap();
-    let file = graph.child(parent, "file").unwrap();
-    let locks = drained.prepare(|edit, set| edit.set_edge(set.owner(parent)?, file, new)).await.unwrap();
-    let committed = drained.write(|edit, set| {
-        edit.set_edge(set.owner(parent)?, file, new)?;
-        edit.remove(old)
-    });
-    drop(locks);
-    committed.unwrap().close(&mut permit).await;
 }
 
 /// A request works on all children of its node where it is itself, from whatever thread it comes.

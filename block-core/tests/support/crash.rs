@@ -176,7 +176,8 @@ impl User {
         let start = random.below(sectors);
         let count = 1 + random.below((sectors - start).min(12));
         let at = range(start * SECTOR as u64, count * SECTOR as u64);
-        let flags = WriteFlags { fua: random.below(5) == 0, may_unmap: random.below(2) == 0, ..WriteFlags::default() };
+        let (fua, may_unmap) = (random.below(5) == 0, random.below(2) == 0);
+        let flags = WriteFlags { fua, may_unmap, ..WriteFlags::default() };
         match random.below(8) {
             0..4 => self.changed(Work::Write, at, flags).await,
             4 => self.changed(Work::Zeroes, at, flags).await,

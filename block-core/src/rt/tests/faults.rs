@@ -99,11 +99,11 @@ fn a_direct_operation_fails_too(kind: Kind) {
             let op = DirectOp {
                 write: false,
                 dsync: false,
-                at_once: false,
                 fd,
                 iovecs: &raw const iovec,
                 count: 1,
                 offset: 0,
+                at_once: false,
             };
             // SAFETY: file, list and block live until the completion has been seen below.
             unsafe { local.push_direct(id, 0, op) };
