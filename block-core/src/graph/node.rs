@@ -1,11 +1,13 @@
 //! What stays of a node through all its configurations.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::stats::{NodeStats, Totals};
 use super::tracked::Tracked;
 use super::uses::Uses;
+use crate::base::IoError;
 
 /// Something that happened to a node and that operators are told of. Sent from any thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +20,15 @@ pub enum NodeEvent {
         exceeded: u64,
         /// The threshold, a byte offset.
         threshold: u64,
+    },
+    /// A request of a user of the node failed (QMP: `BLOCK_IO_ERROR`). Told once a second at the most.
+    IoError {
+        /// The node's name.
+        node: String,
+        /// Anything but a read.
+        write: bool,
+        /// Why.
+        error: IoError,
     },
 }
 
@@ -33,6 +44,7 @@ pub(crate) struct NodeShared {
     /// `u64::MAX`: not armed. Else a byte offset.
     threshold: AtomicU64,
     loss_told: AtomicBool,
+    failures: Mutex<Option<Instant>>,
     events: EventSink,
 }
 
@@ -45,6 +57,7 @@ impl NodeShared {
             uses: Uses::new(),
             threshold: AtomicU64::new(u64::MAX),
             loss_told: AtomicBool::new(false),
+            failures: Mutex::default(),
             events,
         }
     }
@@ -56,6 +69,21 @@ impl NodeShared {
     /// An operator is told that the last flush failed. True: that was said before.
     pub(crate) fn tell_loss(&self) -> bool {
         self.loss_told.swap(true, Relaxed)
+    }
+
+    /// A request of one of the node's users failed. A guest can have this said as often as it likes.
+    #[cold]
+    pub(crate) fn tell_failure(&self, write: bool, error: IoError) {
+        let now = Instant::now();
+        {
+            let mut last = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.is_some_and(|last| now < last + BETWEEN_FAILURES) {
+                return;
+            }
+            *last = Some(now);
+        }
+        tracing::warn!("a {} on node '{}' failed: {error}", if write { "write" } else { "read" }, self.name);
+        (self.events)(NodeEvent::IoError { node: self.name.clone(), write, error });
     }
 
     /// `None`: not armed.
@@ -85,10 +113,11 @@ impl NodeShared {
     }
 }
 
+const BETWEEN_FAILURES: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     #[test]
     fn the_write_threshold_fires_once() {

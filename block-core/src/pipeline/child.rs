@@ -148,7 +148,10 @@ impl<'g> Child<'g> {
         match result {
             Ok(()) => counters.done(kind, 1, at.len(), begun.elapsed()),
             Err(IoError::OutOfRange | IoError::Misaligned | IoError::ReadOnly) => counters.invalid(kind),
-            Err(_) => counters.failed(kind),
+            Err(error) => {
+                counters.failed(kind);
+                self.tell_failure(kind != OpKind::Read, error);
+            }
         }
         if kind == OpKind::Write && result.is_ok() {
             counters.wrote_up_to(at.end());

@@ -306,6 +306,7 @@ impl<'a> Scene<'a> {
             Fault::Errno(libc::EAGAIN) => !lasting && moves_data,
             Fault::Errno(_) => self.struck.is_empty(),
             Fault::Short => self.subject.block == 1,
+            Fault::Lie => false,
         };
         if harmless {
             return self.nothing_failed(&format!("{} faults that can be made good", self.struck.len()));

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use block_core::base::IoError;
 use block_core::graph::NodeEvent;
 use qmp::Qapi;
 use qmp::schema::{Collector, Value};
@@ -37,9 +38,49 @@ struct BlockWriteThreshold {
     write_threshold: u64,
 }
 
+/// A request on a node failed.
+#[derive(Clone, Debug, Qapi)]
+struct BlockIoError {
+    /// Empty: exports are no objects of the tree.
+    qom_path: String,
+    /// Empty: there are no devices.
+    device: String,
+    /// The node that the request came in at.
+    node_name: Option<String>,
+    /// What kind of request it was; all but reads count as writes.
+    operation: IoOperationType,
+    /// What became of it. It is always reported: the guest sees an error.
+    action: BlockErrorAction,
+    /// The storage is full.
+    nospace: Option<bool>,
+    /// The error in words, for people.
+    reason: String,
+}
+
+/// What kind of request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
+enum IoOperationType {
+    /// A read.
+    Read,
+    /// A write, or anything else that changes or keeps data.
+    Write,
+}
+
+/// What becomes of a request that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
+enum BlockErrorAction {
+    /// Nobody is told.
+    Ignore,
+    /// The guest is told.
+    Report,
+    /// The guest is stopped.
+    Stop,
+}
+
 /// Adds all events to the schema.
 pub(crate) fn describe(collector: &mut Collector) {
     collector.event::<BlockExportDeleted>("BLOCK_EXPORT_DELETED", &[]);
+    collector.event::<BlockIoError>("BLOCK_IO_ERROR", &[]);
     collector.event::<BlockWriteThreshold>("BLOCK_WRITE_THRESHOLD", &[]);
 }
 
@@ -58,6 +99,19 @@ impl Event {
                     BlockWriteThreshold { node_name: node, amount_exceeded: exceeded, write_threshold: threshold };
                 // A guest decides when it writes, and a client may re-arm at once.
                 Self::now("BLOCK_WRITE_THRESHOLD", &data, Some(key))
+            }
+            NodeEvent::IoError { node, write, error } => {
+                let key = format!("BLOCK_IO_ERROR {node}");
+                let data = BlockIoError {
+                    qom_path: String::new(),
+                    device: String::new(),
+                    node_name: Some(node),
+                    operation: if write { IoOperationType::Write } else { IoOperationType::Read },
+                    action: BlockErrorAction::Report,
+                    nospace: Some(error == IoError::NoSpace),
+                    reason: error.to_string(),
+                };
+                Self::now("BLOCK_IO_ERROR", &data, Some(key))
             }
         }
     }

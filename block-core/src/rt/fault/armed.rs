@@ -15,6 +15,18 @@ pub enum Fault {
     Errno(i32),
     /// It moves half of its bytes, if it is a read or a write.
     Short,
+    /// It says that it went well and does nothing, if it is a sync or a fallocate.
+    Lie,
+}
+
+impl Fault {
+    fn strikes(self, site: Site) -> bool {
+        match self {
+            Self::Errno(_) => true,
+            Self::Short => matches!(site, Site::Read | Site::Write),
+            Self::Lie => matches!(site, Site::Sync | Site::Fallocate),
+        }
+    }
 }
 
 /// What kind of call it is.
@@ -75,7 +87,7 @@ impl Faults {
     fn strike(&self, site: Site) -> Option<Fault> {
         let mut state = self.state();
         let plan = state.plan?;
-        if plan.fault == Fault::Short && !matches!(site, Site::Read | Site::Write) {
+        if !plan.fault.strikes(site) {
             return None;
         }
         state.seen += 1;
@@ -110,7 +122,7 @@ fn struck_here(site: Site) -> Option<Fault> {
 pub(super) fn strike_call() -> Option<i32> {
     match struck_here(Site::Call)? {
         Fault::Errno(errno) => Some(errno),
-        Fault::Short => unreachable!("only transfers are cut short"),
+        Fault::Short | Fault::Lie => unreachable!("it strikes no system call"),
     }
 }
 
@@ -120,6 +132,7 @@ pub(in crate::rt) fn strike(op: Op) -> (Op, Option<i32>) {
         None => (op, None),
         Some(Fault::Errno(errno)) => (op, Some(-errno)),
         Some(Fault::Short) => (halved(op), None),
+        Some(Fault::Lie) => (op, Some(0)),
     }
 }
 
@@ -129,6 +142,7 @@ pub(in crate::rt) fn strike_direct(op: &DirectOp) -> Option<i32> {
     match struck_here(if op.write { Site::Write } else { Site::Read })? {
         Fault::Errno(errno) => Some(-errno),
         Fault::Short => Some(1),
+        Fault::Lie => unreachable!("it strikes no transfer"),
     }
 }
 

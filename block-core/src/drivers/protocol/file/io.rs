@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::Conf;
-use crate::base::{ByteRange, IoError};
+use crate::base::{ByteRange, IoError, SECTOR};
 use crate::graph::{DirectRequest, IoCx, Settled};
 use crate::rt::{IoBuf, Op, TRIES, blocking, system_call};
 
-/// Fills `buf`; past the end of the file are zeroes.
+/// Fills `buf`; what is missing of the file's last sector is zeroes.
 pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
     let mut done = 0;
     while done < at.len() {
@@ -24,6 +24,9 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
         }
     }
     if done < at.len() {
+        if !conf.may_end_at(at.start() + done) {
+            return Err(IoError::Os(libc::EIO));
+        }
         buf.slice(done, at.len() - done).fill(0);
     }
     Ok(())
@@ -131,6 +134,11 @@ fn latch_lost(conf: &Conf, errno: i32) {
 }
 
 impl Conf {
+    /// Only in its last sector: a file that ends before has become shorter behind our back.
+    fn may_end_at(&self, at: u64) -> bool {
+        self.size.saturating_sub(at) < SECTOR
+    }
+
     fn is_aligned(&self, bytes: u64) -> bool {
         crate::base::is_aligned(bytes, self.alignment.request.into())
     }

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::fs::{FallocateFlags, SeekFrom, seek};
-use rustix::io::Errno;
+use rustix::io::{Errno, pread};
 
 use super::{Conf, Kind, io};
 use crate::base::{ByteRange, IoError, align_down, align_up};
@@ -15,13 +15,15 @@ use crate::graph::{Extent, IoCx, Place, WriteFlags};
 use crate::rt::sync::oneshot;
 use crate::rt::{Op, blocking, ioctl, system_call};
 
-/// What the kernel is not asked again. All false at the beginning.
+/// What the kernel is not asked again, and what has been seen of it. All false at the beginning.
 #[derive(Debug, Default)]
 pub(super) struct Remembered {
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
     no_allocate: AtomicBool,
     no_discard: AtomicBool,
+    /// One has been looked into.
+    holes_are_empty: AtomicBool,
 }
 
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
@@ -50,7 +52,7 @@ async fn zero(
     flags: WriteFlags,
 ) -> Result<(), IoError> {
     if flags.may_unmap {
-        match fallocate(&remembered.no_punch, conf, cx, PUNCH, at).await {
+        match hole(remembered, conf, cx, at).await {
             Err(IoError::Unsupported) => {}
             other => return other,
         }
@@ -70,9 +72,40 @@ async fn hole_with_space(remembered: &Remembered, conf: &Conf, cx: IoCx<'_>, at:
     if remembered.no_allocate.load(Relaxed) {
         return Err(IoError::Unsupported);
     }
-    fallocate(&remembered.no_punch, conf, cx, PUNCH, at).await?;
+    hole(remembered, conf, cx, at).await?;
     fallocate(&remembered.no_allocate, conf, cx, ALLOCATE, at).await
 }
+
+/// A hole that reads as zeroes. There have been file systems that said so while the old data could still be read, so the
+/// first hole over data is looked into.
+async fn hole(remembered: &Remembered, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
+    let trusted = remembered.holes_are_empty.load(Relaxed) || remembered.no_punch.load(Relaxed);
+    let was_data = !trusted && has_data(conf, at).await;
+    fallocate(&remembered.no_punch, conf, cx, PUNCH, at).await?;
+    if was_data && has_data(conf, at).await {
+        tracing::warn!("'{}': holes keep their data here, so zeroes are written instead", conf.options.filename);
+        remembered.no_punch.store(true, Relaxed);
+        return Err(IoError::Unsupported);
+    }
+    remembered.holes_are_empty.fetch_or(was_data, Relaxed);
+    Ok(())
+}
+
+/// There is something else than zeroes at the beginning of the range. What cannot be read says nothing.
+async fn has_data(conf: &Conf, at: ByteRange) -> bool {
+    let fd = conf.fd.clone();
+    blocking(move || {
+        let mut memory = [0; 2 * LOOK];
+        let aligned = memory.as_ptr().align_offset(LOOK);
+        let len = usize::try_from(at.len()).map_or(LOOK, |len| len.min(LOOK));
+        let first = &mut memory[aligned..][..len];
+        system_call(|| pread(&fd, &mut *first, at.start())).is_ok() && first.iter().any(|byte| *byte != 0)
+    })
+    .await
+}
+
+/// Bytes that are looked at; a block of most file systems.
+const LOOK: usize = 4096;
 
 /// Gives the range's space back.
 pub(super) async fn discard(
@@ -112,14 +145,15 @@ async fn fallocate(
     learn(never, io::submit(conf, cx, op).await.map(drop))
 }
 
-/// Remembers what will never work. `EINVAL` is about this range: it asks for another way, this time.
+/// Remembers what will never work. `EINVAL` and `ETXTBSY` are about this range and this moment: they ask for another way,
+/// this time.
 fn learn(never: &AtomicBool, result: Result<(), i32>) -> Result<(), IoError> {
     match result {
-        Err(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY) => {
+        Err(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY | libc::ENODEV | libc::EPERM) => {
             never.store(true, Relaxed);
             Err(IoError::Unsupported)
         }
-        Err(libc::EINVAL) => Err(IoError::Unsupported),
+        Err(libc::EINVAL | libc::ETXTBSY) => Err(IoError::Unsupported),
         other => other.map_err(IoError::from_errno),
     }
 }
