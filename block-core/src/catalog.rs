@@ -20,6 +20,7 @@ use self::reopen::Reopening;
 use crate::base::Result;
 use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
+use crate::drivers::filter::throttle::ThrottleOptions;
 use crate::drivers::format::raw::RawOptions;
 use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
@@ -121,5 +122,10 @@ drivers! {
     "snapshot-access" SnapshotAccess(SnapshotAccessNode): SnapshotAccessOptions {
         /// The node that keeps it: a `copy-before-write`.
         file: BlockdevRef = Data
+    }
+    /// Requests wait for the limits of a group.
+    "throttle" Throttle(ThrottleNode): ThrottleOptions {
+        /// Where requests go.
+        file: BlockdevRef = Filtered
     }
 }

@@ -20,6 +20,7 @@ use bench::{
 };
 use block_core::base::{ByteRange, IoError};
 use block_core::catalog;
+use block_core::drivers::filter::throttle::{Limits, ThrottleGroup, ThrottleLimits};
 use block_core::graph::{Extent, Graph, Place, Preallocation, WriteFlags};
 use block_core::port::PortLane;
 use block_core::rt::{Local, run_control};
@@ -62,6 +63,7 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
         "raw" => raw_subjects(dir),
         "copy-before-write" => vec![copy_before_write(dir)],
         "snapshot-access" => vec![snapshot_access(dir)],
+        "throttle" => ["free", "limited"].map(|group| throttled(dir, group)).into(),
         other => panic!("driver '{other}' has no subject in the conformance suite"),
     }
 }
@@ -97,6 +99,24 @@ fn device(dir: &Path, engine: &Value, sector: &str) -> Subject {
 fn null(options: Value) -> Subject {
     let options = with(options, &json!({ "node-name": "subject" }));
     Subject { options, keeps: false, resizes: false, seen_in: None, _held: None }
+}
+
+/// The groups are those of [`graph`].
+fn throttled(dir: &Path, group: &str) -> Subject {
+    let path = image(dir, "throttled.img", SIZE, 0);
+    let file = json!({ "driver": "file", "filename": path });
+    let options = json!({ "driver": "throttle", "node-name": "subject", "throttle-group": group, "file": file });
+    Subject { options, keeps: true, resizes: true, seen_in: Some((path, 0)), _held: None }
+}
+
+/// A graph with what the subjects refer to by id.
+fn graph() -> Rc<Graph> {
+    let graph = Graph::new(Arc::new(|_| ()));
+    let limited = ThrottleLimits { iops_total: Some(100_000), bps_total: Some(1 << 30), ..ThrottleLimits::default() };
+    for (id, limits) in [("free", ThrottleLimits::default()), ("limited", limited)] {
+        graph.objects().insert(id, ThrottleGroup::new(limits.over(Limits::default()).unwrap()));
+    }
+    graph
 }
 
 fn raw_subjects(dir: &Path) -> Vec<Subject> {
@@ -147,7 +167,7 @@ fn every_driver_keeps_its_promises() {
 }
 
 async fn conform(_: &Rc<Local>, subject: &Subject) {
-    let graph = Graph::new(Arc::new(|_| ()));
+    let graph = graph();
     let node = add(&graph, subject.options.clone()).await.unwrap();
     let perms = if subject.is_written() { writer() } else { READER };
     let port = attach(&graph, node, perms).await.unwrap();

@@ -24,9 +24,8 @@ use trellis_tests::watched::Watched;
 #[test]
 fn no_byte_is_lost_while_everything_changes() {
     let seed = std::env::var("TRELLIS_SEED").map_or(1, |seed| seed.parse().unwrap());
-    let mut builder = Watched::builder()
-        .arg("--object", "iothread,id=shared")
-        .arg("--object", "throttle-group,id=unlimited");
+    let mut builder =
+        Watched::builder().arg("--object", "iothread,id=shared").arg("--object", "throttle-group,id=unlimited");
     for disk in DISKS {
         builder = builder.image(disk, DISK, ",discard=unmap").export(disk, disk, EXPORT);
     }

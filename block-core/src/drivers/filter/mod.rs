@@ -2,3 +2,4 @@
 
 pub mod copy_before_write;
 pub mod snapshot_access;
+pub mod throttle;
