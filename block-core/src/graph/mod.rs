@@ -7,6 +7,7 @@
 mod children;
 mod control;
 mod cx;
+mod debug_event;
 mod drain;
 mod driver;
 mod edit;
@@ -30,6 +31,7 @@ mod view;
 
 pub use control::{Committed, Graph, Locks, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
+pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
