@@ -48,6 +48,7 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
             null(json!({ "driver": driver, "size": SIZE, "read-zeroes": true, "latency-ns": 1000 })),
         ],
         "raw" => raw_subjects(dir),
+        "blkdebug" => blkdebug_subjects(dir),
         other => panic!("driver '{other}' has no subject in the conformance suite"),
     }
 }
@@ -98,6 +99,21 @@ fn raw_subjects(dir: &Path) -> Vec<Subject> {
         raw(json!({ "file": below, "offset": 1536 }), 1536, true),
         raw(json!({ "file": direct, "offset": 512, "size": SIZE }), 512, false),
     ]
+}
+
+fn blkdebug_subjects(dir: &Path) -> Vec<Subject> {
+    let path = image(dir, "blkdebug.img", SIZE, 0);
+    let below = json!({ "driver": "file", "filename": path });
+    let subject = |more: Value| {
+        let options = json!({ "driver": "blkdebug", "node-name": "subject", "discard": "unmap", "image": below });
+        let seen_in = Some((path.clone(), 0));
+        Subject { options: with(options, &more), keeps: true, resizes: true, seen_in, _held: None }
+    };
+    let odd = json!({
+        "align": 4096, "max-transfer": 8192, "opt-write-zero": 12288, "max-write-zero": 24576,
+        "opt-discard": 12288, "max-discard": 24576, "set-state": [{ "event": "pwritev", "new_state": 2 }]
+    });
+    vec![subject(json!({})), subject(odd)]
 }
 
 #[test]
