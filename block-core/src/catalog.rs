@@ -18,6 +18,7 @@ use self::add::{Header, Opening};
 use self::children::{ChildMember, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
+use crate::drivers::filter::blkdebug::BlkdebugOptions;
 use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::filter::throttle::ThrottleOptions;
@@ -127,5 +128,10 @@ drivers! {
     "throttle" Throttle(ThrottleNode): ThrottleOptions {
         /// Where requests go.
         file: BlockdevRef = Filtered
+    }
+    /// A filter for tests: it makes requests fail, wait, or come in odd pieces.
+    "blkdebug" Blkdebug(BlkdebugNode): BlkdebugOptions {
+        /// Where requests go.
+        image: BlockdevRef = Filtered
     }
 }

@@ -64,6 +64,7 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
         "copy-before-write" => vec![copy_before_write(dir)],
         "snapshot-access" => vec![snapshot_access(dir)],
         "throttle" => ["free", "limited"].map(|group| throttled(dir, group)).into(),
+        "blkdebug" => blkdebug_subjects(dir),
         other => panic!("driver '{other}' has no subject in the conformance suite"),
     }
 }
@@ -153,6 +154,21 @@ fn snapshot_access(dir: &Path) -> Subject {
     let (_, below) = kept(dir, SIZE);
     let options = json!({ "driver": "snapshot-access", "node-name": "subject", "file": below });
     Subject { options, keeps: false, resizes: false, seen_in: None, _held: None }
+}
+
+fn blkdebug_subjects(dir: &Path) -> Vec<Subject> {
+    let path = image(dir, "blkdebug.img", SIZE, 0);
+    let below = json!({ "driver": "file", "filename": path });
+    let subject = |more: Value| {
+        let options = json!({ "driver": "blkdebug", "node-name": "subject", "discard": "unmap", "image": below });
+        let seen_in = Some((path.clone(), 0));
+        Subject { options: with(options, &more), keeps: true, resizes: true, seen_in, _held: None }
+    };
+    let odd = json!({
+        "align": 4096, "max-transfer": 8192, "opt-write-zero": 12288, "max-write-zero": 24576,
+        "opt-discard": 12288, "max-discard": 24576, "set-state": [{ "event": "pwritev", "new_state": 2 }]
+    });
+    vec![subject(json!({})), subject(odd)]
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::blockers::Blocked;
 use super::drain::{Drained, PrivateRoot};
-use super::driver::{DriverInfo, DynDriver};
+use super::driver::{Driver, DriverInfo, DynDriver};
 use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
 use super::geometry::Geometry;
 use super::id::{ChildId, NodeId};
@@ -153,6 +153,12 @@ impl Graph {
     pub async fn info(&self, id: NodeId) -> Option<DriverInfo> {
         let borrowed = Borrowed::of(&self.shape.borrow(), id)?;
         Some(borrowed.body.info().await)
+    }
+
+    /// Looks at a node's driver, if it is a `D`: for what only that driver offers.
+    pub fn look_into<D: Driver, R>(&self, id: NodeId, look: impl FnOnce(&D) -> R) -> Option<R> {
+        let borrowed = Borrowed::of(&self.shape.borrow(), id)?;
+        borrowed.body.driver().downcast_ref().map(look)
     }
 
     /// A fresh name for a node that nobody named (`#block017`).

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::cx::IoCx;
+use super::debug_event::{DebugEvent, Pause};
 use super::geometry::Geometry;
 use super::id::ChildId;
 use super::objects::Objects;
@@ -241,6 +242,12 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Err(IoError::Unsupported))
     }
 
+    /// Hears what happens to this node, if its limits say that it listens. The request waits for what this gives, at
+    /// most until its root is drained.
+    fn hear(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _event: DebugEvent) -> Option<Pause> {
+        None
+    }
+
     /// Changes the size; nobody else is inside. The new configuration is published by the caller.
     fn truncate(
         &self,
@@ -360,6 +367,7 @@ pub(crate) trait DynDriver: Send + Sync {
     fn read_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, buf: IoBuf) -> Boxed<'a, Result<(), IoError>>;
     fn map_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<Extent, IoError>>;
     fn discard_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<(), IoError>>;
+    fn hear(&self, cx: IoCx<'_>, event: DebugEvent) -> Option<Pause>;
     fn truncate<'a>(
         &'a self,
         cx: IoCx<'a>,
@@ -435,6 +443,9 @@ impl<D: Driver> DynDriver for Body<D> {
     }
     fn discard_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<(), IoError>> {
         Box::pin(self.driver.discard_snapshot(&self.conf, cx, at))
+    }
+    fn hear(&self, cx: IoCx<'_>, event: DebugEvent) -> Option<Pause> {
+        self.driver.hear(&self.conf, cx, event)
     }
     fn truncate<'a>(
         &'a self,

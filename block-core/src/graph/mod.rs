@@ -8,6 +8,7 @@ mod blockers;
 mod change;
 mod control;
 mod cx;
+mod debug_event;
 mod drain;
 mod driver;
 mod edges;
@@ -37,6 +38,7 @@ pub use blockers::{Blocker, Frozen, Operation};
 pub use change::Change;
 pub use control::{Committed, Graph, Locks, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
+pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
