@@ -18,6 +18,7 @@ use self::add::{Header, Opening};
 use self::children::{ChildMember, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
+use crate::drivers::filter::quorum::QuorumOptions;
 use crate::drivers::format::raw::RawOptions;
 use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
@@ -107,5 +108,10 @@ drivers! {
     "raw" Raw(RawNode): RawOptions {
         /// Where the bytes are.
         file: BlockdevRef = Data
+    }
+    /// Copies of one disk, which vote.
+    "quorum" Quorum(QuorumNode): QuorumOptions {
+        /// The copies, of one size.
+        children: Vec<BlockdevRef> = Data
     }
 }

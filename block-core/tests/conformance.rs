@@ -48,6 +48,7 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
             null(json!({ "driver": driver, "size": SIZE, "read-zeroes": true, "latency-ns": 1000 })),
         ],
         "raw" => raw_subjects(dir),
+        "quorum" => quorum_subjects(dir),
         other => panic!("driver '{other}' has no subject in the conformance suite"),
     }
 }
@@ -97,6 +98,23 @@ fn raw_subjects(dir: &Path) -> Vec<Subject> {
         raw(json!({ "file": below }), 0, true),
         raw(json!({ "file": below, "offset": 1536 }), 1536, true),
         raw(json!({ "file": direct, "offset": 512, "size": SIZE }), 512, false),
+    ]
+}
+
+fn quorum_subjects(dir: &Path) -> Vec<Subject> {
+    let vote = |more: Value, files: &[&str], threshold: usize| {
+        let path = |name: &&str| image(dir, &format!("{name}-of-{}.img", files.len()), SIZE, 0);
+        let paths: Vec<String> = files.iter().map(path).collect();
+        let children: Vec<Value> = paths.iter().map(|path| json!({ "driver": "file", "filename": path })).collect();
+        let options = json!({ "driver": "quorum", "node-name": "subject", "children": children, "discard": "unmap" });
+        let options = with(with(options, &json!({ "vote-threshold": threshold })), &more);
+        Subject { options, keeps: true, resizes: true, seen_in: Some((paths[0].clone(), 0)), _held: None }
+    };
+    vec![
+        vote(json!({ "rewrite-corrupted": true }), &["a", "b", "c"], 2),
+        vote(json!({ "blkverify": true }), &["d", "e"], 2),
+        vote(json!({ "read-pattern": "fifo" }), &["f", "g", "h", "i"], 1),
+        vote(json!({}), &["j"], 1),
     ]
 }
 

@@ -537,12 +537,7 @@ impl Permit {
         let committed = drained.write(|edit, _| {
             // Whoever looked at the graph meanwhile may have taken an inline child for himself: it stays then.
             edit.remove(id)?;
-            for child in family.iter().skip(1) {
-                if edit.is_unused(*child) {
-                    edit.remove(*child)?;
-                }
-            }
-            Ok(())
+            edit.remove_unused(&family[1..])
         })?;
         committed.close(self).await;
         Ok(())
@@ -550,6 +545,11 @@ impl Permit {
 }
 
 impl GraphEdit<'_> {
+    /// Removes those of `family` (parents before children) that nobody uses.
+    pub(super) fn remove_unused(&mut self, family: &[NodeId]) -> Result<()> {
+        family.iter().try_for_each(|id| if self.is_unused(*id) { self.remove(*id) } else { Ok(()) })
+    }
+
     fn is_unused(&self, id: NodeId) -> bool {
         self.vertex(id).is_some_and(|vertex| vertex.parents.is_empty())
     }
@@ -558,7 +558,7 @@ impl GraphEdit<'_> {
 impl Graph {
     /// A node and the inline children that go with it, parents before children. What lies below a child that was added
     /// by name is none of its business.
-    fn family(&self, id: NodeId) -> Vec<NodeId> {
+    pub(super) fn family(&self, id: NodeId) -> Vec<NodeId> {
         let shape = self.shape.borrow();
         let inline = |id: &NodeId| shape.vertex(*id).and_then(Vertex::node).is_some_and(|node| !node.explicit);
         let children = |id: &NodeId| shape.vertex(*id).into_iter().flat_map(|vertex| &vertex.edges).map(|edge| edge.to);
@@ -570,6 +570,15 @@ impl Graph {
             }
         }
         shape.below([id]).into_iter().filter(|id| family.contains(id)).collect()
+    }
+
+    /// These and all that they lead to, parents before their children.
+    pub(super) fn below(&self, of: Vec<NodeId>) -> Vec<NodeId> {
+        self.shape.borrow().below(of)
+    }
+
+    pub(super) fn vertices<T>(&self, mut look: impl FnMut(NodeId, &Vertex) -> T) -> Vec<T> {
+        self.shape.borrow().vertices.iter().map(|(id, vertex)| look(*id, vertex)).collect()
     }
 
     pub(super) fn vertex<T>(&self, id: NodeId, look: impl FnOnce(&Vertex) -> T) -> Option<T> {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::driver::{Body, Driver, DynDriver};
+use super::driver::{Body, ChildChange, Driver, DynDriver};
 use super::geometry::{Geometry, Limits};
 use super::id::{ChildId, NodeId};
 use super::lane::Root;
@@ -182,9 +182,10 @@ impl<'d> GraphEdit<'d> {
 
     /// Lets `child` of a drained owner lead to another node.
     pub fn set_edge(&mut self, owner: Owner<'d>, child: ChildId, to: NodeId) -> Result<()> {
-        self.check_descent(owner.id, to)?;
         let no_such_child = || Error::new("There is no such child");
-        let old = self.vertex_mut(owner.id)?.edges.get(child.0 as usize).ok_or_else(no_such_child)?.to;
+        let edge = self.vertex(owner.id).and_then(|vertex| vertex.edges.get(child.0 as usize));
+        let Edge { name, to: old, .. } = edge.ok_or_else(no_such_child)?.clone();
+        self.check_descent(owner.id, &name, to)?;
         self.vertex_mut(to)?.parents.push(owner.id);
         self.unlink(old, owner.id)?;
         self.vertex_mut(owner.id)?.edges[child.0 as usize].to = to;
@@ -194,46 +195,52 @@ impl<'d> GraphEdit<'d> {
         self.check_depth(owner.id)
     }
 
-    /// One more child for a drained owner whose driver takes them as they come.
-    pub(crate) fn add_child(
-        &mut self,
-        owner: Owner<'d>,
-        name: Cow<'static, str>,
-        to: NodeId,
-        role: Role,
-    ) -> Result<()> {
-        self.check_descent(owner.id, to)?;
+    /// One more child, which nobody uses yet, for a drained owner whose driver takes them as they come.
+    pub(crate) fn add_child(&mut self, owner: Owner<'d>, to: NodeId) -> Result<()> {
+        let Some((name, role)) = self.body(owner.id)?.next_child()? else {
+            return Err(Error::new(format!("The node {} does not support adding a child", self.name(owner.id))));
+        };
+        if self.vertex(to).is_some_and(|vertex| !vertex.parents.is_empty()) {
+            return Err(Error::new(format!("The node {} already has a parent", self.name(to))));
+        }
+        self.check_descent(owner.id, &name, to)?;
         self.vertex_mut(to)?.parents.push(owner.id);
-        self.vertex_mut(owner.id)?.edges.push(Edge { name, to, role, perms: Perms::IDLE });
+        let edge = Edge { name: name.clone().into(), to, role, perms: Perms::IDLE };
+        self.vertex_mut(owner.id)?.edges.push(edge);
         self.perms_dirty.insert(to);
-        self.recount_children(owner)?;
+        self.change_children(owner, ChildChange::Comes(&name))?;
         self.check_depth(owner.id)
     }
 
-    /// Takes a child from a drained owner whose driver lets them go. The children after it move up.
-    pub(crate) fn remove_child(&mut self, owner: Owner<'d>, child: ChildId) -> Result<()> {
+    /// Takes the child behind the edge `name` from a drained owner whose driver lets it go. Those after it move up.
+    pub(crate) fn remove_child(&mut self, owner: Owner<'d>, name: &str) -> Result<()> {
         let edges = &mut self.vertex_mut(owner.id)?.edges;
-        if child.0 as usize >= edges.len() {
-            return Err(Error::new("There is no such child"));
-        }
-        let gone = edges.remove(child.0 as usize).to;
+        let Some(number) = edges.iter().position(|edge| edge.name == name) else {
+            return Err(Error::new(format!("Node '{}' does not have child '{name}'", self.name(owner.id))));
+        };
+        let gone = edges.remove(number).to;
         self.unlink(gone, owner.id)?;
         self.perms_dirty.insert(gone);
-        self.recount_children(owner)
+        self.change_children(owner, ChildChange::Goes(name))
     }
 
-    fn recount_children(&mut self, owner: Owner<'d>) -> Result<()> {
-        let vertex = self.vertex_mut(owner.id)?;
-        let children = u32::try_from(vertex.edges.len()).expect("a node has few children");
-        let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
-        let (new, options) = (parts.body.with_children(children)?, parts.options);
+    fn change_children(&mut self, owner: Owner<'d>, change: ChildChange<'_>) -> Result<()> {
+        let options = self.vertex(owner.id).and_then(Vertex::node).ok_or_else(no_such_node)?.options;
+        let Some(new) = self.body(owner.id)?.with_children(change)? else {
+            let what = match change {
+                ChildChange::Comes(_) => "adding",
+                ChildChange::Goes(_) => "removing",
+            };
+            return Err(Error::new(format!("The node {} does not support {what} a child", self.name(owner.id))));
+        };
         self.reconfigure(owner, new, options)
     }
 
     /// An edge from `parent` to `child` may not close a circle.
-    fn check_descent(&self, parent: NodeId, child: NodeId) -> Result<()> {
+    fn check_descent(&self, parent: NodeId, edge: &str, child: NodeId) -> Result<()> {
         if self.above([parent]).contains(&child) {
-            return Err(Error::new(format!("{} would become its own child", self.described(child))));
+            let (parent, child) = (self.name(parent), self.name(child));
+            return Err(Error::new(format!("Making '{child}' a {edge} child of '{parent}' would create a cycle")));
         }
         Ok(())
     }
@@ -311,6 +318,14 @@ impl<'d> GraphEdit<'d> {
         self.touched.get_mut(&id).and_then(Option::as_mut).ok_or_else(no_such_node)
     }
 
+    fn body(&self, id: NodeId) -> Result<Arc<dyn DynDriver>> {
+        Ok(self.vertex(id).and_then(Vertex::node).ok_or_else(no_such_node)?.body.clone())
+    }
+
+    fn name(&self, id: NodeId) -> &str {
+        self.vertex(id).map(|vertex| &*vertex.name).unwrap_or_default()
+    }
+
     fn described(&self, id: NodeId) -> String {
         self.vertex(id).map(Vertex::described).unwrap_or_default()
     }
@@ -377,6 +392,7 @@ pub(crate) fn evaluate<'d, R>(
     };
     let value = change(&mut edit, DrainedSet { set, brand: PhantomData })?;
     edit.check_removed()?;
+    edit.check_activity()?;
     edit.refresh_permissions()?;
     edit.refresh_geometry()?;
     Ok((value, edit.finish()))
@@ -396,6 +412,32 @@ impl GraphEdit<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Nobody active stands on something inactive.
+    fn check_activity(&self) -> Result<()> {
+        let touched = self.touched.iter().filter_map(|(id, vertex)| Some((*id, vertex.as_ref()?)));
+        for (id, vertex) in touched {
+            for edge in &vertex.edges {
+                self.check_active(vertex, edge)?;
+            }
+            for parent in vertex.parents.iter().filter_map(|parent| self.vertex(*parent)) {
+                for edge in parent.edges.iter().filter(|edge| edge.to == id) {
+                    self.check_active(parent, edge)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_active(&self, parent: &Vertex, edge: &Edge) -> Result<()> {
+        let is_active = |vertex: &Vertex| vertex.node().map(|node| node.options.active);
+        let child = self.vertex(edge.to).ok_or_else(no_such_node)?;
+        if edge.role == Role::Reference || is_active(parent) != Some(true) || is_active(child) != Some(false) {
+            return Ok(());
+        }
+        let (child, parent, edge) = (&child.name, &parent.name, &edge.name);
+        Err(Error::new(format!("Inactive '{child}' can't be a {edge} child of active '{parent}'")))
     }
 
     /// From the changed vertices down, parents first: what all parents together use and bear, whether they agree, and

@@ -4,6 +4,7 @@
 //! [`Graph`] → [`Permit`] → [`Drained`] → [`GraphEdit`]. Driver authors: [`Driver`]. What moves bytes between a
 //! child's caller and its driver is in `pipeline/`.
 
+mod activity;
 mod children;
 mod control;
 mod cx;
@@ -20,6 +21,7 @@ mod node;
 mod objects;
 mod options;
 mod permission;
+mod picture;
 mod resize;
 mod shape;
 mod stats;
@@ -33,8 +35,8 @@ pub use cx::{Child, Forked, IoCx};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest, Settled,
-    WriteFlags,
+    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest,
+    Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
@@ -42,10 +44,11 @@ pub use geometry::{Geometry, Limits, MAX_SEGMENTS, MAX_TRANSFER};
 pub use id::{ChildId, NodeId};
 pub use job_cx::{Entered, JobCx};
 pub use lane::{Lane, Root, ViewPin};
-pub use node::{EventSink, NodeEvent};
+pub use node::{EventSink, NodeEvent, QuorumOp};
 pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
 pub use permission::{PermSet, Perms, Role};
+pub use picture::{EdgeReport, VertexReport};
 pub use resize::Reopen;
 pub use stats::{OpKind, OpTotals, Totals};
-pub(crate) use tracked::Ticket;
+pub(crate) use tracked::{Ticket, Tracked};

@@ -1,1 +1,3 @@
 //! Drivers that stand above another node and say only what they add.
+
+pub mod quorum;
