@@ -573,7 +573,7 @@ impl Graph {
 
     /// A node and the inline children that go with it, parents before children. What lies below a child that was added
     /// by name is none of its business.
-    fn family(&self, id: NodeId) -> Vec<NodeId> {
+    pub(super) fn family(&self, id: NodeId) -> Vec<NodeId> {
         let shape = self.shape.borrow();
         let inline = |id: &NodeId| shape.vertex(*id).and_then(Vertex::node).is_some_and(|node| !node.explicit);
         let children = |id: &NodeId| shape.vertex(*id).into_iter().flat_map(|vertex| &vertex.edges).map(|edge| edge.to);
@@ -585,6 +585,15 @@ impl Graph {
             }
         }
         shape.below([id]).into_iter().filter(|id| family.contains(id)).collect()
+    }
+
+    /// These and all that they lead to, parents before their children.
+    pub(super) fn below(&self, of: Vec<NodeId>) -> Vec<NodeId> {
+        self.shape.borrow().below(of)
+    }
+
+    pub(super) fn vertices<T>(&self, mut look: impl FnMut(NodeId, &Vertex) -> T) -> Vec<T> {
+        self.shape.borrow().vertices.iter().map(|(id, vertex)| look(*id, vertex)).collect()
     }
 
     pub(super) fn vertex<T>(&self, id: NodeId, look: impl FnOnce(&Vertex) -> T) -> Option<T> {

@@ -4,6 +4,7 @@
 //! [`Graph`] → [`Permit`] → [`Drained`] → [`GraphEdit`]. Driver authors: [`Driver`]. What moves bytes between a
 //! child's caller and its driver is in `pipeline/`.
 
+mod activity;
 mod blockers;
 mod change;
 mod control;
@@ -23,6 +24,7 @@ mod node;
 mod objects;
 mod options;
 mod permission;
+mod picture;
 mod reopen;
 mod resize;
 mod shape;
@@ -42,8 +44,8 @@ pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest, Settled,
-    WriteFlags,
+    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest,
+    Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
@@ -51,11 +53,12 @@ pub use geometry::{Geometry, Limits, MAX_SEGMENTS, MAX_TRANSFER};
 pub use id::{ChildId, NodeId};
 pub use job_cx::{Entered, JobCx};
 pub use lane::{Lane, Root, ViewPin};
-pub use node::{EventSink, NodeEvent};
+pub use node::{EventSink, NodeEvent, QuorumOp};
 pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
 pub use permission::{PermSet, Perms, Role};
+pub use picture::{EdgeReport, VertexReport};
 pub use reopen::Reopen;
 pub use stats::{OpKind, OpTotals, Totals};
-pub(crate) use tracked::Ticket;
+pub(crate) use tracked::{Ticket, Tracked};
 pub use transaction::{Pending, Step};
