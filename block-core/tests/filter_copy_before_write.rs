@@ -14,15 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bench::{READER, add, attach, enter, image, io_thread, on, range, read, reopen, with, write, writer};
+use bench::{READER, add, attach, enter, image, io_thread, on, range, read, reopen, started, with, write, writer};
 use block_core::base::{ByteRange, IoError};
 use block_core::graph::{
     ChildId, DirectRequest, Extent, Graph, NewNode, NodeId, NodeOptions, PermSet, Perms, Place, Preallocation,
     WriteFlags,
 };
-use block_core::port::{Port, PortHandle, PortLane};
-use block_core::rt::sync::{Receiver, oneshot};
-use block_core::rt::{IoThread, Local, run_control};
+use block_core::port::{Port, PortLane};
+use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};
 use support::{Mem, Seen, Valve, graph, impatient, park};
 
@@ -386,20 +385,6 @@ fn writers_of_one_cluster_share_one_copy() {
         has(&backup, range(0, SIZE), 1).await;
         has(&guest, range(0, 16 * 512), 2).await;
     });
-}
-
-fn started<T: Send + 'static>(
-    thread: &IoThread,
-    handle: &PortHandle,
-    work: impl AsyncFnOnce(Rc<PortLane>) -> T + Send + 'static,
-) -> Receiver<T> {
-    let (done, result) = oneshot();
-    let handle = handle.clone();
-    thread.remote().spawn(move |local| async move {
-        let value = work(handle.lane(&local)).await;
-        let _ = done.send(value);
-    });
-    result
 }
 
 // ---- a guest that writes while a backup reads ----------------------------------------------------------------------

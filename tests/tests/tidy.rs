@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("base", &[]),
     ("rt", &["base"]),
-    ("graph", &["base", "rt"]),
-    ("pipeline", &["base", "rt", "graph"]),
+    ("bitmap", &["base"]),
+    ("graph", &["base", "rt", "bitmap"]),
+    ("pipeline", &["base", "rt", "bitmap", "graph"]),
     ("port", &["base", "rt", "graph", "pipeline"]),
     ("drivers/protocol", &["base", "rt", "graph", "pipeline", "port"]),
     ("drivers/format", &["base", "rt", "graph", "pipeline", "port"]),

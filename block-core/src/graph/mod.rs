@@ -4,6 +4,7 @@
 //! [`Graph`] → [`Permit`] → [`Drained`] → [`GraphEdit`]. Driver authors: [`Driver`]. What moves bytes between a
 //! child's caller and its driver is in `pipeline/`.
 
+mod bitmaps;
 mod blockers;
 mod change;
 mod control;
@@ -32,6 +33,7 @@ mod transaction;
 pub mod uses;
 mod view;
 
+pub use bitmaps::{BitmapAction, BitmapChange, NodeBitmap};
 pub use blockers::{Blocker, Frozen, Operation};
 pub use change::Change;
 pub use control::{Committed, Graph, Locks, NodeReport, Permit};
