@@ -192,7 +192,7 @@ fn what_makes_no_change_is_refused_in_qemus_words() {
         make(&graph, vec![change(node, "b", merge(node, "b"))]).await.unwrap();
         let suits = BitmapAction::Add { granularity: None, recording: true };
         make(&graph, vec![change(node, "suits", suits)]).await.unwrap();
-        assert_eq!(graph.bitmap(node, "suits").unwrap().bits.granularity(), 64 * KIB);
+        assert_eq!(graph.bitmap(node, "suits").unwrap().bits.granularity(), 65536);
     });
 }
 

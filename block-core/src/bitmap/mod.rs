@@ -48,15 +48,15 @@ impl Bitmap {
     }
 
     /// Bytes for a bit.
-    pub fn granularity(&self) -> u64 {
-        self.granularity.into()
+    pub fn granularity(&self) -> u32 {
+        self.granularity
     }
 
     /// All that the range touches has changed. What of it is past the end is left out.
     #[inline]
     pub fn mark(&self, at: ByteRange) {
-        let end = at.end().min(self.size).div_ceil(self.granularity());
-        for (word, mask) in words(at.start() / self.granularity(), end) {
+        let end = at.end().min(self.size).div_ceil(self.unit());
+        for (word, mask) in words(at.start() / self.unit(), end) {
             let word = self.made(word);
             // Most writes go where others went before: those write nothing that threads share.
             if word.load(Ordering::Acquire) & mask != mask {
@@ -67,8 +67,8 @@ impl Bitmap {
 
     /// All that lies wholly in the range is as it was; the last part of the disk need not be whole.
     pub fn clear(&self, at: ByteRange) {
-        let whole_end = if at.end() >= self.size { self.bits() } else { at.end() / self.granularity() };
-        for (word, mask) in words(at.start().div_ceil(self.granularity()), whole_end) {
+        let whole_end = if at.end() >= self.size { self.bits() } else { at.end() / self.unit() };
+        for (word, mask) in words(at.start().div_ceil(self.unit()), whole_end) {
             if let Some(word) = self.word(word) {
                 word.fetch_and(!mask, Ordering::AcqRel);
             }
@@ -77,19 +77,17 @@ impl Bitmap {
 
     /// The first part of the range that has changed, as far as it goes.
     pub fn next_dirty(&self, at: ByteRange) -> Option<ByteRange> {
-        let end = at.end().min(self.size).div_ceil(self.granularity());
-        let first = self.find(at.start() / self.granularity(), end, true)?;
+        let end = at.end().min(self.size).div_ceil(self.unit());
+        let first = self.find(at.start() / self.unit(), end, true)?;
         let last = self.find(first, end, false).unwrap_or(end);
-        ByteRange::between(first * self.granularity(), last * self.granularity())?
-            .intersection(at)
-            .map(|run| self.inside(run))
+        ByteRange::between(first * self.unit(), last * self.unit())?.intersection(at).map(|run| self.inside(run))
     }
 
     /// The first byte of the range that has not changed.
     pub fn next_clean(&self, at: ByteRange) -> Option<u64> {
-        let end = at.end().min(self.size).div_ceil(self.granularity());
-        let first = self.find(at.start() / self.granularity(), end, false)?;
-        Some((first * self.granularity()).max(at.start()))
+        let end = at.end().min(self.size).div_ceil(self.unit());
+        let first = self.find(at.start() / self.unit(), end, false)?;
+        Some((first * self.unit()).max(at.start()))
     }
 
     /// All that has changed, in order.
@@ -106,18 +104,24 @@ impl Bitmap {
     pub fn count(&self) -> u64 {
         let pages = self.pages.iter().filter_map(OnceLock::get);
         let words = pages.flat_map(|page| &page.0).map(|word| word.load(Ordering::Acquire));
-        words.map(|word| u64::from(word.count_ones())).sum::<u64>() * self.granularity()
+        words.map(|word| u64::from(word.count_ones())).sum::<u64>() * self.unit()
     }
 
     /// Marks all that has changed in `other`, which may have another granularity.
     pub fn merge(&self, other: &Self) -> Result<()> {
-        if self.size != other.size {
+        other.check_size(self.size)?;
+        other.dirty().for_each(|run| self.mark(run));
+        Ok(())
+    }
+
+    /// An error where its marks mean nothing for `size` bytes.
+    pub fn check_size(&self, size: u64) -> Result<()> {
+        if self.size != size {
             return Err(Error::new(format!(
-                "Bitmaps are of different sizes (destination size is {}, source size is {}) and can't be merged",
-                self.size, other.size
+                "Bitmaps are of different sizes (destination size is {size}, source size is {}) and can't be merged",
+                self.size
             )));
         }
-        other.dirty().for_each(|run| self.mark(run));
         Ok(())
     }
 
@@ -146,8 +150,12 @@ impl Bitmap {
 
     // ---- bits ----------------------------------------------------------------------------------------------------
 
+    fn unit(&self) -> u64 {
+        self.granularity.into()
+    }
+
     fn bits(&self) -> u64 {
-        self.size.div_ceil(self.granularity())
+        self.size.div_ceil(self.unit())
     }
 
     /// The first bit from `first` to before `end` that is set, or is not.
