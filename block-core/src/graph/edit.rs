@@ -144,7 +144,7 @@ impl<'d> GraphEdit<'d> {
         let placeholder = Geometry { size: 0, limits: Limits::ANY };
         let guard = shared.uses.guard();
         let (body, options, explicit) = (new.body, new.options, new.explicit);
-        let parts = NodeParts { body, shared, options, geometry: placeholder, explicit, guard };
+        let parts = NodeParts { body, shared, options, geometry: placeholder, bitmaps: Vec::new(), explicit, guard };
         let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {
@@ -486,6 +486,7 @@ impl GraphEdit<'_> {
             if geometry != node.geometry {
                 let Kind::Node(node) = &mut self.vertex_mut(id)?.kind else { unreachable!("it was a node above") };
                 node.geometry = geometry;
+                node.resize_bitmaps()?;
                 changed.insert(id);
                 self.seen_differently.insert(id);
             }

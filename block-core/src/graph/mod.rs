@@ -5,6 +5,7 @@
 //! child's caller and its driver is in `pipeline/`.
 
 mod activity;
+mod bitmaps;
 mod blockers;
 mod change;
 mod control;
@@ -36,6 +37,7 @@ mod transaction;
 pub mod uses;
 mod view;
 
+pub use bitmaps::{BitmapAction, BitmapChange, NodeBitmap};
 pub use blockers::{Blocker, Frozen, Operation};
 pub use change::Change;
 pub use control::{Committed, Graph, Locks, NodeReport, Permit};

@@ -8,6 +8,7 @@ use qmp::schema::{Empty, Value};
 use qmp::{Error, Qapi, Result};
 
 use super::Table;
+use super::bitmap::BlockDirtyInfo;
 use crate::daemon::Daemon;
 use crate::refused;
 
@@ -119,6 +120,8 @@ struct BlockDeviceInfo {
     /// The armed threshold in bytes; 0: none.
     #[qapi(rename = "write_threshold")]
     write_threshold: i64,
+    /// Its dirty bitmaps, the youngest first; absent where it has none.
+    dirty_bitmaps: Option<Vec<BlockDirtyInfo>>,
 }
 
 /// What becomes of a write of zeroes.
@@ -247,6 +250,8 @@ impl BlockDeviceInfo {
             },
             cache: CacheInfo { writeback: true, direct: options.direct, no_flush: options.no_flush },
             write_threshold: node.write_threshold.map_or(0, signed),
+            dirty_bitmaps: Some(node.bitmaps.iter().map(BlockDirtyInfo::of).collect())
+                .filter(|all: &Vec<_>| !all.is_empty()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What can be said on a monitor: one line a command, one file a noun. The lines also make `query-commands` and
 //! `query-qmp-schema`, so that what is listed, what is parsed and what is run cannot differ.
 
+mod bitmap;
 mod blockdev;
 mod blockstats;
 mod chardev;
@@ -88,6 +89,7 @@ impl Table {
         blockdev::register(&mut table);
         blockstats::register(&mut table);
         graph::register(&mut table);
+        bitmap::register(&mut table);
         transaction::register(&mut table);
         export::register(&mut table);
         object::register(&mut table);
