@@ -18,6 +18,10 @@ use self::add::{Header, Opening};
 use self::children::{ChildMember, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
+use crate::drivers::filter::blkdebug::BlkdebugOptions;
+use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
+use crate::drivers::filter::quorum::QuorumOptions;
+use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::filter::throttle::ThrottleOptions;
 use crate::drivers::format::raw::RawOptions;
 use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
@@ -29,7 +33,7 @@ pub use self::describe::info;
 pub use self::options::{
     BlockdevOptions, BlockdevRef, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption, MAX_DEPTH,
 };
-pub use self::reopen::reopen;
+pub use self::reopen::{reopen, reopen_steps};
 
 /// The names of all drivers, as QMP has them.
 pub fn drivers() -> &'static [&'static str] {
@@ -109,9 +113,31 @@ drivers! {
         /// Where the bytes are.
         file: BlockdevRef = Data
     }
+    /// Keeps what its child had, by copying what is about to be overwritten.
+    "copy-before-write" CopyBeforeWrite(CopyBeforeWriteNode): CopyBeforeWriteOptions {
+        /// Where requests go.
+        file: BlockdevRef = Filtered,
+        /// Where old contents go; at least as large.
+        target: BlockdevRef = Data
+    }
+    /// A view of the snapshot that the node below keeps.
+    "snapshot-access" SnapshotAccess(SnapshotAccessNode): SnapshotAccessOptions {
+        /// The node that keeps it: a `copy-before-write`.
+        file: BlockdevRef = Data
+    }
     /// Requests wait for the limits of a group.
     "throttle" Throttle(ThrottleNode): ThrottleOptions {
         /// Where requests go.
         file: BlockdevRef = Filtered
+    }
+    /// A filter for tests: it makes requests fail, wait, or come in odd pieces.
+    "blkdebug" Blkdebug(BlkdebugNode): BlkdebugOptions {
+        /// Where requests go.
+        image: BlockdevRef = Filtered
+    }
+    /// Copies of one disk, which vote.
+    "quorum" Quorum(QuorumNode): QuorumOptions {
+        /// The copies, of one size.
+        children: Vec<BlockdevRef> = Data
     }
 }

@@ -27,7 +27,10 @@ fn disk(name: &str) -> Value {
 
 #[test]
 fn the_catalog_knows_its_drivers() {
-    assert_eq!(catalog::drivers(), ["file", "host_device", "null-co", "null-aio", "raw", "throttle"]);
+    assert_eq!(
+        catalog::drivers(),
+        ["file", "host_device", "null-co", "null-aio", "raw", "copy-before-write", "snapshot-access"]
+    );
 }
 
 #[test]
@@ -205,8 +208,12 @@ fn a_list_of_reopens_is_done_or_not() {
             (vec![disk("nope")], "Failed to find node with node-name='nope'"),
             (vec![with(disk("other"), &read_only), disk("top")], "Cannot change the option 'driver'"),
             (vec![with(disk("other"), &read_only), disk("other")], "Node 'other' is in the list twice"),
-            (vec![with(disk("other"), &read_only), raw(json!("other"))], "Changing the child 'file'"),
-            (vec![with(disk("other"), &read_only), raw(disk("fresh"))], "Changing the child 'file'"),
+            (
+                vec![with(disk("other"), &read_only), raw(json!("top"))],
+                "Making 'top' a file child of 'top' would create a cycle",
+            ),
+            (vec![with(disk("other"), &read_only), raw(json!("nope"))], "Cannot find device='nope'"),
+            (vec![with(disk("other"), &read_only), raw(disk("fresh"))], "Cannot change the option 'file'"),
             (
                 vec![with(disk("other"), &read_only), with(raw(json!("below")), &json!({ "offset": 20480 }))],
                 "Offset (20480) cannot be greater",

@@ -538,6 +538,28 @@ fn only_the_ring_has_a_direct_path() {
 }
 
 #[test]
+fn only_small_reads_of_what_is_in_memory_are_done_at_once() {
+    let (memory, disk) = (tempfile::tempdir_in("/dev/shm").unwrap(), tempfile::tempdir_in("/var/tmp").unwrap());
+    for (dir, in_memory) in [(memory, true), (disk, false)] {
+        let path = image(dir.path(), "x.img", 1 << 20, 0);
+        run_control(async |local| {
+            let graph = graph();
+            let node = add(&graph, with(file("n", &path), &json!({ "aio": "io_uring" }))).await.unwrap();
+            let port = attach(&graph, node, writer()).await.unwrap();
+            let lane = port.handle().lane(&local);
+            let pin = enter(&lane).await;
+            for (write, len, small_read) in [(false, 65536, true), (false, 131_072, false), (true, 4096, false)] {
+                let request = DirectRequest { write, at: range(0, len), fua: false, memory_bits: 4096 };
+                let Direct::Ring { at_once, .. } = lane.direct(&pin, request).unwrap().answer else {
+                    panic!("no ring")
+                };
+                assert_eq!(at_once, in_memory && small_read, "{path} {write} {len}");
+            }
+        });
+    }
+}
+
+#[test]
 fn a_device_that_grew_is_looked_at_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = image(dir.path(), "x.img", 1 << 20, 0);

@@ -12,8 +12,9 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::blockers::Blocked;
 use super::drain::{Drained, PrivateRoot};
-use super::driver::{DriverInfo, DynDriver};
+use super::driver::{Driver, DriverInfo, DynDriver};
 use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
 use super::geometry::Geometry;
 use super::id::{ChildId, NodeId};
@@ -26,13 +27,13 @@ use super::shape::{Kind, NodeParts, Shape, Vertex, Vertices};
 use super::stats::Totals;
 use super::uses::UseGuard;
 use super::view::{Placed, Slot, View};
-use crate::base::{Error, Result};
+use crate::base::{Error, IoError, Result, ResultExt};
 use crate::rt::Local;
 use crate::rt::sync::{Notify, Receiver, oneshot};
 
 /// The block graph. Lives on the control thread.
 pub struct Graph {
-    shape: RefCell<Shape>,
+    pub(super) shape: RefCell<Shape>,
     events: EventSink,
     /// What external locks each node holds at the least.
     held: RefCell<HashMap<NodeId, Perms>>,
@@ -46,6 +47,8 @@ pub struct Graph {
     changed: Notify,
     names: Cell<u64>,
     objects: Objects,
+    /// What is shut out from nodes.
+    pub(super) blockers: RefCell<Vec<Rc<Blocked>>>,
 }
 
 /// What there is to say about a node without asking its driver.
@@ -86,6 +89,7 @@ impl Graph {
             changed: Notify::new(),
             names: Cell::new(0),
             objects: Objects::default(),
+            blockers: RefCell::default(),
         })
     }
 
@@ -123,9 +127,19 @@ impl Graph {
 
     /// A node's own name for the child that QMP calls `name`, for an edit of that edge.
     pub fn child(&self, id: NodeId, name: &str) -> Option<ChildId> {
+        self.shape.borrow().vertex(id)?.child_named(name)
+    }
+
+    /// Where the edge that QMP calls `name` leads: from a node, or from the root of an export.
+    pub fn child_node(&self, id: NodeId, name: &str) -> Option<NodeId> {
         let shape = self.shape.borrow();
-        let number = shape.vertex(id)?.edges.iter().position(|edge| edge.name == name)?;
-        Some(ChildId(u32::try_from(number).expect("a node has few children")))
+        let vertex = shape.vertex(id)?;
+        Some(vertex.child_named(name)?.of(&vertex.edges).to)
+    }
+
+    /// How messages call a vertex.
+    pub(super) fn described(&self, id: NodeId) -> String {
+        self.vertex(id, Vertex::described).unwrap_or_default()
     }
 
     /// Arms or disarms the one-shot event on a write that ends past `threshold` bytes. False: no such node.
@@ -139,6 +153,12 @@ impl Graph {
     pub async fn info(&self, id: NodeId) -> Option<DriverInfo> {
         let borrowed = Borrowed::of(&self.shape.borrow(), id)?;
         Some(borrowed.body.info().await)
+    }
+
+    /// Looks at a node's driver, if it is a `D`: for what only that driver offers.
+    pub fn look_into<D: Driver, R>(&self, id: NodeId, look: impl FnOnce(&D) -> R) -> Option<R> {
+        let borrowed = Borrowed::of(&self.shape.borrow(), id)?;
+        borrowed.body.driver().downcast_ref().map(look)
     }
 
     /// A fresh name for a node that nobody named (`#block017`).
@@ -526,39 +546,34 @@ impl Permit {
     }
 
     /// Takes a node out that nobody uses, with the inline children that only it used. What was written is flushed
-    /// first; the nodes are closed before this returns, so that their files and locks are free.
+    /// first: if that fails, this fails, once. The nodes are closed before this returns, so that their files and locks
+    /// are free.
     pub async fn remove(&mut self, id: NodeId) -> Result<()> {
         let family = self.graph.family(id);
         let mut drained = self.drain(&family).await?;
         drained.check_unused(id)?;
-        if let Err(error) = drained.exclusive(id)?.with(async |child| child.flush().await).await {
-            tracing::warn!("flushing {} before it is removed: {error}", drained.described(id));
+        let flushed = drained.exclusive(id)?.with(async |child| child.flush().await).await;
+        if let Err(error) = flushed
+            && !drained.graph().knows_loss(id, error)
+        {
+            return Err(error).doing(|| format!("Could not flush {} before removing it", drained.described(id)));
         }
-        let committed = drained.write(|edit, _| {
-            // Whoever looked at the graph meanwhile may have taken an inline child for himself: it stays then.
-            edit.remove(id)?;
-            for child in family.iter().skip(1) {
-                if edit.is_unused(*child) {
-                    edit.remove(*child)?;
-                }
-            }
-            Ok(())
-        })?;
+        let committed = drained.write(|edit, _| edit.remove(id))?;
         committed.close(self).await;
         Ok(())
     }
 }
 
-impl GraphEdit<'_> {
-    fn is_unused(&self, id: NodeId) -> bool {
-        self.vertex(id).is_some_and(|vertex| vertex.parents.is_empty())
-    }
-}
-
 impl Graph {
+    /// Whoever wants a node gone is told once that what was written to it may be lost, and not kept from it for ever.
+    fn knows_loss(&self, id: NodeId, error: IoError) -> bool {
+        let told_before = self.vertex(id, |vertex| vertex.node().is_some_and(|node| node.shared.tell_loss()));
+        error == IoError::FlushLatched || told_before == Some(true)
+    }
+
     /// A node and the inline children that go with it, parents before children. What lies below a child that was added
     /// by name is none of its business.
-    fn family(&self, id: NodeId) -> Vec<NodeId> {
+    pub(super) fn family(&self, id: NodeId) -> Vec<NodeId> {
         let shape = self.shape.borrow();
         let inline = |id: &NodeId| shape.vertex(*id).and_then(Vertex::node).is_some_and(|node| !node.explicit);
         let children = |id: &NodeId| shape.vertex(*id).into_iter().flat_map(|vertex| &vertex.edges).map(|edge| edge.to);
@@ -570,6 +585,15 @@ impl Graph {
             }
         }
         shape.below([id]).into_iter().filter(|id| family.contains(id)).collect()
+    }
+
+    /// These and all that they lead to, parents before their children.
+    pub(super) fn below(&self, of: Vec<NodeId>) -> Vec<NodeId> {
+        self.shape.borrow().below(of)
+    }
+
+    pub(super) fn vertices<T>(&self, mut look: impl FnMut(NodeId, &Vertex) -> T) -> Vec<T> {
+        self.shape.borrow().vertices.iter().map(|(id, vertex)| look(*id, vertex)).collect()
     }
 
     pub(super) fn vertex<T>(&self, id: NodeId, look: impl FnOnce(&Vertex) -> T) -> Option<T> {

@@ -1,12 +1,10 @@
 //! The affected roots, stopped and empty; and the control task's own I/O while they are.
 
 use std::collections::BTreeSet;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::marker::PhantomData;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use super::control::{Committed, Graph, Locks};
@@ -15,7 +13,7 @@ use super::edit::{DrainedSet, GraphEdit};
 use super::id::{ChildId, NodeId};
 use super::lane::Root;
 use crate::base::{Error, Result};
-use crate::rt::Local;
+use crate::rt::{Local, within};
 
 /// A drained part of the graph. One change, or none, may be made; then requests flow again.
 #[must_use = "requests wait as long as the drain lasts"]
@@ -57,7 +55,21 @@ impl Drained<'_> {
         if !self.stopped.set.contains(&id) {
             return Err(Error::new("The change needs a node that is not drained"));
         }
-        Ok(Exclusive { graph: self.stopped.graph.clone(), node: id, drained: PhantomData })
+        Ok(self.own_io(id))
+    }
+
+    /// The same on a node below the drained ones, where requests of others may be: for what may run beside them, a flush.
+    pub(super) fn own_io(&self, id: NodeId) -> Exclusive<'_> {
+        Exclusive { graph: self.stopped.graph.clone(), node: id, drained: PhantomData }
+    }
+
+    /// Checks a change without making it; gives the nodes that were written and are replaced by it.
+    pub(super) fn preview(
+        &self,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
+    ) -> Result<Vec<NodeId>> {
+        let Stopped { graph, set, .. } = &self.stopped;
+        Ok(graph.preview(set, change)?.1.replaced)
     }
 
     /// Takes the external locks (of image files) that `change` is going to need; they are kept until the value is
@@ -84,7 +96,7 @@ impl Drained<'_> {
     }
 
     pub(super) fn described(&self, id: NodeId) -> String {
-        self.stopped.graph.vertex(id, |vertex| vertex.described()).unwrap_or_default()
+        self.stopped.graph.described(id)
     }
 
     pub(super) fn graph(&self) -> &Rc<Graph> {
@@ -122,17 +134,6 @@ impl Drop for Stopped {
         }
         self.graph.release(&self.set);
     }
-}
-
-/// `None` where `work` takes longer than `limit`.
-async fn within<T>(local: &Local, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-    let mut work = pin!(work);
-    let mut clock = pin!(local.sleep(limit));
-    poll_fn(|cx| match work.as_mut().poll(cx) {
-        Poll::Ready(value) => Poll::Ready(Some(value)),
-        Poll::Pending => clock.as_mut().poll(cx).map(|()| None),
-    })
-    .await
 }
 
 /// A root of the control task's own I/O. It is counted like any other: a later drain waits until it is empty, even if

@@ -91,7 +91,7 @@ pub struct DrainedSet<'d> {
 /// Proof that one vertex is drained: no request is inside any root above it.
 #[derive(Clone, Copy)]
 pub struct Owner<'d> {
-    id: NodeId,
+    pub(super) id: NodeId,
     brand: Brand<'d>,
 }
 
@@ -112,12 +112,16 @@ pub struct GraphEdit<'d> {
     /// Copies of the vertices that this change touches; `None`: removed.
     touched: BTreeMap<NodeId, Option<Vertex>>,
     /// Vertices whose users' needs may have changed.
-    perms_dirty: BTreeSet<NodeId>,
+    pub(super) perms_dirty: BTreeSet<NodeId>,
     /// Vertices whose own geometry may have changed.
-    geometry_dirty: BTreeSet<NodeId>,
+    pub(super) geometry_dirty: BTreeSet<NodeId>,
     /// Vertices that requests see differently than before.
-    seen_differently: BTreeSet<NodeId>,
+    pub(super) seen_differently: BTreeSet<NodeId>,
     new_roots: Vec<NodeId>,
+    /// Nodes that an edge has led to and leads to no more.
+    cut_off: Vec<NodeId>,
+    /// Those of them for which another node has come.
+    pub(super) replaced: Vec<NodeId>,
     brand: Brand<'d>,
 }
 
@@ -174,75 +178,10 @@ impl<'d> GraphEdit<'d> {
             self.vertex_mut(*child)?.parents.push(id);
             self.perms_dirty.insert(*child);
         }
-        let edges = edges.into_iter().map(|(name, to, role)| Edge { name, to, role, perms: Perms::IDLE }).collect();
+        let edges = edges.into_iter().map(|(name, to, role)| Edge::new(name, to, role)).collect();
         self.touched.insert(id, Some(Vertex { name, kind, edges, parents: Vec::new(), perms: Perms::IDLE }));
         self.perms_dirty.insert(id);
         Ok(id)
-    }
-
-    /// Lets `child` of a drained owner lead to another node.
-    pub fn set_edge(&mut self, owner: Owner<'d>, child: ChildId, to: NodeId) -> Result<()> {
-        self.check_descent(owner.id, to)?;
-        let no_such_child = || Error::new("There is no such child");
-        let old = self.vertex_mut(owner.id)?.edges.get(child.0 as usize).ok_or_else(no_such_child)?.to;
-        self.vertex_mut(to)?.parents.push(owner.id);
-        self.unlink(old, owner.id)?;
-        self.vertex_mut(owner.id)?.edges[child.0 as usize].to = to;
-        self.perms_dirty.extend([owner.id, old, to]);
-        self.geometry_dirty.insert(owner.id);
-        self.seen_differently.insert(owner.id);
-        self.check_depth(owner.id)
-    }
-
-    /// One more child for a drained owner whose driver takes them as they come.
-    pub(crate) fn add_child(
-        &mut self,
-        owner: Owner<'d>,
-        name: Cow<'static, str>,
-        to: NodeId,
-        role: Role,
-    ) -> Result<()> {
-        self.check_descent(owner.id, to)?;
-        self.vertex_mut(to)?.parents.push(owner.id);
-        self.vertex_mut(owner.id)?.edges.push(Edge { name, to, role, perms: Perms::IDLE });
-        self.perms_dirty.insert(to);
-        self.recount_children(owner)?;
-        self.check_depth(owner.id)
-    }
-
-    /// Takes a child from a drained owner whose driver lets them go. The children after it move up.
-    pub(crate) fn remove_child(&mut self, owner: Owner<'d>, child: ChildId) -> Result<()> {
-        let edges = &mut self.vertex_mut(owner.id)?.edges;
-        if child.0 as usize >= edges.len() {
-            return Err(Error::new("There is no such child"));
-        }
-        let gone = edges.remove(child.0 as usize).to;
-        self.unlink(gone, owner.id)?;
-        self.perms_dirty.insert(gone);
-        self.recount_children(owner)
-    }
-
-    fn recount_children(&mut self, owner: Owner<'d>) -> Result<()> {
-        let vertex = self.vertex_mut(owner.id)?;
-        let children = u32::try_from(vertex.edges.len()).expect("a node has few children");
-        let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
-        let (new, options) = (parts.body.with_children(children)?, parts.options);
-        self.reconfigure(owner, new, options)
-    }
-
-    /// An edge from `parent` to `child` may not close a circle.
-    fn check_descent(&self, parent: NodeId, child: NodeId) -> Result<()> {
-        if self.above([parent]).contains(&child) {
-            return Err(Error::new(format!("{} would become its own child", self.described(child))));
-        }
-        Ok(())
-    }
-
-    fn check_depth(&self, changed: NodeId) -> Result<()> {
-        if self.above([changed]).into_iter().any(|id| self.depth(id) > MAX_DEPTH + 1) {
-            return Err(Error::new(format!("The graph may not be deeper than {MAX_DEPTH} nodes")));
-        }
-        Ok(())
     }
 
     /// The same driver under a new configuration and new common options: reopen, resize.
@@ -281,7 +220,6 @@ impl<'d> GraphEdit<'d> {
         let children: Vec<_> = self.vertex_mut(id)?.edges.iter().map(|edge| edge.to).collect();
         for child in children {
             self.unlink(child, id)?;
-            self.perms_dirty.insert(child);
         }
         self.touched.insert(id, None);
         Ok(())
@@ -296,14 +234,16 @@ impl<'d> GraphEdit<'d> {
         added.or_else(|| self.base.names.get(name).copied().filter(|id| self.vertex(*id).is_some()))
     }
 
-    fn unlink(&mut self, child: NodeId, parent: NodeId) -> Result<()> {
+    pub(super) fn unlink(&mut self, child: NodeId, parent: NodeId) -> Result<()> {
         let parents = &mut self.vertex_mut(child)?.parents;
         let at = parents.iter().position(|id| *id == parent).expect("edges are kept both ways");
         parents.swap_remove(at);
+        self.perms_dirty.insert(child);
+        self.cut_off.push(child);
         Ok(())
     }
 
-    fn vertex_mut(&mut self, id: NodeId) -> Result<&mut Vertex> {
+    pub(super) fn vertex_mut(&mut self, id: NodeId) -> Result<&mut Vertex> {
         if !self.touched.contains_key(&id) {
             let copy = self.base.vertex(id).ok_or_else(no_such_node)?.clone();
             self.touched.insert(id, Some(copy));
@@ -311,7 +251,15 @@ impl<'d> GraphEdit<'d> {
         self.touched.get_mut(&id).and_then(Option::as_mut).ok_or_else(no_such_node)
     }
 
-    fn described(&self, id: NodeId) -> String {
+    pub(super) fn body(&self, id: NodeId) -> Result<Arc<dyn DynDriver>> {
+        Ok(self.vertex(id).and_then(Vertex::node).ok_or_else(no_such_node)?.body.clone())
+    }
+
+    pub(super) fn name(&self, id: NodeId) -> &str {
+        self.vertex(id).map(|vertex| &*vertex.name).unwrap_or_default()
+    }
+
+    pub(super) fn described(&self, id: NodeId) -> String {
         self.vertex(id).map(Vertex::described).unwrap_or_default()
     }
 }
@@ -340,7 +288,7 @@ fn conflict<'v>(users: &[(&'v Vertex, Perms)]) -> Option<(&'v Vertex, &'v Vertex
     })
 }
 
-fn no_such_node() -> Error {
+pub(super) fn no_such_node() -> Error {
     Error::new("There is no such node")
 }
 
@@ -354,6 +302,8 @@ pub(crate) struct Outcome {
     /// Roots above something that requests see differently.
     pub(crate) affected_roots: BTreeSet<NodeId>,
     pub(crate) new_roots: Vec<NodeId>,
+    /// Nodes that were written, and that are used no more where another one has come.
+    pub(crate) replaced: Vec<NodeId>,
     /// Roots that have to be told, with what they stand on now.
     pub(crate) news: Vec<(News, Geometry)>,
 }
@@ -373,16 +323,34 @@ pub(crate) fn evaluate<'d, R>(
         geometry_dirty: BTreeSet::new(),
         seen_differently: BTreeSet::new(),
         new_roots: Vec::new(),
+        cut_off: Vec::new(),
+        replaced: Vec::new(),
         brand: PhantomData,
     };
     let value = change(&mut edit, DrainedSet { set, brand: PhantomData })?;
+    edit.remove_orphans()?;
     edit.check_removed()?;
+    edit.check_activity()?;
     edit.refresh_permissions()?;
     edit.refresh_geometry()?;
     Ok((value, edit.finish()))
 }
 
 impl GraphEdit<'_> {
+    /// An inline child goes when its last parent goes.
+    fn remove_orphans(&mut self) -> Result<()> {
+        let mut next = 0;
+        while let Some(id) = self.cut_off.get(next).copied() {
+            next += 1;
+            let orphaned =
+                |vertex: &Vertex| vertex.parents.is_empty() && vertex.node().is_some_and(|node| !node.explicit);
+            if self.vertex(id).is_some_and(orphaned) {
+                self.take_out(id)?;
+            }
+        }
+        Ok(())
+    }
+
     fn check_removed(&self) -> Result<()> {
         for (id, _) in self.touched.iter().filter(|(_, vertex)| vertex.is_none()) {
             let user = self.touched.values().flatten().find(|vertex| vertex.edges.iter().any(|edge| edge.to == *id));
@@ -396,6 +364,32 @@ impl GraphEdit<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Nobody active stands on something inactive.
+    fn check_activity(&self) -> Result<()> {
+        let touched = self.touched.iter().filter_map(|(id, vertex)| Some((*id, vertex.as_ref()?)));
+        for (id, vertex) in touched {
+            for edge in &vertex.edges {
+                self.check_active(vertex, edge)?;
+            }
+            for parent in vertex.parents.iter().filter_map(|parent| self.vertex(*parent)) {
+                for edge in parent.edges.iter().filter(|edge| edge.to == id) {
+                    self.check_active(parent, edge)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_active(&self, parent: &Vertex, edge: &Edge) -> Result<()> {
+        let is_active = |vertex: &Vertex| vertex.node().map(|node| node.options.active);
+        let child = self.vertex(edge.to).ok_or_else(no_such_node)?;
+        if edge.role == Role::Reference || is_active(parent) != Some(true) || is_active(child) != Some(false) {
+            return Ok(());
+        }
+        let (child, parent, edge) = (&child.name, &parent.name, &edge.name);
+        Err(Error::new(format!("Inactive '{child}' can't be a {edge} child of active '{parent}'")))
     }
 
     /// From the changed vertices down, parents first: what all parents together use and bear, whether they agree, and
@@ -515,7 +509,12 @@ impl GraphEdit<'_> {
             (perms != Some(before.unwrap_or(Perms::IDLE))).then_some(*id)
         });
         let relock = relock.collect();
-        Outcome { relock, affected_roots, news, new_roots: self.new_roots, touched: self.touched }
+        let written = |id: &NodeId| {
+            let writes = PermSet::WRITE | PermSet::WRITE_UNCHANGED;
+            self.base.vertex(*id).is_some_and(|vertex| !(vertex.perms.uses & writes).is_empty())
+        };
+        let replaced = self.replaced.iter().copied().filter(written).collect();
+        Outcome { relock, affected_roots, news, replaced, new_roots: self.new_roots, touched: self.touched }
     }
 
     /// Roots that stand on something of another size or with other limits than before.

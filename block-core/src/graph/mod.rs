@@ -4,11 +4,15 @@
 //! [`Graph`] → [`Permit`] → [`Drained`] → [`GraphEdit`]. Driver authors: [`Driver`]. What moves bytes between a
 //! child's caller and its driver is in `pipeline/`.
 
-mod children;
+mod activity;
+mod blockers;
+mod change;
 mod control;
 mod cx;
+mod debug_event;
 mod drain;
 mod driver;
+mod edges;
 mod edit;
 #[doc(hidden)] // public for the models alone
 pub mod gate;
@@ -20,21 +24,28 @@ mod node;
 mod objects;
 mod options;
 mod permission;
+mod picture;
+mod reopen;
 mod resize;
 mod shape;
 mod stats;
-mod tracked;
+#[doc(hidden)] // public for the models alone
+pub mod tracked;
+mod transaction;
 #[doc(hidden)] // public for the models alone
 pub mod uses;
 mod view;
 
+pub use blockers::{Blocker, Frozen, Operation};
+pub use change::Change;
 pub use control::{Committed, Graph, Locks, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
+pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest, Settled,
-    WriteFlags,
+    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest,
+    Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
@@ -42,10 +53,12 @@ pub use geometry::{Geometry, Limits, MAX_SEGMENTS, MAX_TRANSFER};
 pub use id::{ChildId, NodeId};
 pub use job_cx::{Entered, JobCx};
 pub use lane::{Lane, Root, ViewPin};
-pub use node::{EventSink, NodeEvent};
+pub use node::{EventSink, NodeEvent, QuorumOp};
 pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
 pub use permission::{PermSet, Perms, Role};
-pub use resize::Reopen;
+pub use picture::{EdgeReport, VertexReport};
+pub use reopen::Reopen;
 pub use stats::{OpKind, OpTotals, Totals};
-pub(crate) use tracked::Ticket;
+pub(crate) use tracked::{Ticket, Tracked};
+pub use transaction::{Pending, Step};

@@ -1,6 +1,7 @@
 //! The graph as the control task keeps it: vertices, edges both ways, names. Requests never see it; they have views.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -58,6 +59,14 @@ pub(crate) struct Edge {
     pub(crate) to: NodeId,
     pub(crate) role: Role,
     pub(crate) perms: Perms,
+    /// How many want it to stay as it is; shared by all copies of the edge.
+    pub(crate) frozen: Rc<Cell<u32>>,
+}
+
+impl Edge {
+    pub(crate) fn new(name: Cow<'static, str>, to: NodeId, role: Role) -> Self {
+        Self { name, to, role, perms: Perms::IDLE, frozen: Rc::default() }
+    }
 }
 
 impl Vertex {

@@ -7,8 +7,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, OpKind, Perms, Place,
-    Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, OpKind, Pause, Perms,
+    Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -49,6 +49,12 @@ pub trait Filter: Send + Sync + 'static {
     /// True where reads, or writes, are passed on as they are, so that they may take the direct path.
     fn is_transparent(&self, _conf: &Self::Conf, _write: bool) -> bool {
         false
+    }
+
+    /// True where this request may take the direct path, past `before` and `after`. Asked once a request; it may not
+    /// block nor allocate.
+    fn passes(&self, conf: &Self::Conf, request: DirectRequest) -> bool {
+        self.is_transparent(conf, request.write)
     }
 
     /// Before the request goes down; an error ends it here.
@@ -130,6 +136,11 @@ pub trait Filter: Send + Sync + 'static {
         std::future::ready(Err(IoError::Unsupported))
     }
 
+    /// See [`Driver::hear`]. What a format says to its file goes down to who listens.
+    fn hear(&self, _conf: &Self::Conf, cx: IoCx<'_>, event: DebugEvent) -> Option<Pause> {
+        if event.is_about_one_node() { None } else { cx.child(self.child()).hear(event) }
+    }
+
     /// See [`Driver::passes_size`].
     fn passes_size(&self, _conf: &Self::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
         Ok(Some((self.child(), size)))
@@ -178,7 +189,7 @@ impl<F: Filter> Driver for Filtered<F> {
     }
 
     fn direct(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
-        if !self.0.is_transparent(conf, request.write) {
+        if !self.0.passes(conf, request) {
             return None;
         }
         cx.child(self.0.child()).direct(request)
@@ -226,6 +237,10 @@ impl<F: Filter> Driver for Filtered<F> {
 
     async fn discard_snapshot(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Done {
         self.0.discard_snapshot(conf, cx, at).await
+    }
+
+    fn hear(&self, conf: &F::Conf, cx: IoCx<'_>, event: DebugEvent) -> Option<Pause> {
+        self.0.hear(conf, cx, event)
     }
 
     async fn truncate(&self, conf: &F::Conf, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<F::Conf, Error> {

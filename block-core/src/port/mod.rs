@@ -33,7 +33,6 @@ pub enum PortNews {
 /// A root of its own over one node.
 pub struct Port {
     id: NodeId,
-    node: NodeId,
     handle: PortHandle,
 }
 
@@ -55,7 +54,7 @@ impl Port {
         let (id, root) = permit.add_root(new).await?;
         let now = permit.graph().node(node).map(|report| report.geometry);
         lock(&geometry).get_or_insert(now.expect("the node has a parent now, so it is there"));
-        Ok(Self { id, node, handle: PortHandle { root, geometry } })
+        Ok(Self { id, handle: PortHandle { root, geometry } })
     }
 
     /// Unplugs: waits for what is in flight, takes the root out. All lanes must be gone or idle.
@@ -73,9 +72,9 @@ impl Port {
         self.handle.geometry()
     }
 
-    /// The node that it is plugged in above.
-    pub fn node(&self) -> NodeId {
-        self.node
+    /// Its root, whose edge `root` leads to the node below.
+    pub fn root(&self) -> NodeId {
+        self.id
     }
 
     /// Requests inside; a snapshot.

@@ -5,10 +5,11 @@ use super::Local;
 use slab::Slab;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Ends at a point in time, never before it. Dropping it cancels it.
 #[must_use = "a sleep does nothing unless it is awaited"]
@@ -53,6 +54,17 @@ impl Drop for Sleep {
             self.local.timers().borrow_mut().cancel(key);
         }
     }
+}
+
+/// `None` where `work` takes longer than `limit`.
+pub async fn within<T>(local: &Local, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    let mut clock = pin!(local.sleep(limit));
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(value) => Poll::Ready(Some(value)),
+        Poll::Pending => clock.as_mut().poll(cx).map(|()| None),
+    })
+    .await
 }
 
 /// Who waits until when. Knows no clock: the loop brings the time.
@@ -130,7 +142,6 @@ const SLACK: usize = 64;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn at(ms: u64, zero: Instant) -> Instant {
         zero + Duration::from_millis(ms)

@@ -54,7 +54,7 @@ async fn block_export_del(daemon: Rc<Daemon>, arguments: BlockExportDelArguments
 }
 
 async fn query_block_exports(daemon: Rc<Daemon>, _: Empty) -> Result<Vec<BlockExportInfo>> {
-    Ok(daemon.exports.list())
+    Ok(daemon.exports.list(&daemon.graph))
 }
 
 /// An extension: what goes on between an export and its guest.

@@ -5,10 +5,12 @@ mod blockdev;
 mod blockstats;
 mod chardev;
 mod export;
+mod graph;
 mod introspection;
 mod object;
 mod process;
 mod qom;
+mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -19,7 +21,7 @@ use qmp::schema::{Collector, Empty, Qapi, Value, from_value};
 use qmp::wire::NegotiateArguments;
 use qmp::{Error, Result};
 
-pub(crate) use blockdev::no_such_device;
+pub(crate) use blockdev::{no_such_device, signed};
 
 use crate::control;
 use crate::daemon::Daemon;
@@ -85,6 +87,8 @@ impl Table {
         introspection::register(&mut table);
         blockdev::register(&mut table);
         blockstats::register(&mut table);
+        graph::register(&mut table);
+        transaction::register(&mut table);
         export::register(&mut table);
         object::register(&mut table);
         qom::register(&mut table);

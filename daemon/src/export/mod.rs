@@ -9,7 +9,7 @@ pub mod vhost_user;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use block_core::graph::{PermSet, Perms};
+use block_core::graph::{Graph, NodeId, PermSet, Perms};
 use block_core::port::{Port, PortNews, PortOptions};
 use block_core::rt::sync::Notify;
 use qmp::{Error, Qapi, Result};
@@ -93,6 +93,7 @@ pub struct Exports {
 /// One export. Its id is taken from the first moment of `block-export-add` to the last of `block-export-del`.
 struct Export {
     id: String,
+    /// What it was added for.
     node_name: String,
     stopping: Cell<bool>,
     /// Absent while it is being set up or taken down.
@@ -184,9 +185,16 @@ impl Drop for Reserved<'_> {
 
 impl Exports {
     /// For `query-block-exports`.
-    pub fn list(&self) -> Vec<BlockExportInfo> {
+    pub fn list(&self, graph: &Graph) -> Vec<BlockExportInfo> {
         let shown = |export: &&Rc<Export>| export.stopping.get() || export.running.borrow().is_some();
-        self.list.borrow().iter().filter(shown).map(|export| export.info()).collect()
+        self.list.borrow().iter().filter(shown).map(|export| export.info(graph)).collect()
+    }
+
+    /// Where an export enters the graph.
+    pub(crate) fn root(&self, id: &str) -> Result<NodeId> {
+        let export = self.find(id);
+        let root = export.and_then(|export| Some(export.running.borrow().as_ref()?.port.root()));
+        root.ok_or_else(|| Error::generic(format!("Export '{id}' is not found")))
     }
 
     /// For `x-query-export-details`.
@@ -231,11 +239,17 @@ impl Exports {
 }
 
 impl Export {
-    fn info(&self) -> BlockExportInfo {
+    /// The node that it serves now: another one than at first, if it was replaced.
+    fn node_name(&self, graph: &Graph) -> Option<String> {
+        let root = self.running.borrow().as_ref()?.port.root();
+        Some(graph.node(graph.child_node(root, "root")?)?.name)
+    }
+
+    fn info(&self, graph: &Graph) -> BlockExportInfo {
         BlockExportInfo {
             id: self.id.clone(),
             kind: ExportType::VhostUserBlk,
-            node_name: self.node_name.clone(),
+            node_name: self.node_name(graph).unwrap_or_else(|| self.node_name.clone()),
             shutting_down: self.stopping.get(),
         }
     }

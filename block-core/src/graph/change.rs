@@ -1,0 +1,166 @@
+//! The changes of the graph's shape that commands are made of, each a [`Step`] of a transaction.
+
+use std::borrow::Cow;
+
+use super::blockers::Operation;
+use super::control::{Graph, Permit};
+use super::drain::Drained;
+use super::edit::{DrainedSet, GraphEdit};
+use super::id::NodeId;
+use super::permission::Role;
+use super::shape::Vertex;
+use super::transaction::{Pending, Step};
+use crate::base::{Error, Result};
+
+/// One change of the shape.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// All that leads to `from` shall lead to `to`, but for `to` itself and for what only refers to `from` by name.
+    Replace {
+        /// What is replaced. It stays in the graph.
+        from: NodeId,
+        /// What takes its place.
+        to: NodeId,
+    },
+    /// One edge shall lead elsewhere, come, or go.
+    Repoint {
+        /// Where the edge starts: a node, or the root of an export.
+        parent: NodeId,
+        /// What QMP calls it.
+        child: Cow<'static, str>,
+        /// Where it shall lead, and as what if it is new. `None`: nowhere.
+        to: Option<(NodeId, Role)>,
+    },
+    /// A node with any number of children (quorum) gets one more.
+    AddChild {
+        /// The node.
+        parent: NodeId,
+        /// Its new child; nobody uses it yet.
+        child: NodeId,
+    },
+    /// A node with any number of children loses one.
+    RemoveChild {
+        /// The node.
+        parent: NodeId,
+        /// What QMP calls the edge.
+        child: Cow<'static, str>,
+    },
+}
+
+impl Step for Change {
+    fn drains(&self, graph: &Graph) -> Result<Vec<NodeId>> {
+        match self {
+            Self::Replace { from, .. } => {
+                graph.check_operation(*from, Operation::Replace)?;
+                Ok(vec![*from])
+            }
+            Self::Repoint { parent, child, .. } => {
+                if let Some(node) = graph.child_node(*parent, child) {
+                    graph.check_operation(node, Operation::Replace)?;
+                }
+                Ok(vec![*parent])
+            }
+            Self::AddChild { parent, .. } | Self::RemoveChild { parent, .. } => Ok(vec![*parent]),
+        }
+    }
+
+    fn prepare<'a>(&'a mut self, drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
+        Box::pin(async {
+            let Self::RemoveChild { parent, child } = &*self else { return Ok(()) };
+            // What cannot be done is said before anything is flushed.
+            drained.preview(|edit, set| self.edit(edit, set))?;
+            drained.flush_child(*parent, child).await
+        })
+    }
+
+    fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
+        match self {
+            Self::Replace { from, to } => edit.replace(set, *from, *to),
+            Self::Repoint { parent, child, to } => edit.repoint(set.owner(*parent)?, child, *to),
+            Self::AddChild { parent, child } => edit.add_next_child(set.owner(*parent)?, *child),
+            Self::RemoveChild { parent, child } => {
+                let Some(gone) = edit.child_named(*parent, child) else {
+                    let name = edit.name(*parent);
+                    return Err(Error::new(format!("Node '{name}' does not have child '{child}'")));
+                };
+                edit.remove_child(set.owner(*parent)?, gone)
+            }
+        }
+    }
+}
+
+impl Drained<'_> {
+    /// Makes stable what was written to a child. One that cannot be flushed may be the very reason for taking it away,
+    /// and whoever lets a child go has its data elsewhere.
+    async fn flush_child(&mut self, parent: NodeId, name: &str) -> Result<()> {
+        let Some(child) = self.graph().child(parent, name) else { return Ok(()) };
+        let flushed = self.exclusive(parent)?.with(async |node| node.cx().child(child).flush().await).await;
+        if let Err(error) = flushed {
+            tracing::warn!("flushing the child '{name}' of {} before it is removed: {error}", self.described(parent));
+        }
+        Ok(())
+    }
+}
+
+impl Permit {
+    /// One more child for a node that has any number of them.
+    pub async fn add_child(&mut self, parent: NodeId, child: NodeId) -> Result<()> {
+        self.transact(vec![Box::new(Change::AddChild { parent, child })]).await
+    }
+
+    /// Takes the child behind the edge `name` from a node that has any number of them. If it was defined inside its
+    /// parent it goes; its file and its lock are free when this returns.
+    pub async fn remove_child(&mut self, parent: NodeId, name: &str) -> Result<()> {
+        let child = name.to_owned().into();
+        self.transact(vec![Box::new(Change::RemoveChild { parent, child })]).await
+    }
+
+    /// Lets all users of `below` go through `filter`, a node of the graph that leads to `below` already.
+    pub async fn insert_filter(&mut self, filter: NodeId, below: NodeId) -> Result<()> {
+        if self.graph().filtered(filter)? != below {
+            return Err(Error::new(format!("{} is no filter above the node", self.graph().described(filter))));
+        }
+        self.replace_node(below, filter).await
+    }
+
+    /// Lets all users of `filter` use the node that it filters. The filter stays in the graph, unused.
+    pub async fn remove_filter(&mut self, filter: NodeId) -> Result<()> {
+        let below = self.graph().filtered(filter)?;
+        self.replace_node(filter, below).await
+    }
+
+    /// Lets all that leads to `from` lead to `to`.
+    pub async fn replace_node(&mut self, from: NodeId, to: NodeId) -> Result<()> {
+        self.transact(vec![Box::new(Change::Replace { from, to })]).await
+    }
+
+    /// Makes `overlay`, which has no backing node, stand on `base` and lets all users of `base` use it.
+    pub async fn append(&mut self, overlay: NodeId, base: NodeId) -> Result<()> {
+        if self.graph().child(overlay, BACKING).is_some() {
+            return Err(Error::new(format!("{} has a backing node already", self.graph().described(overlay))));
+        }
+        let stand = Change::Repoint { parent: overlay, child: BACKING.into(), to: Some((base, Role::Cow)) };
+        self.transact(vec![Box::new(stand), Box::new(Change::Replace { from: base, to: overlay })]).await
+    }
+
+    /// Lets `overlay` stand on another node, or on none.
+    pub async fn set_backing(&mut self, overlay: NodeId, base: Option<NodeId>) -> Result<()> {
+        let to = base.map(|base| (base, Role::Cow));
+        self.transact(vec![Box::new(Change::Repoint { parent: overlay, child: BACKING.into(), to })]).await
+    }
+}
+
+/// What QMP calls the edge to what an overlay stands on.
+const BACKING: &str = "backing";
+
+impl Graph {
+    /// The node that a filter passes requests on to.
+    fn filtered(&self, filter: NodeId) -> Result<NodeId> {
+        let below = |vertex: &Vertex| {
+            let child = vertex.node()?.body.filtered()?;
+            Some(child.of(&vertex.edges).to)
+        };
+        let found = self.vertex(filter, below).ok_or_else(super::edit::no_such_node)?;
+        found.ok_or_else(|| Error::new(format!("{} is not a filter", self.described(filter))))
+    }
+}

@@ -1,0 +1,117 @@
+//! Several changes as one: all of them happen at the same moment, or none does.
+//!
+//! A transaction drains what all its steps touch, lets each step prepare what may fail or take long, makes all edits on
+//! one copy of the graph, and publishes that. Whatever fails before is undone, the last step first.
+
+use std::pin::Pin;
+
+use super::control::{Committed, Graph, Permit};
+use super::drain::Drained;
+use super::edit::{DrainedSet, GraphEdit};
+use super::id::NodeId;
+use crate::base::{IoError, Result, ResultExt};
+
+/// The future of a step's part.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// One change of a transaction. It is asked in this order: `drains`, `prepare`, `edit`, and then either `commit` or
+/// `abort`, and `clean`. Steps prepare in order; they are committed, aborted and cleaned up the last one first.
+pub trait Step {
+    /// The nodes that no request may be at or above while this change is made. An error ends the transaction before
+    /// anything was done.
+    fn drains(&self, graph: &Graph) -> Result<Vec<NodeId>>;
+
+    /// What may fail or take long, while requests are out.
+    fn prepare<'a>(&'a mut self, _drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Makes the change on the copy. Asked several times: the copy is thrown away until all that the change needs is
+    /// there.
+    fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()>;
+
+    /// The change is published: nothing can fail any more.
+    fn commit(&mut self) {}
+
+    /// There will be no change: undoes what `prepare` did. Only asked of steps whose `prepare` was begun.
+    fn abort(&mut self) -> Pending<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
+    /// Lets go of what is needed for neither, after `commit` or `abort`.
+    fn clean(&mut self) {}
+}
+
+impl Permit {
+    /// Makes all the changes, or none. Written nodes that are replaced are flushed first; where that fails, so does the
+    /// change.
+    pub async fn transact(&mut self, mut steps: Vec<Box<dyn Step>>) -> Result<()> {
+        let mut nodes = Vec::new();
+        for step in &steps {
+            nodes.extend(step.drains(self.graph())?);
+        }
+        let drained = self.drain(&nodes).await?;
+        match drained.attempt(&mut steps).await {
+            Ok(committed) => {
+                steps.iter_mut().rev().for_each(|step| step.commit());
+                steps.iter_mut().rev().for_each(|step| step.clean());
+                drop(steps);
+                committed.close(self).await;
+                Ok(())
+            }
+            Err(error) => {
+                steps.iter_mut().rev().for_each(|step| step.clean());
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drained<'_> {
+    /// Prepares and publishes; on failure all that was begun is aborted.
+    async fn attempt(mut self, steps: &mut [Box<dyn Step>]) -> Result<Committed<()>> {
+        for begun in 0..steps.len() {
+            if let Err(error) = steps[begun].prepare(&mut self).await {
+                abort(&mut steps[..=begun]).await;
+                return Err(error);
+            }
+        }
+        let result = self.publish(steps).await;
+        if result.is_err() {
+            abort(steps).await;
+        }
+        result
+    }
+
+    async fn publish(self, steps: &[Box<dyn Step>]) -> Result<Committed<()>> {
+        let replaced = self.preview(|edit, set| edit_all(steps, edit, set))?;
+        for node in replaced {
+            self.flush_replaced(node).await?;
+        }
+        let locks = self.prepare(|edit, set| edit_all(steps, edit, set)).await?;
+        let committed = self.write(|edit, set| edit_all(steps, edit, set));
+        drop(locks);
+        committed
+    }
+
+    /// What was written before is stable when nobody flushes the node any more (design, invariant 10). That an earlier
+    /// flush failed is known already: a change is the way out.
+    async fn flush_replaced(&self, node: NodeId) -> Result<()> {
+        match self.own_io(node).with(async |child| child.flush().await).await {
+            Ok(()) | Err(IoError::FlushLatched) => Ok(()),
+            Err(error) => {
+                Err(error).doing(|| format!("Could not flush {} before it is replaced", self.described(node)))
+            }
+        }
+    }
+}
+
+fn edit_all<'d>(steps: &[Box<dyn Step>], edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
+    steps.iter().try_for_each(|step| step.edit(edit, set))
+}
+
+async fn abort(begun: &mut [Box<dyn Step>]) {
+    for step in begun.iter_mut().rev() {
+        step.abort().await;
+    }
+}

@@ -1,0 +1,326 @@
+//! Changes of the graph's shape: filters come and go, nodes and backing nodes are replaced, and several changes happen
+//! as one or not at all.
+#![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
+
+mod support;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use block_core::base::{ByteRange, Error, IoError, Result};
+use block_core::graph::{
+    Change, Drained, DrainedSet, Graph, GraphEdit, NodeId, Operation, Pending, PermSet, Permit, Perms, Role, Step,
+    WriteFlags,
+};
+use block_core::port::{Port, PortHandle, PortOptions};
+use block_core::rt::{IoBuf, IoThread, Local, PollParams, run_control};
+use support::{Seen, Valve, add, graph, mem, park};
+
+const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
+const WRITER: Perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
+
+async fn port(graph: &Rc<Graph>, node: NodeId, perms: Perms) -> Port {
+    let options = PortOptions { name: "test port".into(), perms };
+    Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.unwrap()
+}
+
+async fn read_byte(handle: &PortHandle) -> Result<u8, IoError> {
+    let lane = handle.lane(&Local::current());
+    let pin = loop {
+        match lane.try_enter() {
+            Some(pin) => break pin,
+            None => lane.opened().await,
+        }
+    };
+    let buf = IoBuf::alloc(512, 512)?;
+    lane.read(&pin, ByteRange::new(0, 512).unwrap(), buf.clone()).await?;
+    Ok(buf.to_vec()[0])
+}
+
+async fn write_byte(handle: &PortHandle, byte: u8) -> Result<(), IoError> {
+    let lane = handle.lane(&Local::current());
+    let pin = lane.try_enter().expect("nobody drains");
+    let buf = IoBuf::alloc(512, 512)?;
+    buf.fill(byte);
+    lane.write(&pin, ByteRange::new(0, 512).unwrap(), buf, WriteFlags::default()).await
+}
+
+/// Reads on a thread of its own, as fast as it can, until it is dropped.
+struct Load {
+    thread: Option<IoThread>,
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicU64>,
+    failed: Arc<AtomicU64>,
+}
+
+impl Load {
+    fn start(handle: PortHandle) -> Self {
+        let thread = IoThread::spawn("load", PollParams::default()).unwrap();
+        let (stop, done, failed): (Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>) = Default::default();
+        let (told, counted, wrong) = (stop.clone(), done.clone(), failed.clone());
+        thread.remote().spawn(move |_| async move {
+            while !told.load(Ordering::Relaxed) {
+                let good = read_byte(&handle).await == Ok(1);
+                wrong.fetch_add(u64::from(!good), Ordering::Relaxed);
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { thread: Some(thread), stop, done, failed }
+    }
+
+    /// Waits until some more reads have come back.
+    async fn progress(&self) {
+        let enough = self.done.load(Ordering::Relaxed) + 20;
+        while self.done.load(Ordering::Relaxed) < enough {
+            Local::current().sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn failed(mut self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.thread.take());
+        self.failed.load(Ordering::Relaxed)
+    }
+}
+
+#[test]
+fn a_filter_comes_and_goes_under_load_on_two_threads() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let (one, two) = (port(&graph, node, READER).await, port(&graph, node, READER).await);
+        let loads = [Load::start(one.handle()), Load::start(two.handle())];
+        let valve = Arc::<Valve>::default();
+        let filter = add(&graph, park("filter", node, &valve, true)).await;
+        for _ in 0..50 {
+            graph.permit().insert_filter(filter, node).await.unwrap();
+            assert_eq!(graph.node(node).unwrap().parents, ["node 'filter'"]);
+            assert_eq!(graph.node(filter).unwrap().parents.len(), 2);
+            graph.permit().remove_filter(filter).await.unwrap();
+            assert_eq!(graph.node(filter).unwrap().parents, [""; 0]);
+        }
+        graph.permit().insert_filter(filter, node).await.unwrap();
+        for load in &loads {
+            load.progress().await;
+        }
+        assert!(graph.node(filter).unwrap().totals.ops[0].ops > 0, "requests go through the filter");
+        graph.permit().remove_filter(filter).await.unwrap();
+        graph.permit().remove(filter).await.unwrap();
+        for load in loads {
+            assert_eq!(load.failed(), 0);
+        }
+        one.detach(&mut graph.permit()).await.unwrap();
+        two.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+#[test]
+fn only_a_filter_above_the_node_is_inserted() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let other = add(&graph, mem("other", 1, &Arc::default())).await;
+        let filter = add(&graph, park("filter", node, &Arc::default(), true)).await;
+        let refused = |result: Result<()>| result.unwrap_err().full();
+        assert_eq!(refused(graph.permit().insert_filter(node, other).await), "node 'node' is not a filter");
+        assert_eq!(
+            refused(graph.permit().insert_filter(filter, other).await),
+            "node 'filter' is no filter above the node"
+        );
+        assert_eq!(refused(graph.permit().remove_filter(other).await), "node 'other' is not a filter");
+    });
+}
+
+/// GR-22: a node is replaced by one that somebody writes and bears no second writer of.
+#[test]
+fn gr_22_a_replaced_child_cannot_bring_a_second_writer() {
+    run_control(|_| async {
+        let graph = graph();
+        let old = add(&graph, mem("old", 1, &Arc::default())).await;
+        let new = add(&graph, mem("new", 2, &Arc::default())).await;
+        let jealous = Perms { uses: PermSet::WRITE, shares: PermSet::CONSISTENT_READ };
+        let one = port(&graph, old, jealous).await;
+        let two = port(&graph, new, jealous).await;
+        let error = graph.permit().replace_node(old, new).await.unwrap_err().full();
+        assert!(error.starts_with("Permission conflict on node 'new': 'write' is used by test port"), "{error}");
+        assert_eq!(graph.node(old).unwrap().parents.len(), 1, "nothing has changed");
+        assert_eq!(read_byte(&one.handle()).await, Ok(1));
+        one.detach(&mut graph.permit()).await.unwrap();
+        two.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+/// Invariant 10: what was written to a node is stable before nobody flushes it any more, or the change fails.
+#[test]
+fn a_node_that_loses_its_writer_is_flushed_first() {
+    run_control(|_| async {
+        let graph = graph();
+        let seen = Arc::<Seen>::default();
+        let old = add(&graph, mem("old", 1, &seen)).await;
+        let new = add(&graph, mem("new", 2, &Arc::default())).await;
+        let port = port(&graph, old, WRITER).await;
+        write_byte(&port.handle(), 3).await.unwrap();
+        *seen.flush_error.lock().unwrap() = Some(IoError::Os(5));
+        let error = graph.permit().replace_node(old, new).await.unwrap_err().full();
+        assert!(error.starts_with("Could not flush node 'old' before it is replaced: Input/output error"), "{error}");
+        assert_eq!(read_byte(&port.handle()).await, Ok(3), "the change did not happen");
+        *seen.flush_error.lock().unwrap() = None;
+        let before = seen.flushes.load(Ordering::Relaxed);
+        graph.permit().replace_node(old, new).await.unwrap();
+        assert_eq!(seen.flushes.load(Ordering::Relaxed), before + 1);
+        assert_eq!(read_byte(&port.handle()).await, Ok(2));
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_frozen_link_stays() {
+    run_control(|_| async {
+        let graph = graph();
+        let below = add(&graph, mem("below", 1, &Arc::default())).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let filter = add(&graph, park("filter", below, &Arc::default(), true)).await;
+        let change = || Change::Repoint { parent: filter, child: "file".into(), to: Some((other, Role::Filtered)) };
+        let frozen = graph.freeze(filter, "file").unwrap();
+        let again = graph.freeze(filter, "file").unwrap();
+        for held in [frozen, again] {
+            let error = graph.permit().transact(vec![Box::new(change())]).await.unwrap_err().full();
+            assert_eq!(error, "Cannot change frozen 'file' link from node 'filter' to node 'below'");
+            drop(held);
+        }
+        graph.permit().transact(vec![Box::new(change())]).await.unwrap();
+        assert_eq!(graph.child_node(filter, "file"), Some(other));
+        assert!(graph.freeze(filter, "backing").is_err());
+    });
+}
+
+#[test]
+fn a_blocked_operation_says_why() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let filter = add(&graph, park("filter", node, &Arc::default(), true)).await;
+        let blocker = graph.block(node, &[Operation::Replace, Operation::Resize], "block device is in use by a test");
+        let busy = "Node 'node' is busy: block device is in use by a test";
+        assert_eq!(graph.permit().insert_filter(filter, node).await.unwrap_err().full(), busy);
+        let resized = graph.permit().resize(node, 512, block_core::graph::Preallocation::Off).await;
+        assert_eq!(resized.unwrap_err().full(), busy);
+        drop(blocker);
+        graph.permit().insert_filter(filter, node).await.unwrap();
+    });
+}
+
+/// A step that notes what it is asked, and fails where it is told to.
+struct Noting {
+    number: usize,
+    node: NodeId,
+    fails: Option<&'static str>,
+    notes: Rc<RefCell<Vec<String>>>,
+}
+
+impl Noting {
+    fn note(&self, what: &'static str) -> Result<()> {
+        self.notes.borrow_mut().push(format!("{what} {}", self.number));
+        if self.fails == Some(what) { Err(Error::new(format!("step {} fails", self.number))) } else { Ok(()) }
+    }
+}
+
+impl Step for Noting {
+    fn drains(&self, _: &Graph) -> Result<Vec<NodeId>> {
+        Ok(vec![self.node])
+    }
+
+    fn prepare<'a>(&'a mut self, _: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
+        Box::pin(async { self.note("prepare") })
+    }
+
+    fn edit<'d>(&self, _: &mut GraphEdit<'d>, _: DrainedSet<'d>) -> Result<()> {
+        if self.fails == Some("edit") { self.note("edit") } else { Ok(()) }
+    }
+
+    fn commit(&mut self) {
+        let _ = self.note("commit");
+    }
+
+    fn abort(&mut self) -> Pending<'_, ()> {
+        Box::pin(async {
+            let _ = self.note("abort");
+        })
+    }
+
+    fn clean(&mut self) {
+        let _ = self.note("clean");
+    }
+}
+
+async fn noted(permit: &mut Permit, node: NodeId, fails: Option<(usize, &'static str)>) -> (Result<()>, Vec<String>) {
+    let notes = Rc::new(RefCell::new(Vec::new()));
+    let step = |number| {
+        let fails = fails.filter(|(at, _)| *at == number).map(|(_, what)| what);
+        Box::new(Noting { number, node, fails, notes: notes.clone() }) as Box<dyn Step>
+    };
+    let result = permit.transact((1..=3).map(step).collect()).await;
+    let notes = notes.borrow().clone();
+    (result, notes)
+}
+
+#[test]
+fn a_transaction_is_undone_from_its_last_step_back() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let mut permit = graph.permit();
+        let (result, notes) = noted(&mut permit, node, None).await;
+        result.unwrap();
+        let done = ["commit 3", "commit 2", "commit 1", "clean 3", "clean 2", "clean 1"];
+        assert_eq!(notes, [&["prepare 1", "prepare 2", "prepare 3"], &done[..]].concat());
+
+        let (result, notes) = noted(&mut permit, node, Some((2, "prepare"))).await;
+        assert_eq!(result.unwrap_err().full(), "step 2 fails");
+        assert_eq!(notes, ["prepare 1", "prepare 2", "abort 2", "abort 1", "clean 3", "clean 2", "clean 1"]);
+
+        let (result, notes) = noted(&mut permit, node, Some((1, "edit"))).await;
+        assert_eq!(result.unwrap_err().full(), "step 1 fails");
+        let undone = ["edit 1", "abort 3", "abort 2", "abort 1", "clean 3", "clean 2", "clean 1"];
+        assert_eq!(notes, [&["prepare 1", "prepare 2", "prepare 3"], &undone[..]].concat());
+    });
+}
+
+/// GR-20: ten changes of which the seventh cannot be made.
+#[test]
+fn gr_20_ten_changes_of_which_the_seventh_fails_change_nothing() {
+    run_control(|_| async {
+        let graph = graph();
+        let mut steps: Vec<Box<dyn Step>> = Vec::new();
+        let mut filters = Vec::new();
+        for number in 1..=10_u8 {
+            let node = add(&graph, mem(&format!("node{number}"), number, &Arc::default())).await;
+            let filter = add(&graph, park(&format!("filter{number}"), node, &Arc::default(), true)).await;
+            let above = add(&graph, park(&format!("above{number}"), node, &Arc::default(), true)).await;
+            // The seventh would make a filter its own child.
+            let to = if number == 7 { above } else { filter };
+            let child = if number == 7 { filter } else { above };
+            if number == 7 {
+                graph.permit().replace_node(node, filter).await.unwrap();
+                steps.push(Box::new(Change::Repoint {
+                    parent: child,
+                    child: "file".into(),
+                    to: Some((to, Role::Filtered)),
+                }));
+            } else {
+                steps.push(Box::new(Change::Replace { from: node, to }));
+                filters.push((filter, node));
+            }
+        }
+        let error = graph.permit().transact(steps).await.unwrap_err().full();
+        assert_eq!(error, "Making 'above7' a file child of 'filter7' would create a cycle");
+        for (filter, node) in filters {
+            assert_eq!(graph.node(filter).unwrap().parents, [""; 0]);
+            assert_eq!(graph.node(node).unwrap().parents.len(), 2);
+        }
+    });
+}

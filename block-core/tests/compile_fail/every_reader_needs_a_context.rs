@@ -1,0 +1,24 @@
+//! E0061: None of the operations that requests run under the reader's side of the lock can be called without a context.
+#![allow(dead_code, unused_imports, clippy::all)]
+
+use block_core::base::ByteRange;
+use block_core::graph::{DirectRequest, Driver, IoCx, Preallocation, WriteFlags};
+use block_core::rt::IoBuf;
+
+async fn all<D: Driver>(d: &D, conf: &D::Conf, _cx: IoCx<'_>, at: ByteRange, buf: IoBuf, direct: DirectRequest) {
+    let flags = WriteFlags::default();
+    let _ = d.direct(conf, direct);
+    let _ = d.settle(conf, direct, 0);
+    let _ = d.read(conf, at, buf.clone()).await;
+    let _ = d.write(conf, at, buf.clone(), flags).await;
+    let _ = d.write_zeroes(conf, at, flags).await;
+    let _ = d.discard(conf, at).await;
+    let _ = d.flush(conf).await;
+    let _ = d.map(conf, at).await;
+    let _ = d.read_snapshot(conf, at, buf).await;
+    let _ = d.map_snapshot(conf, at).await;
+    let _ = d.discard_snapshot(conf, at).await;
+    let _ = d.truncate(conf, 0, Preallocation::Off).await;
+}
+
+fn main() {}

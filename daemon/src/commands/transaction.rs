@@ -1,0 +1,209 @@
+//! Changes of the graph's shape, alone or several as one.
+
+use std::rc::Rc;
+
+use block_core::base;
+use block_core::catalog::{self, BlockdevOptions};
+use block_core::graph::{Change, Drained, DrainedSet, Graph, GraphEdit, NodeId, Pending, Role, Step};
+use qmp::schema::Empty;
+use qmp::{Error, Qapi, Result};
+
+use super::{Table, no_such_device};
+use crate::daemon::Daemon;
+use crate::refused;
+
+pub(super) fn register(table: &mut Table) {
+    table.add(
+        "transaction",
+        "Makes several changes at one moment: all of them, or where one is refused none.",
+        transaction,
+    );
+    table.add_with(
+        "x-blockdev-replace",
+        "An extension: lets one parent, an export or a node, use another node. A filter is put above a node in use, and \
+         taken away again, so.",
+        &["unstable"],
+        blockdev_replace,
+    );
+}
+
+/// The arguments of `transaction`.
+#[derive(Clone, Debug, Qapi)]
+struct TransactionArguments {
+    /// What is to be done, in this order.
+    actions: Vec<TransactionAction>,
+    /// How the actions belong together.
+    properties: Option<TransactionProperties>,
+}
+
+/// How the actions of a transaction belong together.
+#[derive(Clone, Copy, Debug, Qapi)]
+struct TransactionProperties {
+    /// What becomes of jobs that the actions start.
+    #[qapi(default = ActionCompletionMode::Individual)]
+    completion_mode: ActionCompletionMode,
+}
+
+/// What becomes of the jobs of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
+enum ActionCompletionMode {
+    /// Each ends by itself.
+    Individual,
+    /// If one fails, all do. Needs actions that start jobs; there are none yet.
+    Grouped,
+}
+
+/// An action of a transaction.
+#[derive(Clone, Debug, Qapi)]
+#[qapi(union, tag = "type", tag_name = "TransactionActionKind")]
+enum TransactionAction {
+    /// Fails, so that nothing is done: for tests.
+    Abort(AbortWrapper),
+    /// An extension: as the command of this name.
+    BlockdevReopen(ReopenWrapper),
+    /// An extension: as the command of this name.
+    #[qapi(rename = "x-blockdev-replace")]
+    BlockdevReplace(ReplaceWrapper),
+}
+
+/// The action `abort`.
+#[derive(Clone, Debug, Qapi)]
+struct AbortWrapper {
+    /// Nothing.
+    data: Abort,
+}
+
+/// What `abort` takes.
+#[derive(Clone, Debug, Qapi)]
+struct Abort {}
+
+/// The action `blockdev-reopen`.
+#[derive(Clone, Debug, Qapi)]
+struct ReopenWrapper {
+    /// What the command takes.
+    data: ReopenAction,
+}
+
+/// What the action `blockdev-reopen` takes.
+#[derive(Clone, Debug, Qapi)]
+struct ReopenAction {
+    /// For each node all its options: what is left out goes back to its default.
+    options: Vec<BlockdevOptions>,
+}
+
+/// The action `x-blockdev-replace`.
+#[derive(Clone, Debug, Qapi)]
+struct ReplaceWrapper {
+    /// What the command takes.
+    data: BlockdevReplace,
+}
+
+/// The arguments of `x-blockdev-replace`.
+#[derive(Clone, Debug, Qapi)]
+struct BlockdevReplace {
+    /// The node that the parent shall use.
+    new_child: String,
+    /// Whose child it becomes.
+    #[qapi(flatten)]
+    parent: BlockParent,
+}
+
+/// A user of a node.
+#[derive(Clone, Debug, Qapi)]
+#[qapi(union, tag = "parent-type", tag_name = "BlockParentType")]
+enum BlockParent {
+    /// An export.
+    Export(ExportParent),
+    /// Another node.
+    Driver(DriverParent),
+}
+
+/// An export as the user of a node.
+#[derive(Clone, Debug, Qapi)]
+struct ExportParent {
+    /// Its id.
+    export_id: String,
+}
+
+/// A node as the user of a node.
+#[derive(Clone, Debug, Qapi)]
+struct DriverParent {
+    /// Its node-name.
+    node_name: String,
+    /// Which of its children: `file`, `backing`, ….
+    child: String,
+}
+
+async fn transaction(daemon: Rc<Daemon>, arguments: TransactionArguments) -> Result<Empty> {
+    let grouped =
+        arguments.properties.is_some_and(|properties| properties.completion_mode == ActionCompletionMode::Grouped);
+    let mut steps = Vec::new();
+    for action in arguments.actions {
+        if grouped {
+            let name = qmp::schema::Union::tag(&action);
+            let property = "transaction property completion-mode = grouped";
+            return Err(Error::generic(format!("Action '{name}' does not support {property}")));
+        }
+        steps.extend(action.steps(&daemon).await?);
+    }
+    daemon.graph.permit().transact(steps).await.map_err(refused)?;
+    Ok(Empty {})
+}
+
+async fn blockdev_replace(daemon: Rc<Daemon>, arguments: BlockdevReplace) -> Result<Empty> {
+    let step = arguments.step(&daemon)?;
+    daemon.graph.permit().transact(vec![step]).await.map_err(refused)?;
+    Ok(Empty {})
+}
+
+impl TransactionAction {
+    async fn steps(self, daemon: &Daemon) -> Result<Vec<Box<dyn Step>>> {
+        match self {
+            Self::Abort(_) => Ok(vec![Box::new(Aborting)]),
+            Self::BlockdevReopen(wrapper) => {
+                catalog::reopen_steps(&daemon.graph, &wrapper.data.options).await.map_err(refused)
+            }
+            Self::BlockdevReplace(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
+        }
+    }
+}
+
+impl BlockdevReplace {
+    fn step(&self, daemon: &Daemon) -> Result<Box<dyn Step>> {
+        let new = find(daemon, &self.new_child)?;
+        let (parent, child) = match &self.parent {
+            BlockParent::Export(ExportParent { export_id }) => (daemon.exports.root(export_id)?, "root".to_owned()),
+            BlockParent::Driver(DriverParent { node_name, child }) => (find(daemon, node_name)?, child.clone()),
+        };
+        if daemon.graph.child_node(parent, &child).is_none() {
+            let BlockParent::Driver(DriverParent { node_name, .. }) = &self.parent else {
+                unreachable!("an export has its node")
+            };
+            return Err(Error::generic(format!("Node '{node_name}' does not have child '{child}'")));
+        }
+        // The edge is there, so it keeps the role that it has.
+        let to = Some((new, Role::Filtered));
+        Ok(Box::new(Change::Repoint { parent, child: child.into(), to }))
+    }
+}
+
+fn find(daemon: &Daemon, name: &str) -> Result<NodeId> {
+    daemon.graph.find(name).ok_or_else(|| no_such_device(None, Some(name)))
+}
+
+/// The step that always fails.
+struct Aborting;
+
+impl Step for Aborting {
+    fn drains(&self, _: &Graph) -> base::Result<Vec<NodeId>> {
+        Ok(Vec::new())
+    }
+
+    fn prepare<'a>(&'a mut self, _: &'a mut Drained<'_>) -> Pending<'a, base::Result<()>> {
+        Box::pin(std::future::ready(Err(base::Error::new("Transaction aborted using Abort action"))))
+    }
+
+    fn edit<'d>(&self, _: &mut GraphEdit<'d>, _: DrainedSet<'d>) -> base::Result<()> {
+        unreachable!("a transaction whose step fails to prepare does not edit")
+    }
+}
