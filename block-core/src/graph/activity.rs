@@ -29,7 +29,10 @@ impl Permit {
         }
         let mut nodes = Vec::new();
         for id in graph.and_below(of) {
-            if graph.active_parents(id).all(|parent| nodes.contains(&parent)) && graph.is_active(id) {
+            // What an inactive node stands on is not asked for with it.
+            let is_meant = of.is_none_or(|of| of == id) || graph.parents(id).iter().any(|id| nodes.contains(id));
+            let is_free = graph.active_parents(id).all(|parent| nodes.contains(&parent));
+            if is_meant && is_free && graph.is_active(id) {
                 nodes.push(id);
             }
         }
