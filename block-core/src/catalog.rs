@@ -19,6 +19,9 @@ use self::children::{ChildMember, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
 use crate::drivers::filter::blkdebug::BlkdebugOptions;
+use crate::drivers::filter::blklogwrites::BlkLogWritesOptions;
+use crate::drivers::filter::blkreplay::BlkReplayOptions;
+use crate::drivers::filter::blkverify::BlkVerifyOptions;
 use crate::drivers::format::raw::RawOptions;
 use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
@@ -113,5 +116,24 @@ drivers! {
     "blkdebug" Blkdebug(BlkdebugNode): BlkdebugOptions {
         /// Where requests go.
         image: BlockdevRef = Filtered
+    }
+    /// A filter for tests: it logs what is written.
+    "blklogwrites" BlkLogWrites(BlkLogWritesNode): BlkLogWritesOptions {
+        /// Where requests go.
+        file: BlockdevRef = Filtered,
+        /// Where the log is; as large as the log may become.
+        log: BlockdevRef = Metadata
+    }
+    /// A filter for tests: requests end in an order that a number decides.
+    "blkreplay" BlkReplay(BlkReplayNode): BlkReplayOptions {
+        /// Where requests go.
+        image: BlockdevRef = Filtered
+    }
+    /// A filter for tests: two disks that have to agree.
+    "blkverify" BlkVerify(BlkVerifyNode): BlkVerifyOptions {
+        /// The disk under test.
+        test: BlockdevRef = Data,
+        /// A disk that is known to be right.
+        raw: BlockdevRef = Filtered
     }
 }

@@ -27,7 +27,10 @@ fn disk(name: &str) -> Value {
 
 #[test]
 fn the_catalog_knows_its_drivers() {
-    assert_eq!(catalog::drivers(), ["file", "host_device", "null-co", "null-aio", "raw", "blkdebug"]);
+    assert_eq!(
+        catalog::drivers(),
+        ["file", "host_device", "null-co", "null-aio", "raw", "blkdebug", "blklogwrites", "blkreplay", "blkverify"]
+    );
 }
 
 #[test]

@@ -3,7 +3,9 @@
 mod canary;
 mod error;
 mod range;
+mod sparingly;
 
 pub(crate) use canary::canary;
 pub use error::{Error, IoError, Result, ResultExt};
 pub use range::{ByteRange, SECTOR, align_down, align_up, is_aligned};
+pub use sparingly::Sparingly;

@@ -50,4 +50,4 @@ pub use options::{DetectZeroes, DiscardMode, NodeOptions};
 pub use permission::{PermSet, Perms, Role};
 pub use resize::Reopen;
 pub use stats::{OpKind, OpTotals, Totals};
-pub(crate) use tracked::Ticket;
+pub(crate) use tracked::{Ticket, Tracked};

@@ -1,3 +1,6 @@
 //! Drivers that stand above another node and say only what they add.
 
 pub mod blkdebug;
+pub mod blklogwrites;
+pub mod blkreplay;
+pub mod blkverify;
