@@ -19,6 +19,9 @@ use crate::graph::{ChildId, DriverInfo, Geometry, IoCx, Limits, Preallocation, R
 use crate::pipeline::{Filter, Filtered};
 use crate::rt::IoBuf;
 
+/// At most this much is copied and compared at once, in bytes.
+const MAX_COPY: u64 = 1 << 20;
+
 /// A filter that compares two disks.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Qapi)]
 #[qapi(name = "BlockdevOptionsBlkverify")]
@@ -122,16 +125,18 @@ async fn side_by_side<T>(one: impl Future<Output = T>, other: impl Future<Output
     .await
 }
 
-/// Memory that no guest can change while it is compared or written twice.
-fn stable(len: u64) -> Result<IoBuf, IoError> {
-    IoBuf::alloc(usize::try_from(len).map_err(|_| IoError::NoMemory)?, 4096)
-}
-
 /// The first byte that is not the same.
 fn difference(one: &IoBuf, other: &IoBuf) -> Option<u64> {
-    let (one, other) = (one.to_vec(), other.to_vec());
-    let at = if one == other { None } else { one.iter().zip(&other).position(|(one, other)| one != other) };
-    at.map(|at| at as u64)
+    const PIECE: usize = 4096;
+    let (mut left, mut right) = ([0; PIECE], [0; PIECE]);
+    ByteRange::whole(one.len()).pieces(PIECE as u64).find_map(|piece| {
+        // After the last piece both keep what was the same before.
+        let len = usize::try_from(piece.len()).unwrap_or(PIECE);
+        one.read_at(piece.start(), &mut left[..len]);
+        other.read_at(piece.start(), &mut right[..len]);
+        let at = left.iter().zip(&right).position(|(left, right)| left != right)?;
+        Some(piece.start() + at as u64)
+    })
 }
 
 impl Filter for BlkVerify {
@@ -148,12 +153,14 @@ impl Filter for BlkVerify {
             return Err(Error::new(format!("blkverify needs disks of one size: 'test' has {test} bytes, 'raw' {raw}")));
         }
         let fua = test.limits.fua && raw.limits.fua;
-        let limits = Limits { fua, discard: false, unmap_zeroes: false, compressed_cluster: 0, ..child.limits };
+        let max_transfer = child.limits.max_transfer.min(MAX_COPY);
+        let limits =
+            Limits { fua, max_transfer, discard: false, unmap_zeroes: false, compressed_cluster: 0, ..child.limits };
         Ok(Geometry { limits, ..child })
     }
 
     async fn read(&self, (): &(), cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
-        let (test, raw) = (stable(at.len())?, stable(at.len())?);
+        let (test, raw) = (IoBuf::private(at.len())?, IoBuf::private(at.len())?);
         let reads = (cx.child(self.test).read(at, test.clone()), cx.child(self.raw).read(at, raw.clone()));
         self.both("read", at, reads.0, reads.1).await?;
         if let Some(skip) = difference(&test, &raw) {
@@ -164,7 +171,7 @@ impl Filter for BlkVerify {
     }
 
     async fn write(&self, (): &(), cx: IoCx<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
-        let data = stable(at.len())?;
+        let data = IoBuf::private(at.len())?;
         data.copy_from(&buf);
         let test = cx.child(self.test).write(at, data.clone(), flags);
         let raw = cx.child(self.raw).write(at, data, flags);
@@ -218,5 +225,8 @@ mod tests {
         let buf = |bytes: &[u8]| IoBuf::from_slice(bytes).unwrap();
         assert_eq!(difference(&buf(&[1, 2, 3]), &buf(&[1, 2, 3])), None);
         assert_eq!(difference(&buf(&[1, 2, 3]), &buf(&[1, 9, 9])), Some(1));
+        let (one, other) = (buf(&[7; 10_000]), buf(&[7; 10_000]));
+        other.write_at(9_999, &[8]);
+        assert_eq!(difference(&one, &other), Some(9_999));
     }
 }

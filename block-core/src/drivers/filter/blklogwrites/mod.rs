@@ -156,7 +156,7 @@ impl BlkLogWrites {
             return Ok(payload);
         }
         let file = cx.child(self.file);
-        let buf = stable(whole.len())?;
+        let buf = IoBuf::private(whole.len())?;
         let inside = whole.split(file.size().saturating_sub(whole.start())).0;
         file.read(inside, buf.slice(0, inside.len())).await?;
         Ok(Payload::Data(buf))
@@ -193,7 +193,7 @@ impl BlkLogWrites {
         poll_fn(|task| alone.poll_alone(task)).await;
         let Some(entries) = journal.uncounted() else { return Ok(()) };
         log.flush().await?;
-        let head = stable(journal.sector.into())?;
+        let head = IoBuf::private(journal.sector.into())?;
         head.write_at(0, &Superblock { entries, sector: journal.sector }.to_bytes());
         let stable = WriteFlags { fua: true, ..WriteFlags::default() };
         log.write(ByteRange::whole(journal.sector.into()), head, stable).await?;
@@ -222,7 +222,7 @@ impl BlkLogWrites {
     /// A log that has entries already.
     async fn continued(&self, log: Child<'_>) -> Result<Journal, IoError> {
         let refused = |why: String| {
-            self.complain(&why);
+            self.complain(&format!("the log cannot be continued: {why}"));
             IoError::Os(libc::EINVAL)
         };
         let superblock = Superblock::parse(&bytes_at(log, 0).await?).map_err(|why| refused(why.to_string()))?;
@@ -244,18 +244,13 @@ impl BlkLogWrites {
 
     fn complain(&self, what: &str) {
         if let Some(left_out) = self.complaints.due() {
-            tracing::error!(left_out, "node '{}' logs no more writes: {what}", self.name);
+            tracing::error!(left_out, "node '{}': {what}", self.name);
         }
     }
 }
 
 fn mark(text: String) -> (Entry, Payload) {
     (Entry { sector: 0, sectors: 0, flags: layout::MARK, text: text.len() as u64 }, Payload::Text(text))
-}
-
-/// Memory that no guest can change.
-fn stable(len: u64) -> Result<IoBuf, IoError> {
-    IoBuf::alloc(usize::try_from(len).map_err(|_| IoError::NoMemory)?, 4096)
 }
 
 async fn bytes_at<const N: usize>(log: Child<'_>, start: u64) -> Result<[u8; N], IoError> {
@@ -273,7 +268,7 @@ async fn write_entry(
     entry: Entry,
     payload: Payload,
 ) -> Result<(), IoError> {
-    let head = stable(journal.sector.into())?;
+    let head = IoBuf::private(journal.sector.into())?;
     head.write_at(0, &entry.to_bytes());
     let (head_at, data_at) = place.at.split(head.len());
     match payload {
@@ -317,7 +312,7 @@ impl Filter for BlkLogWrites {
         buf: IoBuf,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
-        let data = stable(at.len())?;
+        let data = IoBuf::private(at.len())?;
         data.copy_from(&buf);
         let work = cx.child(self.file).write(at, data.clone(), flags);
         self.logged(conf, cx, at, (flags_of(flags), Payload::Data(data)), work).await
