@@ -29,27 +29,23 @@ async fn replay(more: Value) -> (Rc<Graph>, NodeId, Port) {
     (graph, node, port)
 }
 
-/// Eight writes at once from each of `threads` threads; gives the order in which they ended.
-async fn order(seed: u64, window: u64, threads: u64) -> Vec<u64> {
-    let (_graph, _, port) = replay(json!({ "x-seed": seed, "x-window": window, "x-patience-ms": 200 })).await;
+/// Eight writes at once from each of so many threads; gives the order in which they ended.
+async fn order(seed: u64, window: u64, threads: usize) -> Vec<usize> {
+    let (_graph, _, port) = replay(json!({ "x-seed": seed, "x-window": window, "x-patience-ms": 100 })).await;
     let ended = Arc::new(Mutex::new(Vec::new()));
+    let threads: Vec<_> = (0..threads).map(|_| io_thread()).collect();
     let mut running = Vec::new();
-    for thread in 0..threads {
-        let io = io_thread();
-        for number in 0..8 {
-            let (handle, ended, (done, result)) = (port.handle(), ended.clone(), block_core::rt::sync::oneshot());
-            io.remote().spawn(move |local| async move {
-                let at = thread * 8 + number;
-                write(&handle.lane(&local), at * 512, &[1; 512], NO).await.unwrap();
-                ended.lock().unwrap().push(at);
-                let _ = done.send(());
-            });
-            running.push((result, io.remote()));
-        }
-        // The thread lives as long as the port is used.
-        std::mem::forget(io);
+    for at in 0..8 * threads.len() {
+        let thread = &threads[at / 8];
+        let (handle, ended, (done, result)) = (port.handle(), ended.clone(), block_core::rt::sync::oneshot());
+        thread.remote().spawn(move |local| async move {
+            write(&handle.lane(&local), at as u64 * 512, &[1; 512], NO).await.unwrap();
+            ended.lock().unwrap().push(at);
+            let _ = done.send(());
+        });
+        running.push(result);
     }
-    for (result, _) in running {
+    for result in running {
         result.await.unwrap();
     }
     let ended = ended.lock().unwrap();
@@ -104,7 +100,7 @@ fn a_drain_lets_all_end() {
         for at in 0..8 {
             let (handle, (done, result)) = (port.handle(), block_core::rt::sync::oneshot());
             thread.remote().spawn(move |local| async move {
-                let _ = done.send(write(&handle.lane(&local), at * 512, &[1; 512], NO).await);
+                let _ = done.send(write(&handle.lane(&local), at as u64 * 512, &[1; 512], NO).await);
             });
             running.push(result);
         }
