@@ -19,6 +19,9 @@ use self::children::{ChildMember, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
 use crate::drivers::filter::blkdebug::BlkdebugOptions;
+use crate::drivers::filter::blklogwrites::BlkLogWritesOptions;
+use crate::drivers::filter::blkreplay::BlkReplayOptions;
+use crate::drivers::filter::blkverify::BlkVerifyOptions;
 use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
 use crate::drivers::filter::quorum::QuorumOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
@@ -139,5 +142,24 @@ drivers! {
     "quorum" Quorum(QuorumNode): QuorumOptions {
         /// The copies, of one size.
         children: Vec<BlockdevRef> = Data
+    }
+    /// A filter for tests: it logs what is written.
+    "blklogwrites" BlkLogWrites(BlkLogWritesNode): BlkLogWritesOptions {
+        /// Where requests go.
+        file: BlockdevRef = Filtered,
+        /// Where the log is; as large as the log may become.
+        log: BlockdevRef = Metadata
+    }
+    /// A filter for tests: requests end in an order that a number decides.
+    "blkreplay" BlkReplay(BlkReplayNode): BlkReplayOptions {
+        /// Where requests go.
+        image: BlockdevRef = Filtered
+    }
+    /// A filter for tests: two disks that have to agree.
+    "blkverify" BlkVerify(BlkVerifyNode): BlkVerifyOptions {
+        /// The disk under test.
+        test: BlockdevRef = Data,
+        /// A disk that is known to be right.
+        raw: BlockdevRef = Filtered
     }
 }

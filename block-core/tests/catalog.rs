@@ -31,6 +31,9 @@ fn the_catalog_knows_its_drivers() {
     known.sort_unstable();
     let expected = [
         "blkdebug",
+        "blklogwrites",
+        "blkreplay",
+        "blkverify",
         "copy-before-write",
         "file",
         "host_device",

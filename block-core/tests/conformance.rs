@@ -66,6 +66,9 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
         "throttle" => ["free", "limited"].map(|group| throttled(dir, group)).into(),
         "blkdebug" => blkdebug_subjects(dir),
         "quorum" => quorum_subjects(dir),
+        "blklogwrites" => [512, 4096].map(|sector| blklogwrites(dir, sector)).into(),
+        "blkreplay" => vec![blkreplay(dir)],
+        "blkverify" => vec![blkverify(dir)],
         other => panic!("driver '{other}' has no subject in the conformance suite"),
     }
 }
@@ -187,6 +190,34 @@ fn quorum_subjects(dir: &Path) -> Vec<Subject> {
         vote(json!({ "read-pattern": "fifo" }), &["f", "g", "h", "i"], 1),
         vote(json!({}), &["j"], 1),
     ]
+}
+
+fn blklogwrites(dir: &Path, sector: u32) -> Subject {
+    let (path, log) = (image(dir, "logged.img", SIZE, 0), image(dir, "logged.log", 64 << 20, 0));
+    let options = json!({
+        "driver": "blklogwrites", "node-name": "subject", "discard": "unmap", "log-sector-size": sector,
+        "file": { "driver": "file", "filename": path }, "log": { "driver": "file", "filename": log }
+    });
+    Subject { options, keeps: true, resizes: true, seen_in: Some((path, 0)), _held: None }
+}
+
+fn blkreplay(dir: &Path) -> Subject {
+    let path = image(dir, "replay.img", SIZE, 0);
+    let options = json!({
+        "driver": "blkreplay", "node-name": "subject", "discard": "unmap", "x-patience-ms": 1,
+        "image": { "driver": "file", "filename": path }
+    });
+    Subject { options, keeps: true, resizes: true, seen_in: Some((path, 0)), _held: None }
+}
+
+fn blkverify(dir: &Path) -> Subject {
+    let (test, raw) = (image(dir, "test.img", SIZE, 0), image(dir, "right.img", SIZE, 0));
+    let options = json!({
+        "driver": "blkverify", "node-name": "subject", "discard": "unmap",
+        "test": { "driver": "file", "filename": test },
+        "raw": { "driver": "file", "filename": raw, "cache": { "direct": true }, "aio": "io_uring" }
+    });
+    Subject { options, keeps: true, resizes: false, seen_in: Some((test, 0)), _held: None }
 }
 
 #[test]

@@ -4,7 +4,9 @@ mod canary;
 mod error;
 mod range;
 pub(crate) mod shim;
+mod sparingly;
 
 pub(crate) use canary::canary;
 pub use error::{Error, IoError, Result, ResultExt};
 pub use range::{ByteRange, SECTOR, align_down, align_up, is_aligned};
+pub use sparingly::Sparingly;

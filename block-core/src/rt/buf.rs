@@ -57,6 +57,12 @@ impl IoBuf {
         Ok(unsafe { Self::from_segments([Segment::new(ptr, len)], owner) })
     }
 
+    /// `len` zeroed bytes that begin with a page and that no guest can change: for data that goes to more than one place
+    /// or is compared. `NoMemory` where they cannot be had.
+    pub fn private(len: u64) -> Result<Self, IoError> {
+        Self::alloc(usize::try_from(len).map_err(|_| IoError::NoMemory)?, 4096)
+    }
+
     /// A copy of `bytes`, without a promise about its alignment. `NoMemory` where the memory cannot be had.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, IoError> {
         let buf = Self::alloc(bytes.len(), 16)?;

@@ -1,6 +1,9 @@
 //! Drivers that stand above another node and say only what they add.
 
 pub mod blkdebug;
+pub mod blklogwrites;
+pub mod blkreplay;
+pub mod blkverify;
 pub mod copy_before_write;
 pub mod quorum;
 pub mod snapshot_access;
