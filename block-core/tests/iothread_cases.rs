@@ -227,6 +227,23 @@ fn sync_op_pwritev_part() {
     });
 }
 
+/// The node compresses nothing: it refuses, and has written nothing.
+#[test]
+fn sync_op_pwrite_compressed() {
+    run_control(|_| async {
+        let bench = Bench::new().await;
+        let flags = WriteFlags { compressed: true, ..WriteFlags::default() };
+        let within = async move |lane: &PortLane, pin: &ViewPin| {
+            lane.write(pin, range(0, SECTOR), filled(SECTOR, 7), flags).await
+        };
+        assert_eq!(bench.by_port(within).await, Err(IoError::Unsupported));
+        let beside =
+            async move |lane: &PortLane, pin: &ViewPin| lane.write(pin, beyond()[0], filled(SECTOR, 7), flags).await;
+        assert_eq!(bench.by_port(beside).await, Err(IoError::OutOfRange));
+        assert_eq!(read_byte(&bench.top.handle(), 0).await, Ok(1));
+    });
+}
+
 #[test]
 fn sync_op_pwrite_zeroes() {
     run_control(|_| async {
