@@ -20,6 +20,7 @@ use self::reopen::Reopening;
 use crate::base::Result;
 use crate::drivers::filter::blkdebug::BlkdebugOptions;
 use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
+use crate::drivers::filter::quorum::QuorumOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::filter::throttle::ThrottleOptions;
 use crate::drivers::format::raw::RawOptions;
@@ -133,5 +134,10 @@ drivers! {
     "blkdebug" Blkdebug(BlkdebugNode): BlkdebugOptions {
         /// Where requests go.
         image: BlockdevRef = Filtered
+    }
+    /// Copies of one disk, which vote.
+    "quorum" Quorum(QuorumNode): QuorumOptions {
+        /// The copies, of one size.
+        children: Vec<BlockdevRef> = Data
     }
 }

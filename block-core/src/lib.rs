@@ -2,6 +2,7 @@
 //! `tests/tests/tidy.rs` keeps the list.
 
 pub mod base;
+pub mod bitmap;
 pub mod catalog;
 pub mod drivers;
 pub mod graph;

@@ -65,6 +65,7 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
         "snapshot-access" => vec![snapshot_access(dir)],
         "throttle" => ["free", "limited"].map(|group| throttled(dir, group)).into(),
         "blkdebug" => blkdebug_subjects(dir),
+        "quorum" => quorum_subjects(dir),
         other => panic!("driver '{other}' has no subject in the conformance suite"),
     }
 }
@@ -169,6 +170,23 @@ fn blkdebug_subjects(dir: &Path) -> Vec<Subject> {
         "opt-discard": 12288, "max-discard": 24576, "set-state": [{ "event": "pwritev", "new_state": 2 }]
     });
     vec![subject(json!({})), subject(odd)]
+}
+
+fn quorum_subjects(dir: &Path) -> Vec<Subject> {
+    let vote = |more: Value, files: &[&str], threshold: usize| {
+        let path = |name: &&str| image(dir, &format!("{name}-of-{}.img", files.len()), SIZE, 0);
+        let paths: Vec<String> = files.iter().map(path).collect();
+        let children: Vec<Value> = paths.iter().map(|path| json!({ "driver": "file", "filename": path })).collect();
+        let options = json!({ "driver": "quorum", "node-name": "subject", "children": children, "discard": "unmap" });
+        let options = with(with(options, &json!({ "vote-threshold": threshold })), &more);
+        Subject { options, keeps: true, resizes: true, seen_in: Some((paths[0].clone(), 0)), _held: None }
+    };
+    vec![
+        vote(json!({ "rewrite-corrupted": true }), &["a", "b", "c"], 2),
+        vote(json!({ "blkverify": true }), &["d", "e"], 2),
+        vote(json!({ "read-pattern": "fifo" }), &["f", "g", "h", "i"], 1),
+        vote(json!({}), &["j"], 1),
+    ]
 }
 
 #[test]

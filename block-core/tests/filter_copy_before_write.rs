@@ -14,15 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bench::{READER, add, attach, enter, image, io_thread, on, range, read, reopen, with, write, writer};
+use bench::{READER, add, attach, enter, image, io_thread, on, range, read, reopen, started, with, write, writer};
 use block_core::base::{ByteRange, IoError};
 use block_core::graph::{
-    ChildId, DirectRequest, Extent, Graph, NewNode, NodeId, NodeOptions, PermSet, Perms, Place, Preallocation,
-    WriteFlags,
+    BitmapAction, BitmapChange, ChildId, DirectRequest, Extent, Graph, NewNode, NodeId, NodeOptions, PermSet, Perms,
+    Place, Preallocation, WriteFlags,
 };
-use block_core::port::{Port, PortHandle, PortLane};
-use block_core::rt::sync::{Receiver, oneshot};
-use block_core::rt::{IoThread, Local, run_control};
+use block_core::port::{Port, PortLane};
+use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};
 use support::{Mem, Seen, Valve, graph, impatient, park};
 
@@ -288,6 +287,49 @@ fn what_is_discarded_is_copied_no_more_and_read_no_more() {
     });
 }
 
+#[test]
+fn only_what_a_bitmap_names_is_kept() {
+    run_control(|_| async {
+        let graph = graph();
+        let source = support::add(&graph, mem("source", 1, &Arc::default())).await;
+        let target = Arc::<Seen>::default();
+        support::add(&graph, mem("target", 0, &target)).await;
+        let other = add(&graph, json!({ "driver": "null-co", "node-name": "other", "size": 512 })).await.unwrap();
+        let added = |node| {
+            let what = BitmapAction::Add { granularity: Some(512), recording: true };
+            Box::new(BitmapChange { node, name: "b".into(), what })
+        };
+        graph.permit().transact(vec![added(source), added(other)]).await.unwrap();
+        let before = attach(&graph, source, writer()).await.unwrap();
+        put(&before.handle().lane(&Local::current()), 3 * CLUSTER + 512, 1, 512).await.unwrap();
+        before.detach(&mut graph.permit()).await.unwrap();
+        for (bitmap, reason) in [
+            (json!({ "node": "nope", "name": "b" }), "Node 'nope' not found"),
+            (json!({ "node": "source", "name": "c" }), "Dirty bitmap 'c' not found"),
+            (
+                json!({ "node": "other", "name": "b" }),
+                "Cannot create block-copy-state: Failed to merge bitmap 'b' to internal copy-bitmap: Bitmaps are of \
+                 different sizes (destination size is 1048576, source size is 512) and can't be merged",
+            ),
+        ] {
+            let refused = add(&graph, with(cbw("source", "target"), &json!({ "bitmap": bitmap }))).await.unwrap_err();
+            assert_eq!(refused, reason);
+        }
+        let named = json!({ "bitmap": { "node": "source", "name": "b" } });
+        let filter = add(&graph, with(cbw("source", "target"), &named)).await.unwrap();
+        let snapshot = add(&graph, access()).await.unwrap();
+        let (guest, backup) =
+            (attach(&graph, filter, writer()).await.unwrap(), attach(&graph, snapshot, BACKUP).await.unwrap());
+        let (guest, backup) = (guest.handle().lane(&Local::current()), backup.handle().lane(&Local::current()));
+        put(&guest, 0, 2, SIZE).await.unwrap();
+        assert_eq!(target.writes.load(Ordering::Relaxed), 1);
+        has(&backup, range(3 * CLUSTER, CLUSTER), 1).await;
+        assert_eq!(read(&backup, range(3 * CLUSTER - 512, 1024)).await.map(drop), NO_ACCESS);
+        let refused = reopen(&graph, &[cbw("source", "target")]).await.unwrap_err();
+        assert_eq!(refused, "Cannot change the option 'bitmap'");
+    });
+}
+
 /// The direct path knows, without asking anybody, what may be written.
 #[test]
 fn settled_clusters_and_all_reads_go_the_direct_way() {
@@ -386,20 +428,6 @@ fn writers_of_one_cluster_share_one_copy() {
         has(&backup, range(0, SIZE), 1).await;
         has(&guest, range(0, 16 * 512), 2).await;
     });
-}
-
-fn started<T: Send + 'static>(
-    thread: &IoThread,
-    handle: &PortHandle,
-    work: impl AsyncFnOnce(Rc<PortLane>) -> T + Send + 'static,
-) -> Receiver<T> {
-    let (done, result) = oneshot();
-    let handle = handle.clone();
-    thread.remote().spawn(move |local| async move {
-        let value = work(handle.lane(&local)).await;
-        let _ = done.send(value);
-    });
-    result
 }
 
 // ---- a guest that writes while a backup reads ----------------------------------------------------------------------

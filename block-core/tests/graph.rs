@@ -203,7 +203,7 @@ fn refused_changes_leave_the_graph_as_it_was() {
         let drained = permit.drain(&[f]).await.unwrap();
         let file = graph.child(f, "file").unwrap();
         let error = drained.write(|edit, set| edit.set_edge(set.owner(f)?, file, g)).err().unwrap();
-        assert_eq!(error.to_string(), "node 'g' would become its own child");
+        assert_eq!(error.to_string(), "Making 'g' a file child of 'f' would create a cycle");
         let drained = permit.drain(&[g]).await.unwrap();
         let error = drained.write(|edit, set| edit.set_edge(set.owner(a)?, file, f)).err().unwrap();
         assert_eq!(error.to_string(), "The change needs a node that is not drained");

@@ -84,7 +84,7 @@ impl Opening {
             named.push((edge.clone(), edges.to(edge.clone(), child, *role)));
         }
         let (objects, events) = (self.graph.objects(), self.graph.events());
-        let site = Site { name: &name, common, children: &named, objects, events };
+        let site = Site { name: &name, common, children: &named, objects, events, graph: &self.graph };
         let Opened { driver, conf, options } = own.open(site).await?;
         let node = NewNode::new(name, options, |declared| {
             *declared = edges;

@@ -8,8 +8,13 @@ pub mod protocol;
 use std::borrow::Cow;
 use std::future::Future;
 
-use crate::base::Result;
-use crate::graph::{ChildId, Driver, EventSink, NodeOptions, Objects};
+use std::sync::Arc;
+
+use qmp::Qapi;
+
+use crate::base::{Error, Result};
+use crate::bitmap::Bitmap;
+use crate::graph::{ChildId, Driver, EventSink, Graph, NodeOptions, Objects};
 
 /// A driver's own options, and how a node is made of them.
 pub trait Open: Clone + PartialEq + Send + 'static {
@@ -32,12 +37,30 @@ pub struct Site<'a> {
     pub objects: &'a Objects,
     /// Where the node's events go.
     pub events: EventSink,
+    /// Where bitmaps are looked up.
+    pub(crate) graph: &'a Graph,
+}
+
+/// A dirty bitmap, as options and commands name it.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+pub struct BlockDirtyBitmap {
+    /// Its node.
+    pub node: String,
+    /// Its name among those of the node.
+    pub name: String,
 }
 
 impl Site<'_> {
     /// A child that the catalog's line demands.
     pub fn child(&self, name: &str) -> ChildId {
         self.optional(name).expect("the catalog opens the children that its line demands")
+    }
+
+    /// The marks of a bitmap that is there.
+    pub fn bitmap(&self, named: &BlockDirtyBitmap) -> Result<Arc<Bitmap>> {
+        let BlockDirtyBitmap { node, name } = named;
+        let node = self.graph.find(node).ok_or_else(|| Error::new(format!("Node '{node}' not found")))?;
+        Ok(self.graph.bitmap(node, name)?.bits)
     }
 
     /// A child that need not be there.

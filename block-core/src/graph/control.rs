@@ -12,6 +12,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::bitmaps::NodeBitmap;
 use super::blockers::Blocked;
 use super::drain::{Drained, PrivateRoot};
 use super::driver::{Driver, DriverInfo, DynDriver};
@@ -62,6 +63,8 @@ pub struct NodeReport {
     pub options: NodeOptions,
     /// Size and limits.
     pub geometry: Geometry,
+    /// Its dirty bitmaps, the youngest first.
+    pub bitmaps: Vec<NodeBitmap>,
     /// Its children by the names that QMP gives the edges.
     pub children: Vec<(Cow<'static, str>, NodeId)>,
     /// Who uses it, as messages call them.
@@ -332,6 +335,7 @@ fn report(shape: &Shape, id: NodeId, vertex: &Vertex) -> Option<NodeReport> {
         name: vertex.name.clone(),
         options: node.options,
         geometry: node.geometry,
+        bitmaps: node.bitmaps.clone(),
         children: vertex.edges.iter().map(|edge| (edge.name.clone(), edge.to)).collect(),
         parents: vertex.parents.iter().filter_map(|id| Some(shape.vertex(*id)?.described())).collect(),
         write_threshold: node.shared.threshold(),
@@ -397,6 +401,7 @@ fn placed(parts: &NodeParts) -> Placed {
         shared: parts.shared.clone(),
         options: parts.options,
         geometry: parts.geometry,
+        bitmaps: parts.recording(),
         _guard: parts.guard.clone(),
     }
 }
@@ -573,7 +578,7 @@ impl Graph {
 
     /// A node and the inline children that go with it, parents before children. What lies below a child that was added
     /// by name is none of its business.
-    fn family(&self, id: NodeId) -> Vec<NodeId> {
+    pub(super) fn family(&self, id: NodeId) -> Vec<NodeId> {
         let shape = self.shape.borrow();
         let inline = |id: &NodeId| shape.vertex(*id).and_then(Vertex::node).is_some_and(|node| !node.explicit);
         let children = |id: &NodeId| shape.vertex(*id).into_iter().flat_map(|vertex| &vertex.edges).map(|edge| edge.to);
@@ -585,6 +590,15 @@ impl Graph {
             }
         }
         shape.below([id]).into_iter().filter(|id| family.contains(id)).collect()
+    }
+
+    /// These and all that they lead to, parents before their children.
+    pub(super) fn below(&self, of: Vec<NodeId>) -> Vec<NodeId> {
+        self.shape.borrow().below(of)
+    }
+
+    pub(super) fn vertices<T>(&self, mut look: impl FnMut(NodeId, &Vertex) -> T) -> Vec<T> {
+        self.shape.borrow().vertices.iter().map(|(id, vertex)| look(*id, vertex)).collect()
     }
 
     pub(super) fn vertex<T>(&self, id: NodeId, look: impl FnOnce(&Vertex) -> T) -> Option<T> {

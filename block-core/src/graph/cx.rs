@@ -89,6 +89,11 @@ impl<'g> IoCx<'g> {
 }
 
 impl<'g> Child<'g> {
+    /// The node-name.
+    pub fn name(self) -> &'g str {
+        &self.placed().shared.name
+    }
+
     /// Size and limits of the child.
     #[inline]
     pub fn geometry(self) -> Geometry {

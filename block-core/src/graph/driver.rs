@@ -5,7 +5,6 @@
 //! publish a new one. What requests change (caches, counters, latches) lives in `self`, which all versions share.
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -152,6 +151,15 @@ pub struct ReopenRequest<'a> {
     pub objects: &'a Objects,
 }
 
+/// How the children of a node change: what QMP calls the edge, and what the driver calls the child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildChange<'a> {
+    /// One more, after all others.
+    Comes(&'a str, ChildId),
+    /// One less; those after it move up.
+    Goes(&'a str, ChildId),
+}
+
 /// A block driver for the graph. Requests run on any number of IOThreads at once.
 ///
 /// The node handle has checked range, alignment, read-only and permissions before a request arrives here; `at` is
@@ -263,13 +271,34 @@ pub trait Driver: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// The same for a node whose size is that of several children: all have to change.
+    fn passes_sizes(&self, conf: &Self::Conf, size: u64) -> Result<Vec<(ChildId, u64)>, Error> {
+        Ok(self.passes_size(conf, size)?.into_iter().collect())
+    }
+
     /// Prepares a configuration for new options. Dropping it aborts; publishing it commits.
     fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
 
-    /// A configuration for the children of these names, in edge order, after one was added or taken away while the node
-    /// is drained. Only drivers whose children may come and go (quorum's, an overlay's backing file) offer it.
-    fn with_children(&self, _conf: &Self::Conf, _children: &[Cow<'static, str>]) -> Result<Self::Conf, Error> {
-        Err(Error::new("The driver's children cannot come and go"))
+    /// A configuration for a node that becomes active or inactive, as `common` says. `None`: the old one will do.
+    fn set_active(
+        &self,
+        _conf: &Self::Conf,
+        _common: NodeOptions,
+        _perms: Perms,
+    ) -> impl Future<Output = Result<Option<Self::Conf>, Error>> {
+        std::future::ready(Ok(None))
+    }
+
+    /// What the edge to one more child is to be called, and what the child will be. `None`: there cannot be one more.
+    /// Only drivers whose children may come and go (quorum) offer it.
+    fn next_child(&self, _conf: &Self::Conf) -> Result<Option<(String, Role)>, Error> {
+        Ok(None)
+    }
+
+    /// A configuration after a change of the children, while the node is drained. `None`: they cannot change. Offered by
+    /// drivers whose children may come and go: quorum, and formats for their backing node.
+    fn with_children(&self, _conf: &Self::Conf, _change: ChildChange<'_>) -> Result<Option<Self::Conf>, Error> {
+        Ok(None)
     }
 
     /// The child that this node passes requests on to, if it is a filter: no layer of its own.
@@ -374,8 +403,14 @@ pub(crate) trait DynDriver: Send + Sync {
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
-    fn with_children(&self, children: &[Cow<'static, str>]) -> Result<Arc<dyn DynDriver>, Error>;
-    fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error>;
+    fn set_active<'a>(
+        &'a self,
+        common: NodeOptions,
+        perms: Perms,
+    ) -> Boxed<'a, Result<Option<Arc<dyn DynDriver>>, Error>>;
+    fn next_child(&self) -> Result<Option<(String, Role)>, Error>;
+    fn with_children(&self, change: ChildChange<'_>) -> Result<Option<Arc<dyn DynDriver>>, Error>;
+    fn passes_sizes(&self, size: u64) -> Result<Vec<(ChildId, u64)>, Error>;
     fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
     fn filtered(&self) -> Option<ChildId>;
     fn child_perms(&self, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms;
@@ -455,11 +490,24 @@ impl<D: Driver> DynDriver for Body<D> {
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move { Ok(self.under(self.driver.truncate(&self.conf, cx, size, preallocation).await?)) })
     }
-    fn with_children(&self, children: &[Cow<'static, str>]) -> Result<Arc<dyn DynDriver>, Error> {
-        Ok(self.under(self.driver.with_children(&self.conf, children)?))
+    fn set_active<'a>(
+        &'a self,
+        common: NodeOptions,
+        perms: Perms,
+    ) -> Boxed<'a, Result<Option<Arc<dyn DynDriver>>, Error>> {
+        Box::pin(async move {
+            let conf = self.driver.set_active(&self.conf, common, perms).await?;
+            Ok(conf.map(|conf| self.under(conf)))
+        })
     }
-    fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
-        self.driver.passes_size(&self.conf, size)
+    fn next_child(&self) -> Result<Option<(String, Role)>, Error> {
+        self.driver.next_child(&self.conf)
+    }
+    fn with_children(&self, change: ChildChange<'_>) -> Result<Option<Arc<dyn DynDriver>>, Error> {
+        Ok(self.driver.with_children(&self.conf, change)?.map(|conf| self.under(conf)))
+    }
+    fn passes_sizes(&self, size: u64) -> Result<Vec<(ChildId, u64)>, Error> {
+        self.driver.passes_sizes(&self.conf, size)
     }
     fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move { Ok(self.under(self.driver.reopen(&self.conf, request).await?)) })

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::stats::{NodeStats, Totals};
 use super::tracked::Tracked;
 use super::uses::Uses;
-use crate::base::IoError;
+use crate::base::{ByteRange, IoError};
 
 /// Something that happened to a node and that operators are told of. Sent from any thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,35 @@ pub enum NodeEvent {
         /// Why.
         error: IoError,
     },
+    /// A copy in a quorum failed, or said something else than most (QMP: `QUORUM_REPORT_BAD`).
+    QuorumReportBad {
+        /// The copy's name.
+        node: String,
+        /// What it was asked.
+        op: QuorumOp,
+        /// How it failed; `None`: it gave other data.
+        error: Option<IoError>,
+        /// Where; empty for a flush.
+        at: ByteRange,
+    },
+    /// Too few copies in a quorum agreed (QMP: `QUORUM_FAILURE`).
+    QuorumFailure {
+        /// The quorum's name.
+        node: String,
+        /// Where.
+        at: ByteRange,
+    },
+}
+
+/// What the copies in a quorum were asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuorumOp {
+    /// To read.
+    Read,
+    /// To write data or zeroes, or to discard.
+    Write,
+    /// To make stable.
+    Flush,
 }
 
 /// Where node events go. Called on I/O threads: it may not block.

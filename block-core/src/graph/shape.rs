@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::bitmaps::NodeBitmap;
 use super::driver::DynDriver;
 use super::geometry::Geometry;
 use super::id::NodeId;
@@ -47,6 +48,7 @@ pub(crate) struct NodeParts {
     pub(crate) shared: Arc<NodeShared>,
     pub(crate) options: NodeOptions,
     pub(crate) geometry: Geometry,
+    pub(crate) bitmaps: Vec<NodeBitmap>,
     /// Added by name by an operator, not as somebody's inline child.
     pub(crate) explicit: bool,
     /// Whoever has a copy, across a pause point too, holds up the closing of the node. Declared last: see [`UseGuard`].

@@ -9,6 +9,7 @@ use super::node::NodeShared;
 use super::options::NodeOptions;
 use super::permission::PermSet;
 use super::uses::UseGuard;
+use crate::bitmap::Bitmap;
 
 /// Exactly the nodes that a root reaches. Slot 0 stands for the root itself, whose edges lead to its tops.
 pub(crate) struct View {
@@ -31,6 +32,8 @@ pub(crate) struct Placed {
     pub(crate) shared: Arc<NodeShared>,
     pub(crate) options: NodeOptions,
     pub(crate) geometry: Geometry,
+    /// Those that record.
+    pub(crate) bitmaps: Box<[Arc<Bitmap>]>,
     /// Declared last: it says that the parts above are gone.
     pub(crate) _guard: UseGuard,
 }

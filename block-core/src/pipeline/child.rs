@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::base::{ByteRange, Error, IoError, align_down};
+use crate::bitmap::Bitmap;
 use crate::graph::{
     Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, Ticket, WriteFlags,
 };
@@ -29,6 +30,7 @@ impl<'g> Child<'g> {
     pub async fn write(self, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
         self.counted(OpKind::Write, at, async {
             self.check(at, wanted(flags))?;
+            let _recorded = self.recorded(at);
             if flags.compressed && self.geometry().limits.compressed_cluster == 0 {
                 return Err(IoError::Unsupported);
             }
@@ -48,6 +50,7 @@ impl<'g> Child<'g> {
     pub async fn write_zeroes(self, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
         self.counted(OpKind::Write, at, async {
             self.check(at, wanted(flags))?;
+            let _recorded = self.recorded(at);
             if at.is_empty() {
                 return self.made_stable(flags).await;
             }
@@ -65,6 +68,7 @@ impl<'g> Child<'g> {
             if self.options().discard == DiscardMode::Ignore {
                 return Ok(());
             }
+            let _recorded = self.recorded(at);
             self.discard_aligned(at).await
         })
         .await
@@ -133,6 +137,11 @@ impl<'g> Child<'g> {
             return Err(IoError::ReadOnly);
         }
         Ok(())
+    }
+
+    /// Marks the range in the node's bitmaps when the value is dropped: after the change, however that ended.
+    fn recorded(self, at: ByteRange) -> Recorded<'g> {
+        Recorded { bitmaps: &self.placed().bitmaps, at }
     }
 
     /// Runs a request and counts how it ended.
@@ -218,6 +227,18 @@ impl<'g> Child<'g> {
 
     pub(super) fn tracks(self) -> bool {
         u64::from(self.geometry().limits.request_alignment) > crate::base::SECTOR
+    }
+}
+
+/// A change that may have happened.
+struct Recorded<'g> {
+    bitmaps: &'g [Arc<Bitmap>],
+    at: ByteRange,
+}
+
+impl Drop for Recorded<'_> {
+    fn drop(&mut self) {
+        self.bitmaps.iter().for_each(|bitmap| bitmap.mark(self.at));
     }
 }
 

@@ -14,7 +14,9 @@ impl Child<'_> {
             && request.memory_bits & (limits.memory_alignment as usize - 1) == 0
             && request.at.len() <= limits.max_transfer;
         // Reads are kept apart from nobody: a read-modify-write gives their sectors back as they were.
-        if !fits || (request.write && self.tracks()) || request.at.is_empty() {
+        // A bitmap is marked when a write is over, so that who copies what is dirty misses none.
+        let is_async = request.write && (self.tracks() || !self.placed().bitmaps.is_empty());
+        if !fits || is_async || request.at.is_empty() {
             return None;
         }
         let fua = request.fua && !options.no_flush;

@@ -8,7 +8,7 @@ use block_core::base::{ByteRange, IoError, Result};
 use block_core::catalog::{self, BlockdevOptions};
 use block_core::graph::{Graph, NodeId, PermSet, Perms, ViewPin, WriteFlags};
 use block_core::port::{Port, PortHandle, PortLane, PortOptions};
-use block_core::rt::sync::oneshot;
+use block_core::rt::sync::{Receiver, oneshot};
 use block_core::rt::{IoBuf, IoThread, PollParams};
 use serde_json::{Value, json};
 
@@ -53,13 +53,22 @@ pub(crate) async fn on<T: Send + 'static>(
     handle: &PortHandle,
     work: impl AsyncFnOnce(Rc<PortLane>) -> T + Send + 'static,
 ) -> T {
+    started(thread, handle, work).await.expect("the I/O thread got through")
+}
+
+/// Starts `work` on the thread, with a lane of its own.
+pub(crate) fn started<T: Send + 'static>(
+    thread: &IoThread,
+    handle: &PortHandle,
+    work: impl AsyncFnOnce(Rc<PortLane>) -> T + Send + 'static,
+) -> Receiver<T> {
     let (done, result) = oneshot();
     let handle = handle.clone();
     thread.remote().spawn(move |local| async move {
         let value = work(handle.lane(&local)).await;
         let _ = done.send(value);
     });
-    result.await.expect("the I/O thread got through")
+    result
 }
 
 /// Enters as soon as requests are let in.

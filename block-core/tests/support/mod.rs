@@ -35,6 +35,8 @@ pub struct Seen {
     /// The next this many reads fail.
     pub fail_reads: AtomicU64,
     pub flush_error: Mutex<Option<IoError>>,
+    pub read_error: Mutex<Option<IoError>>,
+    pub write_error: Mutex<Option<IoError>>,
 }
 
 /// Bytes in memory. Its size is configuration, its closing can be seen.
@@ -96,6 +98,7 @@ impl Driver for Mem {
         if fails.is_ok() {
             return Err(IoError::Os(5));
         }
+        self.seen.read_error.lock().unwrap().map_or(Ok(()), Err)?;
         let bytes = self.bytes.lock().unwrap();
         buf.write_at(0, &bytes[at.start() as usize..at.end() as usize]);
         Ok(())
@@ -105,6 +108,7 @@ impl Driver for Mem {
         self.check(at);
         self.seen.writes.fetch_add(1, Ordering::Relaxed);
         yield_once().await;
+        self.seen.write_error.lock().unwrap().map_or(Ok(()), Err)?;
         let mut bytes = self.bytes.lock().unwrap();
         buf.read_at(0, &mut bytes[at.start() as usize..at.end() as usize]);
         Ok(())

@@ -8,6 +8,7 @@ use qmp::schema::{Empty, Value};
 use qmp::{Error, Qapi, Result};
 
 use super::Table;
+use super::bitmap::BlockDirtyInfo;
 use crate::daemon::Daemon;
 use crate::refused;
 
@@ -119,6 +120,8 @@ struct BlockDeviceInfo {
     /// The armed threshold in bytes; 0: none.
     #[qapi(rename = "write_threshold")]
     write_threshold: i64,
+    /// Its dirty bitmaps, the youngest first; absent where it has none.
+    dirty_bitmaps: Option<Vec<BlockDirtyInfo>>,
 }
 
 /// What becomes of a write of zeroes.
@@ -247,6 +250,8 @@ impl BlockDeviceInfo {
             },
             cache: CacheInfo { writeback: true, direct: options.direct, no_flush: options.no_flush },
             write_threshold: node.write_threshold.map_or(0, signed),
+            dirty_bitmaps: Some(node.bitmaps.iter().map(BlockDirtyInfo::of).collect())
+                .filter(|all: &Vec<_>| !all.is_empty()),
         }
     }
 }
@@ -270,7 +275,7 @@ pub(super) fn file_below(node: &NodeReport) -> Option<NodeId> {
 }
 
 /// The node of this name, or the refusal that clients know.
-fn find(daemon: &Daemon, name: &str) -> Result<NodeId> {
+pub(super) fn find(daemon: &Daemon, name: &str) -> Result<NodeId> {
     let missing = || Error::generic(format!("Failed to find node with node-name='{name}'"));
     daemon.graph.find(name).ok_or_else(missing)
 }
@@ -282,7 +287,7 @@ pub(crate) fn no_such_device(device: Option<&str>, node: Option<&str>) -> Error 
 }
 
 /// QMP's integers are signed; sizes are at most `i64::MAX`, and counters take longer than any uptime to get there.
-pub(super) fn signed(value: u64) -> i64 {
+pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 

@@ -1,10 +1,12 @@
 //! What can be said on a monitor: one line a command, one file a noun. The lines also make `query-commands` and
 //! `query-qmp-schema`, so that what is listed, what is parsed and what is run cannot differ.
 
+mod bitmap;
 mod blockdev;
 mod blockstats;
 mod chardev;
 mod export;
+mod graph;
 mod introspection;
 mod object;
 mod process;
@@ -20,7 +22,7 @@ use qmp::schema::{Collector, Empty, Qapi, Value, from_value};
 use qmp::wire::NegotiateArguments;
 use qmp::{Error, Result};
 
-pub(crate) use blockdev::no_such_device;
+pub(crate) use blockdev::{no_such_device, signed};
 
 use crate::control;
 use crate::daemon::Daemon;
@@ -86,6 +88,8 @@ impl Table {
         introspection::register(&mut table);
         blockdev::register(&mut table);
         blockstats::register(&mut table);
+        graph::register(&mut table);
+        bitmap::register(&mut table);
         transaction::register(&mut table);
         export::register(&mut table);
         object::register(&mut table);

@@ -4,10 +4,12 @@ use std::rc::Rc;
 
 use block_core::base;
 use block_core::catalog::{self, BlockdevOptions};
-use block_core::graph::{Change, Drained, DrainedSet, Graph, GraphEdit, NodeId, Pending, Role, Step};
+use block_core::drivers::BlockDirtyBitmap;
+use block_core::graph::{BitmapAction, Change, Drained, DrainedSet, Graph, GraphEdit, NodeId, Pending, Role, Step};
 use qmp::schema::Empty;
 use qmp::{Error, Qapi, Result};
 
+use super::bitmap::{BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, step};
 use super::{Table, no_such_device};
 use crate::daemon::Daemon;
 use crate::refused;
@@ -64,6 +66,39 @@ enum TransactionAction {
     /// An extension: as the command of this name.
     #[qapi(rename = "x-blockdev-replace")]
     BlockdevReplace(ReplaceWrapper),
+    /// As the command of this name.
+    BlockDirtyBitmapAdd(BitmapAddWrapper),
+    /// As the command of this name.
+    BlockDirtyBitmapRemove(BitmapWrapper),
+    /// As the command of this name.
+    BlockDirtyBitmapClear(BitmapWrapper),
+    /// As the command of this name.
+    BlockDirtyBitmapEnable(BitmapWrapper),
+    /// As the command of this name.
+    BlockDirtyBitmapDisable(BitmapWrapper),
+    /// As the command of this name.
+    BlockDirtyBitmapMerge(BitmapMergeWrapper),
+}
+
+/// The action `block-dirty-bitmap-add`.
+#[derive(Clone, Debug, Qapi)]
+struct BitmapAddWrapper {
+    /// What the command takes.
+    data: BlockDirtyBitmapAdd,
+}
+
+/// An action on a bitmap that is there.
+#[derive(Clone, Debug, Qapi)]
+struct BitmapWrapper {
+    /// What the command takes.
+    data: BlockDirtyBitmap,
+}
+
+/// The action `block-dirty-bitmap-merge`.
+#[derive(Clone, Debug, Qapi)]
+struct BitmapMergeWrapper {
+    /// What the command takes.
+    data: BlockDirtyBitmapMerge,
 }
 
 /// The action `abort`.
@@ -164,6 +199,12 @@ impl TransactionAction {
                 catalog::reopen_steps(&daemon.graph, &wrapper.data.options).await.map_err(refused)
             }
             Self::BlockdevReplace(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
+            Self::BlockDirtyBitmapAdd(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
+            Self::BlockDirtyBitmapRemove(wrapper) => Ok(vec![step(daemon, wrapper.data, BitmapAction::Remove)?]),
+            Self::BlockDirtyBitmapClear(wrapper) => Ok(vec![step(daemon, wrapper.data, BitmapAction::Clear)?]),
+            Self::BlockDirtyBitmapEnable(wrapper) => Ok(vec![step(daemon, wrapper.data, BitmapAction::Enable)?]),
+            Self::BlockDirtyBitmapDisable(wrapper) => Ok(vec![step(daemon, wrapper.data, BitmapAction::Disable)?]),
+            Self::BlockDirtyBitmapMerge(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
         }
     }
 }

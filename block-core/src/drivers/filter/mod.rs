@@ -2,5 +2,6 @@
 
 pub mod blkdebug;
 pub mod copy_before_write;
+pub mod quorum;
 pub mod snapshot_access;
 pub mod throttle;

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker};
 use slab::Slab;
 
 use crate::base::{ByteRange, Error, Result};
+use crate::bitmap::Bitmap;
 
 /// What becomes of a cluster. The values are its two bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,18 @@ struct Taker {
 impl Clusters {
     /// All of `size` bytes, to copy.
     pub(super) fn new(size: u64, cluster: u64) -> Result<Self> {
+        Self::all(size, cluster, 0)
+    }
+
+    /// What is dirty of `size` bytes, to copy; nobody wants the rest.
+    pub(super) fn only(size: u64, cluster: u64, dirty: &Bitmap) -> Result<Self> {
+        dirty.check_size(size)?;
+        let clusters = Self::all(size, cluster, u64::MAX)?;
+        dirty.dirty().for_each(|run| clusters.set(&clusters.around(run), Cluster::ToCopy));
+        Ok(clusters)
+    }
+
+    fn all(size: u64, cluster: u64, word: u64) -> Result<Self> {
         let count = size.div_ceil(cluster);
         if count > MAX_CLUSTERS {
             return Err(Error::new(format!(
@@ -90,7 +103,7 @@ impl Clusters {
                  min-cluster-size than {cluster}"
             )));
         }
-        let words = (0..count.div_ceil(IN_A_WORD)).map(|_| AtomicU64::new(0)).collect();
+        let words = (0..count.div_ceil(IN_A_WORD)).map(|_| AtomicU64::new(word)).collect();
         Ok(Self { size, cluster, words, busy: Mutex::default() })
     }
 
@@ -462,6 +475,17 @@ mod tests {
         assert_eq!(clusters.whole_inside(range(1, 100 * KIB)), None);
         assert_eq!(clusters.whole_inside(range(192 * KIB, 200 * KIB)), Some(range(192 * KIB, 200 * KIB)));
         assert_eq!(clusters.whole_inside(range(192 * KIB, 199 * KIB)), None);
+    }
+
+    #[test]
+    fn only_what_is_dirty_is_kept() {
+        let dirty = Bitmap::new(200 * KIB, 512).unwrap();
+        dirty.mark(range(100 * KIB, 129 * KIB));
+        let clusters = Arc::new(Clusters::only(200 * KIB, 64 * KIB, &dirty).unwrap());
+        assert!(clusters.are_settled(range(0, 64 * KIB)) && clusters.are_settled(range(192 * KIB, 200 * KIB)));
+        assert!(clusters.look(range(0, 1)).is_none());
+        assert_eq!(taken(&clusters, range(0, 200 * KIB)).range(), range(64 * KIB, 192 * KIB));
+        Clusters::only(201 * KIB, 64 * KIB, &dirty).err().unwrap();
     }
 
     #[test]

@@ -13,7 +13,8 @@ use qmp::Qapi;
 
 use self::clusters::{Clusters, End, Side, Take, Taken};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
-use crate::drivers::{Open, Opened, Site};
+use crate::bitmap::Bitmap;
+use crate::drivers::{BlockDirtyBitmap, Open, Opened, Site};
 use crate::graph::{
     ChildId, DirectRequest, DriverInfo, Extent, Geometry, IoCx, OpKind, PermSet, Perms, Place, ReopenRequest, Role,
     WriteFlags,
@@ -26,6 +27,8 @@ use crate::rt::{IoBuf, within};
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
 #[qapi(name = "BlockdevOptionsCbw")]
 pub struct CopyBeforeWriteOptions {
+    /// Only what is dirty in this bitmap now is kept.
+    pub bitmap: Option<BlockDirtyBitmap>,
     /// What a copy that fails breaks.
     #[qapi(default = OnCbwError::BreakGuestWrite)]
     pub on_cbw_error: OnCbwError,
@@ -51,10 +54,12 @@ impl Open for CopyBeforeWriteOptions {
 
     async fn open(&self, site: Site<'_>) -> Result<Opened<Self::Driver>> {
         check_cluster_size(self.min_cluster_size).doing(|| "Cannot create block-copy-state")?;
+        let wanted = self.bitmap.clone().map(|named| Ok((site.bitmap(&named)?, named))).transpose()?;
         let driver = CopyBeforeWrite {
             file: site.child("file"),
             target: site.child("target"),
             min_cluster_size: self.min_cluster_size,
+            wanted,
             snapshot: OnceLock::new(),
         };
         Ok(Opened { driver: Filtered(driver), conf: Conf::of(self), options: site.common })
@@ -77,6 +82,8 @@ pub struct CopyBeforeWrite {
     file: ChildId,
     target: ChildId,
     min_cluster_size: u64,
+    /// What is to be kept, if not all.
+    wanted: Option<(Arc<Bitmap>, BlockDirtyBitmap)>,
     /// Made when the children are known: see [`CopyBeforeWrite::begin`].
     snapshot: OnceLock<Snapshot>,
 }
@@ -133,7 +140,13 @@ impl CopyBeforeWrite {
             return Ok(snapshot);
         }
         let cluster = DEFAULT_CLUSTER.max(self.min_cluster_size).max(target.limits.compressed_cluster.into());
-        let clusters = Arc::new(Clusters::new(file.size, cluster)?);
+        let clusters = match &self.wanted {
+            None => Clusters::new(file.size, cluster)?,
+            Some((bits, BlockDirtyBitmap { name, .. })) => Clusters::only(file.size, cluster, bits)
+                .doing(|| format!("Failed to merge bitmap '{name}' to internal copy-bitmap"))
+                .doing(|| "Cannot create block-copy-state")?,
+        };
+        let clusters = Arc::new(clusters);
         Ok(self.snapshot.get_or_init(|| Snapshot { clusters, broken: AtomicBool::new(false) }))
     }
 
@@ -328,6 +341,9 @@ impl Filter for CopyBeforeWrite {
         let own = own.expect("the catalog reopens a driver with options of its kind");
         if own.min_cluster_size != self.min_cluster_size {
             return Err(Error::new("Cannot change the option 'min-cluster-size'"));
+        }
+        if own.bitmap.as_ref() != self.wanted.as_ref().map(|(_, named)| named) {
+            return Err(Error::new("Cannot change the option 'bitmap'"));
         }
         Ok(Conf::of(own))
     }

@@ -179,6 +179,12 @@ impl Driver for File {
         blocking(move || again.open(kind)).await
     }
 
+    async fn set_active(&self, conf: &Conf, common: NodeOptions, perms: Perms) -> Result<Option<Conf>> {
+        let again = open::Again::of(conf, conf.options.clone(), common, self.locks.clone(), perms)?;
+        let kind = self.kind;
+        blocking(move || again.open(kind)).await.map(Some)
+    }
+
     async fn tighten(&self, conf: &Conf, perms: Perms) -> Result<()> {
         let Some(claim) = conf.claim.clone() else { return Ok(()) };
         let (filename, locking) = (conf.options.filename.clone(), conf.options.locking);
