@@ -1,6 +1,6 @@
 //! Random schedules over the types that threads meet at: the gate under drains, late parkers, pins and the reclamation
 //! of views, tracked requests, throttle groups. `graph_loom.rs` proves the memory orderings of small worlds; here the worlds are larger,
-//! and each is run in 50,000 schedules, half of them by PCT. Run with
+//! and each is run in 25,000 schedules, half of them by PCT. Run with
 //! `RUSTFLAGS="--cfg shuttle" cargo test -p block-core --test schedules --target-dir target/shuttle`.
 //!
 //! A lost wake-up shows as a deadlock. A failure prints its schedule, which `shuttle::replay` runs again. Each canary
@@ -27,7 +27,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, thread};
 
 /// For each model.
-const SCHEDULES: usize = 50_000;
+const SCHEDULES: usize = 25_000;
 
 /// How many changes of priority a PCT schedule has.
 const PCT_DEPTH: usize = 3;
