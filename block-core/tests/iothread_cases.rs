@@ -16,7 +16,7 @@ use std::thread::ThreadId;
 use block_core::base::{ByteRange, Error, IoError, SECTOR};
 use block_core::graph::{
     Child, ChildId, DiscardMode, DriverInfo, Extent, Graph, IoCx, NewNode, NodeId, NodeOptions, OpKind, Place,
-    Preallocation, Reopen, ReopenRequest, Role, ViewPin, WriteFlags,
+    Preallocation, ReopenRequest, Role, ViewPin, WriteFlags,
 };
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::port::{PORT, Port, PortHandle, PortLane};
@@ -227,6 +227,23 @@ fn sync_op_pwritev_part() {
     });
 }
 
+/// The node compresses nothing: it refuses, and has written nothing.
+#[test]
+fn sync_op_pwrite_compressed() {
+    run_control(|_| async {
+        let bench = Bench::new().await;
+        let flags = WriteFlags { compressed: true, ..WriteFlags::default() };
+        let within = async move |lane: &PortLane, pin: &ViewPin| {
+            lane.write(pin, range(0, SECTOR), filled(SECTOR, 7), flags).await
+        };
+        assert_eq!(bench.by_port(within).await, Err(IoError::Unsupported));
+        let beside =
+            async move |lane: &PortLane, pin: &ViewPin| lane.write(pin, beyond()[0], filled(SECTOR, 7), flags).await;
+        assert_eq!(bench.by_port(beside).await, Err(IoError::OutOfRange));
+        assert_eq!(read_byte(&bench.top.handle(), 0).await, Ok(1));
+    });
+}
+
 #[test]
 fn sync_op_pwrite_zeroes() {
     run_control(|_| async {
@@ -323,17 +340,14 @@ fn sync_op_flush() {
 fn sync_op_activate() {
     run_control(|_| async {
         let bench = Bench::new().await;
-        let active = |active: bool| {
-            let common = NodeOptions { active, ..NodeOptions::default() };
-            vec![Reopen { node: bench.node, options: Box::new(()), common, children: Vec::new() }]
-        };
-        bench.graph.permit().reopen(active(true)).await.unwrap();
+        let mut permit = bench.graph.permit();
+        permit.activate(Some(bench.node)).await.unwrap();
         let write = async |lane: &PortLane, pin: &ViewPin| {
             lane.write(pin, range(0, SECTOR), filled(SECTOR, 2), WriteFlags::default()).await
         };
         assert_eq!(bench.by_port(write).await, Ok(()));
-        let refused = bench.graph.permit().reopen(active(false)).await.unwrap_err();
-        assert_eq!(refused.full(), "Block node 'node' is inactive");
+        let refused = permit.deactivate(Some(bench.node)).await.unwrap_err().full();
+        assert_eq!(refused, "Failed to inactivate node: Operation not permitted while test port writes");
         assert_eq!(bench.by_port(write).await, Ok(()));
     });
 }

@@ -1,6 +1,6 @@
 //! Random schedules over the types that threads meet at: the gate under drains, late parkers, pins and the reclamation
-//! of views, tracked requests. `graph_loom.rs` proves the memory orderings of small worlds; here the worlds are larger,
-//! and each is run in 50,000 schedules, half of them by PCT. Run with
+//! of views, tracked requests, throttle groups. `graph_loom.rs` proves the memory orderings of small worlds; here the worlds are larger,
+//! and each is run in 25,000 schedules, half of them by PCT. Run with
 //! `RUSTFLAGS="--cfg shuttle" cargo test -p block-core --test schedules --target-dir target/shuttle`.
 //!
 //! A lost wake-up shows as a deadlock. A failure prints its schedule, which `shuttle::replay` runs again. Each canary
@@ -12,9 +12,12 @@ use std::future::poll_fn;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::task::Poll;
+use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use block_core::base::ByteRange;
+use block_core::drivers::filter::throttle::turnstile::{Asking, Direction, Look, Turnstile};
+use block_core::drivers::filter::throttle::{Limits, Rate, Rates};
 use block_core::graph::gate::{Gate, LaneCount};
 use block_core::graph::tracked::Tracked;
 use block_core::graph::uses::{UseGuard, Uses};
@@ -24,7 +27,7 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner, thread};
 
 /// For each model.
-const SCHEDULES: usize = 50_000;
+const SCHEDULES: usize = 25_000;
 
 /// How many changes of priority a PCT schedule has.
 const PCT_DEPTH: usize = 3;
@@ -306,6 +309,107 @@ fn tracked_requests() {
     });
 }
 
+// ---- throttle groups -------------------------------------------------------------------------------------------------
+
+/// Time that passes only when somebody sleeps: from one alarm to the next.
+#[derive(Default)]
+struct Clock {
+    time: shuttle::sync::Mutex<Time>,
+    changed: shuttle::sync::Condvar,
+}
+
+#[derive(Default)]
+struct Time {
+    now: Duration,
+    alarms: Vec<(Duration, Waker)>,
+    ended: bool,
+}
+
+impl Clock {
+    fn now(&self) -> Duration {
+        self.time.lock().unwrap().now
+    }
+
+    fn wake_at(&self, at: Duration, waker: &Waker) {
+        self.time.lock().unwrap().alarms.push((at, waker.clone()));
+        self.changed.notify_one();
+    }
+
+    fn end(&self) {
+        self.time.lock().unwrap().ended = true;
+        self.changed.notify_one();
+    }
+
+    fn run(&self) {
+        loop {
+            let idle = |time: &mut Time| time.alarms.is_empty() && !time.ended;
+            let mut time = self.changed.wait_while(self.time.lock().unwrap(), idle).unwrap();
+            let first = time.alarms.iter().enumerate().min_by_key(|(_, (at, _))| *at);
+            let Some(first) = first.map(|(number, _)| number) else { return };
+            let (at, waker) = time.alarms.swap_remove(first);
+            time.now = time.now.max(at);
+            drop(time);
+            waker.wake();
+        }
+    }
+}
+
+/// Requests a second.
+fn limits(rate: u64) -> Limits {
+    let total = Rate { rate, ..Rate::default() };
+    Limits { iops: Rates { total, ..Rates::default() }, ..Limits::default() }
+}
+
+/// One request of a member. One in four gives up when it is told to wait, as one under a drained root does.
+fn throttled(turnstile: &Turnstile, clock: &Clock, member: u64) -> bool {
+    let direction = if thread_rng().gen_bool(0.5) { Direction::Read } else { Direction::Write };
+    let (mut asking, gives_up) = (Asking::new(member, direction, 512), thread_rng().gen_bool(0.25));
+    let passes = block_on(poll_fn(|cx| match turnstile.look(&mut asking, || clock.now(), cx.waker()) {
+        Look::Passes => Poll::Ready(true),
+        Look::Waits(_) if gives_up => Poll::Ready(false),
+        Look::Waits(alarm) => {
+            if let Some(alarm) = alarm {
+                clock.wake_at(alarm, cx.waker());
+            }
+            Poll::Pending
+        }
+    }));
+    turnstile.leave(&mut asking, || clock.now());
+    passes
+}
+
+/// Three members with two requests each share ten requests a second, and twenty later. Nobody is forgotten, whoever
+/// gives up meanwhile, and no more pass than may.
+#[test]
+fn throttled_requests() {
+    explore(|| {
+        let world = Arc::new((Turnstile::new(limits(10)), Clock::default(), AtomicU32::new(0)));
+        let clock = thread::spawn({
+            let world = world.clone();
+            move || world.1.run()
+        });
+        let io: Vec<_> = (0..3)
+            .map(|member| {
+                let world = world.clone();
+                thread::spawn(move || {
+                    let (turnstile, clock, passed) = &*world;
+                    for _ in 0..2 {
+                        if throttled(turnstile, clock, member) {
+                            let passed = passed.fetch_add(1, Ordering::Relaxed) + 1;
+                            let most = 3 + clock.now().as_millis() * 20 / 1000;
+                            assert!(u128::from(passed) <= most, "{passed} have passed, {most} may");
+                        }
+                    }
+                })
+            })
+            .collect();
+        world.0.set_limits(limits(20), || world.1.now());
+        io.into_iter().for_each(|io| io.join().unwrap());
+        world.1.end();
+        clock.join().unwrap();
+    });
+}
+
 // ---- canaries ---------------------------------------------------------------------------------------------------------
 
 /// Every canary is caught by the model that is there for it.
@@ -319,6 +423,8 @@ fn canaries_are_caught() {
         ("tracked_late_waker", "tracked_requests"),
         ("tracked_plain_first", "tracked_requests"),
         ("tracked_circle", "tracked_requests"),
+        ("throttle_unheard", "throttled_requests"),
+        ("throttle_no_handover", "throttled_requests"),
     ];
     let exe = std::env::current_exe().unwrap();
     for (canary, model) in cases {

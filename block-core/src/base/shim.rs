@@ -1,5 +1,5 @@
 //! Locks and atomics of the files that are model-checked (`graph/gate.rs`, `graph/uses.rs`, `graph/tracked.rs`,
-//! `rt/wake.rs`): std's, or under `cfg(loom)` and `cfg(shuttle)` those of the checker.
+//! `rt/wake.rs`, the throttle filter's `turnstile.rs`): std's, or under `cfg(loom)` and `cfg(shuttle)` those of the checker.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{

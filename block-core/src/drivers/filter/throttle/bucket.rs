@@ -9,8 +9,10 @@ use super::limits::{Limits, Rate, Rates};
 
 /// Which limits a request counts in, besides the total.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Direction {
+pub enum Direction {
+    /// What is read.
     Read,
+    /// What is written, zeroed or discarded.
     Write,
 }
 

@@ -1,17 +1,18 @@
 //! A throttle group: the limits that its members share, whichever nodes and threads they are. What the group decides is
-//! in `line.rs`; here are the lock around it, the clock, and the wait.
+//! in `line.rs`, the lock around it in `turnstile.rs`; here are the clock and the wait.
 
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::bucket::Direction;
 use super::limits::{Limits, Rates};
-use super::line::{Lines, MemberId, Place};
+use super::line::MemberId;
+use super::turnstile::{Asking, Look, Turnstile};
 use crate::rt::{Local, Sleep};
 
 /// Limits that several nodes share.
@@ -21,7 +22,7 @@ pub struct ThrottleGroup {
     began: Instant,
     /// Which directions have limits: [`READS`], [`WRITES`]. Requests that none is for touch nothing else.
     limited: AtomicU8,
-    lines: Mutex<Lines>,
+    turnstile: Turnstile,
     joined: AtomicU64,
     members: AtomicU64,
 }
@@ -35,7 +36,7 @@ impl ThrottleGroup {
         Arc::new(Self {
             began: Instant::now(),
             limited: AtomicU8::new(limited(limits)),
-            lines: Mutex::new(Lines::new(limits)),
+            turnstile: Turnstile::new(limits),
             joined: AtomicU64::new(0),
             members: AtomicU64::new(0),
         })
@@ -43,12 +44,12 @@ impl ThrottleGroup {
 
     /// The limits in force.
     pub fn limits(&self) -> Limits {
-        self.lock().limits()
+        self.turnstile.limits()
     }
 
     /// Other limits, at once, for those who wait too.
     pub fn set_limits(&self, limits: Limits) {
-        self.change(|lines, now| lines.set_limits(limits, now));
+        self.turnstile.set_limits(limits, || self.now());
         self.limited.store(limited(limits), Relaxed);
     }
 
@@ -63,19 +64,8 @@ impl ThrottleGroup {
         self.members.load(Relaxed) > 0
     }
 
-    fn change(&self, change: impl FnOnce(&mut Lines, Duration)) {
-        let woken = {
-            let mut lines = self.lock();
-            let now = self.began.elapsed();
-            change(&mut lines, now);
-            lines.settle(now)
-        };
-        woken.into_iter().for_each(Waker::wake);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Lines> {
-        // Decisions do not panic half-way: the state is whole.
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn now(&self) -> Duration {
+        self.began.elapsed()
     }
 }
 
@@ -107,7 +97,7 @@ impl Member {
     /// Waits until the group lets a request of this many bytes pass. One that is dropped before has not passed, and
     /// takes nothing from the others.
     pub(super) async fn admitted(&self, local: &Rc<Local>, direction: Direction, bytes: u64) {
-        let mut wait = Wait { member: self, direction, bytes, place: None };
+        let mut wait = Wait { group: &self.group, asking: Asking::new(self.id, direction, bytes) };
         let mut sleep = None;
         poll_fn(|cx| wait.poll(local, &mut sleep, cx)).await;
     }
@@ -121,26 +111,17 @@ impl Drop for Member {
 
 /// A request in front of the group.
 struct Wait<'m> {
-    member: &'m Member,
-    direction: Direction,
-    bytes: u64,
-    /// `None`: it has not asked yet, or it has passed.
-    place: Option<Place>,
-}
-
-/// What a request sees when it looks.
-enum Look {
-    Passes,
-    /// It is woken, or looks again at this time.
-    Waits(Option<Instant>),
+    group: &'m ThrottleGroup,
+    asking: Asking,
 }
 
 impl Wait<'_> {
     fn poll(&mut self, local: &Rc<Local>, sleep: &mut Option<Sleep>, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let until = match self.look(cx) {
+            let group = self.group;
+            let until = match group.turnstile.look(&mut self.asking, || group.now(), cx.waker()) {
                 Look::Passes => return Poll::Ready(()),
-                Look::Waits(until) => until,
+                Look::Waits(until) => until.and_then(|until| group.began.checked_add(until)),
             };
             if sleep.as_ref().map(Sleep::deadline) != until {
                 *sleep = until.map(|until| local.sleep_until(until));
@@ -152,33 +133,10 @@ impl Wait<'_> {
             *sleep = None;
         }
     }
-
-    /// Asks, or looks whether the answer has come.
-    fn look(&mut self, cx: &Context<'_>) -> Look {
-        let group = &self.member.group;
-        let (passes, alarm, woken) = {
-            let mut lines = group.lock();
-            let now = group.began.elapsed();
-            if self.place.is_none() && lines.pass(self.direction, self.bytes, now) {
-                return Look::Passes;
-            }
-            let place = *self.place.get_or_insert_with(|| lines.join(self.member.id, self.direction, self.bytes));
-            let woken = lines.settle(now);
-            (!lines.sleeps(place, cx.waker()), lines.alarm(place), woken)
-        };
-        woken.into_iter().for_each(Waker::wake);
-        if passes {
-            self.place = None;
-            return Look::Passes;
-        }
-        Look::Waits(alarm.and_then(|alarm| group.began.checked_add(alarm)))
-    }
 }
 
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        if let Some(place) = self.place {
-            self.member.group.change(|lines, _| lines.leave(place));
-        }
+        self.group.turnstile.leave(&mut self.asking, || self.group.now());
     }
 }

@@ -1,11 +1,14 @@
 //! `throttle`: requests wait for the limits of a throttle group, which the node may share with others.
 //!
-//! `limits` are the options, `bucket` the arithmetic, `line` who is next, `group` the wait across threads.
+//! `limits` are the options, `bucket` the arithmetic, `line` who is next, `turnstile` the lock around it, `group` the
+//! wait across threads.
 
 mod bucket;
 mod group;
 mod limits;
 mod line;
+#[doc(hidden)] // public for the models alone
+pub mod turnstile;
 
 use qmp::Qapi;
 
