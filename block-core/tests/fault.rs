@@ -18,8 +18,13 @@ use std::sync::OnceLock;
 
 use bench::{Loop, with};
 use block_core::base::{Error, IoError};
-use block_core::graph::{ChildId, DriverInfo, IoCx, NewNode, NodeId, NodeOptions, OpKind, ReopenRequest, Role};
+use block_core::drivers::protocol::file::{CreateOptions, create};
+use block_core::graph::{
+    ChildId, DriverInfo, IoCx, NewNode, NodeId, NodeOptions, OpKind, Preallocation, ReopenRequest, Role,
+};
 use block_core::pipeline::{Filter, Filtered, Request};
+use block_core::rt::fault::{Fault, Faults, Plan};
+use block_core::rt::run_control;
 use faults::{SIZE, Scene, Subject};
 use scenarios::fault_at_every_call;
 use serde_json::{Value, json};
@@ -67,6 +72,38 @@ fn in_file(parent: &str, name: &str, block: u64, more: &Value) -> Subject {
         resizes: true,
         block,
         check: |_| Ok(()),
+    }
+}
+
+/// A file that cannot be made is not left behind; what was there keeps its bytes where nothing was begun.
+#[test]
+fn making_files() {
+    let faults = Faults::default();
+    let _entered = faults.enter();
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("new.img");
+    for preallocation in [Preallocation::Off, Preallocation::Falloc, Preallocation::Full] {
+        let options = CreateOptions {
+            filename: path.to_str().unwrap().into(),
+            size: SIZE,
+            preallocation,
+            nocow: true,
+            extent_size_hint: 0,
+        };
+        for fault in [libc::EIO, libc::ENOSPC].map(Fault::Errno) {
+            for nth in 1.. {
+                faults.arm(Plan { nth, fault, lasting: false });
+                let made = run_control(async |_| create(options.clone()).await);
+                let struck = faults.disarm();
+                assert!(made.is_ok() || !path.exists(), "{preallocation:?}, {fault:?} at {nth}: {made:?}");
+                assert!(made.is_err() || path.metadata().unwrap().len() == SIZE);
+                let _ = std::fs::remove_file(&path);
+                if struck.is_empty() {
+                    assert!(nth > 5 && made.is_ok());
+                    break;
+                }
+            }
+        }
     }
 }
 

@@ -8,7 +8,6 @@ mod bench;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -16,14 +15,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bench::{
-    Loop, READER, add, attach, enter, file, flush, image, io_thread, on, range, read, reopen, with, write, writer,
+    Failing, Loop, READER, add, attach, enter, file, flush, image, io_thread, on, range, read, reopen, with, write,
+    writer,
 };
 use block_core::base::IoError;
 use block_core::drivers::protocol::file::{CreateOptions, create};
 use block_core::graph::{Direct, DirectRequest, Graph, PermSet, Perms, Preallocation, Settled, WriteFlags};
 use block_core::port::Port;
 use block_core::rt::{IoBuf, run_control};
-use rustix::fs::{IFlags, MemfdFlags, SealFlags, fcntl_add_seals, ioctl_getflags, ioctl_setflags, memfd_create};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use serde_json::{Value, json};
 
 fn graph() -> Rc<Graph> {
@@ -490,25 +490,6 @@ fn locks_come_and_go_with_force_share() {
 }
 
 // ---- flushes that fail (D21) ------------------------------------------------------------------------------------
-
-/// A block device whose writes fail from a certain moment on: its file is sealed memory.
-struct Failing {
-    memory: std::os::fd::OwnedFd,
-    device: Loop,
-}
-
-impl Failing {
-    fn new() -> Self {
-        let memory = memfd_create("disk", MemfdFlags::ALLOW_SEALING).unwrap();
-        rustix::fs::ftruncate(&memory, 1 << 20).unwrap();
-        let device = Loop::over(&format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd()));
-        Self { memory, device }
-    }
-
-    fn fail(&self) {
-        fcntl_add_seals(&self.memory, SealFlags::WRITE).unwrap();
-    }
-}
 
 #[test]
 fn after_a_flush_that_failed_all_fail_until_a_reopen() {

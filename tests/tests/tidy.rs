@@ -165,6 +165,45 @@ fn drivers_do_not_know_that_there_is_a_graph_lock() {
     none(&broken);
 }
 
+/// What a driver asks of the kernel goes through `system_call`, where signals are survived and tests have it fail.
+#[test]
+fn system_calls_of_drivers_can_fail() {
+    let mut broken = Vec::new();
+    for (file, text) in sources("block-core/src/drivers/protocol") {
+        let text = text.split("#[cfg(test)]").next().unwrap();
+        let calls = called_of_the_kernel(text);
+        let mut before = "";
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap();
+            let bare = !code.contains("system_call(") && !before.contains("system_call(");
+            if let Some(call) = calls.iter().find(|call| bare && calls_it(code, call)) {
+                broken.push(format!("{file}:{}: {call}() is not in a `system_call`", number + 1));
+            }
+            before = code;
+        }
+    }
+    none(&broken);
+}
+
+/// The functions that a file imports from the crates for system calls, or names with their path.
+fn called_of_the_kernel(text: &str) -> BTreeSet<String> {
+    let mut calls = BTreeSet::new();
+    for (at, found) in ["rustix::", "nix::"].iter().flat_map(|name| text.match_indices(name)) {
+        let rest = &text[at + found.len()..];
+        let end = rest.find([';', '(', '|']).unwrap_or(rest.len());
+        let names = rest[..end].split(|c: char| !c.is_alphanumeric() && c != '_');
+        calls.extend(names.filter(|name| name.starts_with(char::is_lowercase)).map(str::to_owned));
+    }
+    calls
+}
+
+/// A plain call: neither a method nor a function of ours that is awaited or told what is remembered.
+fn calls_it(code: &str, call: &str) -> bool {
+    let begins = |at: usize| !code[..at].ends_with(|c: char| c.is_alphanumeric() || "_.".contains(c));
+    let ours = code.contains("fn ") || code.contains(".await") || code.contains("remembered");
+    !ours && code.match_indices(&format!("{call}(")).any(|(at, _)| begins(at))
+}
+
 #[test]
 fn unsafe_has_its_rooms() {
     let mut broken = Vec::new();
@@ -220,4 +259,7 @@ fn a_broken_rule_is_noticed() {
     assert_eq!(named_in("use crate::pipeline::Format;"), ["pipeline/Format"]);
     assert_eq!(named_in("    crate::graph::Child::<T>::x(); // crate::port"), ["graph/Child"]);
     assert_eq!(room_of("pipeline/Format"), Some("pipeline"));
+    let imports = called_of_the_kernel("use rustix::fs::{Advice, seek, statx};\nlet x = rustix::io::pread(1);");
+    assert!(["seek", "statx", "pread"].iter().all(|call| imports.contains(*call)) && !imports.contains("Advice"));
+    assert!(calls_it("let end = seek(fd, 0)?;", "seek") && !calls_it("file.seek(0)", "seek"));
 }

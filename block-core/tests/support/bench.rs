@@ -1,5 +1,6 @@
 //! A node as tests use it: added through the catalog, with a port above it, and requests on an I/O thread of its own.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -10,6 +11,7 @@ use block_core::graph::{Graph, NodeId, PermSet, Perms, ViewPin, WriteFlags};
 use block_core::port::{Port, PortHandle, PortLane, PortOptions};
 use block_core::rt::sync::{Receiver, oneshot};
 use block_core::rt::{IoBuf, IoThread, PollParams};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde_json::{Value, json};
 
 pub(crate) const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
@@ -150,5 +152,24 @@ impl Loop {
 impl Drop for Loop {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["--detach", &self.path]).status();
+    }
+}
+
+/// A block device whose writes fail from a certain moment on: its file is sealed memory.
+pub(crate) struct Failing {
+    memory: OwnedFd,
+    pub(crate) device: Loop,
+}
+
+impl Failing {
+    pub(crate) fn new() -> Self {
+        let memory = memfd_create("disk", MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&memory, 1 << 20).unwrap();
+        let device = Loop::over(&format!("/proc/{}/fd/{}", std::process::id(), memory.as_raw_fd()));
+        Self { memory, device }
+    }
+
+    pub(crate) fn fail(&self) {
+        fcntl_add_seals(&self.memory, SealFlags::WRITE).unwrap();
     }
 }

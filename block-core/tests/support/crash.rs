@@ -48,6 +48,9 @@ pub struct Trial {
 pub struct Report {
     /// Images that were opened.
     pub states: usize,
+    /// Of them with a torn write, and with a part of what no flush had made stable.
+    pub tears: usize,
+    pub subsets: usize,
     /// Sectors, over all images.
     pub lost: usize,
     pub leaked: usize,
@@ -139,6 +142,8 @@ const REQUESTS: usize = 3;
 impl Report {
     fn add(&mut self, cut: &Cut, checked: Result<(), String>, wrong: &[Wrong]) {
         self.states += 1;
+        self.tears += usize::from(matches!(cut.how, How::Torn(_)));
+        self.subsets += usize::from(cut.how == How::Subset);
         let count = |harm: Harm| wrong.iter().filter(|wrong| wrong.harm == harm).count();
         self.lost += count(Harm::Lost);
         self.leaked += count(Harm::Leaked);

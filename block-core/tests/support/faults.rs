@@ -7,20 +7,21 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses a part")]
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use block_core::base::ByteRange;
-use block_core::graph::{Graph, NewNode, NodeId, NodeReport, PermSet, Perms, Preallocation, WriteFlags};
-use block_core::port::Port;
+use block_core::base::{ByteRange, IoError};
+use block_core::graph::{Extent, Graph, NewNode, NodeId, NodeReport, PermSet, Perms, Place, Preallocation, WriteFlags};
+use block_core::port::{Port, PortHandle, PortLane};
 use block_core::rt::fault::{Fault, Faults, Plan, Site};
 use block_core::rt::{IoThread, run_control};
 use nix::fcntl::{FcntlArg, fcntl};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::allowed::{Model, Work};
+use crate::allowed::{Model, SECTOR, Work};
 use crate::bench::{self, add, attach, enter, io_thread, on, range, with};
 
 /// Bytes of the disk at the beginning of each scenario.
@@ -222,8 +223,7 @@ impl<'a> Scene<'a> {
     pub async fn write_zeroes(&mut self, at: ByteRange, flags: WriteFlags) {
         let Some(handle) = self.handle() else { return };
         let (op, _) = self.model.begin(Work::Zeroes, at);
-        let work =
-            async move |lane: Rc<block_core::port::PortLane>| lane.write_zeroes(&enter(&lane).await, at, flags).await;
+        let work = async move |lane: Rc<PortLane>| lane.write_zeroes(&enter(&lane).await, at, flags).await;
         let result = on(self.thread, &handle, work).await;
         self.model.end(op, result.is_ok(), flags.fua);
         self.note("write zeroes", result);
@@ -233,7 +233,7 @@ impl<'a> Scene<'a> {
     pub async fn discard(&mut self, at: ByteRange) {
         let Some(handle) = self.handle() else { return };
         let (op, _) = self.model.begin(Work::Discard, at);
-        let work = async move |lane: Rc<block_core::port::PortLane>| lane.discard(&enter(&lane).await, at).await;
+        let work = async move |lane: Rc<PortLane>| lane.discard(&enter(&lane).await, at).await;
         let result = on(self.thread, &handle, work).await;
         self.model.end(op, result.is_ok(), false);
         self.note("discard", result);
@@ -259,6 +259,18 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// Asks where everything lives; what is said to be zero has to be.
+    pub async fn map(&mut self) {
+        let Some(handle) = self.handle() else { return };
+        let size = self.model.size();
+        let holes = on(self.thread, &handle, async move |lane| holes(&lane, size).await).await;
+        let Some(holes) = self.note("map", holes) else { return };
+        let no_zeroes = self.model.wrong_now(&[]);
+        let lies =
+            no_zeroes.iter().filter(|wrong| holes.iter().any(|hole| hole.contains(&(wrong.sector * SECTOR as u64))));
+        self.wrong.extend(lies.map(|wrong| format!("a hole that is none: {wrong}")));
+    }
+
     /// `block_resize`, where there is such a thing.
     pub async fn resize(&mut self, size: u64, how: Preallocation) {
         let Some((nodes, _)) = self.open.as_ref().filter(|_| self.subject.resizes) else { return };
@@ -281,7 +293,7 @@ impl<'a> Scene<'a> {
         self.note("reopen", reopened);
     }
 
-    fn handle(&self) -> Option<block_core::port::PortHandle> {
+    fn handle(&self) -> Option<PortHandle> {
         self.open.as_ref().map(|(_, port)| port.handle())
     }
 
@@ -358,6 +370,19 @@ impl<'a> Scene<'a> {
             None => Ok(()),
         }
     }
+}
+
+/// What a node says to be zero.
+async fn holes(lane: &PortLane, size: u64) -> Result<Vec<Range<u64>>, IoError> {
+    let (mut holes, mut at) = (Vec::new(), 0);
+    while at < size {
+        let Extent { len, place } = lane.map(&enter(lane).await, range(at, size - at)).await?;
+        if matches!(place, Place::Zero { .. }) {
+            holes.push(at..at + len);
+        }
+        at += len;
+    }
+    Ok(holes)
 }
 
 fn graph() -> Rc<Graph> {

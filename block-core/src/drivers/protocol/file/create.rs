@@ -71,7 +71,7 @@ fn fill(fd: OwnedFd, options: &CreateOptions) -> Result<()> {
     system_call(|| ftruncate(&fd, 0)).map_err(|errno| reason(errno.into()))?;
     if options.nocow {
         // Known to btrfs only, and a wish there too.
-        let _ = ioctl_getflags(&fd).and_then(|flags| ioctl_setflags(&fd, flags | IFlags::NOCOW));
+        let _ = system_call(|| ioctl_getflags(&fd).and_then(|flags| ioctl_setflags(&fd, flags | IFlags::NOCOW)));
     }
     if options.extent_size_hint > 0 {
         // Known to XFS only, and a wish there too.
