@@ -21,6 +21,10 @@ test:
 models:
     RUSTFLAGS='--cfg loom' cargo test -p block-core --test graph_loom --test rt_loom --test clusters_loom --release --target-dir target/loom
 
+# Random schedules over what threads meet at, with their canaries.
+schedules:
+    RUSTFLAGS='--cfg shuttle' cargo test -p block-core --test schedules --target-dir target/shuttle
+
 # Licences and sources of all dependencies (`cargo install cargo-deny --locked`).
 deny:
     cargo deny check licenses bans sources

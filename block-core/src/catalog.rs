@@ -18,8 +18,11 @@ use self::add::{Header, Opening};
 use self::children::{ChildMember, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
+use crate::drivers::filter::blkdebug::BlkdebugOptions;
 use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
+use crate::drivers::filter::quorum::QuorumOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
+use crate::drivers::filter::throttle::ThrottleOptions;
 use crate::drivers::format::raw::RawOptions;
 use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
@@ -121,5 +124,20 @@ drivers! {
     "snapshot-access" SnapshotAccess(SnapshotAccessNode): SnapshotAccessOptions {
         /// The node that keeps it: a `copy-before-write`.
         file: BlockdevRef = Data
+    }
+    /// Requests wait for the limits of a group.
+    "throttle" Throttle(ThrottleNode): ThrottleOptions {
+        /// Where requests go.
+        file: BlockdevRef = Filtered
+    }
+    /// A filter for tests: it makes requests fail, wait, or come in odd pieces.
+    "blkdebug" Blkdebug(BlkdebugNode): BlkdebugOptions {
+        /// Where requests go.
+        image: BlockdevRef = Filtered
+    }
+    /// Copies of one disk, which vote.
+    "quorum" Quorum(QuorumNode): QuorumOptions {
+        /// The copies, of one size.
+        children: Vec<BlockdevRef> = Data
     }
 }

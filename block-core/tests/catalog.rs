@@ -208,7 +208,10 @@ fn a_list_of_reopens_is_done_or_not() {
             (vec![disk("nope")], "Failed to find node with node-name='nope'"),
             (vec![with(disk("other"), &read_only), disk("top")], "Cannot change the option 'driver'"),
             (vec![with(disk("other"), &read_only), disk("other")], "Node 'other' is in the list twice"),
-            (vec![with(disk("other"), &read_only), raw(json!("top"))], "node 'top' would become its own child"),
+            (
+                vec![with(disk("other"), &read_only), raw(json!("top"))],
+                "Making 'top' a file child of 'top' would create a cycle",
+            ),
             (vec![with(disk("other"), &read_only), raw(json!("nope"))], "Cannot find device='nope'"),
             (vec![with(disk("other"), &read_only), raw(disk("fresh"))], "Cannot change the option 'file'"),
             (

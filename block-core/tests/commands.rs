@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -16,32 +15,12 @@ use block_core::base::{ByteRange, IoError};
 use block_core::graph::{Graph, NodeId, NodeOptions, PermSet, Perms, Reopen};
 use block_core::port::{Port, PortOptions};
 use block_core::rt::{IoBuf, Local, run_control};
+use support::user::{READER, WRITER, beside, until};
 use support::{Seen, SlowLocks, Valve, add, graph, impatient, mem, park, slow, tiny};
-
-const WRITER: Perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
-const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
 
 async fn attach(graph: &Rc<Graph>, node: NodeId, perms: Perms) -> Result<Port, String> {
     let options = PortOptions { name: "test port".into(), perms };
     Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.map_err(|error| error.full())
-}
-
-/// Runs a command beside the test; what it gives is in the cell when it is over.
-fn beside<T: 'static>(command: impl Future<Output = T> + 'static) -> Rc<RefCell<Option<T>>> {
-    let over = Rc::new(RefCell::new(None));
-    let told = over.clone();
-    Local::current().spawn(async move { *told.borrow_mut() = Some(command.await) });
-    over
-}
-
-async fn until(what: impl Fn() -> bool) {
-    for _ in 0..5000 {
-        if what() {
-            return;
-        }
-        Local::current().sleep(Duration::from_millis(1)).await;
-    }
-    panic!("it does not happen");
 }
 
 /// An export is added above a node that another monitor is just deleting: the delete goes through, the export is

@@ -7,6 +7,8 @@
 #[path = "support/bench.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;
+#[path = "support/random.rs"]
+mod random;
 
 use std::any::Any;
 use std::path::Path;
@@ -18,9 +20,11 @@ use bench::{
 };
 use block_core::base::{ByteRange, IoError};
 use block_core::catalog;
+use block_core::drivers::filter::throttle::{Limits, ThrottleGroup, ThrottleLimits};
 use block_core::graph::{Extent, Graph, Place, Preallocation, WriteFlags};
 use block_core::port::PortLane;
 use block_core::rt::{Local, run_control};
+use random::Random;
 use serde_json::{Value, json};
 
 /// One way of having one driver.
@@ -59,6 +63,9 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
         "raw" => raw_subjects(dir),
         "copy-before-write" => vec![copy_before_write(dir)],
         "snapshot-access" => vec![snapshot_access(dir)],
+        "throttle" => ["free", "limited"].map(|group| throttled(dir, group)).into(),
+        "blkdebug" => blkdebug_subjects(dir),
+        "quorum" => quorum_subjects(dir),
         other => panic!("driver '{other}' has no subject in the conformance suite"),
     }
 }
@@ -94,6 +101,24 @@ fn device(dir: &Path, engine: &Value, sector: &str) -> Subject {
 fn null(options: Value) -> Subject {
     let options = with(options, &json!({ "node-name": "subject" }));
     Subject { options, keeps: false, resizes: false, seen_in: None, _held: None }
+}
+
+/// The groups are those of [`graph`].
+fn throttled(dir: &Path, group: &str) -> Subject {
+    let path = image(dir, "throttled.img", SIZE, 0);
+    let file = json!({ "driver": "file", "filename": path });
+    let options = json!({ "driver": "throttle", "node-name": "subject", "throttle-group": group, "file": file });
+    Subject { options, keeps: true, resizes: true, seen_in: Some((path, 0)), _held: None }
+}
+
+/// A graph with what the subjects refer to by id.
+fn graph() -> Rc<Graph> {
+    let graph = Graph::new(Arc::new(|_| ()));
+    let limited = ThrottleLimits { iops_total: Some(100_000), bps_total: Some(1 << 30), ..ThrottleLimits::default() };
+    for (id, limits) in [("free", ThrottleLimits::default()), ("limited", limited)] {
+        graph.objects().insert(id, ThrottleGroup::new(limits.over(Limits::default()).unwrap()));
+    }
+    graph
 }
 
 fn raw_subjects(dir: &Path) -> Vec<Subject> {
@@ -132,6 +157,38 @@ fn snapshot_access(dir: &Path) -> Subject {
     Subject { options, keeps: false, resizes: false, seen_in: None, _held: None }
 }
 
+fn blkdebug_subjects(dir: &Path) -> Vec<Subject> {
+    let path = image(dir, "blkdebug.img", SIZE, 0);
+    let below = json!({ "driver": "file", "filename": path });
+    let subject = |more: Value| {
+        let options = json!({ "driver": "blkdebug", "node-name": "subject", "discard": "unmap", "image": below });
+        let seen_in = Some((path.clone(), 0));
+        Subject { options: with(options, &more), keeps: true, resizes: true, seen_in, _held: None }
+    };
+    let odd = json!({
+        "align": 4096, "max-transfer": 8192, "opt-write-zero": 12288, "max-write-zero": 24576,
+        "opt-discard": 12288, "max-discard": 24576, "set-state": [{ "event": "pwritev", "new_state": 2 }]
+    });
+    vec![subject(json!({})), subject(odd)]
+}
+
+fn quorum_subjects(dir: &Path) -> Vec<Subject> {
+    let vote = |more: Value, files: &[&str], threshold: usize| {
+        let path = |name: &&str| image(dir, &format!("{name}-of-{}.img", files.len()), SIZE, 0);
+        let paths: Vec<String> = files.iter().map(path).collect();
+        let children: Vec<Value> = paths.iter().map(|path| json!({ "driver": "file", "filename": path })).collect();
+        let options = json!({ "driver": "quorum", "node-name": "subject", "children": children, "discard": "unmap" });
+        let options = with(with(options, &json!({ "vote-threshold": threshold })), &more);
+        Subject { options, keeps: true, resizes: true, seen_in: Some((paths[0].clone(), 0)), _held: None }
+    };
+    vec![
+        vote(json!({ "rewrite-corrupted": true }), &["a", "b", "c"], 2),
+        vote(json!({ "blkverify": true }), &["d", "e"], 2),
+        vote(json!({ "read-pattern": "fifo" }), &["f", "g", "h", "i"], 1),
+        vote(json!({}), &["j"], 1),
+    ]
+}
+
 #[test]
 fn every_driver_keeps_its_promises() {
     let dir = tempfile::tempdir().unwrap();
@@ -144,7 +201,7 @@ fn every_driver_keeps_its_promises() {
 }
 
 async fn conform(_: &Rc<Local>, subject: &Subject) {
-    let graph = Graph::new(Arc::new(|_| ()));
+    let graph = graph();
     let node = add(&graph, subject.options.clone()).await.unwrap();
     let perms = if subject.is_written() { writer() } else { READER };
     let port = attach(&graph, node, perms).await.unwrap();
@@ -217,7 +274,7 @@ async fn bounds(lane: &PortLane, size: u64) {
 async fn random_work(lane: &PortLane, mut model: Vec<u8>) -> Vec<u8> {
     let mut random = Random(42);
     for step in 0..400 {
-        let at = random.range(model.len());
+        let at = anywhere(&mut random, model.len());
         let here = at.start() as usize..at.end() as usize;
         let flags = WriteFlags { fua: random.below(4) == 0, may_unmap: random.below(2) == 0, ..WriteFlags::default() };
         match random.below(6) {
@@ -293,29 +350,13 @@ async fn side_by_side(lane: &Rc<PortLane>, mut model: Vec<u8>, keeps: bool) -> V
     model
 }
 
-/// A small generator (xorshift): the same requests in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// Bytes, sectors or blocks, at least one byte, inside `size`.
-    fn range(&mut self, size: usize) -> ByteRange {
-        let unit = [1, 512, 4096][self.below(3) as usize];
-        let units = size as u64 / unit;
-        let start = self.below(units);
-        let len = 1 + self.below((units - start).min(64 * 1024 / unit));
-        range(start * unit, len * unit)
-    }
+/// Bytes, sectors or blocks, at least one byte, inside `size`.
+fn anywhere(random: &mut Random, size: usize) -> ByteRange {
+    let unit = [1, 512, 4096][random.below(3) as usize];
+    let units = size as u64 / unit;
+    let start = random.below(units);
+    let len = 1 + random.below((units - start).min(64 * 1024 / unit));
+    range(start * unit, len * unit)
 }
 
 /// The suite can fail: a driver that forgets is caught.

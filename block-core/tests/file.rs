@@ -276,6 +276,68 @@ fn we_keep_off_qemus_image() {
     });
 }
 
+/// Of an image whose nodes are inactive another process may be the writer; when it is, they stay so.
+#[test]
+fn an_inactive_image_is_free_for_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), "x.img", 1 << 20, 0);
+    run_control(async |local| {
+        let graph = graph();
+        let below = add(&graph, file("below", &path)).await.unwrap();
+        let top = add(&graph, json!({ "driver": "raw", "node-name": "top", "file": "below" })).await.unwrap();
+        let set = async |node, active| {
+            let mut permit = graph.permit();
+            let done = if active { permit.activate(node).await } else { permit.deactivate(node).await };
+            done.map_err(|error| error.full())
+        };
+        let is_active = || [below, top].map(|node| graph.node(node).unwrap().options.active);
+        let port = attach(&graph, top, writer()).await.unwrap();
+        for (node, error) in [
+            (Some(below), "Node has active parent node"),
+            (Some(top), "Failed to inactivate node: Operation not permitted while test writes"),
+            (None, "Failed to inactivate all nodes: Operation not permitted while test writes"),
+        ] {
+            assert_eq!(set(node, false).await.unwrap_err(), error);
+            assert_eq!(is_active(), [true; 2], "{error}");
+        }
+        assert!(qemu_refuses(&path, &[]).is_some());
+        port.detach(&mut graph.permit()).await.unwrap();
+        // Who only reads may stay, and bears that others write.
+        let port = attach(&graph, top, READER).await.unwrap();
+        let lane = port.handle().lane(&local);
+        set(Some(top), false).await.unwrap();
+        assert_eq!(is_active(), [false; 2], "what only it stands on goes with it");
+        assert_eq!(read(&lane, range(0, 512)).await.unwrap(), [0; 512]);
+        let error = attach(&graph, top, writer()).await.err().unwrap();
+        assert_eq!(error, "Block node 'top' is inactive");
+        let writes = QemuIo::open(&path, &[]);
+        drop(writes);
+        set(Some(top), true).await.unwrap();
+        assert_eq!(is_active(), [true; 2]);
+        drop(lane);
+        port.detach(&mut graph.permit()).await.unwrap();
+        let port = attach(&graph, top, writer()).await.unwrap();
+        assert!(qemu_refuses(&path, &[]).is_some(), "it is locked again");
+        port.detach(&mut graph.permit()).await.unwrap();
+        // Whoever has the image as a writer keeps out a node that wants to be the only one.
+        let alone = Perms { shares: PermSet::CONSISTENT_READ, ..READER };
+        let port = attach(&graph, top, alone).await.unwrap();
+        set(None, false).await.unwrap();
+        let writes = QemuIo::open(&path, &[]);
+        let error = set(None, true).await.unwrap_err();
+        assert!(error.starts_with("Failed to get shared \"write\" lock"), "{error}");
+        assert_eq!(is_active(), [false; 2]);
+        drop(writes);
+        set(None, true).await.unwrap();
+        port.detach(&mut graph.permit()).await.unwrap();
+        // All or nothing, and nothing twice.
+        for active in [false, false, true, true] {
+            set(None, active).await.unwrap();
+            assert_eq!(is_active(), [active; 2]);
+        }
+    });
+}
+
 #[test]
 fn a_refused_user_leaves_no_lock() {
     let dir = tempfile::tempdir().unwrap();
@@ -533,6 +595,28 @@ fn only_the_ring_has_a_direct_path() {
             assert_eq!(lane.direct(&pin, request).is_some(), expected, "{aio} {direct}");
             let crooked = DirectRequest { memory_bits: 4097, ..request };
             assert_eq!(lane.direct(&pin, crooked).is_some(), expected && !direct, "{aio} {direct}");
+        });
+    }
+}
+
+#[test]
+fn only_small_reads_of_what_is_in_memory_are_done_at_once() {
+    let (memory, disk) = (tempfile::tempdir_in("/dev/shm").unwrap(), tempfile::tempdir_in("/var/tmp").unwrap());
+    for (dir, in_memory) in [(memory, true), (disk, false)] {
+        let path = image(dir.path(), "x.img", 1 << 20, 0);
+        run_control(async |local| {
+            let graph = graph();
+            let node = add(&graph, with(file("n", &path), &json!({ "aio": "io_uring" }))).await.unwrap();
+            let port = attach(&graph, node, writer()).await.unwrap();
+            let lane = port.handle().lane(&local);
+            let pin = enter(&lane).await;
+            for (write, len, small_read) in [(false, 65536, true), (false, 131_072, false), (true, 4096, false)] {
+                let request = DirectRequest { write, at: range(0, len), fua: false, memory_bits: 4096 };
+                let Direct::Ring { at_once, .. } = lane.direct(&pin, request).unwrap().answer else {
+                    panic!("no ring")
+                };
+                assert_eq!(at_once, in_memory && small_read, "{path} {write} {len}");
+            }
         });
     }
 }

@@ -13,42 +13,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use block_core::base::{ByteRange, IoError};
-use block_core::graph::{Graph, NewNode, NodeId, NodeOptions, OpKind, PermSet, Perms, Preallocation, WriteFlags};
+use block_core::base::IoError;
+use block_core::graph::{NewNode, NodeOptions, OpKind, PermSet, Perms, Preallocation};
 use block_core::port::{PORT, Port, PortHandle, PortNews, PortOptions};
 use block_core::rt::{Engine, IoBuf, IoThread, Local, Op, PollParams, run_control};
+use support::user::{READER, WRITER, port, range, read_byte, write_bytes};
 use support::{Mem, Seen, Valve, add, graph, impatient, mem, park};
-
-const WRITER: Perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
-const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
-
-async fn port(graph: &Rc<Graph>, node: NodeId, perms: Perms) -> Port {
-    let options = PortOptions { name: "test port".into(), perms };
-    Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.unwrap()
-}
-
-fn range(start: u64, len: u64) -> ByteRange {
-    ByteRange::new(start, len).unwrap()
-}
-
-async fn read_byte(handle: &PortHandle, at: u64) -> Result<u8, IoError> {
-    let lane = handle.lane(&Local::current());
-    let pin = loop {
-        match lane.try_enter() {
-            Some(pin) => break pin,
-            None => lane.opened().await,
-        }
-    };
-    let buf = IoBuf::alloc(1, 1)?;
-    lane.read(&pin, range(at, 1), buf.clone()).await?;
-    Ok(buf.to_vec()[0])
-}
-
-async fn write_bytes(handle: &PortHandle, at: u64, bytes: &[u8]) -> Result<(), IoError> {
-    let lane = handle.lane(&Local::current());
-    let pin = lane.try_enter().unwrap();
-    lane.write(&pin, range(at, bytes.len() as u64), IoBuf::from_slice(bytes)?, WriteFlags::default()).await
-}
 
 /// Reads byte 0 through `handle` on a thread of its own until told to stop; notes each new value it sees.
 struct Load {
@@ -233,7 +203,7 @@ fn refused_changes_leave_the_graph_as_it_was() {
         let drained = permit.drain(&[f]).await.unwrap();
         let file = graph.child(f, "file").unwrap();
         let error = drained.write(|edit, set| edit.set_edge(set.owner(f)?, file, g)).err().unwrap();
-        assert_eq!(error.to_string(), "node 'g' would become its own child");
+        assert_eq!(error.to_string(), "Making 'g' a file child of 'f' would create a cycle");
         let drained = permit.drain(&[g]).await.unwrap();
         let error = drained.write(|edit, set| edit.set_edge(set.owner(a)?, file, f)).err().unwrap();
         assert_eq!(error.to_string(), "The change needs a node that is not drained");
@@ -332,6 +302,26 @@ fn what_was_written_is_flushed_before_a_node_goes() {
         assert_eq!(seen.flushes.load(Ordering::Relaxed), 1);
         assert!(seen.closed.load(Ordering::Acquire));
         assert_eq!(graph.find("disk"), None);
+    });
+}
+
+/// What could not be made stable is said once; after that the node goes, flushed or not.
+#[test]
+fn a_node_that_cannot_be_flushed_goes_at_the_second_try() {
+    run_control(|_| async {
+        let graph = graph();
+        for (error, tries) in [(IoError::Os(5), 2), (IoError::FlushLatched, 1)] {
+            let seen = Arc::<Seen>::default();
+            let node = add(&graph, mem("disk", 1, &seen)).await;
+            *seen.flush_error.lock().unwrap() = Some(error);
+            for _ in 1..tries {
+                let refused = graph.permit().remove(node).await.unwrap_err().full();
+                assert_eq!(refused, "Could not flush node 'disk' before removing it: Input/output error (os error 5)");
+                assert!(!seen.closed.load(Ordering::Acquire));
+            }
+            graph.permit().remove(node).await.unwrap();
+            assert!(seen.closed.load(Ordering::Acquire));
+        }
     });
 }
 

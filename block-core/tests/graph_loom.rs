@@ -190,6 +190,7 @@ fn canaries_are_caught() {
         ("lower_flag", "one_thread_against_a_drain"),
         ("open_before_publish", "a_late_arrival_waits_outside"),
         ("late_register", "a_node_closes_after_its_last_view"),
+        ("late_parker", "a_late_parker_is_hurried"),
     ];
     let exe = std::env::current_exe().unwrap();
     for (canary, model) in cases {

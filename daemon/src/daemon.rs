@@ -38,11 +38,12 @@ impl Daemon {
     /// An empty daemon on this control thread.
     pub fn new(local: Rc<Local>) -> Rc<Self> {
         let hub = Hub::start(&local);
+        let graph = Graph::new(hub.sink());
         Rc::new(Self {
             local,
-            graph: Graph::new(hub.sink()),
+            objects: Objects::new(graph.clone()),
+            graph,
             exports: Exports::default(),
-            objects: Objects::default(),
             chardevs: Chardevs::default(),
             monitors: Monitors::default(),
             commands: Commands::all(),

@@ -19,10 +19,10 @@ use crate::{First, export, first, notify};
 pub(crate) async fn run(daemon: &Rc<Daemon>, signals: &Signals, held: Held) -> ExitCode {
     notify::stopping();
     match first(orderly(daemon), hurried(daemon, signals)).await {
-        First::This(()) => {
+        First::This(all_is_well) => {
             daemon.chardevs.clear();
             daemon.objects.clear();
-            ExitCode::SUCCESS
+            if all_is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         First::That(()) => {
             tracing::error!("ending without waiting any longer: requests or flushes did not finish");
@@ -34,21 +34,28 @@ pub(crate) async fn run(daemon: &Rc<Daemon>, signals: &Signals, held: Held) -> E
     }
 }
 
-async fn orderly(daemon: &Rc<Daemon>) {
+/// False: something was not closed as it should be, and may be lost.
+async fn orderly(daemon: &Rc<Daemon>) -> bool {
     export::end_all(daemon).await;
-    close_nodes(daemon).await;
+    let closed = close_nodes(daemon).await;
     daemon.monitors.close(daemon, LAST_WORDS).await;
+    closed
 }
 
 /// From the top down. One that cannot be closed keeps no other from it.
-async fn close_nodes(daemon: &Rc<Daemon>) {
-    let mut failed = Vec::new();
+async fn close_nodes(daemon: &Rc<Daemon>) -> bool {
+    let (mut all_is_well, mut failed) = (true, Vec::new());
     while let Some(node) = next_node(daemon, &failed) {
         if let Err(error) = daemon.graph.permit().remove(node.id).await {
             tracing::error!("could not close node '{}': {}", node.name, error.full());
-            failed.push(node.id);
+            all_is_well = false;
+            // A flush that failed is an obstacle once.
+            if daemon.graph.permit().remove(node.id).await.is_err() {
+                failed.push(node.id);
+            }
         }
     }
+    all_is_well
 }
 
 /// A node that nothing stands on any more, and that was not tried in vain.

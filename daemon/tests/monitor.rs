@@ -247,9 +247,55 @@ fn objects_are_seen_changed_and_guarded() {
     let listed = client.execute("qom-list", json!({ "path": "/objects" }));
     assert_eq!(listed[1], json!({ "name": "io0", "type": "child<iothread>" }));
     let types = client.execute("qom-list-types", json!({ "implements": "user-creatable" }));
-    assert_eq!(types, json!([{ "name": "iothread", "parent": "event-loop-base" }]));
+    let expected = [("iothread", "event-loop-base"), ("throttle-group", "object")];
+    assert_eq!(types, json!(expected.map(|(name, parent)| json!({ "name": name, "parent": parent }))));
     client.execute("object-del", json!({ "id": "io0" }));
     assert_eq!(client.refused("object-del", json!({ "id": "io0" })).1, "object 'io0' not found");
+}
+
+/// GR-24: a group that a node uses stays, and its limits change under it.
+#[test]
+fn a_throttle_group_is_seen_changed_and_guarded() {
+    let server = Server::start(&["--object", "throttle-group,id=g0,limits.iops-total=100,x-bps-read=9"]);
+    let mut client = server.client();
+    let limits = |client: &mut Client| client.execute("qom-get", json!({ "path": "g0", "property": "limits" }));
+    let now = limits(&mut client);
+    assert_eq!([&now["iops-total"], &now["bps-read"], &now["bps-read-max-length"]], [100, 9, 1]);
+    client.execute("qom-set", json!({ "path": "g0", "property": "limits", "value": { "bps-read": 0 } }));
+    assert_eq!(client.execute("qom-get", json!({ "path": "g0", "property": "x-bps-read" })), 0);
+    assert_eq!(limits(&mut client)["iops-total"], 100, "what is left out stays");
+    for (property, value, reason) in [
+        (
+            "limits",
+            json!({ "iops-read": 1 }),
+            "bps/iops/max total values and read/write values cannot be used at the same time",
+        ),
+        ("limits", json!({ "zz": 1 }), "Parameter 'limits.zz' is unexpected"),
+        ("limits", json!(5), "Invalid parameter type for 'limits', expected: object"),
+        ("x-iops-total", json!(5), "Property cannot be set after initialization"),
+        ("type", json!("x"), "Property 'throttle-group.type' is not writable"),
+        ("zz", json!(5), "Property 'throttle-group.zz' not found"),
+    ] {
+        let set = json!({ "path": "/objects/g0", "property": property, "value": value });
+        assert_eq!(client.refused("qom-set", set).1, reason);
+    }
+    assert_eq!(limits(&mut client)["iops-total"], 100, "a refused change changes nothing");
+    let listed = client.execute("qom-list", json!({ "path": "/objects" }));
+    assert_eq!(listed[1], json!({ "name": "g0", "type": "child<throttle-group>" }));
+    let properties = client.execute("qom-list-properties", json!({ "typename": "throttle-group" }));
+    assert_eq!(properties, client.execute("qom-list", json!({ "path": "/objects/g0" })));
+    assert_eq!(properties.as_array().unwrap().len(), 21);
+
+    let node =
+        json!({ "driver": "throttle", "node-name": "t0", "throttle-group": "g0", "file": { "driver": "null-co" } });
+    client.execute("blockdev-add", node.clone());
+    assert_eq!(client.refused("object-del", json!({ "id": "g0" })).1, "object 'g0' is in use, can not be deleted");
+    client.execute("blockdev-del", json!({ "node-name": "t0" }));
+    client.execute("object-del", json!({ "id": "g0" }));
+    assert_eq!(client.refused("blockdev-add", node).1, "Throttle group 'g0' does not exist");
+    let wrong = json!({ "qom-type": "throttle-group", "id": "g0", "limits": { "bps-total": 1, "bps-total-max": 0, "iops-total-max": 1 } });
+    assert_eq!(client.refused("object-add", wrong).1, "bps_max/iops_max require corresponding bps/iops values");
+    client.execute("object-add", json!({ "qom-type": "throttle-group", "id": "g0" }));
 }
 
 #[test]

@@ -8,5 +8,6 @@ pub mod process;
 pub mod qmp;
 pub mod scene;
 pub mod server;
+pub mod tables;
 pub mod vhost_user;
 pub mod watched;

@@ -28,11 +28,24 @@ impl Server {
     /// Where there is no server to start, or it does not answer on its control socket.
     #[must_use]
     pub fn start(folder: &Path, arguments: &[&str]) -> Self {
+        Self::start_program(&program(), folder, arguments)
+    }
+
+    /// Starts QEMU's storage daemon, to ask it what ours is asked.
+    ///
+    /// # Panics
+    /// Where it is not installed, or does not answer on its control socket.
+    #[must_use]
+    pub fn start_peer(folder: &Path, arguments: &[&str]) -> Self {
+        Self::start_program(Path::new("qemu-storage-daemon"), folder, arguments)
+    }
+
+    fn start_program(program: &Path, folder: &Path, arguments: &[&str]) -> Self {
         let control = folder.join("control.sock");
         let log = folder.join("server.log");
         let chardev = format!("socket,id=control,path={},server=on,wait=off", control.display());
         let said = File::create(&log).expect("the scratch folder is writable");
-        let mut command = Command::new(program());
+        let mut command = Command::new(program);
         command.args(arguments).args(["--chardev", &chardev, "--monitor", "chardev=control"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
         let mut server = Self { child: OwnedChild::spawn(&mut command), control, log };

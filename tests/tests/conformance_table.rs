@@ -1,9 +1,6 @@
 //! House rule: `docs/conformance.md` answers every row that is owed, and names only tests that exist.
-#![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
+use trellis_tests::tables::{document, named, test_names};
 
 #[test]
 fn every_row_is_answered() {
@@ -17,7 +14,7 @@ fn every_row_is_answered() {
 fn every_named_test_exists() {
     let tests = test_names();
     let table = table();
-    let named = table.split('`').skip(1).step_by(2).filter(|name| is_row_test(name) || is_sentence(name));
+    let named = named(&table).filter(|name| is_row_test(name) || is_sentence(name));
     let unknown: Vec<&str> = named.filter(|name| !tests.contains(*name)).collect();
     assert_eq!(unknown, [""; 0], "tests that the table names and nobody wrote");
 }
@@ -46,17 +43,5 @@ fn is_sentence(name: &str) -> bool {
 }
 
 fn table() -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance.md")).unwrap()
-}
-
-fn test_names() -> BTreeSet<String> {
-    let folders = ["tests", "../block-core/tests"].map(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder));
-    let files = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
-    let sources = files.map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == "rs"));
-    let names = |source: &Path| -> Vec<String> {
-        let text = fs::read_to_string(source).unwrap();
-        let functions = text.split("#[test]\nfn ").skip(1);
-        functions.filter_map(|rest| rest.split('(').next()).map(str::to_owned).collect()
-    };
-    sources.flat_map(|source| names(&source)).collect()
+    document("conformance.md")
 }

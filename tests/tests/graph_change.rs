@@ -109,7 +109,7 @@ fn a_replacement_that_makes_no_sense_is_refused() {
         ),
         (
             json!({ "parent-type": "driver", "node-name": "above", "child": "file", "new-child": "above" }),
-            "node 'above' would become its own child",
+            "Making 'above' a file child of 'above' would create a cycle",
         ),
         (
             json!({ "parent-type": "driver", "node-name": "nobody", "child": "file", "new-child": "above" }),
@@ -135,7 +135,7 @@ fn gr_20_a_transaction_changes_all_or_nothing() {
     ten[6] = json!({ "type": "x-blockdev-replace", "data":
         { "parent-type": "driver", "node-name": "above", "child": "file", "new-child": "above" } });
     let desc = refusal(&server, "transaction", &json!({ "actions": ten }));
-    assert_eq!(desc, "node 'above' would become its own child");
+    assert_eq!(desc, "Making 'above' a file child of 'above' would create a cycle");
     assert_eq!(served_by(&server), "disk");
     let reopen = json!({ "type": "blockdev-reopen", "data": { "options":
         [{ "driver": "raw", "node-name": "above", "file": "disk", "read-only": false, "size": 512 }] } });

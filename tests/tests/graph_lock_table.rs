@@ -1,67 +1,111 @@
-//! `docs/graph-lock.md` has a row for every function of a driver, and names only compile-fail tests that there are.
-#![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
+//! House rule: `docs/graph-lock-cases.md` has a row for each of QEMU's cases of draining and of iothreads and for each
+//! invariant of the graph lock, and names only tests that exist.
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+use trellis_tests::tables::{document, named, test_names};
+
+/// QEMU's names; where one has a test, the test is called so too.
+const CASES: [&str; 52] = [
+    "driver-cb/drain_all",
+    "driver-cb/drain",
+    "driver-cb/co/drain_all",
+    "driver-cb/co/drain",
+    "quiesce/drain_all",
+    "quiesce/drain",
+    "quiesce/co/drain_all",
+    "quiesce/co/drain",
+    "nested",
+    "graph-change/drain_all",
+    "iothread/drain_all",
+    "iothread/drain",
+    "blockjob/drain_all",
+    "blockjob/drain",
+    "blockjob/error/drain_all",
+    "blockjob/error/drain",
+    "blockjob/iothread/drain_all",
+    "blockjob/iothread/drain",
+    "blockjob/iothread/error/drain_all",
+    "blockjob/iothread/error/drain",
+    "deletion/drain",
+    "detach/drain_all",
+    "detach/drain",
+    "detach/parent_cb",
+    "detach/driver_cb",
+    "attach/drain",
+    "set_aio_context",
+    "blockjob/commit_by_drained_end",
+    "bdrv_drop_intermediate/poll",
+    "replace_child/mid-drain",
+    "sync-op/pread",
+    "sync-op/pwrite",
+    "sync-op/preadv",
+    "sync-op/pwritev",
+    "sync-op/preadv_part",
+    "sync-op/pwritev_part",
+    "sync-op/pwrite_compressed",
+    "sync-op/pwrite_zeroes",
+    "sync-op/load_vmstate",
+    "sync-op/save_vmstate",
+    "sync-op/pdiscard",
+    "sync-op/truncate",
+    "sync-op/block_status",
+    "sync-op/flush",
+    "sync-op/check",
+    "sync-op/activate",
+    "attach/blockjob",
+    "attach/second_node",
+    "attach/preserve_blk_ctx",
+    "propagate/basic",
+    "propagate/diamond",
+    "propagate/mirror",
+];
+
+/// Operations that do not exist here.
+const WITHOUT_TEST: [&str; 4] =
+    ["sync-op/pwrite_compressed", "sync-op/load_vmstate", "sync-op/save_vmstate", "sync-op/check"];
+
+fn row<'d>(document: &'d str, name: &str) -> &'d str {
+    let start = format!("| {name} | ");
+    document.lines().find(|line| line.starts_with(&start)).unwrap_or_else(|| panic!("no row for {name}"))
 }
 
-fn page() -> String {
-    fs::read_to_string(top().join("docs/graph-lock.md")).unwrap()
-}
-
-/// The words in backquotes of a cell.
-fn quoted(cell: &str) -> impl Iterator<Item = &str> {
-    cell.split('`').skip(1).step_by(2)
-}
-
-/// The rows of the table under a heading, as cells.
-fn rows<'p>(page: &'p str, heading: &str) -> Vec<Vec<&'p str>> {
-    let section = page.split(heading).nth(1).unwrap_or_else(|| panic!("no section {heading}"));
-    let section = section.split("\n## ").next().unwrap();
-    let lines = section.lines().filter(|line| line.starts_with("| ") && !line.contains("---"));
-    lines.map(|line| line.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
-}
-
-/// The functions that the trait declares.
-fn functions() -> BTreeSet<String> {
-    let source = fs::read_to_string(top().join("block-core/src/graph/driver.rs")).unwrap();
-    let from = source.split("\npub trait Driver").nth(1).unwrap();
-    let body = from.split("\n}\n").next().unwrap();
-    let declared = body.lines().filter_map(|line| line.strip_prefix("    fn "));
-    declared.map(|rest| rest.split(['(', '<']).next().unwrap().to_owned()).collect()
+fn last_cell(row: &str) -> &str {
+    row.trim_end_matches([' ', '|']).rsplit(" | ").next().unwrap()
 }
 
 #[test]
-fn every_function_of_a_driver_has_a_side() {
-    let page = page();
-    let rows = rows(&page, "## What drivers are asked");
-    let listed: BTreeSet<_> = rows.iter().flat_map(|row| quoted(row[0])).map(str::to_owned).collect();
-    let functions = functions();
-    assert!(functions.len() > 15, "the trait was not found: {functions:?}");
-    let missing: Vec<_> = functions.difference(&listed).collect();
-    assert!(missing.is_empty(), "docs/graph-lock.md has no row for {missing:?}");
-    let strange: Vec<_> = listed.iter().filter(|name| !functions.contains(*name) && !name.contains("::")).collect();
-    assert!(strange.is_empty(), "docs/graph-lock.md has rows for functions that are gone: {strange:?}");
+fn every_case_has_a_row_and_its_test() {
+    let (document, tests) = (document("graph-lock-cases.md"), test_names());
+    for case in CASES {
+        let answer = last_cell(row(&document, case));
+        let expected = case.replace(['/', '-'], "_");
+        if WITHOUT_TEST.contains(&case) {
+            assert_eq!(answer, "–", "{case}");
+        } else {
+            assert_eq!(answer, format!("`{expected}`"), "{case}");
+            assert!(tests.contains(&expected), "nobody wrote {expected}");
+        }
+    }
 }
 
 #[test]
-fn the_tests_that_the_page_names_exist() {
-    let page = page();
-    let cases = top().join("block-core/tests/compile_fail");
-    let rows = rows(&page, "## What drivers are asked");
-    let named: BTreeSet<_> = rows.iter().flat_map(|row| quoted(row.last().unwrap())).collect();
-    let missing: Vec<_> =
-        named.iter().filter(|name| **name != "shown by" && !cases.join(name).with_extension("rs").exists()).collect();
-    assert!(missing.is_empty(), "docs/graph-lock.md names tests that do not exist: {missing:?}");
-    let all = fs::read_dir(&cases).unwrap().filter_map(|entry| {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        let case = name.strip_suffix(".rs")?;
-        (!case.ends_with("_twin")).then(|| case.to_owned())
-    });
-    let unnamed: Vec<_> = all.filter(|case| !named.contains(case.as_str())).collect();
-    assert!(unnamed.is_empty(), "docs/graph-lock.md does not name {unnamed:?}");
+fn every_invariant_names_tests_that_exist() {
+    let (document, tests) = (document("graph-lock-cases.md"), test_names());
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../block-core");
+    let is_file = |name: &str| ["tests", "src"].iter().any(|folder| sources.join(folder).join(name).is_file());
+    for number in 1..=11 {
+        let names: Vec<_> = named(last_cell(row(&document, &number.to_string()))).collect();
+        assert!(names.iter().any(|name| tests.contains(*name)), "invariant {number} has no test");
+        let unknown: Vec<_> = names.iter().filter(|name| !tests.contains(**name) && !is_file(name)).collect();
+        assert!(unknown.is_empty(), "invariant {number} names {unknown:?}");
+    }
+}
+
+#[test]
+fn what_is_missing_is_noticed() {
+    assert!(!test_names().contains("a_test_that_nobody_wrote"));
+    assert_eq!(last_cell("| 1 | words | `a`, `b` |"), "`a`, `b`");
+    assert_eq!(named("x `a`, `b`").collect::<Vec<_>>(), ["a", "b"]);
 }

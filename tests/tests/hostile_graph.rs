@@ -4,13 +4,14 @@
 //! | row | here as, or why not |
 //! |---|---|
 //! | GR-04, GR-09, GR-31 | what the schema refuses never reaches a driver |
-//! | GR-10 | references cannot close a circle: a child has to be there first, and a reopen keeps the children |
+//! | GR-10 | references cannot close a circle: a child has to be there first, and a reopen keeps the children; `x-blockdev-change` could, and is refused |
 //! | GR-12 | 10 000 nodes and then a removal of all; up to the limit of 65 536 in the long form |
 //! | GR-13 | against `qemu-io`; it has no name in the refusal, as the kernel tells none for such locks |
 //! | GR-14 | no descriptor can be passed for an image, and no NFS is here: a second descriptor of our own is closed |
-//! | GR-20 to GR-22 | there are no transactions, snapshots or commands that replace a child yet |
+//! | GR-20, GR-21 | there are no transactions and snapshots yet |
+//! | GR-22 | with a child that `x-blockdev-change` adds |
 //! | GR-23 | "during mirror" waits for jobs; below used data is defined: it is cut off, as by `truncate` |
-//! | GR-24, GR-25, GR-27 | throttle, quorum and luks are later drivers |
+//! | GR-24, GR-27 | throttle and luks are later drivers |
 //! | GR-30 | no cluster size exists yet that a block could exceed |
 //! | GR-32 | an export has no `share-rw` and bears all others, as the peer's: two writable ones are taken, in two daemons too |
 //! | GR-34 | another user's socket needs root: nobody else can make one |
@@ -818,6 +819,144 @@ fn gr_26_a_window_that_does_not_fit() {
             let raw = json!({ "driver": "raw", "node-name": "n", "file": file("below", &path) });
             refused(server, "blockdev-add", &with(raw, &window), sentence);
         }
+    });
+}
+
+// ---- quorum, and children that come and go -----------------------------------------------------------------------
+
+fn quorum(name: &str, children: &[&str], threshold: i64) -> Value {
+    json!({ "driver": "quorum", "node-name": name, "children": children, "vote-threshold": threshold })
+}
+
+/// `x-blockdev-change` of the quorum `q`.
+fn change(more: &Value) -> Value {
+    with(json!({ "parent": "q" }), more)
+}
+
+#[test]
+fn gr_10_a_child_that_would_close_a_circle() {
+    on_a_scene(|scene| {
+        let server = scene.server();
+        server.qmp("blockdev-add", &null_disk("one"));
+        server.qmp("blockdev-add", &quorum("q", &["one"], 1));
+        server.qmp("blockdev-add", &json!({ "driver": "raw", "node-name": "top", "file": "q" }));
+        server.qmp("blockdev-add", &quorum("far", &["top"], 1));
+        let circle = "Making 'far' a children.1 child of 'q' would create a cycle";
+        for (node, sentence) in [("top", "The node top already has a parent"), ("far", circle)] {
+            refused(server, "x-blockdev-change", &change(&json!({ "node": node })), sentence);
+        }
+        ["far", "top", "q", "one"].iter().for_each(|name| delete(server, name));
+    });
+}
+
+#[test]
+fn gr_17_removing_a_child_of_a_quorum() {
+    on_a_scene(|scene| {
+        let server = scene.server();
+        ["one", "two"].iter().for_each(|name| drop(server.qmp("blockdev-add", &null_disk(name))));
+        server.qmp("blockdev-add", &quorum("q", &["one", "two"], 2));
+        refused(server, "blockdev-del", &json!({ "node-name": "one" }), "in use by node 'q'");
+        for (more, sentence) in [
+            (json!({ "child": "children.0" }), "The number of children cannot be lower than the vote threshold 2"),
+            (json!({ "child": "one" }), "Node 'q' does not have child 'one'"),
+            (json!({ "child": "" }), "Node 'q' does not have child ''"),
+            (json!({ "node": "nope" }), "Node 'nope' not found"),
+            (json!({}), "Either child or node must be specified"),
+            (json!({ "child": "children.0", "node": "one" }), "The parameters child and node are in conflict"),
+        ] {
+            refused(server, "x-blockdev-change", &change(&more), sentence);
+        }
+        let of_a_null = json!({ "parent": "one", "node": "q" });
+        refused(server, "x-blockdev-change", &of_a_null, "The node one does not support adding a child");
+        let unknown = json!({ "parent": "nope", "node": "q" });
+        refused(server, "x-blockdev-change", &unknown, "Cannot find device='nope' nor node-name='nope'");
+        ["q", "one", "two"].iter().for_each(|name| delete(server, name));
+    });
+}
+
+#[test]
+fn gr_22_a_child_that_somebody_else_writes() {
+    on_a_scene(|scene| {
+        let server = scene.server();
+        // `disk-a` is written by the export of the scene.
+        server.qmp("blockdev-add", &json!({ "driver": "raw", "node-name": "second", "file": "disk-a" }));
+        server.qmp("blockdev-add", &with(null_disk("one"), &json!({ "size": DISK })));
+        server.qmp("blockdev-add", &quorum("q", &["one"], 1));
+        let sentence = "Permission conflict on node 'disk-a': 'write'";
+        refused(server, "x-blockdev-change", &change(&json!({ "node": "second" })), sentence);
+        ["q", "one", "second"].iter().for_each(|name| delete(server, name));
+    });
+}
+
+#[test]
+fn gr_25_a_quorum_that_cannot_agree() {
+    on_a_scene(|scene| {
+        let server = scene.server();
+        ["one", "two"].iter().for_each(|name| drop(server.qmp("blockdev-add", &null_disk(name))));
+        server.qmp("blockdev-add", &with(null_disk("small"), &json!({ "size": 512 })));
+        let sizes = "the children have different sizes (1048576 and 512 bytes)";
+        for (children, threshold, sentence) in [
+            (&["one", "two"][..], 0, "Parameter 'vote-threshold' expects a value >= 1"),
+            (&["one", "two"], -1, "Parameter 'vote-threshold' expects a value >= 1"),
+            (&["one", "two"], i64::MIN, "Parameter 'vote-threshold' expects a value >= 1"),
+            (&["one", "two"], 3, "threshold may not exceed children count"),
+            (&["one", "two"], (1 << 32) + 2, "threshold may not exceed children count"),
+            (&["one", "two"], i64::MAX, "threshold may not exceed children count"),
+            (&[], 1, "Number of provided children must be 1 or more"),
+            (&["one", "small"], 2, sizes),
+        ] {
+            refused(server, "blockdev-add", &quorum("q", children, threshold), sentence);
+        }
+        server.qmp("blockdev-add", &quorum("q", &["one", "two"], 2));
+        refused(server, "x-blockdev-change", &change(&json!({ "node": "small" })), sizes);
+        let alone = json!({ "node-name": "one", "size": 512 });
+        refused(server, "block_resize", &alone, "not shared by node 'q'");
+        ["q", "one", "two", "small"].iter().for_each(|name| delete(server, name));
+    });
+}
+
+/// No request of a guest fails while copies of its disk come and go, and none is lost.
+#[test]
+fn gr_25_copies_come_and_go_under_a_guest() {
+    on_a_scene(|scene| {
+        let names = ["one", "two", "three"];
+        let paths = names.map(|name| image(scene, name, 1 << 20, 0));
+        let socket = scene.server().dir().join("q.sock");
+        let server = scene.server();
+        names.iter().zip(&paths).for_each(|(name, path)| drop(server.qmp("blockdev-add", &file(name, path))));
+        server.qmp("blockdev-add", &quorum("q", &["one", "two"], 2));
+        server.qmp("block-export-add", &with(export("q", "q", &socket), &json!({ "writable": true })));
+        let mut client = Client::start(&socket, &Setup::default());
+        let over = AtomicBool::new(false);
+        let mut rounds = 0;
+        std::thread::scope(|scope| {
+            let changes = scope.spawn(|| {
+                let mut count = 0;
+                while !over.load(Ordering::Relaxed) {
+                    server.qmp("x-blockdev-change", &change(&json!({ "node": "three" })));
+                    server.qmp("x-blockdev-change", &change(&json!({ "child": "children.2" })));
+                    count += 2;
+                }
+                count
+            });
+            let end = Instant::now() + Duration::from_secs(1);
+            while rounds < 20 || Instant::now() < end {
+                write_32(&mut client, rounds);
+                rounds += 1;
+            }
+            over.store(true, Ordering::Relaxed);
+            assert!(changes.join().unwrap() >= 4, "hardly a child came or went");
+        });
+        drop(client);
+        for path in &paths[..2] {
+            let stored = fs::read(path).unwrap();
+            for number in 0..32_usize {
+                let block = &stored[number * 4096..][..4096];
+                assert!(block.iter().all(|byte| *byte == pattern(rounds - 1, number as u64)), "block {number} is lost");
+            }
+        }
+        server.qmp("block-export-del", &json!({ "id": "q", "mode": "hard" }));
+        ["q", "one", "two", "three"].iter().for_each(|name| delete(server, name));
     });
 }
 

@@ -1,7 +1,9 @@
-//! Guests do I/O at depth 32 and check every byte, while an operator changes everything below and beside them: nodes
-//! are reopened, resized, added and removed, exports come and go under their guests, guests leave in the middle.
+//! Guests do I/O at depth 32 on two queues each and check every byte, while operators on two monitors change everything
+//! below and beside them: nodes are reopened, resized, added and removed, filters are put in and taken out, some of which
+//! inject errors, exports come and go under their guests, guests leave in the middle.
 //!
-//! Ten seconds, or two minutes with `TRELLIS_LONG`; `TRELLIS_SEED` chooses another sequence.
+//! Ten seconds, or two minutes with `TRELLIS_LONG`, or as many minutes as `TRELLIS_MINUTES` says; `TRELLIS_SEED` chooses
+//! another sequence.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 #![expect(clippy::cast_possible_truncation, reason = "a test's numbers are small")]
 
@@ -22,7 +24,8 @@ use trellis_tests::watched::Watched;
 #[test]
 fn no_byte_is_lost_while_everything_changes() {
     let seed = std::env::var("TRELLIS_SEED").map_or(1, |seed| seed.parse().unwrap());
-    let mut builder = Watched::builder().arg("--object", "iothread,id=shared");
+    let mut builder =
+        Watched::builder().arg("--object", "iothread,id=shared").arg("--object", "throttle-group,id=unlimited");
     for disk in DISKS {
         builder = builder.image(disk, DISK, ",discard=unmap").export(disk, disk, EXPORT);
     }
@@ -32,10 +35,11 @@ fn no_byte_is_lost_while_everything_changes() {
     let mut shadows: Vec<_> = DISKS.iter().map(|_| Shadow::new()).collect();
     stage.play(&mut shadows, Random(seed ^ 0x5eed), Duration::from_secs(1));
     let before = settled_fds(&server, usize::MAX);
-    let (memory, time) = (server.rss_anon_kib(), Duration::from_secs(if long() { 120 } else { 10 }));
-    let done = stage.play(&mut shadows, Random(seed), time);
-    eprintln!("{done:?}");
-    assert!(done.rounds > 100 && done.changes > 100, "hardly anything happened: {done:?}");
+    let memory = server.rss_anon_kib();
+    let done = stage.play(&mut shadows, Random(seed), length());
+    eprintln!("seed {seed}, {:?}: {done:?}", length());
+    assert!(done.rounds > 100 && done.changes > 100 && done.filters > 20, "hardly anything happened: {done:?}");
+    assert!(done.errors > 0, "no injected error reached a guest: {done:?}");
     // Takes the events that wait for this client; the server watches for room in its socket until then.
     server.qmp("query-version", &json!({}));
     let after = settled_fds(&server, before);
@@ -63,7 +67,11 @@ struct Stage {
 struct Done {
     rounds: u64,
     departures: u64,
+    /// Requests that failed, as injected.
+    errors: u64,
     changes: u64,
+    /// Filters that were put in and taken out.
+    filters: u64,
 }
 
 impl Stage {
@@ -82,12 +90,16 @@ impl Stage {
                     scope.spawn(move || Guest::new(self, disk, shadow, random).stay_until(end))
                 })
                 .collect();
+            let second = Random(random.next());
+            let plumber = scope.spawn(move || Plumber(Operator::new(self, second)).work_until(end));
             let mut operator = Operator::new(self, Random(random.next()));
             let mut done = Done { changes: operator.work_until(end), ..Done::default() };
+            done.filters = plumber.join().expect("the second operator is content");
             for guest in guests {
                 let guest = guest.join().expect("the guest is content");
                 done.rounds += guest.rounds;
                 done.departures += guest.departures;
+                done.errors += guest.errors;
             }
             done
         })
@@ -105,6 +117,7 @@ struct Guest<'s> {
     shadow: &'s mut Shadow,
     random: Random,
     client: Client,
+    errors: u64,
 }
 
 /// A request on its way.
@@ -117,7 +130,7 @@ struct Pending {
 impl<'s> Guest<'s> {
     fn new(stage: &'s Stage, disk: &'static str, shadow: &'s mut Shadow, random: Random) -> Self {
         let client = connect(stage, disk);
-        Self { stage, disk, shadow, random, client }
+        Self { stage, disk, shadow, random, client, errors: 0 }
     }
 
     fn stay_until(mut self, end: Instant) -> Done {
@@ -133,6 +146,7 @@ impl<'s> Guest<'s> {
             }
             done.rounds += 1;
         }
+        done.errors = self.errors;
         done
     }
 
@@ -216,6 +230,11 @@ impl<'s> Guest<'s> {
 
     fn check(&mut self, slot: u64, request: &Pending) {
         let said = self.client.memory().byte(trellis_tests::vhost_user::client::slot(slot).status);
+        if said == status::IOERR {
+            // Injected: it may have happened, or not.
+            self.errors += 1;
+            return self.shadow.maybe(request);
+        }
         assert_eq!(said, status::OK, "kind {} of block {} on {}", request.kind, request.block, self.disk);
         if request.kind == kind::IN {
             let bytes = self.client.memory().read(DATA + slot * BLOCK, BLOCK as usize);
@@ -372,6 +391,74 @@ impl<'s> Operator<'s> {
         let reply = self.monitor.ask(&json!({ "execute": command, "arguments": arguments }));
         assert!(reply.get("error").is_some(), "{command} {arguments}: {reply}");
     }
+}
+
+/// Puts filters in above the nodes that exports serve, and takes them out. The other operator may have moved the export
+/// meanwhile, so that a command is refused: then the filter goes unused.
+struct Plumber<'s>(Operator<'s>);
+
+impl Plumber<'_> {
+    fn work_until(&mut self, end: Instant) -> u64 {
+        let mut filters = 0;
+        while Instant::now() < end {
+            let disk = DISKS[self.0.random.below(DISKS.len() as u64) as usize];
+            let height = 1 + self.0.random.below(3);
+            filters += self.plumb(disk, height);
+        }
+        filters
+    }
+
+    /// Some filters above each other, for a while.
+    fn plumb(&mut self, disk: &str, height: u64) -> u64 {
+        let mut below = vec![disk.to_owned()];
+        for level in 0..height {
+            let name = format!("{disk}-filter{level}");
+            let top = below.last().unwrap().clone();
+            let filter = self.filter(&name, &top);
+            self.0.ask("blockdev-add", &filter);
+            self.lead(disk, &name);
+            below.push(name);
+        }
+        pause(Duration::from_millis(self.0.random.below(10)));
+        while let Some(filter) = below.pop().filter(|_| !below.is_empty()) {
+            let next = below.last().unwrap().clone();
+            self.lead(disk, &next);
+            self.0.ask("blockdev-del", &json!({ "node-name": filter }));
+        }
+        height
+    }
+
+    fn filter(&mut self, name: &str, below: &str) -> Value {
+        let errno = 5;
+        let event = ["read_aio", "write_aio", "flush_to_disk"][self.0.random.below(3) as usize];
+        let rule = json!([{ "event": event, "errno": errno, "once": true }]);
+        match self.0.random.below(5) {
+            0 => json!({ "driver": "throttle", "node-name": name, "throttle-group": "unlimited", "file": below }),
+            1 => json!({ "driver": "copy-on-read", "node-name": name, "file": below }),
+            2 => json!({ "driver": "raw", "node-name": name, "file": below, "discard": "unmap" }),
+            3 => json!({ "driver": "blkdebug", "node-name": name, "image": below, "discard": "unmap" }),
+            _ => json!({ "driver": "blkdebug", "node-name": name, "image": below, "inject-error": rule }),
+        }
+    }
+
+    /// Alone or in a transaction.
+    fn lead(&mut self, disk: &str, to: &str) {
+        let replace = json!({ "parent-type": "export", "export-id": disk, "new-child": to });
+        let (command, arguments) = if self.0.random.below(4) == 0 {
+            let action = json!({ "type": "x-blockdev-replace", "data": replace });
+            ("transaction", json!({ "actions": [action] }))
+        } else {
+            ("x-blockdev-replace", replace)
+        };
+        let reply = self.0.monitor.ask(&json!({ "execute": command, "arguments": arguments }));
+        let moved = reply["error"]["desc"].as_str().is_some_and(|desc| desc.contains(&format!("Export '{disk}'")));
+        assert!(moved || reply.get("return").is_some(), "{command} {arguments}: {reply}");
+    }
+}
+
+fn length() -> Duration {
+    let minutes = std::env::var("TRELLIS_MINUTES").ok().map(|minutes| minutes.parse::<u64>().unwrap() * 60);
+    Duration::from_secs(minutes.unwrap_or(if long() { 120 } else { 10 }))
 }
 
 fn add(stage: &Stage, id: &str, node: &str, socket: &str) -> Value {

@@ -30,7 +30,6 @@ impl IoError {
             libc::ENOSPC | libc::EDQUOT => Self::NoSpace,
             libc::ENOMEM => Self::NoMemory,
             libc::EOPNOTSUPP | libc::ENOSYS => Self::Unsupported,
-            libc::EROFS => Self::ReadOnly,
             other => Self::Os(other),
         }
     }

@@ -3,6 +3,7 @@
 mod canary;
 mod error;
 mod range;
+pub(crate) mod shim;
 
 pub(crate) use canary::canary;
 pub use error::{Error, IoError, Result, ResultExt};

@@ -82,6 +82,12 @@ impl ByteRange {
         Self::between(align_down(self.start, align), align_up(self.end(), align)?)
     }
 
+    /// The whole units of `unit` bytes (at least 1, any number) inside; `None` where there are none.
+    pub fn whole_units(self, unit: u64) -> Option<Self> {
+        let start = self.start.checked_next_multiple_of(unit)?;
+        Self::between(start, self.end() / unit * unit).filter(|units| !units.is_empty())
+    }
+
     /// True where both ends are multiples of `align` (a power of two).
     #[inline]
     pub fn is_aligned(self, align: u64) -> bool {
@@ -163,6 +169,16 @@ mod tests {
         assert_eq!(wide, range(0, 1536));
         assert!(wide.is_aligned(512) && !range(511, 1025).is_aligned(512));
         assert!(range(i64::MAX as u64 - 1, i64::MAX as u64).widened(512).is_none());
+    }
+
+    #[test]
+    fn whole_units_are_inside() {
+        assert_eq!(range(100, 4700).whole_units(1536), Some(range(1536, 4608)));
+        assert_eq!(range(1536, 3072).whole_units(1536), Some(range(1536, 3072)));
+        assert_eq!(range(1, 3071).whole_units(1536), None);
+        assert_eq!(range(0, 0).whole_units(512), None);
+        let end = i64::MAX as u64;
+        assert_eq!(range(end - 100, end).whole_units(1 << 62), None);
     }
 
     #[test]

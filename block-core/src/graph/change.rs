@@ -4,11 +4,12 @@ use std::borrow::Cow;
 
 use super::blockers::Operation;
 use super::control::{Graph, Permit};
+use super::drain::Drained;
 use super::edit::{DrainedSet, GraphEdit};
 use super::id::NodeId;
 use super::permission::Role;
 use super::shape::Vertex;
-use super::transaction::Step;
+use super::transaction::{Pending, Step};
 use crate::base::{Error, Result};
 
 /// One change of the shape.
@@ -30,6 +31,20 @@ pub enum Change {
         /// Where it shall lead, and as what if it is new. `None`: nowhere.
         to: Option<(NodeId, Role)>,
     },
+    /// A node with any number of children (quorum) gets one more.
+    AddChild {
+        /// The node.
+        parent: NodeId,
+        /// Its new child; nobody uses it yet.
+        child: NodeId,
+    },
+    /// A node with any number of children loses one.
+    RemoveChild {
+        /// The node.
+        parent: NodeId,
+        /// What QMP calls the edge.
+        child: Cow<'static, str>,
+    },
 }
 
 impl Step for Change {
@@ -45,18 +60,61 @@ impl Step for Change {
                 }
                 Ok(vec![*parent])
             }
+            Self::AddChild { parent, .. } | Self::RemoveChild { parent, .. } => Ok(vec![*parent]),
         }
+    }
+
+    fn prepare<'a>(&'a mut self, drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
+        Box::pin(async {
+            let Self::RemoveChild { parent, child } = &*self else { return Ok(()) };
+            // What cannot be done is said before anything is flushed.
+            drained.preview(|edit, set| self.edit(edit, set))?;
+            drained.flush_child(*parent, child).await
+        })
     }
 
     fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
         match self {
             Self::Replace { from, to } => edit.replace(set, *from, *to),
             Self::Repoint { parent, child, to } => edit.repoint(set.owner(*parent)?, child, *to),
+            Self::AddChild { parent, child } => edit.add_next_child(set.owner(*parent)?, *child),
+            Self::RemoveChild { parent, child } => {
+                let Some(gone) = edit.child_named(*parent, child) else {
+                    let name = edit.name(*parent);
+                    return Err(Error::new(format!("Node '{name}' does not have child '{child}'")));
+                };
+                edit.remove_child(set.owner(*parent)?, gone)
+            }
         }
     }
 }
 
+impl Drained<'_> {
+    /// Makes stable what was written to a child. One that cannot be flushed may be the very reason for taking it away,
+    /// and whoever lets a child go has its data elsewhere.
+    async fn flush_child(&mut self, parent: NodeId, name: &str) -> Result<()> {
+        let Some(child) = self.graph().child(parent, name) else { return Ok(()) };
+        let flushed = self.exclusive(parent)?.with(async |node| node.cx().child(child).flush().await).await;
+        if let Err(error) = flushed {
+            tracing::warn!("flushing the child '{name}' of {} before it is removed: {error}", self.described(parent));
+        }
+        Ok(())
+    }
+}
+
 impl Permit {
+    /// One more child for a node that has any number of them.
+    pub async fn add_child(&mut self, parent: NodeId, child: NodeId) -> Result<()> {
+        self.transact(vec![Box::new(Change::AddChild { parent, child })]).await
+    }
+
+    /// Takes the child behind the edge `name` from a node that has any number of them. If it was defined inside its
+    /// parent it goes; its file and its lock are free when this returns.
+    pub async fn remove_child(&mut self, parent: NodeId, name: &str) -> Result<()> {
+        let child = name.to_owned().into();
+        self.transact(vec![Box::new(Change::RemoveChild { parent, child })]).await
+    }
+
     /// Lets all users of `below` go through `filter`, a node of the graph that leads to `below` already.
     pub async fn insert_filter(&mut self, filter: NodeId, below: NodeId) -> Result<()> {
         if self.graph().filtered(filter)? != below {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::bitmaps::NodeBitmap;
 use super::blockers::Blocked;
 use super::drain::{Drained, PrivateRoot};
-use super::driver::{DriverInfo, DynDriver};
+use super::driver::{Driver, DriverInfo, DynDriver};
 use super::edit::{DrainedSet, GraphEdit, NewNode, NewRoot, Outcome, evaluate};
 use super::geometry::Geometry;
 use super::id::{ChildId, NodeId};
@@ -28,7 +28,7 @@ use super::shape::{Kind, NodeParts, Shape, Vertex, Vertices};
 use super::stats::Totals;
 use super::uses::UseGuard;
 use super::view::{Placed, Slot, View};
-use crate::base::{Error, Result};
+use crate::base::{Error, IoError, Result, ResultExt};
 use crate::rt::Local;
 use crate::rt::sync::{Notify, Receiver, oneshot};
 
@@ -156,6 +156,12 @@ impl Graph {
     pub async fn info(&self, id: NodeId) -> Option<DriverInfo> {
         let borrowed = Borrowed::of(&self.shape.borrow(), id)?;
         Some(borrowed.body.info().await)
+    }
+
+    /// Looks at a node's driver, if it is a `D`: for what only that driver offers.
+    pub fn look_into<D: Driver, R>(&self, id: NodeId, look: impl FnOnce(&D) -> R) -> Option<R> {
+        let borrowed = Borrowed::of(&self.shape.borrow(), id)?;
+        borrowed.body.driver().downcast_ref().map(look)
     }
 
     /// A fresh name for a node that nobody named (`#block017`).
@@ -545,13 +551,17 @@ impl Permit {
     }
 
     /// Takes a node out that nobody uses, with the inline children that only it used. What was written is flushed
-    /// first; the nodes are closed before this returns, so that their files and locks are free.
+    /// first: if that fails, this fails, once. The nodes are closed before this returns, so that their files and locks
+    /// are free.
     pub async fn remove(&mut self, id: NodeId) -> Result<()> {
         let family = self.graph.family(id);
         let mut drained = self.drain(&family).await?;
         drained.check_unused(id)?;
-        if let Err(error) = drained.exclusive(id)?.with(async |child| child.flush().await).await {
-            tracing::warn!("flushing {} before it is removed: {error}", drained.described(id));
+        let flushed = drained.exclusive(id)?.with(async |child| child.flush().await).await;
+        if let Err(error) = flushed
+            && !drained.graph().knows_loss(id, error)
+        {
+            return Err(error).doing(|| format!("Could not flush {} before removing it", drained.described(id)));
         }
         let committed = drained.write(|edit, _| edit.remove(id))?;
         committed.close(self).await;
@@ -560,9 +570,15 @@ impl Permit {
 }
 
 impl Graph {
+    /// Whoever wants a node gone is told once that what was written to it may be lost, and not kept from it for ever.
+    fn knows_loss(&self, id: NodeId, error: IoError) -> bool {
+        let told_before = self.vertex(id, |vertex| vertex.node().is_some_and(|node| node.shared.tell_loss()));
+        error == IoError::FlushLatched || told_before == Some(true)
+    }
+
     /// A node and the inline children that go with it, parents before children. What lies below a child that was added
     /// by name is none of its business.
-    fn family(&self, id: NodeId) -> Vec<NodeId> {
+    pub(super) fn family(&self, id: NodeId) -> Vec<NodeId> {
         let shape = self.shape.borrow();
         let inline = |id: &NodeId| shape.vertex(*id).and_then(Vertex::node).is_some_and(|node| !node.explicit);
         let children = |id: &NodeId| shape.vertex(*id).into_iter().flat_map(|vertex| &vertex.edges).map(|edge| edge.to);
@@ -574,6 +590,15 @@ impl Graph {
             }
         }
         shape.below([id]).into_iter().filter(|id| family.contains(id)).collect()
+    }
+
+    /// These and all that they lead to, parents before their children.
+    pub(super) fn below(&self, of: Vec<NodeId>) -> Vec<NodeId> {
+        self.shape.borrow().below(of)
+    }
+
+    pub(super) fn vertices<T>(&self, mut look: impl FnMut(NodeId, &Vertex) -> T) -> Vec<T> {
+        self.shape.borrow().vertices.iter().map(|(id, vertex)| look(*id, vertex)).collect()
     }
 
     pub(super) fn vertex<T>(&self, id: NodeId, look: impl FnOnce(&Vertex) -> T) -> Option<T> {

@@ -15,6 +15,7 @@ use super::options::NodeOptions;
 use super::permission::PermSet;
 use super::stats::Counters;
 use super::view::Placed;
+use crate::base::IoError;
 use crate::rt::{Engine, Local, Op};
 
 /// See the module's head.
@@ -88,6 +89,11 @@ impl<'g> IoCx<'g> {
 }
 
 impl<'g> Child<'g> {
+    /// The node-name.
+    pub fn name(self) -> &'g str {
+        &self.placed().shared.name
+    }
+
     /// Size and limits of the child.
     #[inline]
     pub fn geometry(self) -> Geometry {
@@ -113,6 +119,14 @@ impl<'g> Child<'g> {
     #[inline]
     pub(crate) fn placed(self) -> &'g Placed {
         self.cx.pin.pinned().view.placed(self.cx.at)
+    }
+
+    /// A request has ended with an error that is the storage's. Only where users come in it is told: what they see
+    /// counts, and they see it once.
+    pub(crate) fn tell_failure(self, write: bool, error: IoError) {
+        if self.from_root && error != IoError::Unsupported {
+            self.placed().shared.tell_failure(write, error);
+        }
     }
 
     #[inline]

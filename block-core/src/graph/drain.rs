@@ -63,13 +63,13 @@ impl Drained<'_> {
         Exclusive { graph: self.stopped.graph.clone(), node: id, drained: PhantomData }
     }
 
-    /// Checks a change without making it; gives the nodes that lose a writer by it.
+    /// Checks a change without making it; gives the nodes that were written and are replaced by it.
     pub(super) fn preview(
         &self,
         change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
     ) -> Result<Vec<NodeId>> {
         let Stopped { graph, set, .. } = &self.stopped;
-        Ok(graph.preview(set, change)?.1.cut_off)
+        Ok(graph.preview(set, change)?.1.replaced)
     }
 
     /// Takes the external locks (of image files) that `change` is going to need; they are kept until the value is

@@ -5,12 +5,12 @@
 //! publish a new one. What requests change (caches, counters, latches) lives in `self`, which all versions share.
 
 use std::any::Any;
-use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use super::cx::IoCx;
+use super::debug_event::{DebugEvent, Pause};
 use super::geometry::Geometry;
 use super::id::ChildId;
 use super::objects::Objects;
@@ -106,6 +106,8 @@ pub enum Direct {
         offset: u64,
         /// The write carries `RWF_DSYNC`.
         dsync: bool,
+        /// The bytes are in memory, so nothing is waited for: the thread fetches them itself.
+        at_once: bool,
     },
     /// It is done, and no buffer was touched.
     Done,
@@ -147,6 +149,15 @@ pub struct ReopenRequest<'a> {
     pub perms: Perms,
     /// What the options may refer to by id.
     pub objects: &'a Objects,
+}
+
+/// How the children of a node change: what QMP calls the edge, and what the driver calls the child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildChange<'a> {
+    /// One more, after all others.
+    Comes(&'a str, ChildId),
+    /// One less; those after it move up.
+    Goes(&'a str, ChildId),
 }
 
 /// A block driver for the graph. Requests run on any number of IOThreads at once.
@@ -239,6 +250,12 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Err(IoError::Unsupported))
     }
 
+    /// Hears what happens to this node, if its limits say that it listens. The request waits for what this gives, at
+    /// most until its root is drained.
+    fn hear(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _event: DebugEvent) -> Option<Pause> {
+        None
+    }
+
     /// Changes the size; nobody else is inside. The new configuration is published by the caller.
     fn truncate(
         &self,
@@ -254,13 +271,34 @@ pub trait Driver: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// The same for a node whose size is that of several children: all have to change.
+    fn passes_sizes(&self, conf: &Self::Conf, size: u64) -> Result<Vec<(ChildId, u64)>, Error> {
+        Ok(self.passes_size(conf, size)?.into_iter().collect())
+    }
+
     /// Prepares a configuration for new options. Dropping it aborts; publishing it commits.
     fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
 
-    /// A configuration for the children of these names, in edge order, after one was added or taken away while the node
-    /// is drained. Only drivers whose children may come and go (quorum's, an overlay's backing file) offer it.
-    fn with_children(&self, _conf: &Self::Conf, _children: &[Cow<'static, str>]) -> Result<Self::Conf, Error> {
-        Err(Error::new("The driver's children cannot come and go"))
+    /// A configuration for a node that becomes active or inactive, as `common` says. `None`: the old one will do.
+    fn set_active(
+        &self,
+        _conf: &Self::Conf,
+        _common: NodeOptions,
+        _perms: Perms,
+    ) -> impl Future<Output = Result<Option<Self::Conf>, Error>> {
+        std::future::ready(Ok(None))
+    }
+
+    /// What the edge to one more child is to be called, and what the child will be. `None`: there cannot be one more.
+    /// Only drivers whose children may come and go (quorum) offer it.
+    fn next_child(&self, _conf: &Self::Conf) -> Result<Option<(String, Role)>, Error> {
+        Ok(None)
+    }
+
+    /// A configuration after a change of the children, while the node is drained. `None`: they cannot change. Offered by
+    /// drivers whose children may come and go: quorum, and formats for their backing node.
+    fn with_children(&self, _conf: &Self::Conf, _change: ChildChange<'_>) -> Result<Option<Self::Conf>, Error> {
+        Ok(None)
     }
 
     /// The child that this node passes requests on to, if it is a filter: no layer of its own.
@@ -358,14 +396,21 @@ pub(crate) trait DynDriver: Send + Sync {
     fn read_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange, buf: IoBuf) -> Boxed<'a, Result<(), IoError>>;
     fn map_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<Extent, IoError>>;
     fn discard_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<(), IoError>>;
+    fn hear(&self, cx: IoCx<'_>, event: DebugEvent) -> Option<Pause>;
     fn truncate<'a>(
         &'a self,
         cx: IoCx<'a>,
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
-    fn with_children(&self, children: &[Cow<'static, str>]) -> Result<Arc<dyn DynDriver>, Error>;
-    fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error>;
+    fn set_active<'a>(
+        &'a self,
+        common: NodeOptions,
+        perms: Perms,
+    ) -> Boxed<'a, Result<Option<Arc<dyn DynDriver>>, Error>>;
+    fn next_child(&self) -> Result<Option<(String, Role)>, Error>;
+    fn with_children(&self, change: ChildChange<'_>) -> Result<Option<Arc<dyn DynDriver>>, Error>;
+    fn passes_sizes(&self, size: u64) -> Result<Vec<(ChildId, u64)>, Error>;
     fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
     fn filtered(&self) -> Option<ChildId>;
     fn child_perms(&self, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms;
@@ -434,6 +479,9 @@ impl<D: Driver> DynDriver for Body<D> {
     fn discard_snapshot<'a>(&'a self, cx: IoCx<'a>, at: ByteRange) -> Boxed<'a, Result<(), IoError>> {
         Box::pin(self.driver.discard_snapshot(&self.conf, cx, at))
     }
+    fn hear(&self, cx: IoCx<'_>, event: DebugEvent) -> Option<Pause> {
+        self.driver.hear(&self.conf, cx, event)
+    }
     fn truncate<'a>(
         &'a self,
         cx: IoCx<'a>,
@@ -442,11 +490,24 @@ impl<D: Driver> DynDriver for Body<D> {
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move { Ok(self.under(self.driver.truncate(&self.conf, cx, size, preallocation).await?)) })
     }
-    fn with_children(&self, children: &[Cow<'static, str>]) -> Result<Arc<dyn DynDriver>, Error> {
-        Ok(self.under(self.driver.with_children(&self.conf, children)?))
+    fn set_active<'a>(
+        &'a self,
+        common: NodeOptions,
+        perms: Perms,
+    ) -> Boxed<'a, Result<Option<Arc<dyn DynDriver>>, Error>> {
+        Box::pin(async move {
+            let conf = self.driver.set_active(&self.conf, common, perms).await?;
+            Ok(conf.map(|conf| self.under(conf)))
+        })
     }
-    fn passes_size(&self, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
-        self.driver.passes_size(&self.conf, size)
+    fn next_child(&self) -> Result<Option<(String, Role)>, Error> {
+        self.driver.next_child(&self.conf)
+    }
+    fn with_children(&self, change: ChildChange<'_>) -> Result<Option<Arc<dyn DynDriver>>, Error> {
+        Ok(self.driver.with_children(&self.conf, change)?.map(|conf| self.under(conf)))
+    }
+    fn passes_sizes(&self, size: u64) -> Result<Vec<(ChildId, u64)>, Error> {
+        self.driver.passes_sizes(&self.conf, size)
     }
     fn reopen<'a>(&'a self, request: ReopenRequest<'a>) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move { Ok(self.under(self.driver.reopen(&self.conf, request).await?)) })

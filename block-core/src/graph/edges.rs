@@ -3,19 +3,21 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use super::driver::ChildChange;
 use super::edit::{DrainedSet, GraphEdit, Owner, no_such_node};
 use super::id::{ChildId, NodeId};
 use super::permission::Role;
-use super::shape::{Edge, Kind, MAX_DEPTH, Vertex, Vertices};
+use super::shape::{Edge, MAX_DEPTH, Vertex, Vertices};
 use crate::base::{Error, Result};
 
 impl<'d> GraphEdit<'d> {
     /// Lets `child` of a drained owner lead to another node.
     pub fn set_edge(&mut self, owner: Owner<'d>, child: ChildId, to: NodeId) -> Result<()> {
-        self.check_descent(owner.id, to)?;
-        let old = self.thawed(owner.id, child)?;
+        let Edge { name, to: old, .. } = self.thawed(owner.id, child)?;
+        self.check_descent(owner.id, &name, to)?;
         self.vertex_mut(to)?.parents.push(owner.id);
         self.unlink(old, owner.id)?;
+        self.replaced.push(old);
         self.vertex_mut(owner.id)?.edges[child.0 as usize].to = to;
         self.perms_dirty.extend([owner.id, to]);
         self.geometry_dirty.insert(owner.id);
@@ -31,20 +33,34 @@ impl<'d> GraphEdit<'d> {
         to: NodeId,
         role: Role,
     ) -> Result<()> {
-        self.check_descent(owner.id, to)?;
+        let name = name.into();
+        self.check_descent(owner.id, &name, to)?;
         self.vertex_mut(to)?.parents.push(owner.id);
-        self.vertex_mut(owner.id)?.edges.push(Edge::new(name.into(), to, role));
+        let edges = &mut self.vertex_mut(owner.id)?.edges;
+        let child = ChildId(u32::try_from(edges.len()).expect("a node has few children"));
+        edges.push(Edge::new(name.clone(), to, role));
         self.perms_dirty.insert(to);
-        self.name_children(owner)?;
+        self.change_children(owner, ChildChange::Comes(&name, child))?;
         self.check_depth(owner.id)
+    }
+
+    /// One more child for a drained owner that has any number of them: the driver says what it is called.
+    pub fn add_next_child(&mut self, owner: Owner<'d>, to: NodeId) -> Result<()> {
+        let Some((name, role)) = self.body(owner.id)?.next_child()? else {
+            return Err(Error::new(format!("The node {} does not support adding a child", self.name(owner.id))));
+        };
+        if self.vertex(to).is_some_and(|vertex| !vertex.parents.is_empty()) {
+            return Err(Error::new(format!("The node {} already has a parent", self.name(to))));
+        }
+        self.add_child(owner, name, to, role)
     }
 
     /// Takes a child from a drained owner whose driver lets them go. The children after it move up.
     pub fn remove_child(&mut self, owner: Owner<'d>, child: ChildId) -> Result<()> {
-        let gone = self.thawed(owner.id, child)?;
+        let Edge { name, to: gone, .. } = self.thawed(owner.id, child)?;
         self.vertex_mut(owner.id)?.edges.remove(child.0 as usize);
         self.unlink(gone, owner.id)?;
-        self.name_children(owner)
+        self.change_children(owner, ChildChange::Goes(&name, child))
     }
 
     /// Lets the child that QMP calls `name` lead to another node, or to none; it need not be there before.
@@ -76,34 +92,39 @@ impl<'d> GraphEdit<'d> {
         numbered.filter(|(_, edge)| edge.to == child && edge.role != Role::Reference).map(|(id, _)| id).collect()
     }
 
-    fn child_named(&self, parent: NodeId, name: &str) -> Option<ChildId> {
+    pub(super) fn child_named(&self, parent: NodeId, name: &str) -> Option<ChildId> {
         self.vertex(parent)?.child_named(name)
     }
 
-    /// Where an edge leads that nobody wants to stay as it is.
-    fn thawed(&self, parent: NodeId, child: ChildId) -> Result<NodeId> {
+    /// An edge that nobody wants to stay as it is.
+    fn thawed(&self, parent: NodeId, child: ChildId) -> Result<Edge> {
         let vertex = self.vertex(parent).ok_or_else(no_such_node)?;
         let edge = vertex.edges.get(child.0 as usize).ok_or_else(|| Error::new("There is no such child"))?;
         if edge.frozen.get() > 0 {
             let (from, to) = (vertex.described(), self.described(edge.to));
             return Err(Error::new(format!("Cannot change frozen '{}' link from {from} to {to}", edge.name)));
         }
-        Ok(edge.to)
+        Ok(edge.clone())
     }
 
     /// Tells the driver which children it has now.
-    fn name_children(&mut self, owner: Owner<'d>) -> Result<()> {
-        let vertex = self.vertex_mut(owner.id)?;
-        let names: Vec<_> = vertex.edges.iter().map(|edge| edge.name.clone()).collect();
-        let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
-        let (new, options) = (parts.body.with_children(&names)?, parts.options);
+    fn change_children(&mut self, owner: Owner<'d>, change: ChildChange<'_>) -> Result<()> {
+        let options = self.vertex(owner.id).and_then(Vertex::node).ok_or_else(no_such_node)?.options;
+        let Some(new) = self.body(owner.id)?.with_children(change)? else {
+            let what = match change {
+                ChildChange::Comes(..) => "adding",
+                ChildChange::Goes(..) => "removing",
+            };
+            return Err(Error::new(format!("The node {} does not support {what} a child", self.name(owner.id))));
+        };
         self.reconfigure(owner, new, options)
     }
 
     /// An edge from `parent` to `child` may not close a circle.
-    fn check_descent(&self, parent: NodeId, child: NodeId) -> Result<()> {
+    fn check_descent(&self, parent: NodeId, edge: &str, child: NodeId) -> Result<()> {
         if self.above([parent]).contains(&child) {
-            return Err(Error::new(format!("{} would become its own child", self.described(child))));
+            let (parent, child) = (self.name(parent), self.name(child));
+            return Err(Error::new(format!("Making '{child}' a {edge} child of '{parent}' would create a cycle")));
         }
         Ok(())
     }

@@ -120,6 +120,8 @@ pub struct GraphEdit<'d> {
     new_roots: Vec<NodeId>,
     /// Nodes that an edge has led to and leads to no more.
     cut_off: Vec<NodeId>,
+    /// Those of them for which another node has come.
+    pub(super) replaced: Vec<NodeId>,
     brand: Brand<'d>,
 }
 
@@ -249,6 +251,14 @@ impl<'d> GraphEdit<'d> {
         self.touched.get_mut(&id).and_then(Option::as_mut).ok_or_else(no_such_node)
     }
 
+    pub(super) fn body(&self, id: NodeId) -> Result<Arc<dyn DynDriver>> {
+        Ok(self.vertex(id).and_then(Vertex::node).ok_or_else(no_such_node)?.body.clone())
+    }
+
+    pub(super) fn name(&self, id: NodeId) -> &str {
+        self.vertex(id).map(|vertex| &*vertex.name).unwrap_or_default()
+    }
+
     pub(super) fn described(&self, id: NodeId) -> String {
         self.vertex(id).map(Vertex::described).unwrap_or_default()
     }
@@ -292,8 +302,8 @@ pub(crate) struct Outcome {
     /// Roots above something that requests see differently.
     pub(crate) affected_roots: BTreeSet<NodeId>,
     pub(crate) new_roots: Vec<NodeId>,
-    /// Nodes that were written through an edge which leads to them no more.
-    pub(crate) cut_off: Vec<NodeId>,
+    /// Nodes that were written, and that are used no more where another one has come.
+    pub(crate) replaced: Vec<NodeId>,
     /// Roots that have to be told, with what they stand on now.
     pub(crate) news: Vec<(News, Geometry)>,
 }
@@ -314,11 +324,13 @@ pub(crate) fn evaluate<'d, R>(
         seen_differently: BTreeSet::new(),
         new_roots: Vec::new(),
         cut_off: Vec::new(),
+        replaced: Vec::new(),
         brand: PhantomData,
     };
     let value = change(&mut edit, DrainedSet { set, brand: PhantomData })?;
     edit.remove_orphans()?;
     edit.check_removed()?;
+    edit.check_activity()?;
     edit.refresh_permissions()?;
     edit.refresh_geometry()?;
     Ok((value, edit.finish()))
@@ -352,6 +364,32 @@ impl GraphEdit<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Nobody active stands on something inactive.
+    fn check_activity(&self) -> Result<()> {
+        let touched = self.touched.iter().filter_map(|(id, vertex)| Some((*id, vertex.as_ref()?)));
+        for (id, vertex) in touched {
+            for edge in &vertex.edges {
+                self.check_active(vertex, edge)?;
+            }
+            for parent in vertex.parents.iter().filter_map(|parent| self.vertex(*parent)) {
+                for edge in parent.edges.iter().filter(|edge| edge.to == id) {
+                    self.check_active(parent, edge)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_active(&self, parent: &Vertex, edge: &Edge) -> Result<()> {
+        let is_active = |vertex: &Vertex| vertex.node().map(|node| node.options.active);
+        let child = self.vertex(edge.to).ok_or_else(no_such_node)?;
+        if edge.role == Role::Reference || is_active(parent) != Some(true) || is_active(child) != Some(false) {
+            return Ok(());
+        }
+        let (child, parent, edge) = (&child.name, &parent.name, &edge.name);
+        Err(Error::new(format!("Inactive '{child}' can't be a {edge} child of active '{parent}'")))
     }
 
     /// From the changed vertices down, parents first: what all parents together use and bear, whether they agree, and
@@ -476,8 +514,8 @@ impl GraphEdit<'_> {
             let writes = PermSet::WRITE | PermSet::WRITE_UNCHANGED;
             self.base.vertex(*id).is_some_and(|vertex| !(vertex.perms.uses & writes).is_empty())
         };
-        let cut_off = self.cut_off.iter().copied().filter(written).collect();
-        Outcome { relock, affected_roots, news, cut_off, new_roots: self.new_roots, touched: self.touched }
+        let replaced = self.replaced.iter().copied().filter(written).collect();
+        Outcome { relock, affected_roots, news, replaced, new_roots: self.new_roots, touched: self.touched }
     }
 
     /// Roots that stand on something of another size or with other limits than before.

@@ -1,5 +1,5 @@
 //! A root's gate: may a request come in, and when is nobody inside? With `uses.rs` the only file of the graph with
-//! memory orderings; both are model-checked (`block-core/tests/graph_loom.rs`).
+//! memory orderings; both are model-checked (`block-core/tests/graph_loom.rs`, `block-core/tests/schedules.rs`).
 //!
 //! Each thread counts its own requests in its own *lane*; only that thread writes the lane, so counting is a plain
 //! store. The STOPPED bit and the lanes form the classic store/load pair: whoever comes second must see the other.
@@ -12,17 +12,7 @@ use std::task::{Context, Poll, Waker};
 use slab::Slab;
 
 use crate::base::canary;
-
-#[cfg(loom)]
-use loom::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, Ordering, fence},
-};
-#[cfg(not(loom))]
-use std::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU32, AtomicU64, Ordering, fence},
-};
+use crate::base::shim::{AtomicU32, AtomicU64, Mutex, MutexGuard, Ordering, fence};
 
 const STOPPED: u64 = 1;
 const VERSION: u64 = 2;
@@ -141,8 +131,10 @@ impl<V: Clone> Gate<V> {
     /// Ready as long as the root is stopped. A level, not an edge: it registers first, then looks, so a request that
     /// parks late is not forgotten.
     pub fn poll_hurried(&self, key: &mut Option<usize>, cx: &Context<'_>) -> Poll<()> {
+        // The canary looks first: a stop between the two hurries nobody.
+        let looked_too_early = canary("late_parker").then(|| self.is_stopped());
         self.parked.register(key, cx.waker());
-        if self.is_stopped() { Poll::Ready(()) } else { Poll::Pending }
+        if looked_too_early.unwrap_or_else(|| self.is_stopped()) { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Ready as long as the root is open.

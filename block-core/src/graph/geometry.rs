@@ -24,6 +24,9 @@ pub struct Limits {
     pub max_segments: usize,
     /// Bytes in one write-zeroes at the most.
     pub max_write_zeroes: u64,
+    /// The part of a write of zeroes that is not aligned to this is written from a buffer; a multiple of
+    /// `request_alignment`.
+    pub write_zeroes_alignment: u32,
     /// Bytes in one discard at the most.
     pub max_discard: u64,
     /// The part of a discard that is not aligned to this is left alone; a power of two.
@@ -40,6 +43,8 @@ pub struct Limits {
     pub discard: bool,
     /// Writes can be compressed; whole units of this many bytes at a time. 0: they cannot.
     pub compressed_cluster: u32,
+    /// The node, or one that it hands events down to, hears what is announced to it.
+    pub listens: bool,
 }
 
 impl Limits {
@@ -50,6 +55,7 @@ impl Limits {
         max_transfer: MAX_TRANSFER,
         max_segments: MAX_SEGMENTS,
         max_write_zeroes: u64::MAX,
+        write_zeroes_alignment: 1,
         max_discard: u64::MAX,
         discard_alignment: 1,
         physical_block: 512,
@@ -58,13 +64,14 @@ impl Limits {
         unmap_zeroes: false,
         discard: false,
         compressed_cluster: 0,
+        listens: false,
     };
 
     /// What a node asks for that sends requests down as they are: nothing of its own. The node below aligns and bounces
     /// what comes from all sides; only there, writes that meet in one of its blocks can be kept apart.
     pub fn passed_on(self) -> Self {
-        let Self { request_alignment, memory_alignment, max_transfer, .. } = Self::ANY;
-        Self { request_alignment, memory_alignment, max_transfer, ..self }
+        let Self { request_alignment, memory_alignment, max_transfer, write_zeroes_alignment, .. } = Self::ANY;
+        Self { request_alignment, memory_alignment, max_transfer, write_zeroes_alignment, ..self }
     }
 }
 

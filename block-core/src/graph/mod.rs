@@ -4,11 +4,13 @@
 //! [`Graph`] → [`Permit`] → [`Drained`] → [`GraphEdit`]. Driver authors: [`Driver`]. What moves bytes between a
 //! child's caller and its driver is in `pipeline/`.
 
+mod activity;
 mod bitmaps;
 mod blockers;
 mod change;
 mod control;
 mod cx;
+mod debug_event;
 mod drain;
 mod driver;
 mod edges;
@@ -23,11 +25,13 @@ mod node;
 mod objects;
 mod options;
 mod permission;
+mod picture;
 mod reopen;
 mod resize;
 mod shape;
 mod stats;
-mod tracked;
+#[doc(hidden)] // public for the models alone
+pub mod tracked;
 mod transaction;
 #[doc(hidden)] // public for the models alone
 pub mod uses;
@@ -38,11 +42,12 @@ pub use blockers::{Blocker, Frozen, Operation};
 pub use change::Change;
 pub use control::{Committed, Graph, Locks, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
+pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest, Settled,
-    WriteFlags,
+    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest,
+    Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
@@ -50,11 +55,12 @@ pub use geometry::{Geometry, Limits, MAX_SEGMENTS, MAX_TRANSFER};
 pub use id::{ChildId, NodeId};
 pub use job_cx::{Entered, JobCx};
 pub use lane::{Lane, Root, ViewPin};
-pub use node::{EventSink, NodeEvent};
+pub use node::{EventSink, NodeEvent, QuorumOp};
 pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
 pub use permission::{PermSet, Perms, Role};
+pub use picture::{EdgeReport, VertexReport};
 pub use reopen::Reopen;
 pub use stats::{OpKind, OpTotals, Totals};
-pub(crate) use tracked::Ticket;
+pub(crate) use tracked::{Ticket, Tracked};
 pub use transaction::{Pending, Step};

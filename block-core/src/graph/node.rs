@@ -1,11 +1,13 @@
 //! What stays of a node through all its configurations.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::stats::{NodeStats, Totals};
 use super::tracked::Tracked;
 use super::uses::Uses;
+use crate::base::{ByteRange, IoError};
 
 /// Something that happened to a node and that operators are told of. Sent from any thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +21,44 @@ pub enum NodeEvent {
         /// The threshold, a byte offset.
         threshold: u64,
     },
+    /// A request of a user of the node failed (QMP: `BLOCK_IO_ERROR`). Told once a second at the most.
+    IoError {
+        /// The node's name.
+        node: String,
+        /// Anything but a read.
+        write: bool,
+        /// Why.
+        error: IoError,
+    },
+    /// A copy in a quorum failed, or said something else than most (QMP: `QUORUM_REPORT_BAD`).
+    QuorumReportBad {
+        /// The copy's name.
+        node: String,
+        /// What it was asked.
+        op: QuorumOp,
+        /// How it failed; `None`: it gave other data.
+        error: Option<IoError>,
+        /// Where; empty for a flush.
+        at: ByteRange,
+    },
+    /// Too few copies in a quorum agreed (QMP: `QUORUM_FAILURE`).
+    QuorumFailure {
+        /// The quorum's name.
+        node: String,
+        /// Where.
+        at: ByteRange,
+    },
+}
+
+/// What the copies in a quorum were asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuorumOp {
+    /// To read.
+    Read,
+    /// To write data or zeroes, or to discard.
+    Write,
+    /// To make stable.
+    Flush,
 }
 
 /// Where node events go. Called on I/O threads: it may not block.
@@ -32,6 +72,8 @@ pub(crate) struct NodeShared {
     pub(crate) uses: Arc<Uses>,
     /// `u64::MAX`: not armed. Else a byte offset.
     threshold: AtomicU64,
+    loss_told: AtomicBool,
+    failures: Mutex<Option<Instant>>,
     events: EventSink,
 }
 
@@ -43,12 +85,34 @@ impl NodeShared {
             tracked: Tracked::default(),
             uses: Uses::new(),
             threshold: AtomicU64::new(u64::MAX),
+            loss_told: AtomicBool::new(false),
+            failures: Mutex::default(),
             events,
         }
     }
 
     pub(crate) fn totals(&self) -> Totals {
         self.stats.totals()
+    }
+
+    /// An operator is told that the last flush failed. True: that was said before.
+    pub(crate) fn tell_loss(&self) -> bool {
+        self.loss_told.swap(true, Relaxed)
+    }
+
+    /// A request of one of the node's users failed. A guest can have this said as often as it likes.
+    #[cold]
+    pub(crate) fn tell_failure(&self, write: bool, error: IoError) {
+        let now = Instant::now();
+        {
+            let mut last = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.is_some_and(|last| now < last + BETWEEN_FAILURES) {
+                return;
+            }
+            *last = Some(now);
+        }
+        tracing::warn!("a {} on node '{}' failed: {error}", if write { "write" } else { "read" }, self.name);
+        (self.events)(NodeEvent::IoError { node: self.name.clone(), write, error });
     }
 
     /// `None`: not armed.
@@ -78,10 +142,11 @@ impl NodeShared {
     }
 }
 
+const BETWEEN_FAILURES: Duration = Duration::from_secs(1);
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
 
     #[test]
     fn the_write_threshold_fires_once() {

@@ -94,7 +94,7 @@ impl Drained<'_> {
     }
 
     /// Makes stable what was written. That an earlier flush failed is known already, and a reopen is the way out.
-    async fn flushed(&mut self, id: NodeId, name: &str) -> Result<()> {
+    pub(super) async fn flushed(&mut self, id: NodeId, name: &str) -> Result<()> {
         match self.exclusive(id)?.with(async |child| child.flush().await).await {
             Ok(()) | Err(IoError::FlushLatched) => Ok(()),
             Err(error) => Err(error).doing(|| format!("Could not flush node '{name}' before reopening it")),

@@ -1,18 +1,20 @@
-//! The requests inside one node that overlap matters to. Data only: who registers what is `pipeline/track.rs`.
+//! The requests inside one node that overlap matters to. Data only: who registers what is `pipeline/child.rs`.
 //!
 //! A *serialising* request (read-modify-write) excludes every overlapping one, a plain write only the serialising
 //! ones. Each waits for those registered before it and for no other, so nobody waits in a circle.
+//! `block-core/tests/schedules.rs` explores it; each canary takes one of these rules away.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 
-use crate::base::ByteRange;
+use crate::base::shim::{Mutex, MutexGuard};
+use crate::base::{ByteRange, canary};
 
 /// All tracked requests of a node, from every thread.
 #[derive(Debug, Default)]
-pub(crate) struct Tracked(Mutex<State>);
+pub struct Tracked(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -30,14 +32,14 @@ struct Request {
 
 /// A registered request; it leaves when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Ticket<'n> {
+pub struct Ticket<'n> {
     tracked: &'n Tracked,
     key: usize,
 }
 
 impl Tracked {
     /// Registers a request. It may go on when [`Ticket::poll_alone`] says so.
-    pub(crate) fn enter(&self, range: ByteRange, serialising: bool) -> Ticket<'_> {
+    pub fn enter(&self, range: ByteRange, serialising: bool) -> Ticket<'_> {
         let mut state = self.lock();
         let order = state.next;
         state.next += 1;
@@ -45,17 +47,22 @@ impl Tracked {
         Ticket { tracked: self, key }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Ticket<'_> {
     /// Ready when no earlier request is in the way.
-    pub(crate) fn poll_alone(&self, cx: &Context<'_>) -> Poll<()> {
+    pub fn poll_alone(&self, cx: &Context<'_>) -> Poll<()> {
         let mut state = self.tracked.lock();
         let me = &state.requests[self.key];
         let blocked = state.requests.iter().any(|(_, other)| other.blocks(me));
+        if canary("tracked_late_waker") {
+            // Who leaves between the look and the registration wakes nobody.
+            drop(state);
+            state = self.tracked.lock();
+        }
         state.requests[self.key].waker = blocked.then(|| cx.waker().clone());
         if blocked { Poll::Pending } else { Poll::Ready(()) }
     }
@@ -63,7 +70,9 @@ impl Ticket<'_> {
 
 impl Request {
     fn blocks(&self, later: &Self) -> bool {
-        self.order < later.order && (self.serialising || later.serialising) && self.range.overlaps(later.range)
+        let first = self.order < later.order || (canary("tracked_circle") && self.order != later.order);
+        let exclusive = self.serialising || (later.serialising && !canary("tracked_plain_first"));
+        first && exclusive && self.range.overlaps(later.range)
     }
 }
 

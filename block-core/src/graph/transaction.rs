@@ -43,7 +43,8 @@ pub trait Step {
 }
 
 impl Permit {
-    /// Makes all the changes, or none. Nodes that lose a writer are flushed first; where that fails, so does the change.
+    /// Makes all the changes, or none. Written nodes that are replaced are flushed first; where that fails, so does the
+    /// change.
     pub async fn transact(&mut self, mut steps: Vec<Box<dyn Step>>) -> Result<()> {
         let mut nodes = Vec::new();
         for step in &steps {
@@ -83,9 +84,9 @@ impl Drained<'_> {
     }
 
     async fn publish(self, steps: &[Box<dyn Step>]) -> Result<Committed<()>> {
-        let cut_off = self.preview(|edit, set| edit_all(steps, edit, set))?;
-        for node in cut_off {
-            self.flush_cut_off(node).await?;
+        let replaced = self.preview(|edit, set| edit_all(steps, edit, set))?;
+        for node in replaced {
+            self.flush_replaced(node).await?;
         }
         let locks = self.prepare(|edit, set| edit_all(steps, edit, set)).await?;
         let committed = self.write(|edit, set| edit_all(steps, edit, set));
@@ -95,7 +96,7 @@ impl Drained<'_> {
 
     /// What was written before is stable when nobody flushes the node any more (design, invariant 10). That an earlier
     /// flush failed is known already: a change is the way out.
-    async fn flush_cut_off(&self, node: NodeId) -> Result<()> {
+    async fn flush_replaced(&self, node: NodeId) -> Result<()> {
         match self.own_io(node).with(async |child| child.flush().await).await {
             Ok(()) | Err(IoError::FlushLatched) => Ok(()),
             Err(error) => {

@@ -5,17 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crate::base::canary;
-
-#[cfg(loom)]
-use loom::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
-};
-#[cfg(not(loom))]
-use std::sync::{
-    Mutex,
-    atomic::{AtomicUsize, Ordering},
-};
+use crate::base::shim::{AtomicUsize, Mutex, Ordering};
 
 /// The count, shared by a node and the views that name it.
 #[derive(Debug)]

@@ -5,7 +5,7 @@
 //! neighbours.
 
 use crate::base::{ByteRange, IoError};
-use crate::graph::{Child, WriteFlags};
+use crate::graph::{Child, DebugEvent, WriteFlags};
 use crate::rt::IoBuf;
 
 /// At most this much is bounced at once, in bytes.
@@ -47,31 +47,68 @@ async fn write_piece(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: WriteFl
     let wide = aligned(child, at)?;
     let _alone = child.tracked(wide, wide != at).await;
     if wide == at && fits(child, &buf) {
-        return child.placed().body.write(child.cx(), at, buf, flags).await;
+        return send(child, at, buf, flags).await;
     }
     let bounce = bounce_for(child, wide)?;
     read_padding(child, at, wide, &bounce).await?;
     bounce.slice(at.start() - wide.start(), at.len()).copy_from(&buf);
-    child.placed().body.write(child.cx(), wide, bounce, flags).await
+    send(child, wide, bounce, flags).await
 }
 
-/// The blocks at both ends of which the write covers only a part.
+async fn send(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
+    child.announce(DebugEvent::Pwritev).await;
+    let result = child.placed().body.write(child.cx(), at, buf, flags).await;
+    child.announce(DebugEvent::PwritevDone).await;
+    result
+}
+
+/// The blocks at both ends of which the write covers only a part. Two neighbours are read at once.
 async fn read_padding(child: Child<'_>, at: ByteRange, wide: ByteRange, bounce: &IoBuf) -> Result<(), IoError> {
     let unit = u64::from(child.geometry().limits.request_alignment);
-    let head = at.start() != wide.start();
-    let tail = at.end() != wide.end() && (wide.len() > unit || !head);
-    if head {
-        read_block(child, wide, 0, unit, bounce).await?;
+    let ends = Ends { head: at.start() != wide.start(), tail: at.end() != wide.end() };
+    let (first, last) = (wide.split(unit).0, wide.split(wide.len() - unit).1.unwrap_or(wide));
+    match ends {
+        Ends { head: false, tail: false } => Ok(()),
+        Ends { head: true, tail: false } => read_ends(child, wide, first, ends, bounce).await,
+        Ends { head: false, tail: true } => read_ends(child, wide, last, ends, bounce).await,
+        Ends { head: true, tail: true } if wide.len() <= 2 * unit => read_ends(child, wide, wide, ends, bounce).await,
+        Ends { head: true, tail: true } => {
+            read_ends(child, wide, first, Ends { tail: false, ..ends }, bounce).await?;
+            read_ends(child, wide, last, Ends { head: false, ..ends }, bounce).await
+        }
     }
-    if tail {
-        read_block(child, wide, wide.len() - unit, unit, bounce).await?;
-    }
-    Ok(())
 }
 
-async fn read_block(child: Child<'_>, wide: ByteRange, skip: u64, unit: u64, bounce: &IoBuf) -> Result<(), IoError> {
-    let block = ByteRange::new(wide.start() + skip, unit).ok_or(IoError::OutOfRange)?;
-    child.placed().body.read(child.cx(), block, bounce.slice(skip, unit)).await
+/// Which ends of a write cover only a part of their block.
+#[derive(Clone, Copy)]
+struct Ends {
+    head: bool,
+    tail: bool,
+}
+
+/// Reads a part of `wide` to its place in `bounce`, and says what for.
+async fn read_ends(
+    child: Child<'_>,
+    wide: ByteRange,
+    part: ByteRange,
+    Ends { head, tail }: Ends,
+    bounce: &IoBuf,
+) -> Result<(), IoError> {
+    if head {
+        child.announce(DebugEvent::PwritevRmwHead).await;
+    }
+    if tail {
+        child.announce(DebugEvent::PwritevRmwTail).await;
+    }
+    let place = bounce.slice(part.start() - wide.start(), part.len());
+    child.placed().body.read(child.cx(), part, place).await?;
+    if head {
+        child.announce(DebugEvent::PwritevRmwAfterHead).await;
+    }
+    if tail {
+        child.announce(DebugEvent::PwritevRmwAfterTail).await;
+    }
+    Ok(())
 }
 
 /// The range in whole blocks. The last block may reach past the node's size: its driver reads zeroes there.

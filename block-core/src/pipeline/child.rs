@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::base::{ByteRange, Error, IoError, align_down, align_up};
+use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
     Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, Ticket, WriteFlags,
@@ -157,7 +157,10 @@ impl<'g> Child<'g> {
         match result {
             Ok(()) => counters.done(kind, 1, at.len(), begun.elapsed()),
             Err(IoError::OutOfRange | IoError::Misaligned | IoError::ReadOnly) => counters.invalid(kind),
-            Err(_) => counters.failed(kind),
+            Err(error) => {
+                counters.failed(kind);
+                self.tell_failure(kind != OpKind::Read, error);
+            }
         }
         if kind == OpKind::Write && result.is_ok() {
             counters.wrote_up_to(at.end());
@@ -197,8 +200,7 @@ impl<'g> Child<'g> {
     async fn discard_aligned(self, at: ByteRange) -> Result<(), IoError> {
         let limits = self.geometry().limits;
         let unit = u64::from(limits.discard_alignment.max(limits.request_alignment));
-        let Some(start) = align_up(at.start(), unit) else { return Ok(()) };
-        let Some(whole) = ByteRange::between(start, align_down(at.end(), unit)) else { return Ok(()) };
+        let Some(whole) = at.whole_units(unit) else { return Ok(()) };
         let _alone = self.tracked(whole, false).await;
         for piece in whole.pieces(align_down(limits.max_discard, unit).max(unit)) {
             match self.placed().body.discard(self.cx(), piece).await {

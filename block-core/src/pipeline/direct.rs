@@ -37,8 +37,9 @@ impl Child<'_> {
     #[cold]
     pub fn settle(self, request: DirectRequest, result: i32) -> Settled {
         let settled = self.placed().body.settle(self.cx(), request, result);
-        if matches!(settled, Settled::Failed(_)) {
+        if let Settled::Failed(error) = settled {
             self.counters().failed(if request.write { OpKind::Write } else { OpKind::Read });
+            self.tell_failure(request.write, error);
         }
         settled
     }

@@ -7,8 +7,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, OpKind, Perms, Place,
-    Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, OpKind, Pause, Perms,
+    Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -136,6 +136,11 @@ pub trait Filter: Send + Sync + 'static {
         std::future::ready(Err(IoError::Unsupported))
     }
 
+    /// See [`Driver::hear`]. What a format says to its file goes down to who listens.
+    fn hear(&self, _conf: &Self::Conf, cx: IoCx<'_>, event: DebugEvent) -> Option<Pause> {
+        if event.is_about_one_node() { None } else { cx.child(self.child()).hear(event) }
+    }
+
     /// See [`Driver::passes_size`].
     fn passes_size(&self, _conf: &Self::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
         Ok(Some((self.child(), size)))
@@ -232,6 +237,10 @@ impl<F: Filter> Driver for Filtered<F> {
 
     async fn discard_snapshot(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Done {
         self.0.discard_snapshot(conf, cx, at).await
+    }
+
+    fn hear(&self, conf: &F::Conf, cx: IoCx<'_>, event: DebugEvent) -> Option<Pause> {
+        self.0.hear(conf, cx, event)
     }
 
     async fn truncate(&self, conf: &F::Conf, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<F::Conf, Error> {

@@ -5,8 +5,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildId, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Perms, Place, Preallocation,
-    ReopenRequest, Role, Settled, WriteFlags,
+    ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Perms, Place,
+    Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -37,6 +37,18 @@ pub trait Format: Send + Sync + 'static {
         at: ByteRange,
     ) -> impl Future<Output = Result<Self::Ticket<'t>, IoError>>;
 
+    /// Stores the range compressed. Only asked of a format whose limits say that it can.
+    fn write_compressed(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _at: ByteRange,
+        _buf: IoBuf,
+        _flags: WriteFlags,
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
     /// Makes whole clusters of the range read as zeroes without writing them.
     fn write_zeroes(
         &self,
@@ -49,7 +61,8 @@ pub trait Format: Send + Sync + 'static {
     /// The range is no longer needed.
     fn discard(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<(), IoError>>;
 
-    /// Writes the format's own caches down and flushes the children that it wrote to.
+    /// Writes the format's own caches down, announces [`DebugEvent::FlushToDisk`] to the file, and flushes the children
+    /// that it wrote to.
     fn flush(&self, conf: &Self::Conf, cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>>;
 
     /// See [`Driver::truncate`].
@@ -100,18 +113,27 @@ impl Ticket for Infallible {
     }
 }
 
+/// The image's file is a format's first child: it is told what the format does.
+const FILE: ChildId = ChildId::FIRST;
+
 /// Makes a [`Driver`] of a [`Format`].
 pub struct Mapped<F>(pub F);
 
 impl<F: Format> Mapped<F> {
     async fn read_extent(&self, cx: IoCx<'_>, extent: Extent, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
         match extent.place {
-            Place::Data { child, offset } => cx.child(child).read(range(offset, at.len())?, buf).await,
+            Place::Data { child, offset } => {
+                cx.child(FILE).announce(DebugEvent::ReadAio).await;
+                cx.child(child).read(range(offset, at.len())?, buf).await
+            }
             Place::Zero { .. } => {
                 buf.fill(0);
                 Ok(())
             }
-            Place::Below(child) => read_below(cx, child, at, buf).await,
+            Place::Below(child) => {
+                cx.child(FILE).announce(DebugEvent::ReadBackingAio).await;
+                read_below(cx, child, at, buf).await
+            }
             Place::Passed(child) => cx.child(child).read(at, buf).await,
             Place::Here | Place::Encoded => Err(IoError::Unsupported),
         }
@@ -128,6 +150,7 @@ impl<F: Format> Mapped<F> {
     ) -> Result<u64, IoError> {
         let extent = self.0.map(conf, cx, at).await?;
         if let Place::Data { child, offset } = extent.place {
+            cx.child(FILE).announce(DebugEvent::WriteAio).await;
             cx.child(child).write(range(offset, extent.len)?, buf.slice(0, extent.len), flags).await?;
             return Ok(extent.len);
         }
@@ -135,6 +158,7 @@ impl<F: Format> Mapped<F> {
         let ticket = self.0.allocate(conf, cx, whole).await?;
         let room = ticket.extent();
         let Place::Data { child, offset } = room.place else { return Err(IoError::Unsupported) };
+        cx.child(FILE).announce(DebugEvent::WriteAio).await;
         cx.child(child).write(range(offset, room.len)?, buf.slice(0, room.len), flags).await?;
         ticket.commit().await?;
         Ok(room.len)
@@ -196,6 +220,9 @@ impl<F: Format> Driver for Mapped<F> {
         buf: IoBuf,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
+        if flags.compressed {
+            return self.0.write_compressed(conf, cx, at, buf, flags).await;
+        }
         let mut left = Some(at);
         while let Some(now) = left {
             let part = buf.slice(now.start() - at.start(), now.len());
@@ -220,6 +247,7 @@ impl<F: Format> Driver for Mapped<F> {
     }
 
     async fn flush(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), IoError> {
+        cx.child(FILE).announce(DebugEvent::FlushToOs).await;
         self.0.flush(conf, cx).await
     }
 

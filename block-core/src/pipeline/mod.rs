@@ -4,6 +4,7 @@
 //! kinds of driver author are served: [`Format`] says where data is, [`Filter`] says what it adds.
 
 mod align;
+mod announce;
 mod child;
 mod direct;
 mod filter;

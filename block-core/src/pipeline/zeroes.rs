@@ -1,8 +1,8 @@
 //! Writing zeroes, by the cheapest way that works: the driver's own, the driver's own without freeing space, and at
 //! last a buffer of zeroes.
 
-use crate::base::{ByteRange, IoError, align_down, align_up};
-use crate::graph::{Child, WriteFlags};
+use crate::base::{ByteRange, IoError};
+use crate::graph::{Child, DebugEvent, WriteFlags};
 use crate::rt::IoBuf;
 
 use super::align;
@@ -13,7 +13,7 @@ const BUFFER: u64 = 1 << 20;
 pub(super) async fn write(child: Child<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
     child.placed().shared.writing_up_to(at.end());
     let flags = child.native(flags);
-    let [head, whole, tail] = cut(at, u64::from(child.geometry().limits.request_alignment));
+    let [head, whole, tail] = cut(at, unit(child));
     if let Some(head) = head {
         with_buffer(child, head, flags).await?;
     }
@@ -26,19 +26,23 @@ pub(super) async fn write(child: Child<'_>, at: ByteRange, flags: WriteFlags) ->
     Ok(())
 }
 
+/// Zeroes go to the driver in multiples of this.
+fn unit(child: Child<'_>) -> u64 {
+    let limits = child.geometry().limits;
+    limits.request_alignment.max(limits.write_zeroes_alignment).into()
+}
+
 /// Part of a block, whole blocks, part of a block.
 fn cut(at: ByteRange, unit: u64) -> [Option<ByteRange>; 3] {
-    let inner = align_up(at.start(), unit).and_then(|start| ByteRange::between(start, align_down(at.end(), unit)));
-    let Some(inner) = inner.filter(|inner| !inner.is_empty()) else { return [Some(at), None, None] };
+    let Some(inner) = at.whole_units(unit) else { return [Some(at), None, None] };
     let head = ByteRange::between(at.start(), inner.start()).filter(|head| !head.is_empty());
     let tail = ByteRange::between(inner.end(), at.end()).filter(|tail| !tail.is_empty());
     [head, Some(inner), tail]
 }
 
 async fn blocks(child: Child<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
-    let limits = child.geometry().limits;
-    let unit = u64::from(limits.request_alignment);
-    for piece in at.pieces(align_down(limits.max_write_zeroes, unit).max(unit)) {
+    let unit = unit(child);
+    for piece in at.pieces((child.geometry().limits.max_write_zeroes / unit * unit).max(unit)) {
         match by_driver(child, piece, flags).await {
             Err(IoError::Unsupported) if !flags.no_fallback => with_buffer(child, piece, flags).await?,
             other => other?,
@@ -50,12 +54,15 @@ async fn blocks(child: Child<'_>, at: ByteRange, flags: WriteFlags) -> Result<()
 async fn by_driver(child: Child<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
     let _alone = child.tracked(at, false).await;
     let body = &child.placed().body;
-    match body.write_zeroes(child.cx(), at, flags).await {
+    child.announce(DebugEvent::PwritevZero).await;
+    let result = match body.write_zeroes(child.cx(), at, flags).await {
         Err(IoError::Unsupported) if flags.may_unmap => {
             body.write_zeroes(child.cx(), at, WriteFlags { may_unmap: false, ..flags }).await
         }
         other => other,
-    }
+    };
+    child.announce(DebugEvent::PwritevDone).await;
+    result
 }
 
 async fn with_buffer(child: Child<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {

@@ -165,6 +165,22 @@ impl IoBuf {
         true
     }
 
+    /// True where both are as long and have the same bytes. Nobody may be writing to either.
+    pub fn has_bytes_of(&self, other: &Self) -> bool {
+        let (mut mine, mut theirs) = ([0u8; 4096], [0u8; 4096]);
+        let mut at = 0;
+        while self.len == other.len && at < self.len {
+            let len = usize::try_from(self.len - at).unwrap_or(usize::MAX).min(mine.len());
+            self.read_at(at, &mut mine[..len]);
+            other.read_at(at, &mut theirs[..len]);
+            if mine[..len] != theirs[..len] {
+                return false;
+            }
+            at += len as u64;
+        }
+        self.len == other.len
+    }
+
     /// True where each segment begins at a multiple of `memory` and is a multiple of `length` long (powers of two).
     pub fn is_aligned(&self, memory: usize, length: usize) -> bool {
         debug_assert!(memory.is_power_of_two() && length.is_power_of_two());
@@ -281,6 +297,21 @@ mod tests {
             buf.write_at(at, &[1]);
             assert!(!buf.is_zero(), "at {at}");
         }
+    }
+
+    #[test]
+    fn one_byte_that_differs_is_found() {
+        let (one, other) = (pieces(), IoBuf::alloc(12, 4096).unwrap());
+        other.copy_from(&one);
+        assert!(one.has_bytes_of(&other) && !one.has_bytes_of(&other.slice(0, 11)));
+        for at in 0..12 {
+            other.copy_from(&one);
+            other.write_at(at, &[200]);
+            assert!(!one.has_bytes_of(&other), "at {at}");
+        }
+        let (long, longer) = (IoBuf::alloc(9000, 1).unwrap(), IoBuf::alloc(9000, 1).unwrap());
+        longer.write_at(8999, &[1]);
+        assert!(!long.has_bytes_of(&longer));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //! that a dropped future abandons only the answer.
 
 use super::op::{Engine, Hold, Op};
+use super::thread::Message;
 use super::token::Token;
-use super::{Local, pool};
+use super::{Local, fault, pool};
 use slab::Slab;
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
@@ -66,14 +67,17 @@ enum Waiter {
 impl InFlight {
     /// Starts an operation. It runs whether or not the future is polled.
     pub(super) fn start(&self, local: Rc<Local>, engine: Engine, op: Op, hold: Option<Hold>) -> OpFuture {
+        let (op, answer) = fault::strike(op);
         let kept = Box::new(Kept { op, _hold: hold });
         let raw = kept.op.raw();
         let slot = self.slots.borrow_mut().insert(Slot::Running { kept, waiter: Waiter::NotYet });
         let slot = u32::try_from(slot).expect("fewer than 2^32 operations fit in memory");
         self.running.set(self.running.get() + 1);
-        match engine {
-            Engine::Ring => local.driver().borrow_mut().run(raw, Token::Op(slot)),
-            Engine::Pool => pool::run(raw, Token::Op(slot), local.shared().clone()),
+        let token = Token::Op(slot);
+        match (answer, engine) {
+            (Some(result), _) => local.shared().post(Message::Completed { token, result }),
+            (None, Engine::Ring) => local.driver().borrow_mut().run(raw, token),
+            (None, Engine::Pool) => pool::run(raw, token, local.shared().clone()),
         }
         OpFuture { local, slot: Some(slot) }
     }

@@ -8,10 +8,12 @@ use super::inflight::InFlight;
 use super::polling::{PollParams, Polling};
 use super::readiness::Watches;
 use super::source::Sources;
-use super::thread::Shared;
+use super::thread::{Message, Shared};
 use super::timer::Timers;
 use super::token::Token;
-use super::{DirectOp, Engine, Hold, Op, OpFuture, Readiness, Remote, SharedFd, Sleep, Source, SourceId, WatchId};
+use super::{
+    DirectOp, Engine, Hold, Op, OpFuture, Readiness, Remote, SharedFd, Sleep, Source, SourceId, WatchId, fault,
+};
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -148,7 +150,11 @@ impl Local {
     #[inline]
     pub unsafe fn push_direct(&self, id: SourceId, slot: u32, op: DirectOp) {
         self.sources.started(id);
-        self.driver.borrow_mut().direct(&op, Token::Direct { source: id.0, slot });
+        let token = Token::Direct { source: id.0, slot };
+        match fault::strike_direct(&op) {
+            None => self.driver.borrow_mut().direct(&op, token),
+            Some(result) => self.shared.post(Message::Completed { token, result }),
+        }
     }
 
     /// Has the source visited in this pass (or the next, from inside its own `run`), and published after it.

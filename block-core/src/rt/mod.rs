@@ -6,12 +6,14 @@
 //! - `thread` starts and ends threads; `run` is their loop; `local` is what code on such a thread can ask for.
 //! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks.
 //! - `exec`, `timer`, `inflight`, `readiness` and `source` hold what waits: tasks, sleeps, operations, descriptors, queues.
-//! - `wake` and `shim` are the lock-free hand-over between threads, model-checked in `tests/rt_loom.rs`.
+//! - `fault` is where all that can fail passes, and where tests have it fail.
+//! - `wake` (over the queue in `shim`) is the lock-free hand-over between threads, model-checked in `tests/rt_loom.rs`.
 
 mod buf;
 mod driver;
 mod epoll;
 mod exec;
+pub mod fault;
 mod fd;
 mod heap;
 mod inflight;
@@ -35,6 +37,7 @@ mod uring;
 pub mod wake;
 
 pub use buf::{IoBuf, Segment};
+pub use fault::{TRIES, system_call};
 pub use fd::{SharedFd, eventfd};
 pub use heap::trim_heap;
 pub use inflight::OpFuture;
@@ -44,5 +47,5 @@ pub use polling::PollParams;
 pub use pool::blocking;
 pub use readiness::{Readiness, WatchId};
 pub use source::{Source, SourceId};
-pub use thread::{Gone, IoThread, Remote, run_control, spawn_blocking_thread};
+pub use thread::{Gone, IoThread, Remote, run_control};
 pub use timer::{Sleep, within};

@@ -71,6 +71,8 @@ pub struct DirectOp {
     pub count: u32,
     /// First byte in the file.
     pub offset: u64,
+    /// Nothing is waited for: not a matter for the ring, whose completion it gets all the same.
+    pub at_once: bool,
 }
 
 /// Something that counts what is in flight, so that it can be waited for.
@@ -130,7 +132,7 @@ fn movement(fd: &SharedFd, buf: &IoBuf, offset: u64, write: bool, dsync: bool) -
     let count = u32::try_from(segments.len().min(MAX_IOVECS)).unwrap_or(u32::MAX);
     // `Segment` is a transparent iovec.
     let iovecs = segments.as_ptr().cast();
-    RawOp::Move(DirectOp { write, dsync, fd: fd.as_raw_fd(), iovecs, count, offset })
+    RawOp::Move(DirectOp { write, dsync, fd: fd.as_raw_fd(), iovecs, count, offset, at_once: false })
 }
 
 const MAX_IOVECS: usize = 1024;

@@ -7,7 +7,7 @@
 use super::op::{DirectOp, RawOp};
 use super::thread::{Message, Shared};
 use super::token::Token;
-use super::{Local, sync};
+use super::{Local, fault, sync};
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use std::time::Duration;
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     debug_assert!(Local::try_current().is_some(), "blocking() belongs to a runtime thread");
     let (sender, receiver) = sync::oneshot();
+    let work = fault::inherited(work);
     submit(Job::Call(Box::new(move || {
         // Nobody may be waiting any more: that is no error.
         let _ = sender.send(work());
@@ -44,7 +45,7 @@ impl Job {
 }
 
 /// The system call itself: a count, or a negative errno, as the ring would say it.
-fn carry_out(op: &RawOp) -> i32 {
+pub(super) fn carry_out(op: &RawOp) -> i32 {
     loop {
         let result = match op {
             RawOp::Move(movement) => transfer(movement),

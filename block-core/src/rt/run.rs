@@ -39,25 +39,27 @@ impl Local {
     fn pass(self: &Rc<Self>) -> bool {
         self.now.set(Instant::now());
         self.count(|counters| counters.passes += 1);
-        let overdue = self.driver().borrow_mut().pending() > 0;
+        let left_over = self.driver().borrow_mut().pending() > 0;
         let mut worked = self.read_mail();
         worked |= self.expire_timers();
         worked |= self.tasks.run();
         worked |= self.sources.visit();
-        worked |= self.submit_and_reap(overdue);
+        worked |= self.submit_and_reap(left_over, worked);
         self.sources.publish();
         worked
     }
 
-    /// Submits what this pass has started, and takes what has completed.
+    /// Submits what was started, and takes what has completed.
     ///
     /// Where the device answers at once, answers are there after the submission. Where it does not, the submission is
-    /// left to the sleep, which is one system call with it; every sixteenth is made here to see whether that has changed.
-    fn submit_and_reap(&self, overdue: bool) -> bool {
+    /// left to the sleep, which is one system call with it, if the next pass finds nothing to do; every sixteenth is made
+    /// here to see whether that has changed.
+    fn submit_and_reap(&self, left_over: bool, worked: bool) -> bool {
         let started = self.driver().borrow_mut().pending();
         let lazy = self.lazy.get();
+        let overdue = left_over && worked;
         if lazy > 0 && started > 0 && !overdue {
-            self.lazy.set(lazy - 1);
+            self.lazy.set(lazy - u32::from(!left_over));
             return self.reap() > 0;
         }
         self.driver().borrow_mut().flush();

@@ -1,20 +1,15 @@
-//! The few concurrent parts that `wake` stands on, from std and crossbeam, or from loom where a model runs.
+//! The queue that `wake` stands on: crossbeam's, or one that a checker can see into where a model runs.
 
-#[cfg(not(loom))]
+#[cfg(not(any(loom, shuttle)))]
 pub(super) use crossbeam_queue::SegQueue as Queue;
-#[cfg(not(loom))]
-pub(super) use std::sync::atomic::{AtomicU8, Ordering, fence};
 
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 pub(super) use self::modelled::Queue;
-#[cfg(loom)]
-pub(super) use loom::sync::atomic::{AtomicU8, Ordering, fence};
 
 /// A queue for models. Its emptiness is read outside the lock, as in the real one, so that a missing fence shows.
-#[cfg(loom)]
+#[cfg(any(loom, shuttle))]
 mod modelled {
-    use loom::sync::Mutex;
-    use loom::sync::atomic::{AtomicUsize, Ordering};
+    use crate::base::shim::{AtomicUsize, Mutex, Ordering};
     use std::collections::VecDeque;
 
     pub(in crate::rt) struct Queue<T> {

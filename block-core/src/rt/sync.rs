@@ -5,6 +5,7 @@ use super::Gone;
 use slab::Slab;
 use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -74,6 +75,21 @@ impl Drop for Notified<'_> {
             self.notify.notify_one();
         }
     }
+}
+
+/// Runs all at once, on this thread; gives their values in order when the last has ended.
+pub async fn together<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F::Output> {
+    let mut all: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|cx| {
+        for (future, value) in all.iter_mut().filter(|(_, value)| value.is_none()) {
+            if let Poll::Ready(ready) = future.as_mut().poll(cx) {
+                *value = Some(ready);
+            }
+        }
+        if all.iter().all(|(_, value)| value.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    all.into_iter().filter_map(|(_, value)| value).collect()
 }
 
 /// A mutex for tasks of one thread, which may be held across a pause point. First come, first served.

@@ -6,7 +6,7 @@ use super::exec::{Root, TaskId};
 use super::local::{Entered, if_home};
 use super::token::Token;
 use super::wake::Mailbox;
-use super::{Local, PollParams, fd, sync};
+use super::{Local, PollParams, fault, fd, sync};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -32,7 +32,7 @@ impl IoThread {
     /// With a driver of the caller's choice, which is made on the new thread.
     pub(super) fn spawn_on(driver: MakeDriver, name: &str, params: PollParams) -> io::Result<Self> {
         let (started, starting) = mpsc::sync_channel(1);
-        let handle = named(name).spawn(move || {
+        let handle = named(name).spawn(fault::inherited(move || {
             let local = match new_local(driver, params) {
                 Ok(local) => local,
                 Err(error) => return drop(started.send(Err(error))),
@@ -41,7 +41,7 @@ impl IoThread {
             if started.send(Ok(hello)).is_ok() {
                 live(&local);
             }
-        })?;
+        }))?;
         let hello = starting.recv().map_err(|_| io::Error::other("the thread ended before it began"))??;
         let Hello { remote, tid, engine } = hello;
         Ok(Self { remote, params: Mutex::new(params), tid, engine, handle: Some(handle) })
@@ -86,12 +86,6 @@ impl Drop for IoThread {
         // An error is a panic, which that thread has reported; release has aborted.
         let _ = handle.join();
     }
-}
-
-/// Starts a thread without a runtime, for work that blocks at its own pace, such as talking with a peer. It is named as
-/// an [`IoThread`] is. Who wants to know of its end has the work say so. Fails where no thread can be had.
-pub fn spawn_blocking_thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    named(name).spawn(work).map(drop)
 }
 
 fn named(name: &str) -> std::thread::Builder {

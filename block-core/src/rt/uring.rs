@@ -4,6 +4,7 @@
 
 use super::driver::{Completion, Interest};
 use super::op::{DirectOp, RawOp};
+use super::pool;
 use super::thread::Shared;
 use super::token::Token;
 use io_uring::{IoUring, Probe, Submitter, cqueue, opcode, squeue, types};
@@ -17,7 +18,7 @@ use std::time::Duration;
 pub(super) struct Uring {
     ring: Ring,
     shared: Arc<Shared>,
-    /// Completions that had to be taken to make room for a submission.
+    /// Completions of what was done at once, and those that had to be taken to make room for a submission.
     stash: Vec<Completion>,
     max_batch: usize,
 }
@@ -43,6 +44,10 @@ impl Uring {
 
     #[inline]
     pub(super) fn transfer(&mut self, op: &DirectOp, token: Token) {
+        if op.at_once {
+            let result = pool::carry_out(&RawOp::Move(*op));
+            return self.stash.push(Completion { token: token.pack(), result, more: false });
+        }
         self.push(movement(op).user_data(token.pack()));
         if self.ring.submission().len() >= self.max_batch {
             self.flush();

@@ -5,8 +5,9 @@
 //! The receiver says SLEEPING and then looks at the queue; a sender fills the queue and then looks at the state. A fence
 //! on each side makes sure that whoever comes second sees the other. The end works the same way with CLOSED.
 
-use super::shim::{AtomicU8, Ordering, Queue, fence};
+use super::shim::Queue;
 use crate::base::canary;
+use crate::base::shim::{AtomicU8, Ordering, fence};
 
 /// Messages for one thread.
 pub struct Mailbox<T> {

@@ -7,6 +7,9 @@
     reason = "each test file uses a part, with small numbers"
 )]
 
+pub mod overlay;
+pub mod user;
+
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,7 +18,7 @@ use std::task::{Poll, Waker};
 use block_core::base::{ByteRange, Error, IoError, Result};
 use block_core::graph::{
     ChildId, Driver, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeEvent, NodeId, NodeOptions,
-    PermSet, Permit, Perms, Place, Preallocation, ReopenRequest, Role, WriteFlags,
+    OpKind, PermSet, Permit, Perms, Place, Preallocation, ReopenRequest, Role, WriteFlags,
 };
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::rt::IoBuf;
@@ -32,6 +35,8 @@ pub struct Seen {
     /// The next this many reads fail.
     pub fail_reads: AtomicU64,
     pub flush_error: Mutex<Option<IoError>>,
+    pub read_error: Mutex<Option<IoError>>,
+    pub write_error: Mutex<Option<IoError>>,
 }
 
 /// Bytes in memory. Its size is configuration, its closing can be seen.
@@ -93,6 +98,7 @@ impl Driver for Mem {
         if fails.is_ok() {
             return Err(IoError::Os(5));
         }
+        self.seen.read_error.lock().unwrap().map_or(Ok(()), Err)?;
         let bytes = self.bytes.lock().unwrap();
         buf.write_at(0, &bytes[at.start() as usize..at.end() as usize]);
         Ok(())
@@ -102,6 +108,7 @@ impl Driver for Mem {
         self.check(at);
         self.seen.writes.fetch_add(1, Ordering::Relaxed);
         yield_once().await;
+        self.seen.write_error.lock().unwrap().map_or(Ok(()), Err)?;
         let mut bytes = self.bytes.lock().unwrap();
         buf.read_at(0, &mut bytes[at.start() as usize..at.end() as usize]);
         Ok(())
@@ -243,6 +250,39 @@ impl Filter for Park {
     }
 }
 
+/// A filter with two children: what is read from the first is read from the second too, and has to be the same.
+pub struct Twice {
+    file: ChildId,
+    other: ChildId,
+}
+
+impl Filter for Twice {
+    type Conf = ();
+
+    fn child(&self) -> ChildId {
+        self.file
+    }
+
+    async fn before(&self, _: &(), cx: IoCx<'_>, request: Request) -> Result<(), IoError> {
+        if request.kind != OpKind::Read {
+            return Ok(());
+        }
+        let buf = || IoBuf::alloc(request.at.len() as usize, 1);
+        let (one, other) = (buf()?, buf()?);
+        cx.child(self.file).read(request.at, one.clone()).await?;
+        cx.child(self.other).read(request.at, other.clone()).await?;
+        if one.to_vec() == other.to_vec() { Ok(()) } else { Err(IoError::Os(5)) }
+    }
+
+    async fn reopen(&self, _: &(), _: ReopenRequest<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn info(&self, _: &()) -> DriverInfo {
+        DriverInfo { driver: "twice", ..DriverInfo::default() }
+    }
+}
+
 /// A graph whose events go nowhere.
 pub fn graph() -> Rc<Graph> {
     Graph::new(Arc::new(|_: NodeEvent| ()))
@@ -273,6 +313,15 @@ pub fn park(name: &str, below: NodeId, valve: &Arc<Valve>, hurries: bool) -> New
     NewNode::new(name.into(), NodeOptions::default(), |edges| {
         let file = edges.to("file", below, Role::Filtered);
         (Filtered(Park { file, valve: valve.clone(), hurries }), ())
+    })
+}
+
+/// A filter named `name` with the children `file` and `other`.
+pub fn twice(name: &str, file: NodeId, other: NodeId) -> NewNode {
+    NewNode::new(name.into(), NodeOptions::default(), |edges| {
+        let file = edges.to("file", file, Role::Filtered);
+        let other = edges.to("other", other, Role::Filtered);
+        (Filtered(Twice { file, other }), ())
     })
 }
 

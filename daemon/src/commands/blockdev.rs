@@ -275,7 +275,7 @@ pub(super) fn file_below(node: &NodeReport) -> Option<NodeId> {
 }
 
 /// The node of this name, or the refusal that clients know.
-fn find(daemon: &Daemon, name: &str) -> Result<NodeId> {
+pub(super) fn find(daemon: &Daemon, name: &str) -> Result<NodeId> {
     let missing = || Error::generic(format!("Failed to find node with node-name='{name}'"));
     daemon.graph.find(name).ok_or_else(missing)
 }
@@ -287,7 +287,7 @@ pub(crate) fn no_such_device(device: Option<&str>, node: Option<&str>) -> Error 
 }
 
 /// QMP's integers are signed; sizes are at most `i64::MAX`, and counters take longer than any uptime to get there.
-pub(super) fn signed(value: u64) -> i64 {
+pub(crate) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 

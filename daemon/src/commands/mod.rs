@@ -6,6 +6,7 @@ mod blockdev;
 mod blockstats;
 mod chardev;
 mod export;
+mod graph;
 mod introspection;
 mod object;
 mod process;
@@ -21,7 +22,7 @@ use qmp::schema::{Collector, Empty, Qapi, Value, from_value};
 use qmp::wire::NegotiateArguments;
 use qmp::{Error, Result};
 
-pub(crate) use blockdev::no_such_device;
+pub(crate) use blockdev::{no_such_device, signed};
 
 use crate::control;
 use crate::daemon::Daemon;
@@ -87,6 +88,7 @@ impl Table {
         introspection::register(&mut table);
         blockdev::register(&mut table);
         blockstats::register(&mut table);
+        graph::register(&mut table);
         bitmap::register(&mut table);
         transaction::register(&mut table);
         export::register(&mut table);

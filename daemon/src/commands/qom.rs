@@ -7,7 +7,7 @@ use qmp::{Error, ErrorClass, Qapi, Result};
 
 use super::Table;
 use crate::daemon::Daemon;
-use crate::object::{IoThreadObject, IoThreadOptions};
+use crate::object::Object;
 
 pub(super) fn register(table: &mut Table) {
     table.add("qom-list-types", "Which types of objects there are.", qom_list_types);
@@ -94,29 +94,30 @@ async fn qom_list_types(_: Rc<Daemon>, arguments: ListTypesArguments) -> Result<
 async fn qom_list_properties(_: Rc<Daemon>, arguments: ListPropertiesArguments) -> Result<Vec<ObjectPropertyInfo>> {
     let name = &arguments.typename;
     match TYPES.iter().find(|of| of.name == name) {
-        Some(of) if of.name == "iothread" => Ok(iothread_properties()),
-        Some(_) => Ok(vec![property("type", "string")]),
+        Some(of) => Ok(properties(of.name)),
         None => Err(Error::new(ErrorClass::DeviceNotFound, format!("Class '{name}' not found"))),
     }
 }
 
 async fn qom_list(daemon: Rc<Daemon>, arguments: PathArguments) -> Result<Vec<ObjectPropertyInfo>> {
-    let child = |of: &'static str| move |name: String| property(&name, &format!("child<{of}>"));
-    let mut list = vec![property("type", "string")];
+    let child = |of: &'static str| move |name: &str| property(name, &format!("child<{of}>"));
+    let mut list = properties("container");
     match Place::find(&daemon, &arguments.path)? {
-        Place::Root => list.extend(["objects", "chardevs"].map(str::to_owned).map(child("container"))),
-        Place::Objects => list.extend(daemon.objects.ids().into_iter().map(child("iothread"))),
-        Place::Chardevs => {
-            list.extend(daemon.chardevs.report().into_iter().map(|info| info.label).map(child("chardev")));
+        Place::Root => list.extend(["objects", "chardevs"].map(child("container"))),
+        Place::Objects => {
+            list.extend(daemon.objects.all().iter().map(|object| child(object.type_name())(object.id())));
         }
-        Place::IoThread(_) => return Ok(iothread_properties()),
+        Place::Chardevs => {
+            list.extend(daemon.chardevs.report().iter().map(|info| child("chardev")(&info.label)));
+        }
+        Place::Object(object) => return Ok(properties(object.type_name())),
     }
     Ok(list)
 }
 
 async fn qom_get(daemon: Rc<Daemon>, arguments: GetArguments) -> Result<Value> {
     match (Place::find(&daemon, &arguments.path)?, arguments.property.as_str()) {
-        (Place::IoThread(thread), name) => thread.get(name),
+        (Place::Object(object), name) => object.get(name),
         (Place::Root | Place::Objects | Place::Chardevs, "type") => Ok("container".into()),
         (_, name) => Err(Error::generic(format!("Property 'container.{name}' not found"))),
     }
@@ -125,7 +126,7 @@ async fn qom_get(daemon: Rc<Daemon>, arguments: GetArguments) -> Result<Value> {
 async fn qom_set(daemon: Rc<Daemon>, arguments: SetArguments) -> Result<Empty> {
     let SetArguments { path, property, value } = arguments;
     match Place::find(&daemon, &path)? {
-        Place::IoThread(thread) => thread.set(&property, value).map(|()| Empty {}),
+        Place::Object(object) => object.set(&property, value).map(|()| Empty {}),
         Place::Root | Place::Objects | Place::Chardevs => {
             Err(Error::generic(format!("Property 'container.{property}' is not writable")))
         }
@@ -137,7 +138,7 @@ enum Place {
     Root,
     Objects,
     Chardevs,
-    IoThread(Rc<IoThreadObject>),
+    Object(Object),
 }
 
 impl Place {
@@ -149,7 +150,7 @@ impl Place {
             "/chardevs" | "chardevs" => Ok(Self::Chardevs),
             _ => {
                 let id = path.strip_prefix("/objects/").unwrap_or(path);
-                daemon.objects.find(id).map(Self::IoThread).ok_or_else(missing)
+                daemon.objects.find(id).map(Self::Object).ok_or_else(missing)
             }
         }
     }
@@ -183,8 +184,8 @@ impl Type {
     }
 }
 
-fn iothread_properties() -> Vec<ObjectPropertyInfo> {
-    let own = IoThreadOptions::PROPERTIES.iter().map(|name| property(name, "int"));
+fn properties(of: &str) -> Vec<ObjectPropertyInfo> {
+    let own = Object::properties(of).into_iter().map(|(name, of)| property(name, of));
     std::iter::once(property("type", "string")).chain(own).collect()
 }
 
@@ -196,6 +197,7 @@ const TYPES: &[Type] = &[
     Type { name: "container", parent: "object", is_abstract: false, user_creatable: false },
     Type { name: "event-loop-base", parent: "object", is_abstract: true, user_creatable: false },
     Type { name: "iothread", parent: "event-loop-base", is_abstract: false, user_creatable: true },
+    Type { name: "throttle-group", parent: "object", is_abstract: false, user_creatable: true },
     Type { name: "chardev", parent: "object", is_abstract: true, user_creatable: false },
     Type { name: "chardev-socket", parent: "chardev", is_abstract: false, user_creatable: false },
     Type { name: "chardev-null", parent: "chardev", is_abstract: false, user_creatable: false },

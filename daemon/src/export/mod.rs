@@ -288,7 +288,7 @@ async fn start(daemon: &Rc<Daemon>, common: &CommonOptions, own: VhostUserBlkOpt
     }
     if !report.options.active {
         // Unlike QEMU, which activates the node: it would take locks behind the operator's back.
-        return Err(Error::generic(format!("Node '{}' is inactive; reopen it with active=true", common.node_name)));
+        return Err(Error::generic(format!("Node '{}' is inactive; use blockdev-set-active", common.node_name)));
     }
     let server_options = own.for_server(common)?;
     server_options.check().map_err(refused)?;

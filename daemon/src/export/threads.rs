@@ -65,7 +65,7 @@ fn listed(mapping: &[VirtQueueMapping], queues: usize) -> Result<Vec<usize>> {
 }
 
 fn find(objects: &Objects, name: &str) -> Result<Rc<IoThreadObject>> {
-    objects.find(name).ok_or_else(|| Error::generic(format!("iothread \"{name}\" not found")))
+    objects.iothread(name).ok_or_else(|| Error::generic(format!("iothread \"{name}\" not found")))
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use std::cell::Cell;
 
 use block_core::rt::{IoThread, PollParams, Remote};
 use qmp::schema::{Qapi, Value};
-use qmp::{Error, ErrorClass, Result};
+use qmp::{Error, Result};
 
-use super::property;
+use super::{not_found, property};
 
 /// The options of an IOThread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
@@ -43,6 +43,11 @@ impl IoThreadOptions {
     /// The names of the properties, in the order in which they are listed.
     pub const PROPERTIES: [&'static str; 6] =
         ["thread-pool-min", "aio-max-batch", "thread-pool-max", "poll-max-ns", "poll-grow", "poll-shrink"];
+
+    /// The same with their types.
+    pub fn properties() -> Vec<(&'static str, &'static str)> {
+        Self::PROPERTIES.map(|name| (name, "int")).into()
+    }
 
     fn property(&mut self, name: &str) -> Option<&mut i64> {
         Some(match name {
@@ -113,7 +118,7 @@ impl IoThreadObject {
             return Ok("iothread".into());
         }
         let mut options = self.options.get();
-        let value = options.property(name).ok_or_else(|| not_found(name))?;
+        let value = options.property(name).ok_or_else(|| not_found("iothread", name))?;
         Ok(Value::from(*value))
     }
 
@@ -123,31 +128,23 @@ impl IoThreadObject {
             return Err(Error::generic("Property 'iothread.type' is not writable"));
         }
         let mut options = self.options.get();
-        *options.property(name).ok_or_else(|| not_found(name))? = property(name, value)?;
+        *options.property(name).ok_or_else(|| not_found("iothread", name))? = property(name, value)?;
         self.thread.set_params(options.checked()?);
         self.options.set(options);
         Ok(())
     }
 }
 
-fn not_found(name: &str) -> Error {
-    Error::new(ErrorClass::GenericError, format!("Property 'iothread.{name}' not found"))
-}
-
 #[cfg(test)]
 mod tests {
-    use qmp::keyval::parse_option;
     use serde_json::json;
 
-    use super::super::{ObjectKind, ObjectOptions, Objects};
+    use super::super::ObjectKind;
+    use super::super::tests::{objects, read};
     use super::*;
 
-    fn read(text: &str) -> Result<ObjectOptions> {
-        parse_option(text, Some("qom-type"))?.into_typed()
-    }
-
     fn refused(text: &str) -> String {
-        read(text).and_then(|options| Objects::default().add(options)).unwrap_err().desc
+        read(text).and_then(|options| objects().add(options)).unwrap_err().desc
     }
 
     #[test]
@@ -155,8 +152,8 @@ mod tests {
         let keyval = read("iothread,id=io0,poll-max-ns=5").unwrap();
         let json = read("{\"qom-type\":\"iothread\",\"id\":\"io0\",\"poll-max-ns\":5}").unwrap();
         assert_eq!(keyval, json);
-        let ObjectKind::Iothread(options) = keyval.kind;
-        assert_eq!(options, IoThreadOptions { poll_max_ns: 5, ..IoThreadOptions::default() });
+        let options = IoThreadOptions { poll_max_ns: 5, ..IoThreadOptions::default() };
+        assert_eq!(keyval.kind, ObjectKind::Iothread(options));
     }
 
     #[test]
@@ -175,9 +172,9 @@ mod tests {
 
     #[test]
     fn an_object_in_use_stays() {
-        let objects = Objects::default();
+        let objects = objects();
         objects.add(read("iothread,id=io0").unwrap()).unwrap();
-        let user = objects.find("io0").unwrap();
+        let user = objects.iothread("io0").unwrap();
         assert_eq!(objects.remove("io0").unwrap_err().desc, "object 'io0' is in use, can not be deleted");
         drop(user);
         objects.remove("io0").unwrap();
@@ -186,9 +183,9 @@ mod tests {
 
     #[test]
     fn properties_change_while_the_thread_runs() {
-        let objects = Objects::default();
+        let objects = objects();
         objects.add(read("iothread,id=io0").unwrap()).unwrap();
-        let thread = objects.find("io0").unwrap();
+        let thread = objects.iothread("io0").unwrap();
         thread.set("poll-max-ns", json!(7)).unwrap();
         assert_eq!(thread.get("poll-max-ns").unwrap(), json!(7));
         assert_eq!(thread.thread.params().poll_max_ns, 7);

@@ -1,14 +1,17 @@
 //! User-made objects (`object-add`) and what can be seen and changed of them (`qom-*` commands use this).
 
 mod iothread;
+mod throttle_group;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use block_core::graph::Graph;
 use qmp::schema::{Qapi, Value};
 use qmp::{Error, Result};
 
 pub use iothread::{IoThreadObject, IoThreadOptions};
+pub use throttle_group::{ThrottleGroupObject, ThrottleGroupOptions};
 
 /// The argument of `object-add` and `--object`.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -26,16 +29,85 @@ pub struct ObjectOptions {
 pub enum ObjectKind {
     /// A thread that serves queues of exports.
     Iothread(IoThreadOptions),
+    /// Limits that nodes share.
+    ThrottleGroup(Box<ThrottleGroupOptions>),
+}
+
+/// An object that was made.
+#[derive(Clone)]
+pub enum Object {
+    /// A thread.
+    IoThread(Rc<IoThreadObject>),
+    /// Limits.
+    ThrottleGroup(Rc<ThrottleGroupObject>),
+}
+
+impl Object {
+    /// The object's id.
+    pub fn id(&self) -> &str {
+        match self {
+            Self::IoThread(thread) => thread.id(),
+            Self::ThrottleGroup(group) => group.id(),
+        }
+    }
+
+    /// The name of its type.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::IoThread(_) => "iothread",
+            Self::ThrottleGroup(_) => "throttle-group",
+        }
+    }
+
+    /// A property's value.
+    pub fn get(&self, name: &str) -> Result<Value> {
+        match self {
+            Self::IoThread(thread) => thread.get(name),
+            Self::ThrottleGroup(group) => group.get(name),
+        }
+    }
+
+    /// Changes a property; it is in force at once.
+    pub fn set(&self, name: &str, value: Value) -> Result<()> {
+        match self {
+            Self::IoThread(thread) => thread.set(name, value),
+            Self::ThrottleGroup(group) => group.set(name, value),
+        }
+    }
+
+    /// Whoever uses a thread holds the object; whoever uses a group holds the group.
+    fn is_used(&self) -> bool {
+        match self {
+            Self::IoThread(thread) => Rc::strong_count(thread) > 1,
+            Self::ThrottleGroup(group) => group.is_used(),
+        }
+    }
+
+    /// The properties of the objects of a type, with their types, besides `type`.
+    pub fn properties(type_name: &str) -> Vec<(&'static str, &'static str)> {
+        match type_name {
+            "iothread" => IoThreadOptions::properties(),
+            "throttle-group" => ThrottleGroupObject::properties(),
+            _ => Vec::new(),
+        }
+    }
 }
 
 /// All objects, in the order in which they were made.
-#[derive(Default)]
-pub struct Objects(RefCell<Vec<Rc<IoThreadObject>>>);
+pub struct Objects {
+    graph: Rc<Graph>,
+    all: RefCell<Vec<Object>>,
+}
 
 impl Objects {
+    /// None yet. Nodes of `graph` find those that are for nodes.
+    pub fn new(graph: Rc<Graph>) -> Self {
+        Self { graph, all: RefCell::default() }
+    }
+
     /// Makes an object.
     pub fn add(&self, options: ObjectOptions) -> Result<()> {
-        let ObjectOptions { id, kind: ObjectKind::Iothread(options) } = options;
+        let ObjectOptions { id, kind } = options;
         if !crate::is_identifier(&id) {
             return Err(Error::generic("Parameter 'id' expects an identifier"));
         }
@@ -43,37 +115,49 @@ impl Objects {
             let desc = format!("attempt to add duplicate property '{id}' to object (type 'container')");
             return Err(Error::generic(desc));
         }
-        let object = IoThreadObject::start(id, options)?;
-        self.0.borrow_mut().push(Rc::new(object));
+        let object = match kind {
+            ObjectKind::Iothread(options) => Object::IoThread(Rc::new(IoThreadObject::start(id, options)?)),
+            ObjectKind::ThrottleGroup(options) => {
+                Object::ThrottleGroup(Rc::new(ThrottleGroupObject::offer(&self.graph, id, *options)?))
+            }
+        };
+        self.all.borrow_mut().push(object);
         Ok(())
     }
 
     /// Ends an object, unless somebody uses it.
     pub fn remove(&self, id: &str) -> Result<()> {
-        let mut objects = self.0.borrow_mut();
-        let at = objects.iter().position(|object| object.id() == id);
+        let mut all = self.all.borrow_mut();
+        let at = all.iter().position(|object| object.id() == id);
         let at = at.ok_or_else(|| Error::generic(format!("object '{id}' not found")))?;
-        // Whoever uses an object holds it.
-        if Rc::strong_count(&objects[at]) > 1 {
+        if all[at].is_used() {
             return Err(Error::generic(format!("object '{id}' is in use, can not be deleted")));
         }
-        objects.remove(at);
+        all.remove(at);
         Ok(())
     }
 
-    /// The IOThread of this id. It cannot be removed while the answer is kept.
-    pub fn find(&self, id: &str) -> Option<Rc<IoThreadObject>> {
-        self.0.borrow().iter().find(|object| object.id() == id).cloned()
+    /// The object of this id.
+    pub fn find(&self, id: &str) -> Option<Object> {
+        self.all.borrow().iter().find(|object| object.id() == id).cloned()
     }
 
-    /// The ids, in order.
-    pub fn ids(&self) -> Vec<String> {
-        self.0.borrow().iter().map(|object| object.id().to_owned()).collect()
+    /// The IOThread of this id. It cannot be removed while the answer is kept.
+    pub fn iothread(&self, id: &str) -> Option<Rc<IoThreadObject>> {
+        match self.find(id)? {
+            Object::IoThread(thread) => Some(thread),
+            Object::ThrottleGroup(_) => None,
+        }
+    }
+
+    /// All of them, in order.
+    pub fn all(&self) -> Vec<Object> {
+        self.all.borrow().clone()
     }
 
     /// Ends all objects that nobody uses.
     pub fn clear(&self) {
-        self.0.borrow_mut().retain(|object| Rc::strong_count(object) > 1);
+        self.all.borrow_mut().retain(Object::is_used);
     }
 }
 
@@ -81,4 +165,25 @@ impl Objects {
 pub(crate) fn property<T: Qapi>(name: &str, value: Value) -> Result<T> {
     let root = qmp::schema::At::root(qmp::schema::Mode::Json);
     T::parse(value, &root.member(name))
+}
+
+fn not_found(type_name: &str, name: &str) -> Error {
+    Error::generic(format!("Property '{type_name}.{name}' not found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use qmp::keyval::parse_option;
+
+    use super::*;
+
+    pub(super) fn objects() -> Objects {
+        Objects::new(Graph::new(Arc::new(|_| ())))
+    }
+
+    pub(super) fn read(text: &str) -> Result<ObjectOptions> {
+        parse_option(text, Some("qom-type"))?.into_typed()
+    }
 }

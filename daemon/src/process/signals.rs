@@ -9,9 +9,12 @@ use block_core::rt::{Local, SharedFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-/// Keeps the ending signals from interrupting any thread. Call it before the first thread is made: they inherit it.
+/// Keeps the ending signals from interrupting any thread, and a write past the limit on file sizes from ending us: it
+/// fails with EFBIG. Call it before the first thread is made: they inherit it.
 pub fn block() -> Result<()> {
-    ending().thread_block().doing(|| "Cannot block signals")
+    let mut blocked = ending();
+    blocked.add(Signal::SIGXFSZ);
+    blocked.thread_block().doing(|| "Cannot block signals")
 }
 
 /// The ending signals as they come.

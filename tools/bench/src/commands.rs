@@ -2,7 +2,9 @@
 
 pub(crate) mod attach;
 mod cell;
+pub(crate) mod changes;
 pub(crate) mod compare;
+pub(crate) mod filters;
 pub(crate) mod idle;
 pub(crate) mod isolation;
 mod table;

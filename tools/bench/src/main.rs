@@ -4,7 +4,7 @@
 //! cargo build --release --bin trellisd --bin trellis-bench
 //! target/release/trellis-bench compare --output table.md          (about half an hour; --quick: five minutes)
 //! target/release/trellis-bench compare --only null,sleep,q1-      (some cells; --list names them)
-//! target/release/trellis-bench isolation | idle | attach
+//! target/release/trellis-bench isolation | filters | changes | idle | attach
 //! ```
 //!
 //! `--subject /usr/bin/qemu-storage-daemon` compares the peer with itself: then every ratio has to be about 1, or the machine
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{Pair, attach, compare, idle, isolation};
+use commands::{Pair, attach, changes, compare, filters, idle, isolation};
 use trellis_bench::server::Program;
 
 /// Measures a vhost-user-blk server against qemu-storage-daemon, both in one run.
@@ -39,6 +39,10 @@ enum Command {
     Compare(compare::Arguments),
     /// What a busy chain does to other exports and to a second monitor
     Isolation(isolation::Arguments),
+    /// What filters with nothing to do cost
+    Filters(filters::Arguments),
+    /// A filter put in and taken out under load
+    Changes(changes::Arguments),
     /// CPU time and memory with connected clients that do nothing
     Idle(idle::Arguments),
     /// Time from connect to the first answer
@@ -51,6 +55,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Compare(arguments) => compare::run(&pair, &arguments),
         Command::Isolation(arguments) => isolation::run(&pair, &arguments),
+        Command::Filters(arguments) => filters::run(&pair, &arguments),
+        Command::Changes(arguments) => changes::run(&pair, &arguments),
         Command::Idle(arguments) => idle::run(&pair, &arguments),
         Command::Attach(arguments) => attach::run(&pair, &arguments),
     };

@@ -7,8 +7,8 @@ use qmp::Qapi;
 use crate::base::{ByteRange, Error, IoError, Result, SECTOR, is_aligned};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
-    ChildId, DriverInfo, Extent, Geometry, IoCx, Limits, PermSet, Perms, Place, Preallocation, ReopenRequest, Role,
-    WriteFlags,
+    ChildId, DebugEvent, DriverInfo, Extent, Geometry, IoCx, Limits, PermSet, Perms, Place, Preallocation,
+    ReopenRequest, Role, WriteFlags,
 };
 use crate::pipeline::{Format, Mapped, NoTicket};
 
@@ -136,6 +136,7 @@ impl Format for Raw {
     }
 
     async fn flush(&self, _: &Window, cx: IoCx<'_>) -> Result<(), IoError> {
+        cx.child(self.file).announce(DebugEvent::FlushToDisk).await;
         cx.child(self.file).flush().await
     }
 

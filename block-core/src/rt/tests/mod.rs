@@ -1,6 +1,7 @@
 //! Every engine runs the same suite: the ring, the fallback, and (where it makes sense) the control thread.
 //! A test fails by a time-out where something is lost.
 
+mod faults;
 mod ops;
 mod primitives;
 mod sources;

@@ -114,6 +114,7 @@ impl Queue {
             iovecs: &self.iovecs[slot as usize],
             count: 1,
             offset: u64::from(slot) * BLOCK as u64,
+            at_once: slot.is_multiple_of(3),
         };
         // SAFETY: file, list and block live as long as the queue, which is removed (and checked) after its last
         // completion; a slot is not free before that.
@@ -390,7 +391,15 @@ fn a_source_is_not_removed_under_the_kernel() {
         let iovec = libc::iovec { iov_base: block.as_mut_ptr().cast(), iov_len: 8 };
         let iovecs: *const libc::iovec = Box::leak(Box::new(iovec));
         let (_busy, id) = Busy::start(&local);
-        let op = DirectOp { write: false, dsync: false, fd: reader.as_raw_fd(), iovecs, count: 1, offset: u64::MAX };
+        let op = DirectOp {
+            write: false,
+            dsync: false,
+            fd: reader.as_raw_fd(),
+            iovecs,
+            count: 1,
+            offset: u64::MAX,
+            at_once: false,
+        };
         // SAFETY: the memory is never freed; the pipe's end may be closed under the read, which then fails.
         unsafe { local.push_direct(id, 0, op) };
         local.remove_source(id);

@@ -10,6 +10,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::device::Device;
 use super::ring::MAX_SIZE;
+use super::session::Waiting;
 use super::vring::{GuestMemory, Vring};
 
 /// Protocol features that we offer to frontends.
@@ -23,14 +24,23 @@ pub(super) const PROTOCOL_FEATURES: u64 = Protocol::MQ.bits()
 
 /// See the module's head.
 #[derive(Clone)]
-pub(super) struct Backend(pub(super) Arc<Device>);
+pub(super) struct Backend {
+    device: Arc<Device>,
+    session: Waiting,
+}
+
+impl Backend {
+    pub(super) fn new(device: Arc<Device>, session: Waiting) -> Self {
+        Self { device, session }
+    }
+}
 
 impl VhostUserBackend for Backend {
     type Bitmap = ();
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {
-        self.0.rings().len()
+        self.device.rings().len()
     }
 
     fn max_queue_size(&self) -> usize {
@@ -38,11 +48,11 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
-        self.0.features()
+        self.device.features()
     }
 
     fn acked_features(&self, features: u64) {
-        self.0.features_acked(features);
+        self.device.features_acked(features);
     }
 
     fn protocol_features(&self) -> Protocol {
@@ -50,14 +60,19 @@ impl VhostUserBackend for Backend {
     }
 
     fn reset_device(&self) {
-        self.0.reset();
+        self.device.reset();
+    }
+
+    // The config space is the filter's. What comes here is the session's own word for "my turn" (`engine.rs`).
+    fn set_config(&self, _offset: u32, _buf: &[u8]) -> io::Result<()> {
+        self.session.resume()
     }
 
     // Comes with all other features through `acked_features`.
     fn set_event_idx(&self, _enabled: bool) {}
 
     fn update_memory(&self, memory: GuestMemory) -> io::Result<()> {
-        self.0.set_memory(&memory.memory())
+        self.device.set_memory(&memory.memory())
     }
 
     fn queues_per_thread(&self) -> Vec<u64> {

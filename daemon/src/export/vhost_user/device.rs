@@ -1,6 +1,6 @@
 //! The device as one session sees it: negotiated features, write mode, log, and the rings that follow from them.
 //!
-//! Shared by the message filter and the protocol engine's backend, both of which run on threads of the session.
+//! Shared by the message filter and the protocol engine's backend, both of which run on the thread of the session.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

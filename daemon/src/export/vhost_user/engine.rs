@@ -1,122 +1,122 @@
-//! The protocol engine of one session: a `VhostUserDaemon` behind a connection that only the message filter has.
+//! The protocol engine of one session: a `VhostUserDaemon` behind a connection that only the session has.
 //!
-//! The engine wants to accept its peer itself. So there is a socket in a directory that only we can enter, which is
-//! connected to, and removed, before the engine accepts: nobody else can ever have connected.
+//! The engine wants a thread of its own, so the session lives on that one, and a message is passed on without waking
+//! anybody: the session works in a callback of the engine (`Backend::set_config`), leaves in the engine's socket what the
+//! engine is to do, behind it a request that makes the engine call back ([`your_turn`]), and returns.
+//!
+//! The engine also wants to accept its peer. So there is a listening socket with room for one, which is taken before the
+//! engine accepts: nobody else can have connected.
 
-use std::cell::Cell;
-use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use vhost::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::backend::{Backend, PROTOCOL_FEATURES};
 use super::device::Device;
-use super::message::{Kind, u64_at};
+use super::message::Kind;
+use super::session::{Session, Waiting};
 use super::vring::announce;
 use super::wire::{Message, WireError, receive_reply, send};
 
-/// See the module's head.
+/// See the module's head. Dropping it lets go of the engine; its thread ends when the session's turn does.
 pub(super) struct Engine {
-    /// `None` once it was told to end.
-    stream: Option<UnixStream>,
-    /// The reply to the opening is still to be read: the engine's thread starts while the frontend goes on.
-    opening: Cell<bool>,
-    daemon: VhostUserDaemon<Backend>,
+    stream: UnixStream,
+    _daemon: VhostUserDaemon<Backend>,
 }
 
 impl Engine {
-    /// A new engine for the device, ready for whatever the filter lets through. Its thread gets this name.
-    pub(super) fn start(name: &str, device: &Arc<Device>) -> io::Result<Self> {
+    /// Starts an engine for the device, on a new thread of this name, with what `session` makes of it. Does not wait.
+    pub(super) fn start(name: String, device: &Arc<Device>, session: impl FnOnce(Self) -> Session) -> io::Result<()> {
+        let waiting = Waiting::default();
         announce(device.rings());
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let daemon = VhostUserDaemon::new(name.to_owned(), Backend(device.clone()), memory);
+        let daemon = VhostUserDaemon::new(name, Backend::new(device.clone(), waiting.clone()), memory);
         // Where it failed, rings are left over, and nobody else may keep a session's queues alive.
         announce(&[]);
-        let daemon = daemon.map_err(|error| io::Error::other(error.to_string()))?;
+        let mut daemon = daemon.map_err(|error| io::Error::other(error.to_string()))?;
         let (listener, stream) = private_pair()?;
-        let mut engine = Self { stream: Some(stream), opening: Cell::new(true), daemon };
-        let started = engine.daemon.start(&mut Listener::from(listener));
+        open(&stream)?;
+        // The thread that starts here asks for its session, and waits for it.
+        let mut waiting = waiting.lock();
+        let started = daemon.start(&mut Listener::from(listener));
         started.map_err(|error| io::Error::other(error.to_string()))?;
-        engine.negotiate().map_err(|error| io::Error::other(error.to_string()))?;
-        Ok(engine)
+        *waiting = Some(session(Self { stream, _daemon: daemon }));
+        Ok(())
     }
 
-    /// Sends a request and gives the body of its reply.
-    pub(super) fn ask(&self, message: &Message) -> Result<Vec<u8>, WireError> {
-        let stream = self.stream();
-        send(stream, message)?;
-        if self.opening.replace(false) {
-            receive_reply(stream)?.ok_or(WireError::Cut)?;
-        }
-        Ok(receive_reply(stream)?.ok_or(WireError::Cut)?.body)
+    /// Has the engine do this as soon as the session's turn is over; then it is the session's turn again. What the engine
+    /// does not take ends its thread, and with it the session. Only the first message has descriptors.
+    pub(super) fn ask(&self, mut messages: Vec<Message>) -> Result<(), WireError> {
+        // Nobody could read an acknowledgement before the next turn, which says the same.
+        messages.iter_mut().for_each(|message| message.need_reply = false);
+        messages.push(your_turn());
+        // In one piece: nobody makes room in the socket meanwhile.
+        send(&self.stream, &messages)
     }
 
-    /// Sends a request that has no reply of its own. `false` where the engine did not take it: it has ended then.
-    pub(super) fn tell(&self, message: &mut Message) -> Result<bool, WireError> {
-        message.need_reply = true;
-        let answer = self.ask(message)?;
-        Ok(answer.len() == 8 && u64_at(&answer, 0) == 0)
-    }
-
-    /// Sends a request and does not wait: the engine takes it before whatever is sent next.
-    pub(super) fn queue(&self, message: &mut Message) -> Result<(), WireError> {
-        message.need_reply = false;
-        send(self.stream(), message)
-    }
-
-    /// All protocol features, whatever the frontend acks: the gates are in the filter.
-    fn negotiate(&self) -> Result<(), WireError> {
-        let plain = |kind: Kind, body: Vec<u8>| Message {
-            request: kind as u32,
-            need_reply: false,
-            body,
-            fds: Vec::<OwnedFd>::new(),
-        };
-        // It takes acknowledgements as agreed on only after it was asked for its features.
-        send(self.stream(), &plain(Kind::GET_FEATURES, Vec::new()))?;
-        send(self.stream(), &plain(Kind::SET_PROTOCOL_FEATURES, PROTOCOL_FEATURES.to_ne_bytes().to_vec()))?;
-        send(self.stream(), &plain(Kind::SET_OWNER, Vec::new()))
-    }
-
-    fn stream(&self) -> &UnixStream {
-        self.stream.as_ref().expect("there until it is dropped")
+    /// What the engine replied to the last thing that it was asked.
+    pub(super) fn reply(&self) -> Result<Vec<u8>, WireError> {
+        Ok(receive_reply(&self.stream)?.ok_or(WireError::Cut)?.body)
     }
 }
 
-impl Drop for Engine {
-    fn drop(&mut self) {
-        drop(self.stream.take());
-        // It ends with "disconnected", which is what was asked for.
-        let _ = self.daemon.wait();
-    }
+/// All protocol features, whatever the frontend acks (the gates are in the filter), and the session's first turn.
+fn open(stream: &UnixStream) -> io::Result<()> {
+    let features = plain(Kind::SET_PROTOCOL_FEATURES, PROTOCOL_FEATURES.to_ne_bytes().to_vec());
+    let opening = [features, plain(Kind::SET_OWNER, Vec::new()), your_turn()];
+    send(stream, &opening).map_err(|error| io::Error::other(error.to_string()))
 }
 
+/// A change of the config space that is none: SET_CONFIG of one byte. Frontends' own never get here.
+fn your_turn() -> Message {
+    let [offset, size, flags] = [0u32, 1, 0].map(u32::to_ne_bytes);
+    plain(Kind::SET_CONFIG, [&offset[..], &size, &flags, &[0]].concat())
+}
+
+fn plain(kind: Kind, body: Vec<u8>) -> Message {
+    Message { request: kind as u32, need_reply: false, body, fds: Vec::new() }
+}
+
+/// A listening socket and its only peer. The kernel picks an abstract name, so no file has to come and go.
 fn private_pair() -> io::Result<(UnixListener, UnixStream)> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let serial = NEXT.fetch_add(1, Ordering::Relaxed);
-    let directory = private_root().join(format!(".trellisd-{}-{serial}", std::process::id()));
-    // Fails where it is there already, whoever made it.
-    DirBuilder::new().mode(0o700).create(&directory)?;
-    let path = directory.join("engine");
-    let pair = UnixListener::bind(&path).and_then(|listener| Ok((listener, UnixStream::connect(&path)?)));
-    let _ = std::fs::remove_file(&path);
-    let _ = std::fs::remove_dir(&directory);
-    pair
+    let socket = |flags| rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let listener = socket(SocketFlags::CLOEXEC)?;
+    rustix::net::bind(&listener, &SocketAddrUnix::new_unnamed())?;
+    rustix::net::listen(&listener, ROOM_FOR_ONE)?;
+    // Without waiting: whoever was faster has taken the only place, and this fails.
+    let stream = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    rustix::net::connect(&stream, &rustix::net::getsockname(&listener)?)?;
+    rustix::io::ioctl_fionbio(&stream, false)?;
+    Ok((listener.into(), stream.into()))
 }
 
-fn private_root() -> PathBuf {
-    // systemd may name several, separated by colons.
-    let runtime = std::env::var("RUNTIME_DIRECTORY").unwrap_or_default();
-    match runtime.split(':').next() {
-        Some(first) if !first.is_empty() => first.into(),
-        _ => std::env::temp_dir(),
+/// A backlog of none: Linux lets one in.
+const ROOM_FOR_ONE: i32 = 0;
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt;
+
+    use super::*;
+
+    #[test]
+    fn nobody_else_gets_the_engine_s_connection() {
+        let (listener, ours) = private_pair().unwrap();
+        let name = listener.local_addr().unwrap();
+        assert!(name.as_abstract_name().is_some(), "no file is left behind: {name:?}");
+        let late =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::NONBLOCK, None).unwrap();
+        let refused = rustix::net::connect(&late, &rustix::net::getsockname(&listener).unwrap());
+        assert_eq!(refused, Err(rustix::io::Errno::AGAIN), "there is room for one");
+        let (accepted, _) = listener.accept().unwrap();
+        io::Write::write_all(&mut &ours, b"x").unwrap();
+        let mut byte = [0];
+        io::Read::read_exact(&mut &accepted, &mut byte).unwrap();
+        assert_eq!(&byte, b"x");
     }
 }

@@ -68,25 +68,6 @@ impl Filter {
         message.need_reply && (self.protocol & P_REPLY_ACK != 0 || negotiating)
     }
 
-    /// True where a message that was judged to pass may be acknowledged before the engine has taken it: as long as no
-    /// ring runs, nobody can tell, and what starts one waits for the engine. Each wait costs two thread switches, of
-    /// which a frontend that attaches would see a dozen.
-    pub(super) fn may_follow(&self, message: &Message) -> bool {
-        let harmless = matches!(
-            Kind::of(message.request),
-            Some(
-                Kind::SET_FEATURES
-                    | Kind::SET_VRING_NUM
-                    | Kind::SET_VRING_BASE
-                    | Kind::SET_VRING_ADDR
-                    | Kind::SET_VRING_KICK
-                    | Kind::SET_VRING_CALL
-                    | Kind::SET_VRING_ERR
-            )
-        );
-        harmless && !self.rings.iter().any(|ring| ring.runs())
-    }
-
     /// Judges the next message and takes from it the descriptors that nobody is to get.
     pub(super) fn judge(&mut self, message: &mut Message, config: &[u8; CONFIG_LEN]) -> Verdict {
         let Some(kind) = Kind::of(message.request) else { return Verdict::Refuse("the request is not one of a disk") };
@@ -204,7 +185,7 @@ impl Filter {
             if self.rings.iter().any(|ring| ring.runs()) {
                 return Err("memory cannot go away while a ring runs");
             }
-            return Ok(Verdict::DoneAfter(Effect::Unmap(self.regions.take())));
+            return Ok(Verdict::Unmap(self.regions.take()));
         }
         let regions = body[8..].chunks_exact(REGION_LEN).map(Region::parse).collect::<Result<_, _>>()?;
         self.regions.replace(regions, fds)?;

@@ -50,7 +50,9 @@ use std::time::Duration;
 use block_core::base::{Error, Result};
 use block_core::port::PortHandle;
 use block_core::rt::sync::{Notify, oneshot};
-use block_core::rt::{Local, Remote, spawn_blocking_thread};
+use block_core::rt::{Local, Remote, SharedFd};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 
 use device::ExportShared;
 use listen::Listening;
@@ -168,6 +170,7 @@ async fn next_frontend(listening: &Listening, gate: &Gate) -> Option<UnixStream>
     None
 }
 
+/// Serves a frontend from its first word on. Whoever comes and goes without one costs no more than that.
 async fn one_session(
     frontend: UnixStream,
     shared: &Arc<ExportShared>,
@@ -175,23 +178,35 @@ async fn one_session(
     gate: &Gate,
 ) -> io::Result<()> {
     frontend.set_nonblocking(false)?;
-    link.begin(frontend.try_clone()?);
+    let socket: SharedFd = Arc::new(frontend.try_clone()?.into());
+    link.begin(socket.clone());
     if gate.closing.get() {
         link.hang_up();
     }
-    let (over, ended) = oneshot::<()>();
-    let (export, session_link) = (shared.clone(), link.clone());
-    let work = move || {
-        session::serve(&frontend, &export, &session_link);
-        drop((frontend, over));
-    };
-    let spawned = spawn_blocking_thread(&format!("vhu-{}", shared.options.id), work);
-    if spawned.is_ok() {
-        // The sender is dropped at the end of the session, however it ends.
-        let _ = ended.await;
-    }
+    let served = if speaks(&socket).await { serve(frontend, shared, link).await } else { Ok(()) };
     link.end();
-    spawned
+    served
+}
+
+/// `false` where the frontend goes before it says anything.
+async fn speaks(frontend: &SharedFd) -> bool {
+    loop {
+        match rustix::net::recv(frontend, &mut [0u8], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::INTR) => Local::current().readable(frontend).await,
+            answer => return matches!(answer, Ok((1, _))),
+        };
+    }
+}
+
+async fn serve(frontend: UnixStream, shared: &Arc<ExportShared>, link: &Arc<Link>) -> io::Result<()> {
+    let (over, ended) = oneshot();
+    session::start(frontend, shared, link, over)?;
+    if let Ok(why) = ended.await
+        && limit::SESSION.allows()
+    {
+        tracing::warn!(export = shared.options.id, "a frontend was disconnected: {why}");
+    }
+    Ok(())
 }
 
 async fn first_of(one: impl Future, other: impl Future) {

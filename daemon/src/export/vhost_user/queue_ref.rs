@@ -1,13 +1,13 @@
 //! A queue as other threads have it: messages to its thread, and their answers.
 //!
-//! The calls wait for the thread. They are for the threads of a session, never for the control thread or an IOThread.
+//! Most calls wait for the thread. They are for the thread of a session, never for the control thread or an IOThread.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block_core::port::PortHandle;
 use block_core::rt::Remote;
@@ -25,25 +25,33 @@ thread_local! {
 pub(super) struct QueueRef {
     id: u64,
     thread: Remote,
+    /// Until its first start.
+    plan: Mutex<Option<Plan>>,
+}
+
+/// What a queue is made of.
+struct Plan {
+    port: PortHandle,
+    traits: Traits,
+    stats: Arc<QueueStats>,
 }
 
 impl QueueRef {
-    /// A new, stopped queue on `thread`. Messages keep their order, so nothing has to wait for it.
+    /// A queue of `thread`'s, which hears of it when it is started for the first time.
     pub(super) fn new(thread: Remote, port: PortHandle, traits: Traits, stats: Arc<QueueStats>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, Relaxed);
-        thread.send(move |local| {
-            let queue = Queue::new(local, port.lane(local), traits, stats);
-            QUEUES.with_borrow_mut(|queues| queues.insert(id, queue));
-        });
-        Self { id, thread }
+        Self { id: NEXT.fetch_add(1, Relaxed), thread, plan: Mutex::new(Some(Plan { port, traits, stats })) }
     }
 
-    /// See [`Queue::start`].
+    /// See [`Queue::start`]. Does not wait: messages keep their order, and whoever stops the queue waits.
     pub(super) fn start(&self, settings: Settings) {
-        self.ask(move |queue, done| {
-            queue.start(settings);
-            let _ = done.send(());
+        let (id, plan) = (self.id, self.plan().take());
+        self.thread.send(move |local| {
+            if let Some(Plan { port, traits, stats }) = plan {
+                let queue = Queue::new(local, port.lane(local), traits, stats);
+                QUEUES.with_borrow_mut(|queues| queues.insert(id, queue));
+            }
+            find(id).expect("it is there from its first start on").start(settings);
         });
     }
 
@@ -64,16 +72,27 @@ impl QueueRef {
         let (reply, answer) = sync_channel(1);
         let id = self.id;
         self.thread.send(move |_| {
-            if let Some(queue) = QUEUES.with_borrow(|queues| queues.get(&id).cloned()) {
+            if let Some(queue) = find(id) {
                 call(&queue, reply);
             }
         });
         answer.recv().ok()
     }
+
+    fn plan(&self) -> MutexGuard<'_, Option<Plan>> {
+        self.plan.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn find(id: u64) -> Option<Rc<Queue>> {
+    QUEUES.with_borrow(|queues| queues.get(&id).cloned())
 }
 
 impl Drop for QueueRef {
     fn drop(&mut self) {
+        if self.plan().is_some() {
+            return;
+        }
         let (reply, removed) = sync_channel::<()>(1);
         let id = self.id;
         self.thread.spawn(move |_| async move {

@@ -1,18 +1,25 @@
-//! One frontend's session, on a thread of its own: takes its messages, has them judged, carries out the verdicts.
+//! One frontend's session, on the thread of its protocol engine: takes its messages, has them judged, carries out the
+//! verdicts.
 //!
-//! A session ends at any byte: then its queues are stopped, what they had under way is waited for, memory is unmapped
-//! and every descriptor closed, before the next frontend is let in.
+//! It is resumed by the engine (`engine.rs`) and goes on until the engine has something to do. A session ends at any byte:
+//! then its queues are stopped, what they had under way is waited for, memory is unmapped and every descriptor closed,
+//! before the next frontend is let in.
 
-use std::net::Shutdown;
+use std::cell::RefCell;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use block_core::rt::SharedFd;
+use block_core::rt::sync::Sender;
+use rustix::net::Shutdown;
+
 use super::device::{Device, ExportShared};
 use super::engine::Engine;
 use super::filter::Filter;
-use super::limit::SESSION;
 use super::message::{BACKEND_CONFIG_CHANGE, Kind};
+use super::regions::Region;
 use super::verdict::{Effect, Verdict};
 use super::wire::{Message, PATIENCE, WireError, receive, reply, tell};
 
@@ -24,13 +31,13 @@ const NOT_APPLIED: [u8; 8] = 1u64.to_ne_bytes();
 pub(super) struct Link(Mutex<Option<Live>>);
 
 struct Live {
-    frontend: UnixStream,
+    frontend: SharedFd,
     channel: Option<OwnedFd>,
 }
 
 impl Link {
     /// A frontend is there.
-    pub(super) fn begin(&self, frontend: UnixStream) {
+    pub(super) fn begin(&self, frontend: SharedFd) {
         *self.lock() = Some(Live { frontend, channel: None });
     }
 
@@ -48,7 +55,7 @@ impl Link {
     pub(super) fn hang_up(&self) {
         if let Some(live) = &*self.lock() {
             // Fails only where the other side was faster.
-            let _ = live.frontend.shutdown(Shutdown::Both);
+            let _ = rustix::net::shutdown(&live.frontend, Shutdown::Both);
         }
     }
 
@@ -72,11 +79,11 @@ impl Link {
 }
 
 /// Why a session ended before the frontend wanted it to.
-enum Ended {
+#[derive(Debug)]
+pub(super) enum Ended {
     Wire(WireError),
     Verdict(&'static str),
     Engine,
-    Setup(std::io::Error),
 }
 
 impl From<WireError> for Ended {
@@ -91,32 +98,81 @@ impl std::fmt::Display for Ended {
             Self::Wire(error) => error.fmt(f),
             Self::Verdict(why) => f.write_str(why),
             Self::Engine => f.write_str("the protocol engine refused a message"),
-            Self::Setup(error) => write!(f, "the session could not be set up: {error}"),
         }
     }
 }
 
-/// Serves a frontend until it goes or has to.
-pub(super) fn serve(frontend: &UnixStream, export: &Arc<ExportShared>, link: &Arc<Link>) {
-    if let Err(ended) = try_serve(frontend, export, link)
-        && SESSION.allows()
-    {
-        tracing::warn!(export = export.options.id, "a frontend was disconnected: {ended}");
+/// Starts to serve a frontend that has begun to speak. `over` gets the reason where it is not the frontend's own will, or
+/// is dropped, when nothing of the session is left. Does not wait.
+pub(super) fn start(
+    frontend: UnixStream,
+    export: &Arc<ExportShared>,
+    link: &Arc<Link>,
+    over: Sender<Ended>,
+) -> io::Result<()> {
+    frontend.set_write_timeout(Some(PATIENCE))?;
+    let for_queues = link.clone();
+    let hang_up = Arc::new(move || for_queues.hang_up());
+    let device = Arc::new(Device::new(export.clone(), hang_up));
+    let filter = Filter::new(device.features(), device.rings().len());
+    let name = format!("vhu-{}", export.options.id);
+    Engine::start(name, &device.clone(), |engine| Session {
+        filter,
+        owed: None,
+        engine,
+        device,
+        _afterwards: TrimHeap,
+        frontend,
+        link: link.clone(),
+        over: Over { to: Some(over), why: Some(Ended::Engine) },
+    })
+}
+
+/// Where a session waits for the engine's thread, which takes it.
+#[derive(Clone, Default)]
+pub(super) struct Waiting(Arc<Mutex<Option<Session>>>);
+
+impl Waiting {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session's turn, on the engine's thread. An error where it is over.
+    pub(super) fn resume(&self) -> io::Result<()> {
+        SESSION.with_borrow_mut(|session| {
+            let session = session.get_or_insert_with(|| self.lock().take().expect("it waits from the start"));
+            if session.turn() { Ok(()) } else { Err(io::Error::other("the session is over")) }
+        })
     }
 }
 
-fn try_serve(frontend: &UnixStream, export: &Arc<ExportShared>, link: &Arc<Link>) -> Result<(), Ended> {
-    frontend.set_write_timeout(Some(PATIENCE)).map_err(Ended::Setup)?;
-    // Whoever comes and goes without a word costs nothing more.
-    let Some(first) = receive(frontend)? else { return Ok(()) };
-    let _afterwards = TrimHeap;
-    let mut session = Session::start(frontend, export, link)?;
-    let mut next = Some(first);
-    while let Some(message) = next {
-        session.handle(message)?;
-        next = receive(frontend)?;
-    }
-    Ok(())
+thread_local! {
+    /// The session is its thread's: dropped after the engine has returned, whatever made it return.
+    static SESSION: RefCell<Option<Session>> = const { RefCell::new(None) };
+}
+
+/// See the module's head. Its fields are dropped in this order.
+pub(super) struct Session {
+    filter: Filter,
+    /// `Some` while the engine has something to do.
+    owed: Option<Owed>,
+    /// Has the rings and the guest's memory.
+    engine: Engine,
+    /// The queues are taken off their threads with it.
+    device: Arc<Device>,
+    _afterwards: TrimHeap,
+    frontend: UnixStream,
+    link: Arc<Link>,
+    over: Over,
+}
+
+/// What the frontend is to get when the engine is done.
+enum Owed {
+    Nothing,
+    /// An acknowledgement of this request.
+    Acknowledgement(u32),
+    /// The engine's reply to this request.
+    Reply(u32),
 }
 
 /// A guest may have made its queues hold much. Dropped after the session, it gives that back to the kernel.
@@ -128,23 +184,48 @@ impl Drop for TrimHeap {
     }
 }
 
-struct Session<'s> {
-    frontend: &'s UnixStream,
-    link: &'s Arc<Link>,
-    filter: Filter,
-    /// Dropped before the device: the engine's thread uses it.
-    engine: Engine,
-    device: Arc<Device>,
+/// Dropped last: tells that nothing is left.
+struct Over {
+    to: Option<Sender<Ended>>,
+    why: Option<Ended>,
 }
 
-impl<'s> Session<'s> {
-    fn start(frontend: &'s UnixStream, export: &Arc<ExportShared>, link: &'s Arc<Link>) -> Result<Self, Ended> {
-        let for_queues = link.clone();
-        let hang_up = Arc::new(move || for_queues.hang_up());
-        let device = Arc::new(Device::new(export.clone(), hang_up));
-        let engine = Engine::start(&format!("vhe-{}", export.options.id), &device).map_err(Ended::Setup)?;
-        let filter = Filter::new(device.features(), device.rings().len());
-        Ok(Self { frontend, link, filter, engine, device })
+impl Drop for Over {
+    fn drop(&mut self) {
+        if let (Some(to), Some(why)) = (self.to.take(), self.why.take()) {
+            // Whoever is gone does not want to know.
+            let _ = to.send(why);
+        }
+    }
+}
+
+impl Session {
+    /// Goes on until the engine has something to do. `false` where the session is over.
+    fn turn(&mut self) -> bool {
+        match self.try_turn() {
+            Ok(true) => return true,
+            Ok(false) => self.over.why = None,
+            Err(why) => self.over.why = Some(why),
+        }
+        false
+    }
+
+    fn try_turn(&mut self) -> Result<bool, Ended> {
+        self.settle()?;
+        while self.owed.is_none() {
+            let Some(message) = receive(&self.frontend)? else { return Ok(false) };
+            self.handle(message)?;
+        }
+        Ok(true)
+    }
+
+    /// The engine has done what it was asked.
+    fn settle(&mut self) -> Result<(), Ended> {
+        match self.owed.take() {
+            None | Some(Owed::Nothing) => Ok(()),
+            Some(Owed::Acknowledgement(request)) => self.reply(request, &APPLIED),
+            Some(Owed::Reply(request)) => self.reply(request, &self.engine.reply()?),
+        }
     }
 
     fn handle(&mut self, mut message: Message) -> Result<(), Ended> {
@@ -152,66 +233,70 @@ impl<'s> Session<'s> {
         let acknowledge = self.filter.wants_ack(&message);
         let request = message.request;
         match verdict {
-            Verdict::Relay => {
-                let answer = self.engine.ask(&message)?;
-                return Ok(reply(self.frontend, request, &answer)?);
-            }
-            Verdict::Answer(body) => return Ok(reply(self.frontend, request, &body)?),
+            Verdict::Relay => self.pass(vec![message], Owed::Reply(request)),
+            Verdict::Answer(body) => self.reply(request, &body),
             Verdict::AnswerAfter(effect, body) => {
-                self.apply(effect)?;
-                return Ok(reply(self.frontend, request, &body)?);
+                self.apply(effect);
+                self.reply(request, &body)
             }
-            Verdict::Pass => self.pass(message)?,
+            Verdict::Pass => self.pass(vec![message], owed(request, acknowledge)),
             Verdict::PassAfter(effect) => {
-                self.apply(effect)?;
-                self.pass(message)?;
+                self.apply(effect);
+                self.pass(vec![message], owed(request, acknowledge))
             }
-            Verdict::Done => {}
-            Verdict::DoneAfter(effect) => return self.acknowledge_effect(request, acknowledge, effect),
-            Verdict::Refuse(why) => return self.refuse(request, acknowledge, why),
-            Verdict::Drop(why) => return Err(Ended::Verdict(why)),
+            Verdict::Unmap(regions) => {
+                let messages = regions.iter().map(unmap).collect();
+                self.pass(messages, owed(request, acknowledge))
+            }
+            Verdict::Done => self.acknowledge(request, acknowledge),
+            Verdict::DoneAfter(effect) => match self.apply(effect) {
+                true => self.acknowledge(request, acknowledge),
+                false => self.refuse(request, acknowledge, "the operator decides about the write cache"),
+            },
+            Verdict::Refuse(why) => self.refuse(request, acknowledge, why),
+            Verdict::Drop(why) => Err(Ended::Verdict(why)),
         }
-        if acknowledge { Ok(reply(self.frontend, request, &APPLIED)?) } else { Ok(()) }
     }
 
-    fn pass(&self, mut message: Message) -> Result<(), Ended> {
-        if self.filter.may_follow(&message) {
-            return Ok(self.engine.queue(&mut message)?);
-        }
-        if self.engine.tell(&mut message)? { Ok(()) } else { Err(Ended::Engine) }
+    fn pass(&mut self, messages: Vec<Message>, owed: Owed) -> Result<(), Ended> {
+        self.owed = Some(owed);
+        Ok(self.engine.ask(messages)?)
     }
 
-    fn acknowledge_effect(&self, request: u32, acknowledge: bool, effect: Effect) -> Result<(), Ended> {
-        if !self.apply(effect)? {
-            return self.refuse(request, acknowledge, "the operator decides about the write cache");
-        }
-        if acknowledge { Ok(reply(self.frontend, request, &APPLIED)?) } else { Ok(()) }
+    fn reply(&self, request: u32, body: &[u8]) -> Result<(), Ended> {
+        Ok(reply(&self.frontend, request, body)?)
+    }
+
+    fn acknowledge(&self, request: u32, acknowledge: bool) -> Result<(), Ended> {
+        if acknowledge { self.reply(request, &APPLIED) } else { Ok(()) }
     }
 
     fn refuse(&self, request: u32, acknowledge: bool, why: &'static str) -> Result<(), Ended> {
-        if acknowledge { Ok(reply(self.frontend, request, &NOT_APPLIED)?) } else { Err(Ended::Verdict(why)) }
+        if acknowledge { self.reply(request, &NOT_APPLIED) } else { Err(Ended::Verdict(why)) }
     }
 
     /// `false` where the effect was refused.
-    fn apply(&self, effect: Effect) -> Result<bool, Ended> {
+    fn apply(&self, effect: Effect) -> bool {
         match effect {
             Effect::LogUsed(ring, at) => self.device.set_log_used(ring, at),
             Effect::Log(log) => self.device.set_log(log),
-            Effect::Writeback(on) => return Ok(self.device.set_writeback(on)),
+            Effect::Writeback(on) => return self.device.set_writeback(on),
             Effect::Channel(channel) => self.link.set_channel(channel),
-            Effect::Unmap(regions) => {
-                for region in regions {
-                    let body = [vec![0; 8], region.bytes()].concat();
-                    let request = Kind::REM_MEM_REG as u32;
-                    self.pass(Message { request, need_reply: true, body, fds: Vec::new() })?;
-                }
-            }
         }
-        Ok(true)
+        true
     }
 }
 
-impl Drop for Session<'_> {
+fn owed(request: u32, acknowledge: bool) -> Owed {
+    if acknowledge { Owed::Acknowledgement(request) } else { Owed::Nothing }
+}
+
+fn unmap(region: &Region) -> Message {
+    let body = [vec![0; 8], region.bytes()].concat();
+    Message { request: Kind::REM_MEM_REG as u32, need_reply: false, body, fds: Vec::new() }
+}
+
+impl Drop for Session {
     fn drop(&mut self) {
         self.device.shut();
     }

@@ -10,10 +10,12 @@ use super::regions::Region;
 pub(super) enum Verdict {
     /// The engine answers it.
     Relay,
-    /// The engine takes it; its acknowledgement decides ours.
+    /// The engine takes it; it is acknowledged when the engine has done it.
     Pass,
     /// [`Verdict::Pass`], after this has been done.
     PassAfter(Effect),
+    /// The engine lets go of these regions; it is acknowledged then.
+    Unmap(Vec<Region>),
     /// Done here; acknowledge it.
     Done,
     /// [`Verdict::Done`], after this has been done.
@@ -38,8 +40,6 @@ pub(super) enum Effect {
     Writeback(bool),
     /// The channel on which we may speak first.
     Channel(OwnedFd),
-    /// The engine is to let go of these regions.
-    Unmap(Vec<Region>),
 }
 
 impl std::fmt::Debug for Effect {
@@ -49,7 +49,6 @@ impl std::fmt::Debug for Effect {
             Self::Log(_) => "Log",
             Self::Writeback(_) => "Writeback",
             Self::Channel(_) => "Channel",
-            Self::Unmap(_) => "Unmap",
         })
     }
 }

@@ -8,7 +8,7 @@ use block_core::graph::{Direct, DirectPlan, DirectRequest, Limits, ViewPin, Writ
 use block_core::rt::IoBuf;
 
 use super::chain::{Broken, Chain};
-use super::memory::{Mapped, Piece, Transfers, direct_op};
+use super::memory::{Mapped, Piece, Target, Transfers};
 use super::queue::Queue;
 use super::request::{Data, Disk, ID_LEN, Request, SEGMENT, Status, parse};
 use super::ring::Ring;
@@ -102,12 +102,12 @@ impl Visit<'_> {
     #[inline]
     fn direct(&mut self, plan: DirectPlan, request: DirectRequest, pieces: &[Piece], to: (u16, Piece), written: u32) {
         match plan.answer {
-            Direct::Ring { fd, offset, dsync } => {
+            Direct::Ring { fd, offset, dsync, at_once } => {
                 let (pin, started) = (self.pin.fork(), self.queue.local.batch_time());
                 let kernel = Some(InKernel { plan, request, pin, started });
                 let answer = self.answer(to, written);
                 let slot = self.slots.take(Flight { answer, kernel }, pieces);
-                let target = direct_op(request.write, fd, offset, dsync);
+                let target = Target { write: request.write, dsync, fd, offset, at_once };
                 let source = (&*self.queue.local, self.queue.source());
                 self.transfers.push(slot, target, self.map, pieces, source);
             }

@@ -94,12 +94,17 @@ pub(super) fn reply(stream: &UnixStream, request: u32, body: &[u8]) -> Result<()
     Ok((&*stream).write_all(&bytes)?)
 }
 
-/// A request, with descriptors.
-pub(super) fn send(stream: &UnixStream, message: &Message) -> Result<(), WireError> {
-    let flags = VERSION | if message.need_reply { NEED_REPLY } else { 0 };
-    let mut bytes = header(message.request, flags, &message.body);
-    bytes.extend_from_slice(&message.body);
-    let fds: Vec<BorrowedFd<'_>> = message.fds.iter().map(AsFd::as_fd).collect();
+/// Requests, in one piece. Only the first has descriptors.
+pub(super) fn send(stream: &UnixStream, messages: &[Message]) -> Result<(), WireError> {
+    let Some((first, others)) = messages.split_first() else { return Ok(()) };
+    assert!(others.iter().all(|other| other.fds.is_empty()), "descriptors come with the first of several messages");
+    let mut bytes = Vec::new();
+    for message in messages {
+        let flags = VERSION | if message.need_reply { NEED_REPLY } else { 0 };
+        bytes.extend(header(message.request, flags, &message.body));
+        bytes.extend_from_slice(&message.body);
+    }
+    let fds: Vec<BorrowedFd<'_>> = first.fds.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
@@ -248,7 +253,7 @@ mod tests {
         for (count, good) in [(1, true), (MAX_FDS, true)] {
             let (ours, theirs) = UnixStream::pair().unwrap();
             let fds = (0..count).map(|_| ours.as_fd().try_clone_to_owned().unwrap()).collect();
-            send(&theirs, &Message { request: 5, need_reply: false, body: vec![1], fds }).unwrap();
+            send(&theirs, &[Message { request: 5, need_reply: false, body: vec![1], fds }]).unwrap();
             assert_eq!(receive(&ours).unwrap().map(|message| message.fds.len()) == Some(count), good);
         }
         let (ours, theirs) = UnixStream::pair().unwrap();

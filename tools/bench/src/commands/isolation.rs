@@ -36,6 +36,12 @@ pub(crate) struct Arguments {
 enum Waiting {
     BlockdevReopen,
     BlockResize,
+    /// A filter is put in below A's node
+    InsertFilter,
+    /// Another node is put in above A's node; the peer has no such command
+    Replace,
+    /// The same in a transaction
+    Transaction,
 }
 
 pub(crate) fn run(pair: &Pair, arguments: &Arguments) -> io::Result<()> {
@@ -214,8 +220,22 @@ impl Waiting {
                 ("blockdev-reopen", json!({ "options": [same] }))
             }
             Self::BlockResize => ("block_resize", json!({ "node-name": "a", "size": SIZE_A })),
+            Self::InsertFilter => {
+                let below = json!({ "driver": "raw", "node-name": "a", "file": "filter", "size": SIZE_A });
+                ("blockdev-reopen", json!({ "options": [below] }))
+            }
+            Self::Replace => ("x-blockdev-replace", replace()),
+            Self::Transaction => {
+                let action = json!({ "type": "x-blockdev-replace", "data": replace() });
+                ("transaction", json!({ "actions": [action] }))
+            }
         }
     }
+}
+
+/// A's export is led to the node above A's; the second time it is there already, which waits as long.
+fn replace() -> Value {
+    json!({ "parent-type": "export", "export-id": "a", "new-child": "above" })
 }
 
 /// A on `i0`, B on `i1`: what they share is only the control side.
@@ -225,6 +245,9 @@ fn arguments_of_server(directory: &Path) -> Vec<String> {
         Threads::Split.objects(),
         option("blockdev", &format!("null-co,node-name=slow,size={SIZE_A},latency-ns={latency}")),
         option("blockdev", &format!("raw,node-name=a,file=slow,size={SIZE_A}")),
+        option("object", "throttle-group,id=unlimited"),
+        option("blockdev", "throttle,node-name=filter,throttle-group=unlimited,file=slow"),
+        option("blockdev", "throttle,node-name=above,throttle-group=unlimited,file=a"),
         option("blockdev", "null-co,node-name=b,size=1073741824,read-zeroes=off"),
         export(directory, "a", "a", 1, Threads::Shared),
         export(directory, "b", "b", 1, Threads::Second),

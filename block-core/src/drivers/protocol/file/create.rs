@@ -14,7 +14,7 @@ use super::options::Locking;
 use super::resize::resize;
 use crate::base::{Error, Result, ResultExt};
 use crate::graph::{PermSet, Perms, Preallocation};
-use crate::rt::{blocking, ioctl};
+use crate::rt::{blocking, ioctl, system_call};
 
 /// What a new file is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ fn open(filename: &str) -> Result<(OwnedFd, bool)> {
     if filename.contains('\0') {
         return Err(Error::new("the file name has an embedded NUL")).doing(could_not);
     }
-    match OpenOptions::new().read(true).write(true).create_new(true).open(filename) {
+    match system_call(|| OpenOptions::new().read(true).write(true).create_new(true).open(filename)) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             let old = Found::at(Kind::Regular, filename)?;
             Ok((old.open(true, false).map_err(reason).doing(could_not)?, false))
@@ -68,7 +68,7 @@ fn fill(fd: OwnedFd, options: &CreateOptions) -> Result<()> {
     let claim = Claim::new(Arc::new(Locks::new(open_again(&fd, false, false).map_err(reason)?)));
     let shares = PermSet::ALL.without(PermSet::RESIZE);
     claim.tighten(Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares }, Locking::Auto, &options.filename)?;
-    ftruncate(&fd, 0).map_err(|errno| reason(errno.into()))?;
+    system_call(|| ftruncate(&fd, 0)).map_err(|errno| reason(errno.into()))?;
     if options.nocow {
         // Known to btrfs only, and a wish there too.
         let _ = ioctl_getflags(&fd).and_then(|flags| ioctl_setflags(&fd, flags | IFlags::NOCOW));

@@ -1,20 +1,21 @@
 //! Moving bytes between a buffer and the file. The kernel may move less than it was asked to; the rest follows here.
 
-use super::Conf;
-use crate::base::{ByteRange, IoError};
-use crate::graph::{DirectRequest, IoCx, Settled};
-use crate::rt::{IoBuf, Op, blocking};
+use std::time::Duration;
 
-/// Fills `buf`; past the end of the file are zeroes.
+use super::Conf;
+use crate::base::{ByteRange, IoError, SECTOR};
+use crate::graph::{DirectRequest, IoCx, Settled};
+use crate::rt::{IoBuf, Op, TRIES, blocking, system_call};
+
+/// Fills `buf`; what is missing of the file's last sector is zeroes.
 pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
     let mut done = 0;
     while done < at.len() {
         let rest = buf.slice(done, at.len() - done);
-        let op = Op::Read { fd: conf.fd.clone(), buf: rest.clone(), offset: at.start() + done };
-        match moved(cx.submit(conf.engine, op).await)? {
-            Moved::Nothing => break,
-            Moved::Interrupted => continue,
-            Moved::Some(bytes) => done += bytes,
+        let op = || Op::Read { fd: conf.fd.clone(), buf: rest.clone(), offset: at.start() + done };
+        match submit(conf, cx, op).await.map_err(IoError::from_errno)? {
+            0 => break,
+            bytes => done += bytes,
         }
         // With O_DIRECT only the end of the file cuts a block, and nothing can be read from within one.
         if !conf.is_aligned(done) {
@@ -23,6 +24,9 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
         }
     }
     if done < at.len() {
+        if !conf.may_end_at(at.start() + done) {
+            return Err(IoError::Os(libc::EIO));
+        }
         buf.slice(done, at.len() - done).fill(0);
     }
     Ok(())
@@ -31,8 +35,8 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
 /// An error where `at` is not the file's end: zeroes in place of what follows would be a lie.
 async fn check_end(conf: &Conf, at: u64) -> Result<(), IoError> {
     let fd = conf.fd.clone();
-    let stat =
-        blocking(move || rustix::fs::fstat(&*fd)).await.map_err(|errno| IoError::from_errno(errno.raw_os_error()))?;
+    let stat = blocking(move || system_call(|| rustix::fs::fstat(&*fd))).await;
+    let stat = stat.map_err(|errno| IoError::from_errno(errno.raw_os_error()))?;
     if stat.st_size.cast_unsigned() > at { Err(IoError::Os(libc::EIO)) } else { Ok(()) }
 }
 
@@ -41,16 +45,17 @@ pub(super) async fn write(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, 
     let mut done = 0;
     while done < at.len() {
         let rest = buf.slice(done, at.len() - done);
-        let op = Op::Write { fd: conf.fd.clone(), buf: rest, offset: at.start() + done, dsync: stable };
-        let result = cx.submit(conf.engine, op).await;
-        if stable {
-            latch_lost(conf, result);
-        }
-        match moved(result)? {
+        let offset = at.start() + done;
+        let op = || Op::Write { fd: conf.fd.clone(), buf: rest.clone(), offset, dsync: stable };
+        let written = submit(conf, cx, op).await.inspect_err(|errno| {
+            if stable {
+                latch_lost(conf, *errno);
+            }
+        });
+        match written.map_err(IoError::from_errno)? {
             // The kernel says so only where no byte fits any more.
-            Moved::Nothing => return Err(IoError::NoSpace),
-            Moved::Interrupted => {}
-            Moved::Some(bytes) => done = conf.aligned_down(done + bytes).max(done),
+            0 => return Err(IoError::NoSpace),
+            bytes => done = conf.aligned_down(done + bytes).max(done),
         }
     }
     Ok(())
@@ -58,50 +63,61 @@ pub(super) async fn write(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, 
 
 /// fdatasync.
 pub(super) async fn sync(conf: &Conf, cx: IoCx<'_>) -> Result<(), IoError> {
-    loop {
-        let op = Op::Sync { fd: conf.fd.clone(), data_only: true };
-        if !matches!(moved(cx.submit(conf.engine, op).await)?, Moved::Interrupted) {
-            return Ok(());
+    let op = || Op::Sync { fd: conf.fd.clone(), data_only: true };
+    submit(conf, cx, op).await.map(drop).map_err(IoError::from_errno)
+}
+
+/// Has an operation carried out: again where the kernel could not just now, but not for ever. The answer is a count, or
+/// a positive errno.
+pub(super) async fn submit(conf: &Conf, cx: IoCx<'_>, op: impl Fn() -> Op) -> Result<u64, i32> {
+    for _ in 1..TRIES {
+        match counted(cx.submit(conf.engine, op()).await) {
+            Err(libc::EAGAIN) => cx.local().sleep(PAUSE).await,
+            Err(errno) if passes(errno) => {}
+            answer => return answer,
         }
     }
+    counted(cx.submit(conf.engine, op()).await)
+}
+
+/// For a kernel that is short of something.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// A signal, a queue without room, a ring whose worker went away: nothing that the file has to do with.
+fn passes(errno: i32) -> bool {
+    matches!(errno, libc::EINTR | libc::EAGAIN | libc::ECANCELED)
 }
 
 /// A ring entry of the direct path moved `result` bytes, or failed with that negative errno.
 pub(super) fn settle(conf: &Conf, request: DirectRequest, result: i32) -> Settled {
-    if request.write && request.fua {
-        latch_lost(conf, result);
-    }
-    match moved(result) {
-        // The ring has no room for it now; the async path has time.
-        Err(IoError::Os(libc::EAGAIN)) | Ok(_) => Settled::Again,
-        Err(error) => Settled::Failed(error),
+    match counted(result) {
+        // The async path has the time to try again.
+        Ok(_) => Settled::Again,
+        Err(errno) if passes(errno) => Settled::Again,
+        Err(errno) => {
+            if request.write && request.fua {
+                latch_lost(conf, errno);
+            }
+            Settled::Failed(IoError::from_errno(errno))
+        }
     }
 }
 
-enum Moved {
-    Nothing,
-    Some(u64),
-    Interrupted,
-}
-
-fn moved(result: i32) -> Result<Moved, IoError> {
-    match u64::try_from(result) {
-        Ok(0) => Ok(Moved::Nothing),
-        Ok(bytes) => Ok(Moved::Some(bytes)),
-        Err(_) if result == -libc::EINTR => Ok(Moved::Interrupted),
-        Err(_) => Err(IoError::from_errno(-result)),
-    }
+/// The bytes, or the positive errno.
+fn counted(result: i32) -> Result<u64, i32> {
+    u64::try_from(result).map_err(|_| -result)
 }
 
 /// A stable write that failed may have taken with it the kernel's only report that earlier data is lost. Errors that
 /// say no more than that the call made no sense, or that a direct write found no room, are about this write alone.
-fn latch_lost(conf: &Conf, result: i32) {
-    let about_this_write = match -result {
+fn latch_lost(conf: &Conf, errno: i32) {
+    let about_this_write = match errno {
         libc::ENOSPC | libc::EDQUOT => conf.direct,
         errno => matches!(
             errno,
             libc::EINTR
                 | libc::EAGAIN
+                | libc::ECANCELED
                 | libc::EINVAL
                 | libc::EFBIG
                 | libc::EFAULT
@@ -112,12 +128,17 @@ fn latch_lost(conf: &Conf, result: i32) {
                 | libc::EOPNOTSUPP
         ),
     };
-    if result < 0 && !about_this_write {
+    if !about_this_write {
         conf.flusher.latch();
     }
 }
 
 impl Conf {
+    /// Only in its last sector: a file that ends before has become shorter behind our back.
+    fn may_end_at(&self, at: u64) -> bool {
+        self.size.saturating_sub(at) < SECTOR
+    }
+
     fn is_aligned(&self, bytes: u64) -> bool {
         crate::base::is_aligned(bytes, self.alignment.request.into())
     }

@@ -14,6 +14,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use super::options::Locking;
 use crate::base::{Error, Result, ResultExt};
 use crate::graph::{PermSet, Perms};
+use crate::rt::system_call;
 
 /// What one node tells the world. All calls may wait, for a network file system.
 #[derive(Debug)]
@@ -147,18 +148,13 @@ impl Locks {
 
     fn set(&self, byte: i64, kind: i32) -> Result<(), Errno> {
         let range = one_byte(byte, kind);
-        loop {
-            match fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&range)) {
-                Err(Errno::EINTR) => {}
-                other => return other.map(drop),
-            }
-        }
+        system_call(|| fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&range))).map(drop)
     }
 
     /// Somebody else has the byte. Where that cannot be found out, nobody has.
     fn is_taken(&self, byte: i64) -> bool {
         let mut range = one_byte(byte, libc::F_WRLCK);
-        let asked = fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut range));
+        let asked = system_call(|| fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut range)));
         asked.is_ok() && i32::from(range.l_type) != libc::F_UNLCK
     }
 

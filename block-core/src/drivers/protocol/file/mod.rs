@@ -4,7 +4,9 @@
 //! * `io` moves bytes, `zero` makes and finds holes, `flush` makes stable and remembers when that failed.
 //! * `lock` keeps other programs (QEMU's too) off the image; `resize` and `create` change files; `status` reports.
 //!
-//! Every system call that may wait runs on the ring or on a helper thread.
+//! Every system call that may wait runs on the ring or on a helper thread. A small read from tmpfs does not, unless its
+//! memory was swapped out, as a guest's may be at any access: io_uring would give it to a worker, because tmpfs cannot say
+//! "not now", and waking that takes longer than the read.
 
 mod create;
 mod flush;
@@ -62,6 +64,8 @@ pub struct Conf {
     flusher: Arc<Flusher>,
     /// `O_DIRECT`.
     direct: bool,
+    /// On tmpfs.
+    in_memory: bool,
     active: bool,
     /// `None`: other programs are told nothing.
     claim: Option<Arc<Claim>>,
@@ -118,7 +122,9 @@ impl Driver for File {
             return None;
         }
         let dsync = request.write && request.fua;
-        Some(DirectPlan::new(Direct::Ring { fd: conf.fd.as_raw_fd(), offset: request.at.start(), dsync }))
+        let at_once = conf.in_memory && !request.write && request.at.len() <= AT_ONCE;
+        let (fd, offset) = (conf.fd.as_raw_fd(), request.at.start());
+        Some(DirectPlan::new(Direct::Ring { fd, offset, dsync, at_once }))
     }
 
     fn settle(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled {
@@ -173,6 +179,12 @@ impl Driver for File {
         blocking(move || again.open(kind)).await
     }
 
+    async fn set_active(&self, conf: &Conf, common: NodeOptions, perms: Perms) -> Result<Option<Conf>> {
+        let again = open::Again::of(conf, conf.options.clone(), common, self.locks.clone(), perms)?;
+        let kind = self.kind;
+        blocking(move || again.open(kind)).await.map(Some)
+    }
+
     async fn tighten(&self, conf: &Conf, perms: Perms) -> Result<()> {
         let Some(claim) = conf.claim.clone() else { return Ok(()) };
         let (filename, locking) = (conf.options.filename.clone(), conf.options.locking);
@@ -209,3 +221,6 @@ impl Conf {
         }
     }
 }
+
+/// Reads up to this length, in bytes, are not worth a worker where they only copy.
+const AT_ONCE: u64 = 64 << 10;

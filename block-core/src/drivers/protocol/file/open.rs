@@ -4,11 +4,12 @@
 use std::fs::{File as StdFile, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::sync::Arc;
 
 use rustix::fs::{
-    Advice, AtFlags, SeekFrom, StatxFlags, fadvise, fstatfs, ioctl_blkpbszget, ioctl_blksszget, seek, statx,
+    Advice, AtFlags, SeekFrom, StatxFlags, fadvise, fdatasync, fstat, fstatfs, ioctl_blkpbszget, ioctl_blksszget, seek,
+    statx,
 };
 
 use super::lock::{Claim, Locks};
@@ -16,7 +17,7 @@ use super::options::{Aio, FileOptions, Locking};
 use super::{Alignment, Conf, Kind};
 use crate::base::{Error, Result, ResultExt, SECTOR, align_down, align_up};
 use crate::graph::{Limits, MAX_TRANSFER, NodeOptions, Perms};
-use crate::rt::Engine;
+use crate::rt::{Engine, system_call};
 
 /// A file that was found and is of the right kind; nothing can be read through it yet.
 pub(super) struct Found {
@@ -61,9 +62,9 @@ impl Found {
         if filename.contains('\0') {
             return Err(Error::new("the file name has an embedded NUL")).doing(could_not);
         }
-        let look = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(filename);
+        let look = system_call(|| OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(filename));
         let path = look.map_err(reason).doing(could_not)?;
-        let found = path.metadata().map_err(reason).doing(could_not)?.file_type();
+        let found = system_call(|| path.metadata()).map_err(reason).doing(could_not)?.file_type();
         match kind {
             Kind::Regular if found.is_dir() => Err(reason(io::Error::from_raw_os_error(libc::EISDIR))).doing(could_not),
             Kind::Regular if !found.is_file() || is_made_up(&path) => {
@@ -98,7 +99,7 @@ impl Found {
 pub(super) fn open_again(fd: &impl AsFd, write: bool, direct: bool) -> io::Result<OwnedFd> {
     let name = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
     let flags = if direct { libc::O_DIRECT } else { 0 };
-    let opened = OpenOptions::new().read(true).write(write).custom_flags(flags).open(name);
+    let opened = system_call(|| OpenOptions::new().read(true).write(write).custom_flags(flags).open(&name));
     match opened {
         Err(error) if direct && error.raw_os_error() == Some(libc::EINVAL) => {
             Err(io::Error::new(io::ErrorKind::Unsupported, "filesystem does not support O_DIRECT"))
@@ -124,8 +125,16 @@ fn wants_locks(options: &FileOptions, common: NodeOptions) -> bool {
 
 /// Files that are windows into the kernel call themselves regular: `/proc/self/mem` is one.
 fn is_made_up(file: &StdFile) -> bool {
-    fstatfs(file).is_ok_and(|on| KERNEL_FILE_SYSTEMS.iter().any(|magic| i128::from(on.f_type) == i128::from(*magic)))
+    is_on(file, &KERNEL_FILE_SYSTEMS)
 }
+
+fn is_on(file: &impl AsFd, file_systems: &[u32]) -> bool {
+    let on = system_call(|| fstatfs(file));
+    on.is_ok_and(|on| file_systems.iter().any(|magic| i128::from(on.f_type) == i128::from(*magic)))
+}
+
+/// linux/magic.h.
+const TMPFS: u32 = 0x0102_1994;
 
 /// linux/magic.h: proc, sysfs, debugfs, tracefs, securityfs, configfs, cgroup, cgroup2, bpf, efivarfs, selinux, pstore,
 /// mqueue.
@@ -202,13 +211,13 @@ impl Again {
 }
 
 fn is_same(one: &impl AsFd, other: &impl AsFd) -> io::Result<bool> {
-    let (one, other) = (rustix::fs::fstat(one)?, rustix::fs::fstat(other)?);
+    let (one, other) = (system_call(|| fstat(one))?, system_call(|| fstat(other))?);
     Ok((one.st_dev, one.st_ino, one.st_rdev) == (other.st_dev, other.st_ino, other.st_rdev))
 }
 
 /// Another host may have written to the file: what the page cache has of it is old.
 fn drop_cache(fd: &OwnedFd) {
-    let dropped = rustix::fs::fdatasync(fd).and_then(|()| fadvise(fd, 0, None, Advice::DontNeed));
+    let dropped = system_call(|| fdatasync(fd).and_then(|()| fadvise(fd, 0, None, Advice::DontNeed)));
     if let Err(errno) = dropped {
         tracing::warn!("the page cache of a file that was activated could not be dropped: {errno}");
     }
@@ -218,6 +227,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
     let unusable = || format!("Could not use '{}'", options.filename);
     let alignment = alignment(kind, &fd, common.direct).doing(unusable)?;
     let size = size(kind, &fd).doing(unusable)?;
+    let in_memory = is_on(&fd, &[TMPFS]);
     let engine = if options.aio == Aio::Threads { Engine::Pool } else { Engine::Ring };
     Ok(Conf {
         fd: Arc::new(fd),
@@ -226,6 +236,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
         alignment,
         flusher: Arc::default(),
         direct: common.direct,
+        in_memory,
         active: common.active,
         claim,
         options,
@@ -235,8 +246,8 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
 /// In bytes, in whole sectors.
 pub(super) fn size(kind: Kind, fd: &OwnedFd) -> Result<u64> {
     let bytes = match kind {
-        Kind::Regular => rustix::fs::fstat(fd).map(|stat| stat.st_size.cast_unsigned()),
-        Kind::Device => seek(fd, SeekFrom::End(0)),
+        Kind::Regular => system_call(|| fstat(fd)).map(|stat| stat.st_size.cast_unsigned()),
+        Kind::Device => system_call(|| seek(fd, SeekFrom::End(0))),
     };
     let bytes = bytes.map_err(|errno| reason(errno.into())).doing(|| "Could not get its size")?;
     in_sectors(bytes)
@@ -252,7 +263,10 @@ fn alignment(kind: Kind, fd: &OwnedFd, direct: bool) -> Result<Alignment> {
     let os = |errno: rustix::io::Errno| reason(errno.into());
     let (logical, physical) = match kind {
         Kind::Regular => (1, 512),
-        Kind::Device => (ioctl_blksszget(fd).map_err(os)?, ioctl_blkpbszget(fd).map_err(os)?),
+        Kind::Device => {
+            let (logical, physical) = (system_call(|| ioctl_blksszget(fd)), system_call(|| ioctl_blkpbszget(fd)));
+            (logical.map_err(os)?, physical.map_err(os)?)
+        }
     };
     if !direct {
         return Ok(Alignment { request: 1, memory: 1, discard: logical, physical: physical.max(logical).max(512) });
@@ -261,7 +275,7 @@ fn alignment(kind: Kind, fd: &OwnedFd, direct: bool) -> Result<Alignment> {
         Some((0, _) | (_, 0)) => return Err(Error::new("filesystem does not support O_DIRECT")),
         Some(told) => told,
         None if kind == Kind::Device => (logical, logical),
-        None => probed(&StdFile::from(fd.try_clone().map_err(reason)?)),
+        None => probed(&StdFile::from(system_call(|| fd.try_clone()).map_err(reason)?)),
     };
     let request = request.max(logical);
     let powers_of_two = [memory, request, logical].iter().all(|one| one.is_power_of_two());
@@ -276,7 +290,7 @@ const MAX_ALIGNMENT: u32 = 1 << 30;
 
 /// What the kernel says (since 6.1) about buffers and offsets of `O_DIRECT`.
 fn told(fd: &OwnedFd) -> Option<(u32, u32)> {
-    let told = statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+    let told = system_call(|| statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)).ok()?;
     let known = told.stx_mask & StatxFlags::DIOALIGN.bits() != 0;
     known.then_some((told.stx_dio_mem_align, told.stx_dio_offset_align))
 }
@@ -285,9 +299,8 @@ fn told(fd: &OwnedFd) -> Option<(u32, u32)> {
 fn probed(file: &StdFile) -> (u32, u32) {
     let mut memory = vec![0; 3 * LARGEST];
     let start = memory.as_ptr().align_offset(LARGEST);
-    let mut reads = |skip: usize, len: usize| {
-        std::os::unix::fs::FileExt::read_at(file, &mut memory[start + skip..][..len], 0).is_ok()
-    };
+    let mut reads =
+        |skip: usize, len: usize| system_call(|| file.read_at(&mut memory[start + skip..][..len], 0)).is_ok();
     let request = CANDIDATES.into_iter().find(|len| reads(0, *len)).unwrap_or(LARGEST);
     let buffer = CANDIDATES.into_iter().find(|skip| reads(*skip, LARGEST)).unwrap_or(LARGEST);
     // If a single byte can be read, the file is too short to tell anything.

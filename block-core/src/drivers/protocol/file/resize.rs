@@ -4,13 +4,14 @@ use std::fs::File as StdFile;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FallocateFlags, fallocate, ftruncate};
+use rustix::fs::{FallocateFlags, fallocate, fstat, ftruncate};
 use rustix::io::Errno;
 
 use super::Kind;
 use super::open::{in_sectors, open_again, reason, size as size_of};
 use crate::base::{ByteRange, Error, Result, ResultExt};
 use crate::graph::Preallocation;
+use crate::rt::system_call;
 
 /// Gives the file `size` bytes; the result is the node's new size, in whole sectors. A failure leaves the old size.
 pub(super) fn resize(kind: Kind, fd: &OwnedFd, size: u64, how: Preallocation) -> Result<u64> {
@@ -35,7 +36,7 @@ fn resize_device(fd: &OwnedFd, size: u64, how: Preallocation) -> Result<u64> {
 
 fn resize_file(fd: &OwnedFd, size: u64, how: Preallocation) -> Result<u64> {
     let rounded = in_sectors(size)?;
-    let old = rustix::fs::fstat(fd).map_err(os).doing(|| "Could not get the old size")?.st_size.cast_unsigned();
+    let old = system_call(|| fstat(fd)).map_err(os).doing(|| "Could not get the old size")?.st_size.cast_unsigned();
     match how {
         Preallocation::Metadata => return Err(unsupported(how)),
         Preallocation::Off => set_size(fd, size)?,
@@ -65,12 +66,7 @@ fn grow(fd: &OwnedFd, new: ByteRange, how: Preallocation) -> Result<()> {
 }
 
 fn reserve(fd: &OwnedFd, new: ByteRange) -> Result<(), Errno> {
-    loop {
-        match fallocate(fd, FallocateFlags::empty(), new.start(), new.len()) {
-            Err(Errno::INTR) => {}
-            other => return other,
-        }
-    }
+    system_call(|| fallocate(fd, FallocateFlags::empty(), new.start(), new.len()))
 }
 
 /// Through the page cache: with `O_DIRECT` the old end would have to be aligned.
@@ -79,20 +75,20 @@ fn write_zeroes(fd: &OwnedFd, new: ByteRange) -> std::io::Result<()> {
     let zeroes = vec![0; ZEROES];
     for piece in new.pieces(ZEROES as u64) {
         let len = usize::try_from(piece.len()).expect("a piece is at most 1 MiB");
-        file.write_all_at(&zeroes[..len], piece.start())?;
+        system_call(|| file.write_all_at(&zeroes[..len], piece.start()))?;
     }
-    file.sync_data()
+    system_call(|| file.sync_data())
 }
 
 /// Bytes that are written at once.
 const ZEROES: usize = 1 << 20;
 
 fn set_size(fd: &OwnedFd, size: u64) -> Result<()> {
-    ftruncate(fd, size).map_err(os).doing(|| "Failed to resize file")
+    system_call(|| ftruncate(fd, size)).map_err(os).doing(|| "Failed to resize file")
 }
 
 fn restore(fd: &OwnedFd, old: u64) {
-    if let Err(errno) = ftruncate(fd, old) {
+    if let Err(errno) = system_call(|| ftruncate(fd, old)) {
         tracing::warn!("a file could not be given its old size of {old} bytes back: {errno}");
     }
 }

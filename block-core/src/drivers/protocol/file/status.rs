@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Kind;
 use crate::base::{IoError, SECTOR};
 use crate::graph::DriverInfo;
+use crate::rt::system_call;
 
 /// What `driver-specific` of `query-blockstats` counts.
 #[derive(Debug, Default)]
@@ -34,7 +35,7 @@ impl Counts {
 
 /// The bytes that the file occupies, as far as the kernel tells.
 pub(super) fn allocated(fd: &OwnedFd) -> Option<u64> {
-    let stat = rustix::fs::fstat(fd).ok()?;
+    let stat = system_call(|| rustix::fs::fstat(fd)).ok()?;
     u64::try_from(stat.st_blocks).ok()?.checked_mul(SECTOR)
 }
 

@@ -7,21 +7,23 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::fs::{FallocateFlags, SeekFrom, seek};
-use rustix::io::Errno;
+use rustix::io::{Errno, pread};
 
 use super::{Conf, Kind, io};
 use crate::base::{ByteRange, IoError, align_down, align_up};
 use crate::graph::{Extent, IoCx, Place, WriteFlags};
 use crate::rt::sync::oneshot;
-use crate::rt::{Op, blocking, ioctl};
+use crate::rt::{Op, blocking, ioctl, system_call};
 
-/// What the kernel is not asked again. All false at the beginning.
+/// What the kernel is not asked again, and what has been seen of it. All false at the beginning.
 #[derive(Debug, Default)]
 pub(super) struct Remembered {
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
     no_allocate: AtomicBool,
     no_discard: AtomicBool,
+    /// One has been looked into.
+    holes_are_empty: AtomicBool,
 }
 
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
@@ -50,7 +52,7 @@ async fn zero(
     flags: WriteFlags,
 ) -> Result<(), IoError> {
     if flags.may_unmap {
-        match fallocate(&remembered.no_punch, conf, cx, PUNCH, at).await {
+        match hole(remembered, conf, cx, at).await {
             Err(IoError::Unsupported) => {}
             other => return other,
         }
@@ -70,9 +72,40 @@ async fn hole_with_space(remembered: &Remembered, conf: &Conf, cx: IoCx<'_>, at:
     if remembered.no_allocate.load(Relaxed) {
         return Err(IoError::Unsupported);
     }
-    fallocate(&remembered.no_punch, conf, cx, PUNCH, at).await?;
+    hole(remembered, conf, cx, at).await?;
     fallocate(&remembered.no_allocate, conf, cx, ALLOCATE, at).await
 }
+
+/// A hole that reads as zeroes. There have been file systems that said so while the old data could still be read, so the
+/// first hole over data is looked into.
+async fn hole(remembered: &Remembered, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
+    let trusted = remembered.holes_are_empty.load(Relaxed) || remembered.no_punch.load(Relaxed);
+    let was_data = !trusted && has_data(conf, at).await;
+    fallocate(&remembered.no_punch, conf, cx, PUNCH, at).await?;
+    if was_data && has_data(conf, at).await {
+        tracing::warn!("'{}': holes keep their data here, so zeroes are written instead", conf.options.filename);
+        remembered.no_punch.store(true, Relaxed);
+        return Err(IoError::Unsupported);
+    }
+    remembered.holes_are_empty.fetch_or(was_data, Relaxed);
+    Ok(())
+}
+
+/// There is something else than zeroes at the beginning of the range. What cannot be read says nothing.
+async fn has_data(conf: &Conf, at: ByteRange) -> bool {
+    let fd = conf.fd.clone();
+    blocking(move || {
+        let mut memory = [0; 2 * LOOK];
+        let aligned = memory.as_ptr().align_offset(LOOK);
+        let len = usize::try_from(at.len()).map_or(LOOK, |len| len.min(LOOK));
+        let first = &mut memory[aligned..][..len];
+        system_call(|| pread(&fd, &mut *first, at.start())).is_ok() && first.iter().any(|byte| *byte != 0)
+    })
+    .await
+}
+
+/// Bytes that are looked at; a block of most file systems.
+const LOOK: usize = 4096;
 
 /// Gives the range's space back.
 pub(super) async fn discard(
@@ -93,7 +126,7 @@ async fn discard_blocks(never: &AtomicBool, conf: &Conf, cx: IoCx<'_>, at: ByteR
         return Err(IoError::Unsupported);
     }
     let fd = conf.fd.clone();
-    let result = inside(cx, move || ioctl::discard(&fd, at.start(), at.len())).await;
+    let result = inside(cx, move || system_call(|| ioctl::discard(&fd, at.start(), at.len()))).await;
     learn(never, result.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO)))
 }
 
@@ -107,25 +140,20 @@ async fn fallocate(
     if never.load(Relaxed) {
         return Err(IoError::Unsupported);
     }
-    loop {
-        let mode = mode.bits().cast_signed();
-        let op = Op::Fallocate { fd: conf.fd.clone(), mode, offset: at.start(), len: at.len() };
-        match cx.submit(conf.engine, op).await {
-            0.. => return Ok(()),
-            failed if failed == -libc::EINTR => {}
-            failed => return learn(never, Err(-failed)),
-        }
-    }
+    let mode = mode.bits().cast_signed();
+    let op = || Op::Fallocate { fd: conf.fd.clone(), mode, offset: at.start(), len: at.len() };
+    learn(never, io::submit(conf, cx, op).await.map(drop))
 }
 
-/// Remembers what will never work. `EINVAL` is about this range: it asks for another way, this time.
+/// Remembers what will never work. `EINVAL` and `ETXTBSY` are about this range and this moment: they ask for another way,
+/// this time.
 fn learn(never: &AtomicBool, result: Result<(), i32>) -> Result<(), IoError> {
     match result {
-        Err(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY) => {
+        Err(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY | libc::ENODEV | libc::EPERM) => {
             never.store(true, Relaxed);
             Err(IoError::Unsupported)
         }
-        Err(libc::EINVAL) => Err(IoError::Unsupported),
+        Err(libc::EINVAL | libc::ETXTBSY) => Err(IoError::Unsupported),
         other => other.map_err(IoError::from_errno),
     }
 }
@@ -158,7 +186,7 @@ pub(super) async fn map(kind: Kind, conf: &Conf, at: ByteRange) -> Extent {
 /// `None`: the file system does not say. Holes end, and data begins, at whole blocks of `unit` bytes.
 fn find(fd: &OwnedFd, at: ByteRange, unit: u64) -> Option<Extent> {
     let hole = |end: u64| Extent { len: end.min(at.end()) - at.start(), place: Place::Zero { allocated: true } };
-    let data = match seek(fd, SeekFrom::Data(at.start())) {
+    let data = match system_call(|| seek(fd, SeekFrom::Data(at.start()))) {
         Ok(data) => align_down(data, unit),
         // Nothing but holes up to the end of the file, and nothing behind it.
         Err(Errno::NXIO) => return Some(hole(at.end())),
@@ -167,7 +195,7 @@ fn find(fd: &OwnedFd, at: ByteRange, unit: u64) -> Option<Extent> {
     if data > at.start() {
         return Some(hole(data));
     }
-    let end = align_up(seek(fd, SeekFrom::Hole(at.start())).ok()?, unit)?;
+    let end = align_up(system_call(|| seek(fd, SeekFrom::Hole(at.start()))).ok()?, unit)?;
     (end > at.start()).then(|| Extent { len: end.min(at.end()) - at.start(), place: Place::Here })
 }
 

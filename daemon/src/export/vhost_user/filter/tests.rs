@@ -47,7 +47,7 @@ impl Bench {
         match self.0.judge(&mut message, &[0; CONFIG_LEN]) {
             Verdict::Relay => Is::Relay,
             Verdict::Pass | Verdict::PassAfter(_) => Is::Pass,
-            Verdict::Done | Verdict::DoneAfter(_) => Is::Done,
+            Verdict::Done | Verdict::DoneAfter(_) | Verdict::Unmap(_) => Is::Done,
             Verdict::Answer(_) | Verdict::AnswerAfter(..) => Is::Answer,
             Verdict::Refuse(_) => Is::Refused,
             Verdict::Drop(_) => Is::Dropped,

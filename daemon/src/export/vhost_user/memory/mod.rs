@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 pub(super) use log::DirtyLog;
-pub(super) use transfer::{Transfers, direct_op};
+pub(super) use transfer::{Target, Transfers};
 
 /// A part of one region. Only the map that made it can make anything of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,11 +34,8 @@ pub(in super::super) struct Target {
     pub(in super::super) fd: std::os::fd::RawFd,
     /// Where in the file, in bytes.
     pub(in super::super) offset: u64,
-}
-
-/// The target of a ring answer.
-pub(in super::super) fn direct_op(write: bool, fd: std::os::fd::RawFd, offset: u64, dsync: bool) -> Target {
-    Target { write, dsync, fd, offset }
+    /// Nothing is waited for.
+    pub(in super::super) at_once: bool,
 }
 
 impl Transfers {
@@ -68,6 +65,7 @@ impl Transfers {
             iovecs: transfer.iovecs.as_ptr(),
             count: u32::try_from(transfer.iovecs.len()).expect("a chain has few pieces"),
             offset: target.offset,
+            at_once: target.at_once,
         };
         let (local, source) = to;
         // SAFETY: list and memory stay until `over` (or for ever, see Drop); the caller's pinned view keeps the fd.

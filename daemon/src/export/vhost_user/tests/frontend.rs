@@ -98,7 +98,7 @@ impl Frontend {
 
     /// A message that has an answer of its own.
     pub(super) fn ask(&self, kind: Kind, body: Vec<u8>) -> Vec<u8> {
-        send(&self.stream, &Message { request: kind as u32, need_reply: false, body, fds: Vec::new() }).unwrap();
+        send(&self.stream, &[Message { request: kind as u32, need_reply: false, body, fds: Vec::new() }]).unwrap();
         receive_reply(&self.stream).unwrap().unwrap().body
     }
 
@@ -108,7 +108,7 @@ impl Frontend {
     }
 
     pub(super) fn try_tell(&self, kind: Kind, body: Vec<u8>, fds: Vec<OwnedFd>) -> u64 {
-        send(&self.stream, &Message { request: kind as u32, need_reply: true, body, fds }).unwrap();
+        send(&self.stream, &[Message { request: kind as u32, need_reply: true, body, fds }]).unwrap();
         u64_at(&receive_reply(&self.stream).unwrap().unwrap().body, 0)
     }
 

@@ -9,6 +9,7 @@ use super::frontend::{DATA, Frontend, MEMORY, wait};
 use super::server::Server;
 use crate::export::vhost_user::config_space::{F_CONFIG_WCE, F_FLUSH};
 use crate::export::vhost_user::message::Kind;
+use crate::export::vhost_user::regions::MAX_SLOTS;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -281,6 +282,22 @@ fn a_read_only_export_writes_nothing() {
     assert_eq!(frontend.request(0, WRITE_ZEROES, 0, Some((16, false))), (1, 1));
     assert_eq!(frontend.request(0, FLUSH, 0, None), (0, 1));
     assert_eq!(frontend.request(0, IN, 0, Some((512, true))), (0, 513));
+}
+
+#[test]
+fn all_memory_goes_in_one_message_however_much_there_is() {
+    let server = Server::new(1, null(), |_| ());
+    let frontend = Frontend::connect(&server.socket(), F_FLUSH);
+    let add = |slot: u64| {
+        let words = [slot << 32, 4096, slot << 33, 0].map(u64::to_ne_bytes).concat();
+        frontend.try_tell(Kind::ADD_MEM_REG, [vec![0; 8], words].concat(), vec![frontend.file.try_clone().unwrap()])
+    };
+    for slot in 1..=MAX_SLOTS as u64 {
+        assert_eq!(add(slot), 0, "{slot}");
+    }
+    assert_eq!(add(1000), 1, "there is no slot left");
+    frontend.tell(Kind::SET_MEM_TABLE, vec![0; 8]);
+    assert_eq!(add(1000), 0);
 }
 
 #[test]

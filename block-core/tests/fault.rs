@@ -1,0 +1,147 @@
+//! Every call of the runtime and of the protocol drivers fails once, and from then on, in every way that calls fail; the
+//! disk holds what it may, errors are reported, nothing is left. How: `support/faults.rs`; what: `support/scenarios.rs`.
+#![cfg(not(loom))]
+#![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
+
+#[path = "support/allowed.rs"]
+mod allowed;
+#[path = "support/bench.rs"]
+#[expect(dead_code, reason = "each test file uses a part")]
+mod bench;
+#[path = "support/faults.rs"]
+mod faults;
+#[path = "support/scenarios.rs"]
+mod scenarios;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use bench::{Loop, with};
+use block_core::base::{Error, IoError};
+use block_core::graph::{ChildId, DriverInfo, IoCx, NewNode, NodeId, NodeOptions, OpKind, ReopenRequest, Role};
+use block_core::pipeline::{Filter, Filtered, Request};
+use faults::{SIZE, Scene, Subject};
+use scenarios::fault_at_every_call;
+use serde_json::{Value, json};
+
+fault_at_every_call! { subjects() }
+
+/// `file` with each engine and `raw` over it, in memory; and with `O_DIRECT`, whose blocks are larger than a byte, on a
+/// disk and on a device whose blocks are larger than a sector.
+fn subjects() -> Vec<Subject> {
+    let threads = in_file("/dev/shm", "file with threads", 1, &json!({}));
+    let ring = in_file("/dev/shm", "file with io_uring", 1, &json!({ "aio": "io_uring" }));
+    let direct = in_file("/tmp", "file with O_DIRECT", 512, &json!({ "aio": "native", "cache": { "direct": true } }));
+    let mut raw = in_file("/dev/shm", "raw over file", 1, &json!({ "aio": "io_uring" }));
+    let mut below = raw.options;
+    below.as_object_mut().unwrap().remove("node-name");
+    raw.options = json!({ "driver": "raw", "node-name": "subject", "discard": "unmap", "file": below });
+    vec![threads, ring, direct, raw, device()]
+}
+
+fn device() -> Subject {
+    let subject = in_file("/tmp", "host_device with blocks of 4 KiB", 4096, &json!({}));
+    (subject.prepare)(subject.dir.path());
+    let device = Loop::with_sectors(subject.dir.path().join("disk.img").to_str().unwrap(), "4096");
+    let options = json!({
+        "driver": "host_device", "node-name": "subject", "filename": device.path, "discard": "unmap",
+        "aio": "io_uring", "cache": { "direct": true },
+    });
+    // Whatever the last run has left there is written over.
+    let prepare = move |_: &Path| assert!(Path::new(&device.path).exists());
+    Subject { options, resizes: false, prepare: Box::new(prepare), ..subject }
+}
+
+fn in_file(parent: &str, name: &str, block: u64, more: &Value) -> Subject {
+    let dir = tempfile::tempdir_in(parent).unwrap();
+    let path = dir.path().join("disk.img");
+    let options = with(bench::file("subject", path.to_str().unwrap()), &json!({ "discard": "unmap" }));
+    let options = with(options, more);
+    let prepare = |dir: &Path| std::fs::write(dir.join("disk.img"), vec![0; SIZE.try_into().unwrap()]).unwrap();
+    Subject {
+        name: name.into(),
+        dir,
+        prepare: Box::new(prepare),
+        options,
+        above: None,
+        resizes: true,
+        block,
+        check: |_| Ok(()),
+    }
+}
+
+// ---- the harness can fail ---------------------------------------------------------------------------------------
+
+/// A filter that gets one thing wrong.
+struct Sinner {
+    file: ChildId,
+    sin: Sin,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Sin {
+    /// Requests of this kind always go well, as far as anybody is told.
+    Swallow(OpKind),
+    /// After an error, a file stays open.
+    Leak,
+}
+
+impl Filter for Sinner {
+    type Conf = ();
+
+    fn child(&self) -> ChildId {
+        self.file
+    }
+
+    async fn after(&self, _: &(), _: IoCx<'_>, request: Request, result: Result<(), IoError>) -> Result<(), IoError> {
+        match self.sin {
+            Sin::Swallow(kind) if kind == request.kind => Ok(()),
+            Sin::Leak if result.is_err() => {
+                std::mem::forget(std::fs::File::open(LEAKED.get().unwrap()).unwrap());
+                result
+            }
+            Sin::Swallow(_) | Sin::Leak => result,
+        }
+    }
+
+    async fn reopen(&self, _: &(), _: ReopenRequest<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn info(&self, _: &()) -> DriverInfo {
+        DriverInfo { driver: "sinner", ..DriverInfo::default() }
+    }
+}
+
+/// What [`Sin::Leak`] opens.
+static LEAKED: OnceLock<PathBuf> = OnceLock::new();
+
+fn sinner(below: NodeId, sin: Sin) -> NewNode {
+    NewNode::new("sinner".into(), NodeOptions::default(), |edges| {
+        let file = edges.to("file", below, Role::Filtered);
+        (Filtered(Sinner { file, sin }), ())
+    })
+}
+
+/// What the harness says of a disk with the filter above it.
+fn caught(above: fn(NodeId) -> NewNode, scenario: impl AsyncFn(&mut Scene<'_>)) -> String {
+    let subject = in_file("/dev/shm", "sinner", 1, &json!({}));
+    let _ = LEAKED.set(subject.dir.path().join("disk.img"));
+    faults::at_every_call(&Subject { above: Some(above), ..subject }, scenario).unwrap_err()
+}
+
+#[test]
+fn a_driver_that_swallows_errors_is_caught() {
+    let write = caught(|below| sinner(below, Sin::Swallow(OpKind::Write)), scenarios::writing_blocks);
+    assert!(write.contains("(Lost)"), "{write}");
+    let read = caught(|below| sinner(below, Sin::Swallow(OpKind::Read)), scenarios::reading);
+    assert!(read.contains("a read: sector 0 (Torn)"), "{read}");
+    let flush = caught(|below| sinner(below, Sin::Swallow(OpKind::Flush)), scenarios::flushing);
+    assert!(flush.contains("errors of [Sync] were swallowed"), "{flush}");
+}
+
+#[test]
+fn a_driver_that_leaves_something_open_is_caught() {
+    let leak = caught(|below| sinner(below, Sin::Leak), scenarios::writing_blocks);
+    assert!(leak.contains("files that are still open"), "{leak}");
+}
