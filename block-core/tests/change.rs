@@ -18,6 +18,7 @@ use block_core::graph::{
 };
 use block_core::port::{Port, PortHandle, PortOptions};
 use block_core::rt::{IoBuf, IoThread, Local, PollParams, run_control};
+use support::overlay::NewOverlay;
 use support::{Seen, Valve, add, graph, mem, park};
 
 const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
@@ -322,5 +323,56 @@ fn gr_20_ten_changes_of_which_the_seventh_fails_change_nothing() {
             assert_eq!(graph.node(filter).unwrap().parents, [""; 0]);
             assert_eq!(graph.node(node).unwrap().parents.len(), 2);
         }
+    });
+}
+
+/// An overlay is appended to a node in use, under load, and what is written then goes to the overlay.
+#[test]
+fn an_overlay_is_appended_under_load() {
+    run_control(|_| async {
+        let graph = graph();
+        let base = add(&graph, mem("base", 1, &Arc::default())).await;
+        let (reader, writer) = (port(&graph, base, READER).await, port(&graph, base, WRITER).await);
+        let load = Load::start(reader.handle());
+        let (overlay, table) = NewOverlay::above(None).add(&graph, "overlay").await;
+        load.progress().await;
+        graph.permit().append(overlay, base).await.unwrap();
+        assert_eq!(graph.child_node(overlay, "backing"), Some(base));
+        assert_eq!(graph.node(base).unwrap().parents, ["node 'overlay'"]);
+        load.progress().await;
+        assert_eq!(load.failed(), 0);
+        write_byte(&writer.handle(), 9).await.unwrap();
+        assert_eq!((read_byte(&reader.handle()).await, table.allocated()), (Ok(9), 1));
+        assert_eq!(graph.node(base).unwrap().totals.ops[1].ops, 0, "the base is not written any more");
+        let error = graph.permit().append(overlay, base).await.unwrap_err().full();
+        assert_eq!(error, "node 'overlay' has a backing node already");
+        reader.detach(&mut graph.permit()).await.unwrap();
+        writer.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_backing_node_is_set_and_taken_away() {
+    run_control(|_| async {
+        let graph = graph();
+        let one = add(&graph, mem("one", 1, &Arc::default())).await;
+        let two = add(&graph, mem("two", 2, &Arc::default())).await;
+        let (overlay, _) = NewOverlay::above(Some(one)).add(&graph, "overlay").await;
+        let port = port(&graph, overlay, READER).await;
+        assert_eq!(read_byte(&port.handle()).await, Ok(1));
+        graph.permit().set_backing(overlay, Some(two)).await.unwrap();
+        assert_eq!(read_byte(&port.handle()).await, Ok(2));
+        graph.permit().set_backing(overlay, None).await.unwrap();
+        assert_eq!(read_byte(&port.handle()).await, Ok(0));
+        assert_eq!(graph.node(two).unwrap().parents, [""; 0]);
+        let frozen = graph.freeze(overlay, "store").unwrap();
+        graph.permit().set_backing(overlay, Some(one)).await.unwrap();
+        assert_eq!(read_byte(&port.handle()).await, Ok(1));
+        drop(frozen);
+        let error = graph.permit().set_backing(overlay, Some(overlay)).await.unwrap_err().full();
+        assert_eq!(error, "Making 'overlay' a backing child of 'overlay' would create a cycle");
+        let error = graph.permit().set_backing(one, Some(two)).await.unwrap_err().full();
+        assert_eq!(error, "The node one does not support adding a child");
+        port.detach(&mut graph.permit()).await.unwrap();
     });
 }

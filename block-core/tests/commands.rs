@@ -208,3 +208,23 @@ fn a_reopen_flushes_what_was_written() {
         graph.permit().reopen(again()).await.unwrap();
     });
 }
+
+/// A thread keeps its lane of a port that is gone: the nodes below are closed all the same.
+#[test]
+fn an_idle_lane_of_a_removed_port_keeps_no_node() {
+    run_control(|_| async {
+        let graph = graph();
+        let seen = Arc::<Seen>::default();
+        let node = add(&graph, mem("node", 0, &seen)).await;
+        let port = attach(&graph, node, READER).await.unwrap();
+        let lane = port.handle().lane(&Local::current());
+        drop(lane.try_enter().expect("nobody drains"));
+        port.detach(&mut graph.permit()).await.unwrap();
+        let removing = graph.clone();
+        let removed = beside(async move { removing.permit().remove(node).await.map_err(|error| error.full()) });
+        until(|| removed.borrow().is_some()).await;
+        assert_eq!(*removed.borrow(), Some(Ok(())));
+        assert!(seen.closed.load(Ordering::Acquire));
+        assert!(lane.try_enter().is_none(), "nobody comes in any more");
+    });
+}

@@ -915,6 +915,38 @@ fn gr_25_a_quorum_that_cannot_agree() {
     });
 }
 
+/// A copy that differs is told of and put right; where no two agree, the read fails and that is told.
+#[test]
+fn gr_25_copies_that_differ_are_told_of() {
+    on_a_scene(|scene| {
+        let copies = [("one", 1), ("two", 9), ("three", 1)];
+        let paths = copies.map(|(name, fill)| image(scene, name, 1 << 20, fill));
+        let (control, socket) = (scene.server().dir().join("control.sock"), scene.server().dir().join("q.sock"));
+        let server = scene.server();
+        copies.iter().zip(&paths).for_each(|((name, _), path)| drop(server.qmp("blockdev-add", &file(name, path))));
+        let rewrite = json!({ "rewrite-corrupted": true });
+        server.qmp("blockdev-add", &with(quorum("q", &["one", "two", "three"], 2), &rewrite));
+        server.qmp("block-export-add", &with(export("q", "q", &socket), &json!({ "writable": true })));
+        let mut reader = Qmp::connect(&control);
+        let mut client = Client::start(&socket, &Setup::default());
+        assert_eq!(client.read(0, 0, 4096).1, [1; 4096]);
+        let two = json!({ "type": "read", "node-name": "two", "sector-num": 0, "sectors-count": 8 });
+        assert_eq!(reader.event("QUORUM_REPORT_BAD"), two);
+        let stored = fs::read(&paths[1]).unwrap();
+        assert!(stored[..4096].iter().all(|byte| *byte == 1) && stored[4096..].iter().all(|byte| *byte == 9));
+        File::options().write(true).open(&paths[0]).unwrap().write_all_at(&[7; 512], 8192).unwrap();
+        assert_eq!(client.read(0, 16, 512).0, IOERR);
+        let failure = json!({ "reference": "q", "sector-num": 16, "sectors-count": 1 });
+        assert_eq!(reader.event("QUORUM_FAILURE"), failure);
+        // Written anew, it is one again.
+        assert_eq!(client.write(0, 16, &[3; 512]), OK_WRITE);
+        assert_eq!(client.read(0, 16, 512).1, [3; 512]);
+        drop((client, reader));
+        server.qmp("block-export-del", &json!({ "id": "q", "mode": "hard" }));
+        ["q", "one", "two", "three"].iter().for_each(|name| delete(server, name));
+    });
+}
+
 /// No request of a guest fails while copies of its disk come and go, and none is lost.
 #[test]
 fn gr_25_copies_come_and_go_under_a_guest() {

@@ -309,11 +309,18 @@ impl Graph {
         // Invariant 1: what requests see changes only under drained roots.
         assert!(outcome.affected_roots.iter().all(|id| drained.contains(id) || outcome.new_roots.contains(id)));
         let mut shape = self.shape.borrow_mut();
+        let gone: Vec<_> = outcome.touched.iter().filter(|(_, vertex)| vertex.is_none()).map(|(id, _)| *id).collect();
+        let gone: Vec<_> = gone.into_iter().filter_map(|id| shape.vertex(id)?.root().cloned()).collect();
         let retired = outcome.touched.into_iter().filter_map(|(id, vertex)| place(&mut shape, id, vertex)).collect();
         let roots: Vec<_> = drained.iter().chain(&outcome.new_roots).copied().collect();
         for id in roots {
             let Some(root) = shape.vertex(id).and_then(Vertex::root) else { continue };
             root.gate().resume(Some(Arc::new(view_of(&shape, id))));
+            root.poke();
+        }
+        for root in gone {
+            // Threads may keep their lanes; the nodes are not kept with them.
+            root.gate().retire(Arc::new(View::new(Vec::new(), super::permission::PermSet::NONE)));
             root.poke();
         }
         drop(shape);

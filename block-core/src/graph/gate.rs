@@ -192,6 +192,16 @@ impl<V: Clone> Gate<V> {
     }
 }
 
+impl<V> Gate<V> {
+    /// The root has left the graph: nobody comes in any more, and idle lanes that look find `last`, which names no node.
+    /// The gate is stopped and empty.
+    pub fn retire(&self, last: V) {
+        let old = std::mem::replace(&mut *lock(&self.view), last);
+        self.state.fetch_add(VERSION, Ordering::AcqRel);
+        drop(old);
+    }
+}
+
 /// Wakers that forget their dead: a key belongs to its registrant until it is given back.
 #[derive(Debug)]
 struct Wakers(Mutex<Slab<Option<Waker>>>);

@@ -5,8 +5,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Perms, Place,
-    Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    ChildChange, ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Perms,
+    Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -76,6 +76,11 @@ pub trait Format: Send + Sync + 'static {
 
     /// See [`Driver::passes_size`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
+        Ok(None)
+    }
+
+    /// See [`Driver::with_children`].
+    fn with_children(&self, _conf: &Self::Conf, _change: ChildChange<'_>) -> Result<Option<Self::Conf>, Error> {
         Ok(None)
     }
 
@@ -267,6 +272,10 @@ impl<F: Format> Driver for Mapped<F> {
 
     fn passes_size(&self, conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
         self.0.passes_size(conf, size)
+    }
+
+    fn with_children(&self, conf: &F::Conf, change: ChildChange<'_>) -> Result<Option<F::Conf>, Error> {
+        self.0.with_children(conf, change)
     }
 
     fn child_perms(&self, conf: &F::Conf, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {

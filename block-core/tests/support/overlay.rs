@@ -9,8 +9,8 @@ use std::task::{Poll, Waker};
 
 use block_core::base::{ByteRange, Error, IoError, Result, align_down, is_aligned};
 use block_core::graph::{
-    ChildId, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeId, NodeOptions, Place, Preallocation,
-    ReopenRequest, Role, WriteFlags,
+    ChildChange, ChildId, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeId, NodeOptions, Place,
+    Preallocation, ReopenRequest, Role, WriteFlags,
 };
 use block_core::pipeline::{Format, Mapped, Ticket};
 use block_core::rt::IoBuf;
@@ -51,7 +51,7 @@ impl NewOverlay {
         let node = NewNode::new(name.into(), self.options, |edges| {
             let store = edges.to("store", store, Role::Metadata);
             let backing = self.backing.map(|backing| edges.to("backing", backing, Role::Cow));
-            (Mapped(Overlay { store, backing, table: table.clone() }), self.size)
+            (Mapped(Overlay { store, table: table.clone() }), Shape { size: self.size, backing })
         });
         (node, table, seen)
     }
@@ -159,17 +159,23 @@ impl Drop for Held<'_> {
     }
 }
 
-/// The format. Its configuration is its size.
+/// The format.
 pub struct Overlay {
     store: ChildId,
-    backing: Option<ChildId>,
     table: Arc<Table>,
 }
 
+/// Its configuration.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    size: u64,
+    backing: Option<ChildId>,
+}
+
 impl Overlay {
-    fn extent(&self, at: ByteRange) -> Extent {
+    fn extent(&self, shape: &Shape, at: ByteRange) -> Extent {
         let (cluster, len) = self.table.run(at);
-        let place = match (cluster, self.backing) {
+        let place = match (cluster, shape.backing) {
             (Cluster::Data, _) => Place::Data { child: self.store, offset: at.start() },
             (Cluster::Zero, _) => Place::Zero { allocated: true },
             (Cluster::Absent, Some(backing)) => Place::Below(backing),
@@ -179,21 +185,22 @@ impl Overlay {
     }
 
     /// Copies what a new cluster has around `part`.
-    async fn fill_around(&self, cx: IoCx<'_>, part: ByteRange) -> Result<(), IoError> {
+    async fn fill_around(&self, shape: &Shape, cx: IoCx<'_>, part: ByteRange) -> Result<(), IoError> {
         let whole = self.table.around(part.start());
         let ends = [ByteRange::between(whole.start(), part.start()), ByteRange::between(part.end(), whole.end())];
         for end in ends.into_iter().flatten().filter(|end| !end.is_empty()) {
-            let buf = self.old(cx, end).await?;
+            let buf = self.old(shape, cx, end).await?;
             cx.child(self.store).write(end, buf, WriteFlags::default()).await?;
         }
         Ok(())
     }
 
     /// What a cluster without data of its own reads as.
-    async fn old(&self, cx: IoCx<'_>, at: ByteRange) -> Result<IoBuf, IoError> {
+    async fn old(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange) -> Result<IoBuf, IoError> {
         let buf = IoBuf::alloc(at.len() as usize, 512)?;
         buf.fill(0);
-        let backing = self.backing.filter(|_| self.table.run(at).0 == Cluster::Absent).map(|backing| cx.child(backing));
+        let absent = self.table.run(at).0 == Cluster::Absent;
+        let backing = shape.backing.filter(|_| absent).map(|backing| cx.child(backing));
         if let Some(backing) = backing
             && let Some(inside) = ByteRange::whole(backing.size()).intersection(at)
         {
@@ -234,28 +241,28 @@ impl Ticket for Room<'_> {
 }
 
 impl Format for Overlay {
-    type Conf = u64;
+    type Conf = Shape;
     type Ticket<'t> = Room<'t>;
 
-    fn geometry(&self, size: &u64, children: &[Geometry]) -> Result<Geometry> {
+    fn geometry(&self, shape: &Shape, children: &[Geometry]) -> Result<Geometry> {
         let limits = self.store.of(children).limits.passed_on();
-        Ok(Geometry { size: *size, limits: Limits { compressed_cluster: self.table.cluster as u32, ..limits } })
+        Ok(Geometry { size: shape.size, limits: Limits { compressed_cluster: self.table.cluster as u32, ..limits } })
     }
 
-    fn map_now(&self, _: &u64, at: ByteRange) -> Option<Extent> {
-        Some(self.extent(at))
+    fn map_now(&self, shape: &Shape, at: ByteRange) -> Option<Extent> {
+        Some(self.extent(shape, at))
     }
 
-    async fn map(&self, _: &u64, _: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
-        Ok(self.extent(at))
+    async fn map(&self, shape: &Shape, _: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        Ok(self.extent(shape, at))
     }
 
-    async fn allocate<'t>(&'t self, _: &'t u64, cx: IoCx<'t>, at: ByteRange) -> Result<Room<'t>, IoError> {
+    async fn allocate<'t>(&'t self, shape: &'t Shape, cx: IoCx<'t>, at: ByteRange) -> Result<Room<'t>, IoError> {
         let whole = self.table.around(at.start());
         let part = whole.intersection(at).ok_or(IoError::OutOfRange)?;
         let held = self.table.hold(whole.start() / self.table.cluster).await;
         if self.table.at(held.number) != Cluster::Data {
-            self.fill_around(cx, part).await?;
+            self.fill_around(shape, cx, part).await?;
         }
         let place = Place::Data { child: self.store, offset: part.start() };
         Ok(Room { held, extent: Extent { len: part.len(), place } })
@@ -263,7 +270,7 @@ impl Format for Overlay {
 
     async fn write_compressed(
         &self,
-        size: &u64,
+        shape: &Shape,
         cx: IoCx<'_>,
         at: ByteRange,
         buf: IoBuf,
@@ -271,7 +278,7 @@ impl Format for Overlay {
     ) -> Result<(), IoError> {
         self.table.state.lock().unwrap().compressed.push(at);
         for cluster in at.pieces(self.table.cluster) {
-            let room = self.allocate(size, cx, cluster).await?;
+            let room = self.allocate(shape, cx, cluster).await?;
             let part = buf.slice(cluster.start() - at.start(), cluster.len());
             cx.child(self.store).write(cluster, part, WriteFlags::default()).await?;
             room.commit().await?;
@@ -279,33 +286,43 @@ impl Format for Overlay {
         Ok(())
     }
 
-    async fn write_zeroes(&self, _: &u64, _: IoCx<'_>, at: ByteRange, _: WriteFlags) -> Result<(), IoError> {
+    async fn write_zeroes(&self, _: &Shape, _: IoCx<'_>, at: ByteRange, _: WriteFlags) -> Result<(), IoError> {
         self.zero(at).await
     }
 
-    async fn discard(&self, _: &u64, _: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
+    async fn discard(&self, _: &Shape, _: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
         self.zero(at).await
     }
 
-    async fn flush(&self, _: &u64, cx: IoCx<'_>) -> Result<(), IoError> {
+    async fn flush(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {
         cx.child(self.store).flush().await
     }
 
     /// Whole clusters, as many as the store has room for; what is new reads as zeroes.
-    async fn truncate(&self, old: &u64, cx: IoCx<'_>, size: u64, _: Preallocation) -> Result<u64> {
+    async fn truncate(&self, old: &Shape, cx: IoCx<'_>, size: u64, _: Preallocation) -> Result<Shape> {
         let cluster = self.table.cluster;
-        if !is_aligned(*old, cluster) || !is_aligned(size, cluster) || size > cx.child(self.store).size() {
+        if !is_aligned(old.size, cluster) || !is_aligned(size, cluster) || size > cx.child(self.store).size() {
             return Err(Error::new("The overlay cannot have this size"));
         }
         self.table.state.lock().unwrap().clusters.resize((size / cluster) as usize, Cluster::Zero);
-        Ok(size)
+        Ok(Shape { size, ..*old })
     }
 
-    async fn reopen(&self, size: &u64, _: ReopenRequest<'_>) -> Result<u64> {
-        Ok(*size)
+    /// Only the backing node comes and goes.
+    fn with_children(&self, shape: &Shape, change: ChildChange<'_>) -> Result<Option<Shape>> {
+        let backing = match change {
+            ChildChange::Comes(name, child) if name == "backing" => Some(child),
+            ChildChange::Goes(name, _) if name == "backing" => None,
+            _ => return Ok(None),
+        };
+        Ok(Some(Shape { backing, ..*shape }))
     }
 
-    async fn info(&self, _: &u64) -> DriverInfo {
+    async fn reopen(&self, shape: &Shape, _: ReopenRequest<'_>) -> Result<Shape> {
+        Ok(*shape)
+    }
+
+    async fn info(&self, _: &Shape) -> DriverInfo {
         DriverInfo { driver: "overlay", ..DriverInfo::default() }
     }
 }

@@ -103,11 +103,14 @@ struct XDbgBlockGraphNode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
 enum XDbgBlockGraphNodeType {
     /// An export, or whatever else starts requests.
-    BlockBackend,
+    #[qapi(rename = "block-backend")]
+    Backend,
     /// A job.
-    BlockJob,
+    #[qapi(rename = "block-job")]
+    Job,
     /// A node.
-    BlockDriver,
+    #[qapi(rename = "block-driver")]
+    Driver,
 }
 
 /// An edge.
@@ -193,8 +196,8 @@ impl XDbgBlockGraph {
         let nodes = picture.iter().map(|vertex| XDbgBlockGraphNode {
             id: numbers[&vertex.id],
             r#type: match vertex.is_root {
-                true => XDbgBlockGraphNodeType::BlockBackend,
-                false => XDbgBlockGraphNodeType::BlockDriver,
+                true => XDbgBlockGraphNodeType::Backend,
+                false => XDbgBlockGraphNodeType::Driver,
             },
             name: vertex.name.clone(),
         });
