@@ -430,6 +430,34 @@ fn writers_of_one_cluster_share_one_copy() {
     });
 }
 
+/// A backup may go although the guest's copy hangs: what it gives back is a hint, and what it reads waits for nobody.
+#[test]
+fn a_backup_that_waits_for_a_copy_is_let_go() {
+    run_control(|_| async {
+        let (graph, valve) = (graph(), Valve::shut());
+        let below = support::add(&graph, mem("below", 0, &Arc::default())).await;
+        support::add(&graph, park("slow", below, &valve, false)).await;
+        let all = Fleecing::over(graph, "source", "slow", json!({})).await;
+        let (thread, other) = (io_thread(), io_thread());
+        let guest = started(&thread, &all.guest.handle(), async |lane| put(&lane, 0, 2, 512).await);
+        while valve.parked() == 0 {
+            Local::current().sleep(Duration::from_millis(1)).await;
+        }
+        on(&other, &all.backup.handle(), async |lane| has(&lane, range(0, SIZE), 1).await).await;
+        let backup = started(&other, &all.backup.handle(), async |lane| {
+            lane.discard(&enter(&lane).await, range(0, CLUSTER)).await
+        });
+        while all.backup.in_flight() == 0 {
+            Local::current().sleep(Duration::from_millis(1)).await;
+        }
+        all.backup.detach(&mut all.graph.permit()).await.unwrap();
+        assert_eq!(backup.await.unwrap(), Ok(()));
+        assert_eq!(all.guest.in_flight(), 1);
+        valve.open();
+        guest.await.unwrap().unwrap();
+    });
+}
+
 // ---- a guest that writes while a backup reads ----------------------------------------------------------------------
 
 /// Bytes that differ everywhere.

@@ -6,15 +6,28 @@
 //!
 //! Readers of the snapshot never wait. What they read from the source they hold ([`Clusters::look`]); whoever has taken
 //! a cluster settles it only when nobody holds it, so no write to it can begin before.
+//!
+//! Model-checked: `block-core/tests/clusters_loom.rs`. Each canary takes one piece away; the models must then fail.
 
 use std::future::poll_fn;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
+
+#[cfg(loom)]
+use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
+#[cfg(not(loom))]
+use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
 
 use slab::Slab;
 
+use crate::base::canary;
 use crate::base::{ByteRange, Error, Result};
 use crate::bitmap::Bitmap;
 
@@ -38,7 +51,7 @@ const IN_A_WORD: u64 = 32;
 
 /// How a taken cluster ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub enum End {
     /// The target has its old contents.
     Copied,
     /// Nobody wants its old contents.
@@ -47,13 +60,15 @@ pub(super) enum End {
 
 /// Where a snapshot's contents are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub enum Side {
+    /// In the source, as before.
     Source,
+    /// In the target: they have been copied.
     Target,
 }
 
 /// See the module's head.
-pub(super) struct Clusters {
+pub struct Clusters {
     /// Bytes of the snapshot.
     size: u64,
     /// Bytes of a cluster, a power of two.
@@ -83,12 +98,12 @@ struct Taker {
 
 impl Clusters {
     /// All of `size` bytes, to copy.
-    pub(super) fn new(size: u64, cluster: u64) -> Result<Self> {
+    pub fn new(size: u64, cluster: u64) -> Result<Self> {
         Self::all(size, cluster, 0)
     }
 
     /// What is dirty of `size` bytes, to copy; nobody wants the rest.
-    pub(super) fn only(size: u64, cluster: u64, dirty: &Bitmap) -> Result<Self> {
+    pub fn only(size: u64, cluster: u64, dirty: &Bitmap) -> Result<Self> {
         dirty.check_size(size)?;
         let clusters = Self::all(size, cluster, u64::MAX)?;
         dirty.dirty().for_each(|run| clusters.set(&clusters.around(run), Cluster::ToCopy));
@@ -108,13 +123,13 @@ impl Clusters {
     }
 
     /// Bytes of the snapshot.
-    pub(super) fn size(&self) -> u64 {
+    pub fn size(&self) -> u64 {
         self.size
     }
 
     /// A write to the range destroys nothing that the snapshot still needs.
     #[inline]
-    pub(super) fn are_settled(&self, at: ByteRange) -> bool {
+    pub fn are_settled(&self, at: ByteRange) -> bool {
         let clusters = self.around(at);
         let mut first = clusters.start;
         while first < clusters.end {
@@ -130,7 +145,7 @@ impl Clusters {
     }
 
     /// Takes the first clusters of the range that are not settled, at most `most` bytes, and at least one.
-    pub(super) fn take(self: &Arc<Self>, at: ByteRange, most: u64) -> Take {
+    pub fn take(self: &Arc<Self>, at: ByteRange, most: u64) -> Take {
         let clusters = self.around(at);
         let mut busy = self.lock();
         let Some(first) = clusters.clone().find(|cluster| !self.get(*cluster).is_settled()) else {
@@ -148,7 +163,7 @@ impl Clusters {
     }
 
     /// Forgets the copies of the range's whole clusters that are settled.
-    pub(super) fn release_copied(&self, at: ByteRange) {
+    pub fn release_copied(&self, at: ByteRange) {
         let _busy = self.lock();
         for cluster in self.around(at) {
             if self.get(cluster) == Cluster::Copied {
@@ -158,19 +173,20 @@ impl Clusters {
     }
 
     /// Where the first bytes of the range are. `None`: nowhere.
-    pub(super) fn look(self: &Arc<Self>, at: ByteRange) -> Option<Look> {
+    pub fn look(self: &Arc<Self>, at: ByteRange) -> Option<Look> {
         let clusters = self.around(at);
         let mut busy = self.lock();
         let first = clusters.clone().next().filter(|_| at.end() <= self.size)?;
         let side = self.side(&busy, first)?;
         let run = first..self.run_of(&busy, first, clusters.end, side);
         let len = self.bytes(&run).intersection(at)?.len();
-        let held = (side == Side::Source).then(|| busy.held.insert(run));
+        let is_held = side == Side::Source && !canary("reader_holds_nothing");
+        let held = is_held.then(|| busy.held.insert(run));
         Some(Look { side, len, held, clusters: self.clone() })
     }
 
     /// The smallest range of whole clusters around `at`, or what of it is in the snapshot.
-    pub(super) fn whole_inside(&self, at: ByteRange) -> Option<ByteRange> {
+    pub fn whole_inside(&self, at: ByteRange) -> Option<ByteRange> {
         let first = at.start().div_ceil(self.cluster);
         let end = if at.end() >= self.size { self.around(at).end } else { at.end() / self.cluster };
         (first < end).then(|| self.bytes(&(first..end)))
@@ -217,7 +233,8 @@ impl Clusters {
             let word = self.word(cluster);
             let rest = word.load(Ordering::Relaxed) & !(3 << shift);
             // Only holders of the lock write; release: see `are_settled`.
-            word.store(rest | (state as u64) << shift, Ordering::Release);
+            let order = if canary("relaxed_settle") { Ordering::Relaxed } else { Ordering::Release };
+            word.store(rest | (state as u64) << shift, order);
         }
     }
 
@@ -274,7 +291,7 @@ fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
 }
 
 /// What came of [`Clusters::take`].
-pub(super) enum Take {
+pub enum Take {
     /// All of the range is settled.
     Nothing,
     /// Somebody else has the first cluster that is not.
@@ -284,14 +301,14 @@ pub(super) enum Take {
 }
 
 /// A cluster that somebody else has taken.
-pub(super) struct Wait {
+pub struct Wait {
     clusters: Arc<Clusters>,
     cluster: u64,
 }
 
 impl Wait {
     /// Waits until he has it no more, whatever came of it.
-    pub(super) async fn over(self) {
+    pub async fn over(self) {
         poll_fn(|cx| self.poll_over(cx)).await;
     }
 
@@ -309,7 +326,7 @@ impl Wait {
 }
 
 /// Clusters that are the owner's alone to settle. Dropped unsettled, they are as before.
-pub(super) struct Taken {
+pub struct Taken {
     clusters: Arc<Clusters>,
     run: Range<u64>,
     key: usize,
@@ -317,12 +334,12 @@ pub(super) struct Taken {
 
 impl Taken {
     /// Their bytes.
-    pub(super) fn range(&self) -> ByteRange {
+    pub fn range(&self) -> ByteRange {
         self.clusters.bytes(&self.run)
     }
 
     /// Settles them, as soon as nobody reads their old contents from the source any more.
-    pub(super) async fn settle(mut self, end: End) {
+    pub async fn settle(mut self, end: End) {
         self.clusters.lock().takers[self.key].end = Some(end);
         poll_fn(|cx| self.poll_left(cx)).await;
         self.finish(match end {
@@ -353,10 +370,11 @@ impl Drop for Taken {
 }
 
 /// Where some bytes of the snapshot are, and that they stay there until this is dropped.
-pub(super) struct Look {
-    pub(super) side: Side,
+pub struct Look {
+    /// Where.
+    pub side: Side,
     /// For so many bytes from the start of the range.
-    pub(super) len: u64,
+    pub len: u64,
     held: Option<usize>,
     clusters: Arc<Clusters>,
 }
@@ -370,7 +388,9 @@ impl Drop for Look {
             let takers = busy.takers.iter_mut().filter(|(_, taker)| overlap(&taker.clusters, &left));
             takers.filter_map(|(_, taker)| taker.own.take()).collect()
         };
-        wakers.into_iter().for_each(Waker::wake);
+        if !canary("reader_wakes_nobody") {
+            wakers.into_iter().for_each(Waker::wake);
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! `clusters.rs` knows which clusters are where. Who reads the snapshot asks through `snapshot-access`, a node above.
 
-mod clusters;
+#[doc(hidden)] // public for the models alone
+pub mod clusters;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -243,6 +244,20 @@ async fn copy(cx: IoCx<'_>, file: ChildId, target: ChildId, taken: Taken) -> Res
     Ok(())
 }
 
+/// Lets nobody have the old contents any more.
+async fn release(clusters: &Arc<Clusters>, whole: ByteRange) {
+    for piece in whole.pieces(LOOKED_AT_ONCE) {
+        loop {
+            match clusters.take(piece, LOOKED_AT_ONCE) {
+                Take::Nothing => break,
+                Take::Busy(wait) => wait.over().await,
+                Take::Ours(taken) => taken.settle(End::Released).await,
+            }
+        }
+        clusters.release_copied(piece);
+    }
+}
+
 impl Filter for CopyBeforeWrite {
     type Conf = Conf;
 
@@ -305,17 +320,11 @@ impl Filter for CopyBeforeWrite {
     async fn discard_snapshot(&self, _: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
         let clusters = &self.snapshot().clusters;
         let Some(whole) = clusters.whole_inside(at) else { return Ok(()) };
-        for piece in whole.pieces(LOOKED_AT_ONCE) {
-            loop {
-                match clusters.take(piece, LOOKED_AT_ONCE) {
-                    Take::Nothing => break,
-                    Take::Busy(wait) => wait.over().await,
-                    Take::Ours(taken) => taken.settle(End::Released).await,
-                }
-            }
-            clusters.release_copied(piece);
+        // A discard is a hint: who wants this request out of the graph need not wait for copies and readers.
+        match cx.unless_hurried(release(clusters, whole)).await {
+            Some(()) => cx.child(self.target).discard(whole).await,
+            None => Ok(()),
         }
-        cx.child(self.target).discard(whole).await
     }
 
     fn passes_size(&self, _: &Conf, _: u64) -> Result<Option<(ChildId, u64)>> {
