@@ -29,7 +29,20 @@ fn disk(name: &str) -> Value {
 fn the_catalog_knows_its_drivers() {
     assert_eq!(
         catalog::drivers(),
-        ["file", "host_device", "null-co", "null-aio", "raw", "copy-before-write", "snapshot-access"]
+        [
+            "file",
+            "host_device",
+            "null-co",
+            "null-aio",
+            "raw",
+            "copy-before-write",
+            "snapshot-access",
+            "throttle",
+            "copy-on-read",
+            "compress",
+            "blkdebug",
+            "quorum"
+        ]
     );
 }
 

@@ -1,7 +1,9 @@
 //! Drivers that stand above another node and say only what they add.
 
 pub mod blkdebug;
+pub mod compress;
 pub mod copy_before_write;
+pub mod copy_on_read;
 pub mod quorum;
 pub mod snapshot_access;
 pub mod throttle;
