@@ -22,7 +22,9 @@ use crate::drivers::filter::blkdebug::BlkdebugOptions;
 use crate::drivers::filter::blklogwrites::BlkLogWritesOptions;
 use crate::drivers::filter::blkreplay::BlkReplayOptions;
 use crate::drivers::filter::blkverify::BlkVerifyOptions;
+use crate::drivers::filter::compress::CompressOptions;
 use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
+use crate::drivers::filter::copy_on_read::CopyOnReadOptions;
 use crate::drivers::filter::quorum::QuorumOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::filter::throttle::ThrottleOptions;
@@ -131,6 +133,18 @@ drivers! {
     /// Requests wait for the limits of a group.
     "throttle" Throttle(ThrottleNode): ThrottleOptions {
         /// Where requests go.
+        file: BlockdevRef = Filtered
+    }
+    /// What is read from below the upper layer is copied into it.
+    "copy-on-read" CopyOnRead(CopyOnReadNode): CopyOnReadOptions {
+        /// Where requests go.
+        file: BlockdevRef = Filtered,
+        /// What lies below this node is not copied.
+        bottom: Option<String> = Reference
+    }
+    /// Every write is stored compressed.
+    "compress" Compress(CompressNode): CompressOptions {
+        /// Where requests go: a format that can store compressed data.
         file: BlockdevRef = Filtered
     }
     /// A filter for tests: it makes requests fail, wait, or come in odd pieces.

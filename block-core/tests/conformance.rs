@@ -9,6 +9,7 @@
 mod bench;
 #[path = "support/random.rs"]
 mod random;
+mod support;
 
 use std::any::Any;
 use std::path::Path;
@@ -21,11 +22,13 @@ use bench::{
 use block_core::base::{ByteRange, IoError};
 use block_core::catalog;
 use block_core::drivers::filter::throttle::{Limits, ThrottleGroup, ThrottleLimits};
-use block_core::graph::{Extent, Graph, Place, Preallocation, WriteFlags};
+use block_core::graph::{DiscardMode, Extent, Graph, NewNode, NodeOptions, Place, Preallocation, WriteFlags};
 use block_core::port::PortLane;
 use block_core::rt::{Local, run_control};
 use random::Random;
 use serde_json::{Value, json};
+use support::Mem;
+use support::overlay::NewOverlay;
 
 /// One way of having one driver.
 struct Subject {
@@ -69,6 +72,7 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
         "blklogwrites" => [512, 4096].map(|sector| blklogwrites(dir, sector)).into(),
         "blkreplay" => vec![blkreplay(dir)],
         "blkverify" => vec![blkverify(dir)],
+        "copy-on-read" | "compress" => vec![layered(json!({ "driver": driver, "discard": "unmap", "file": "top" }))],
         other => panic!("driver '{other}' has no subject in the conformance suite"),
     }
 }
@@ -114,13 +118,24 @@ fn throttled(dir: &Path, group: &str) -> Subject {
     Subject { options, keeps: true, resizes: true, seen_in: Some((path, 0)), _held: None }
 }
 
-/// A graph with what the subjects refer to by id.
-fn graph() -> Rc<Graph> {
+/// The layers are those of [`graph`].
+fn layered(options: Value) -> Subject {
+    let options = with(options, &json!({ "node-name": "subject" }));
+    Subject { options, keeps: true, resizes: true, seen_in: None, _held: None }
+}
+
+/// A graph with what the subjects refer to: throttle groups, and an image in two layers.
+async fn graph() -> Rc<Graph> {
     let graph = Graph::new(Arc::new(|_| ()));
     let limited = ThrottleLimits { iops_total: Some(100_000), bps_total: Some(1 << 30), ..ThrottleLimits::default() };
     for (id, limits) in [("free", ThrottleLimits::default()), ("limited", limited)] {
         graph.objects().insert(id, ThrottleGroup::new(limits.over(Limits::default()).unwrap()));
     }
+    let base = Mem::new(vec![7; SIZE], &Arc::default());
+    let base = NewNode::new("base".into(), NodeOptions::default(), |_| (base, SIZE as u64));
+    let base = support::add(&graph, base).await;
+    let options = NodeOptions { discard: DiscardMode::Unmap, ..NodeOptions::default() };
+    NewOverlay { cluster: 512, size: SIZE as u64, backing: Some(base), options }.add(&graph, "top").await;
     graph
 }
 
@@ -232,7 +247,7 @@ fn every_driver_keeps_its_promises() {
 }
 
 async fn conform(_: &Rc<Local>, subject: &Subject) {
-    let graph = graph();
+    let graph = graph().await;
     let node = add(&graph, subject.options.clone()).await.unwrap();
     let perms = if subject.is_written() { writer() } else { READER };
     let port = attach(&graph, node, perms).await.unwrap();

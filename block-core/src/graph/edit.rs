@@ -264,6 +264,13 @@ impl<'d> GraphEdit<'d> {
     }
 }
 
+/// See [`Limits::backed`].
+fn is_backed(vertex: &Vertex, children: &[Geometry]) -> bool {
+    let filtered = vertex.node().and_then(|node| node.body.filtered());
+    filtered.is_some_and(|child| child.of(children).limits.backed)
+        || vertex.edges.iter().any(|edge| edge.role == Role::Cow)
+}
+
 /// What parents may count on: a node that ignores discards frees nothing, whatever is below it.
 fn under_options(geometry: Geometry, options: NodeOptions) -> Geometry {
     let frees = options.discard == DiscardMode::Unmap;
@@ -461,6 +468,9 @@ impl GraphEdit<'_> {
             if options.force_share {
                 perms.shares = PermSet::ALL;
             }
+            if !options.active {
+                perms.uses = perms.uses & PermSet::CONSISTENT_READ;
+            }
             if perms != edge.perms {
                 edge.perms = perms;
                 changed.push(edge.to);
@@ -482,7 +492,10 @@ impl GraphEdit<'_> {
             if !changed.contains(&id) && !vertex.edges.iter().any(|edge| changed.contains(&edge.to)) {
                 continue;
             }
-            let geometry = under_options(node.body.geometry(&self.child_geometries(vertex))?, node.options);
+            let children = self.child_geometries(vertex);
+            let own = node.body.geometry(&children)?;
+            let limits = Limits { backed: is_backed(vertex, &children), ..own.limits };
+            let geometry = under_options(Geometry { limits, ..own }, node.options);
             if geometry != node.geometry {
                 let Kind::Node(node) = &mut self.vertex_mut(id)?.kind else { unreachable!("it was a node above") };
                 node.geometry = geometry;

@@ -43,6 +43,9 @@ pub struct Limits {
     pub discard: bool,
     /// Writes can be compressed; whole units of this many bytes at a time. 0: they cannot.
     pub compressed_cluster: u32,
+    /// The node, or the one that it filters, stands on a backing node: what it reads may be another layer's. The graph
+    /// sees to this one itself.
+    pub backed: bool,
     /// The node, or one that it hands events down to, hears what is announced to it.
     pub listens: bool,
 }
@@ -64,6 +67,7 @@ impl Limits {
         unmap_zeroes: false,
         discard: false,
         compressed_cluster: 0,
+        backed: false,
         listens: false,
     };
 

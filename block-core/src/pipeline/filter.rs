@@ -53,7 +53,7 @@ pub trait Filter: Send + Sync + 'static {
 
     /// True where this request may take the direct path, past `before` and `after`. Asked once a request; it may not
     /// block nor allocate.
-    fn passes(&self, conf: &Self::Conf, request: DirectRequest) -> bool {
+    fn passes(&self, conf: &Self::Conf, _cx: IoCx<'_>, request: DirectRequest) -> bool {
         self.is_transparent(conf, request.write)
     }
 
@@ -189,7 +189,7 @@ impl<F: Filter> Driver for Filtered<F> {
     }
 
     fn direct(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
-        if !self.0.passes(conf, request) {
+        if !self.0.passes(conf, cx, request) {
             return None;
         }
         cx.child(self.0.child()).direct(request)

@@ -74,10 +74,12 @@ impl Window {
         }
     }
 
-    /// Blocks of the child that the offset cuts are no blocks of this node.
+    /// Blocks of the child that the offset cuts are no blocks of this node. Raw bytes are not compressed, whatever the
+    /// file is.
     fn limits_over(self, below: Limits) -> Limits {
         let is_cut = !is_aligned(self.offset, below.discard_alignment.into());
-        Limits { discard_alignment: if is_cut { 1 } else { below.discard_alignment }, ..below.passed_on() }
+        let discard_alignment = if is_cut { 1 } else { below.discard_alignment };
+        Limits { discard_alignment, compressed_cluster: 0, ..below.passed_on() }
     }
 
     fn extent(self, file: ChildId, at: ByteRange) -> Extent {

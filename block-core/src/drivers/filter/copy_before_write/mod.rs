@@ -279,7 +279,7 @@ impl Filter for CopyBeforeWrite {
     }
 
     #[inline]
-    fn passes(&self, _: &Conf, request: DirectRequest) -> bool {
+    fn passes(&self, _: &Conf, _: IoCx<'_>, request: DirectRequest) -> bool {
         !request.write || self.snapshot().lets_pass(request.at)
     }
 
