@@ -119,7 +119,7 @@ impl Polling {
         let max = self.params.poll_max_ns;
         let slow = self.device_wait / 8 > max / SLOW_SHARE;
         let ns = match awaited {
-            Awaited::Guest if slow => max / CHEAP_SHARE,
+            Awaited::Guest if slow => max.min(CHEAP_NS),
             Awaited::One | Awaited::Many if slow => 0,
             Awaited::Guest | Awaited::One | Awaited::Many => max / awaited.share(),
         };
@@ -206,8 +206,8 @@ impl Budget {
 
 /// Devices that keep us waiting longer than this part of `poll_max_ns` (8 us of the default) on average are slow.
 const SLOW_SHARE: u64 = 4;
-/// A poll of this part of `poll_max_ns` (8 us of the default) costs about what going to sleep and being woken does.
-const CHEAP_SHARE: u64 = 4;
+/// A poll of this length costs about what going to sleep and being woken does.
+const CHEAP_NS: u64 = 8_000;
 /// The first budget, in nanoseconds.
 const FIRST_NS: u64 = 4_000;
 /// So many misses among eight polls turn polling off for a while.
