@@ -88,7 +88,8 @@ impl Sources {
         self.slots.borrow()[key as usize].source.clone()
     }
 
-    /// `count` completions have been noted: the source publishes at the end of the pass.
+    /// `count` completions have been noted: the source publishes at the end of the pass, and is looked at from then on,
+    /// because its guest may go on at once.
     #[inline]
     pub(super) fn completed(&self, key: u32, count: u32) {
         let slots = self.slots.borrow();
@@ -96,6 +97,11 @@ impl Sources {
         entry.in_flight.set(entry.in_flight.get() - count);
         self.in_flight.set(self.in_flight.get() - count as usize);
         self.touch(key, entry);
+        if self.heat(key, entry) {
+            let source = entry.source.clone();
+            drop(slots);
+            source.suppress(true);
+        }
     }
 
     /// The watched descriptor of a source fired.
@@ -119,8 +125,8 @@ impl Sources {
         let count = self.ready.borrow().len();
         for _ in 0..count {
             let Some(key) = self.ready.borrow_mut().pop_front() else { break };
-            let Some((source, was_hot)) = self.begin_visit(key) else { continue };
-            if !was_hot {
+            let Some((source, heated)) = self.begin_visit(key) else { continue };
+            if heated {
                 source.suppress(true);
             }
             if source.run() {
@@ -191,12 +197,19 @@ impl Sources {
     fn begin_visit(&self, key: u32) -> Option<(Rc<dyn Source>, bool)> {
         let slots = self.slots.borrow();
         let entry = slots.get(key as usize).filter(|entry| entry.ready.replace(false))?;
-        let was_hot = entry.hot.replace(true);
-        if !was_hot {
+        let heated = self.heat(key, entry);
+        self.touch(key, entry);
+        Some((entry.source.clone(), heated))
+    }
+
+    /// True where the source was not hot before: it has to be told that it is looked at.
+    #[inline]
+    fn heat(&self, key: u32, entry: &Entry) -> bool {
+        let heated = !entry.hot.replace(true);
+        if heated {
             self.hot.borrow_mut().push(key);
         }
-        self.touch(key, entry);
-        Some((entry.source.clone(), was_hot))
+        heated
     }
 
     #[inline]

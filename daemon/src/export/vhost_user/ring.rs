@@ -248,10 +248,12 @@ impl Ring {
     /// Asks the driver for kicks, or tells it that none are needed. After asking, look at [`Ring::waiting`] again.
     /// Gives the offset in the used ring of the word that was written, if one was.
     pub(super) fn want_kicks(&self, wanted: bool) -> Option<u64> {
+        let event = 4 + 8 * usize::from(self.size);
         let (at, value) = match (self.features.event_idx, wanted) {
-            // Without an update of the event the driver does not cross it.
-            (true, false) => return None,
-            (true, true) => (4 + 8 * usize::from(self.size), self.next_avail),
+            // The driver has crossed the event, and without an update does not cross it again.
+            (true, false) if self.waiting() != Ok(0) => return None,
+            (true, false) => (event, self.next_avail.wrapping_sub(1)),
+            (true, true) => (event, self.next_avail),
             (false, true) => (0, 0),
             (false, false) => (0, NO_NOTIFY),
         };
