@@ -44,7 +44,8 @@ use block_core::rt::{IoThread, Local, run_control};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde_json::{Value, json};
 
-const PLAIN: WriteFlags = WriteFlags { fua: false, may_unmap: false, no_fallback: false };
+const PLAIN: WriteFlags =
+    WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false, unchanged: false };
 const UNMAP: WriteFlags = WriteFlags { may_unmap: true, ..PLAIN };
 const EIO: IoError = IoError::Os(libc::EIO);
 
@@ -96,7 +97,9 @@ impl Stage {
                 assert_eq!(node, "n");
                 Some((*write, *error))
             }
-            NodeEvent::WriteThreshold { .. } => None,
+            NodeEvent::WriteThreshold { .. } | NodeEvent::QuorumReportBad { .. } | NodeEvent::QuorumFailure { .. } => {
+                None
+            }
         };
         self.events.lock().unwrap().iter().filter_map(error).collect()
     }
