@@ -573,6 +573,19 @@ fn a_killed_daemon_s_socket_gives_way() {
     server.client().execute("query-version", json!({}));
 }
 
+#[test]
+fn fs_10_a_ring_that_is_refused_is_logged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = program(folder.path());
+    // It ends at the second object, which is none.
+    command.args(["--object", "iothread,id=a", "--object", "iothread,id=a"]).stderr(Stdio::piped());
+    let said = |command: &mut Command| stderr(&command.output().unwrap());
+    let refused = "io_uring is refused";
+    assert!(!said(&mut command).contains(refused));
+    let log = said(command.env("TRELLIS_NO_IO_URING", "1"));
+    assert_eq!(log.matches(refused).count(), 1, "{log}");
+}
+
 /// Bytes may still be under way in a disk that does not answer: one signal waits for it, a second one does not.
 #[test]
 fn a_second_signal_is_faster() {
