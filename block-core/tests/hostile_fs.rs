@@ -19,9 +19,9 @@
 //! | FS-21, FS-22 | in `crash.rs` |
 //! | FS-23 | no format has metadata yet |
 //!
-//! FS-20 does not hold for buffered io_uring writes on Linux 6.18: its workers take writes in turn by a hash of the file,
-//! with 64 values, so one neighbour in 64 of a file system that hangs (`fsfreeze`) waits with it. `aio=threads` keeps them
-//! apart, and `cache.direct` where the file system writes in parallel.
+//! FS-20 does not hold for buffered io_uring writes on Linux 6.18: of 100 files on one ring, 5 waited as long as a
+//! neighbour's frozen file system (`fsfreeze`); with `aio=threads` none did. io-wq queues buffered writes by a hash of the
+//! inode, which would explain it; that, and whether `cache.direct` helps, was not tried.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
 

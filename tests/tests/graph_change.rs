@@ -1,5 +1,4 @@
 //! The shape of the graph changes through QMP below guests that do I/O.
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -311,8 +311,8 @@ impl Format for Overlay {
     /// Only the backing node comes and goes.
     fn with_children(&self, shape: &Shape, change: ChildChange<'_>) -> Result<Option<Shape>> {
         let backing = match change {
-            ChildChange::Comes(name, child) if name == "backing" => Some(child),
-            ChildChange::Goes(name, _) if name == "backing" => None,
+            ChildChange::Comes("backing", child) => Some(child),
+            ChildChange::Goes("backing", _) => None,
             _ => return Ok(None),
         };
         Ok(Some(Shape { backing, ..*shape }))
