@@ -280,6 +280,28 @@ fn who_does_not_come_through_the_filter_may_not_write() {
 }
 
 #[test]
+fn it_is_put_above_a_node_that_is_being_written() {
+    run_control(async |local| {
+        let graph = graph();
+        let base = support::add(&graph, mem("base", 7, &Arc::default())).await;
+        let (top, table) = NewOverlay::above(Some(base)).add(&graph, "top").await;
+        let port = attach(&graph, top, writer()).await.unwrap();
+        let cor = json!({ "driver": "copy-on-read", "node-name": "cor", "file": "top" });
+        let cor = add(&graph, cor).await.unwrap();
+        let error = attach(&graph, cor, READER).await.map(|_| ()).unwrap_err();
+        assert!(error.contains("'write'"), "somebody writes past it: {error}");
+        graph.permit().insert_filter(cor, top).await.unwrap();
+        let lane = port.handle().lane(&local);
+        assert_eq!(read(&lane, range(0, 512)).await.unwrap(), [7; 512]);
+        write(&lane, 4096, &[1; 512], NONE).await.unwrap();
+        assert_eq!(table.allocated(), 2);
+        drop(lane);
+        graph.permit().remove_filter(cor).await.unwrap();
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+#[test]
 fn what_cannot_be_copied_to_is_refused() {
     run_control(async |_| {
         let graph = graph();

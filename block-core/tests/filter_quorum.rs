@@ -58,9 +58,10 @@ impl Copies {
         attach(&self.graph, self.quorum(more).await, writer()).await.unwrap()
     }
 
-    /// What has been told since the last time.
+    /// What the quorum has told since the last time; that a request failed is told of any node.
     fn told(&self) -> Vec<NodeEvent> {
-        std::mem::take(&mut self.told.lock().unwrap())
+        let told = std::mem::take(&mut *self.told.lock().unwrap());
+        told.into_iter().filter(|event| !matches!(event, NodeEvent::IoError { .. })).collect()
     }
 
     /// The first bytes of one copy.

@@ -360,7 +360,7 @@ fn gr_10_children_that_are_not_there_or_would_close_a_circle() {
         server.qmp("blockdev-add", &raw("middle", json!("bottom")));
         server.qmp("blockdev-add", &raw("top", json!("middle")));
         for circle in [raw("middle", json!("top")), raw("middle", json!("middle"))] {
-            refused(server, "blockdev-reopen", &json!({ "options": [circle] }), "Changing the child 'file'");
+            refused(server, "blockdev-reopen", &json!({ "options": [circle] }), "would create a cycle");
         }
         ["top", "middle", "bottom"].iter().for_each(|name| delete(server, name));
     });
@@ -623,7 +623,7 @@ fn gr_18_a_list_of_reopens_of_which_one_fails() {
         let discards = with(disk.clone(), &json!({ "discard": "ignore" }));
         for (second, sentence) in [
             (file("busy", &program), "Could not reopen"),
-            (json!({ "driver": "raw", "node-name": "other", "file": "busy" }), "Changing the child 'file'"),
+            (json!({ "driver": "raw", "node-name": "other", "file": "busy" }), "Cannot change the option 'driver'"),
             (json!({ "driver": "null-aio", "node-name": "other" }), "Cannot change the option 'driver'"),
             (file("other", &program), "Cannot change the option 'driver'"),
             (with(null_disk("other"), &json!({ "size": -1 })), "out of range"),

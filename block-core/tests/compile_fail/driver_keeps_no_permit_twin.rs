@@ -1,11 +1,9 @@
 //! The twin of `driver_keeps_no_permit.rs` that compiles.
 #![allow(dead_code, unused_imports, clippy::all)]
 
-use std::borrow::Cow;
-
 use block_core::base::{ByteRange, Error, IoError};
 use block_core::graph::{
-    Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Permit, Place, Preallocation, ReopenRequest,
+    ChildChange, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Permit, Place, Preallocation, ReopenRequest,
     WriteFlags,
 };
 use block_core::rt::IoBuf;
@@ -27,7 +25,7 @@ impl Driver for Mine {
     }
     async fn truncate(&self, _: &u32, _: IoCx<'_>, _: u64, _: Preallocation) -> Result<u32, Error> { Ok(0) }
     async fn reopen(&self, _: &u32, _: ReopenRequest<'_>) -> Result<u32, Error> { Ok(0) }
-    fn with_children(&self, _: &u32, all: &[Cow<'static, str>]) -> Result<u32, Error> { Ok(all.len() as u32) }
+    fn with_children(&self, _: &u32, _: ChildChange<'_>) -> Result<Option<u32>, Error> { Ok(Some(0)) }
     async fn info(&self, _: &u32) -> DriverInfo { DriverInfo::default() }
 }
 

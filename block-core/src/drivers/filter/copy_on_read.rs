@@ -161,8 +161,10 @@ impl Filter for CopyOnRead {
         if child != self.file {
             return role.child_perms(above, writable);
         }
-        let shares = above.shares.without(PermSet::WRITE) | PermSet::WRITE_UNCHANGED;
-        Perms { uses: above.uses | PermSet::WRITE_UNCHANGED, shares }
+        let uses = above.uses | PermSet::WRITE_UNCHANGED;
+        // Who nobody uses copies nothing: it can be put above a node that is being written.
+        let refused = if above == Perms::IDLE { PermSet::NONE } else { PermSet::WRITE };
+        Perms { uses, shares: above.shares.without(refused) | PermSet::WRITE_UNCHANGED }
     }
 
     async fn reopen(&self, _: &(), _: ReopenRequest<'_>) -> Result<()> {
