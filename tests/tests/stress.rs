@@ -423,7 +423,8 @@ impl Plumber<'_> {
         while let Some(filter) = below.pop().filter(|_| !below.is_empty()) {
             let next = below.last().unwrap().clone();
             self.lead(disk, &next);
-            self.0.ask("blockdev-del", &json!({ "node-name": filter }));
+            let gone = self.flushing("blockdev-del", &json!({ "node-name": filter }));
+            assert!(gone.get("return").is_some(), "{filter}: {gone}");
         }
         height
     }
@@ -450,9 +451,25 @@ impl Plumber<'_> {
         } else {
             ("x-blockdev-replace", replace)
         };
-        let reply = self.0.monitor.ask(&json!({ "execute": command, "arguments": arguments }));
+        let reply = self.flushing(command, &arguments);
         let moved = reply["error"]["desc"].as_str().is_some_and(|desc| desc.contains(&format!("Export '{disk}'")));
         assert!(moved || reply.get("return").is_some(), "{command} {arguments}: {reply}");
+    }
+}
+
+impl Plumber<'_> {
+    /// A command that flushes what was written, where an injected error may meet it: then nothing has changed, and it
+    /// works the next time.
+    fn flushing(&mut self, command: &str, arguments: &Value) -> Value {
+        let mut left = 10;
+        loop {
+            let reply = self.0.monitor.ask(&json!({ "execute": command, "arguments": arguments }));
+            let failed = reply["error"]["desc"].as_str().is_some_and(|desc| desc.starts_with("Could not flush"));
+            if !failed || left == 0 {
+                return reply;
+            }
+            left -= 1;
+        }
     }
 }
 

@@ -447,8 +447,8 @@ impl GraphEdit<'_> {
 
     fn check_read_only(&self, id: NodeId, perms: Perms) -> Result<()> {
         let options = self.vertex(id).and_then(Vertex::node).map(|node| node.options).unwrap_or_default();
-        let writes = perms.uses & (PermSet::WRITE | PermSet::WRITE_UNCHANGED);
-        if writes.is_empty() || (!options.read_only && options.active) {
+        let changes = perms.uses.without(PermSet::CONSISTENT_READ);
+        if changes.is_empty() || (!options.read_only && options.active) {
             return Ok(());
         }
         let state = if options.read_only { "read-only" } else { "inactive" };

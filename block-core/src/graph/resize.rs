@@ -23,7 +23,7 @@ impl Permit {
         self.graph().check_operation(id, Operation::Resize)?;
         let targets = self.sizes_of(id, size)?;
         // For as long as it takes, the resize is a user like any other: permissions and file locks follow from that.
-        let perms = Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares: PermSet::ALL };
+        let perms = Perms { uses: PermSet::RESIZE, shares: PermSet::ALL };
         let user = NewRoot::new("block_resize".into(), perms, id, Rc::new(|_| ()));
         let (user, _) = self.add_root(user).await?;
         let result = self.truncate(&targets, preallocation).await;

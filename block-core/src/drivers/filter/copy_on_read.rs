@@ -162,8 +162,9 @@ impl Filter for CopyOnRead {
             return role.child_perms(above, writable);
         }
         let uses = above.uses | PermSet::WRITE_UNCHANGED;
-        // Who nobody uses copies nothing: it can be put above a node that is being written.
-        let refused = if above == Perms::IDLE { PermSet::NONE } else { PermSet::WRITE };
+        // Where nobody reads or writes nothing is copied: it can be put above a node that is being written.
+        let is_used = !(above.uses & (PermSet::CONSISTENT_READ | PermSet::WRITE)).is_empty();
+        let refused = if is_used { PermSet::WRITE } else { PermSet::NONE };
         Perms { uses, shares: above.shares.without(refused) | PermSet::WRITE_UNCHANGED }
     }
 
