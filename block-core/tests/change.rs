@@ -215,6 +215,28 @@ fn a_blocked_operation_says_why() {
     });
 }
 
+#[test]
+fn an_operation_that_was_blocked_while_it_waited_is_refused() {
+    run_control(async |local| {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let filter = add(&graph, park("filter", node, &Arc::default(), true)).await;
+        let mut other = graph.permit();
+        let drained = other.drain(&[node]).await.unwrap();
+        let (result, waiting) = (Rc::new(RefCell::new(None)), graph.clone());
+        let told = result.clone();
+        local.spawn(async move { *told.borrow_mut() = Some(waiting.permit().insert_filter(filter, node).await) });
+        local.sleep(Duration::from_millis(20)).await;
+        let _blocker = graph.block(node, &[Operation::Replace], "a test has it");
+        drop(drained);
+        while result.borrow().is_none() {
+            local.sleep(Duration::from_millis(1)).await;
+        }
+        let error = result.take().unwrap().unwrap_err().full();
+        assert_eq!(error, "Node 'node' is busy: a test has it");
+    });
+}
+
 /// A step that notes what it is asked, and fails where it is told to.
 struct Noting {
     number: usize,

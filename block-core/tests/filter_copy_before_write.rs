@@ -242,6 +242,22 @@ fn the_source_has_no_other_writer_while_the_snapshot_is_used() {
     });
 }
 
+/// The filter has no user, so permissions say nothing against the resize.
+#[test]
+fn a_resize_that_the_filter_refuses_cuts_nothing_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = image(dir.path(), "source", SIZE as usize, 5);
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, bench::file("source", &source)).await.unwrap();
+        support::add(&graph, mem("target", 0, &Arc::default())).await;
+        add(&graph, cbw("source", "target")).await.unwrap();
+        let error = graph.permit().resize(node, SIZE / 2, Preallocation::Off).await.unwrap_err().full();
+        assert!(error.contains("while a snapshot is kept"), "{error}");
+        assert_eq!(std::fs::read(&source).unwrap(), vec![5; SIZE as usize]);
+    });
+}
+
 #[test]
 fn a_copy_that_fails_breaks_the_write_or_the_snapshot() {
     run_control(|_| async {

@@ -164,6 +164,26 @@ fn what_lies_below_the_bottom_is_not_copied() {
     });
 }
 
+/// Past the end of a short layer there are zeroes. Were they left to the layers below, those would show what they have
+/// there as soon as the short one is taken out.
+#[test]
+fn zeroes_past_the_end_of_a_short_layer_are_copied() {
+    run_control(async |local| {
+        let graph = graph();
+        let base = support::add(&graph, mem("base", 7, &Arc::default())).await;
+        let middle = NewOverlay { size: 8192, ..NewOverlay::above(Some(base)) };
+        let (middle, _) = middle.add(&graph, "middle").await;
+        let (_, table) = NewOverlay::above(Some(middle)).add(&graph, "top").await;
+        let cor = json!({ "driver": "copy-on-read", "node-name": "cor", "file": "top", "bottom": "middle" });
+        let node = add(&graph, cor).await.unwrap();
+        let port = attach(&graph, node, writer()).await.unwrap();
+        let seen = read(&port.handle().lane(&local), range(4096, 8192)).await.unwrap();
+        assert_eq!(seen, [[7; 4096], [0; 4096]].concat());
+        assert_eq!([1, 2].map(|number| table.at(number)), [Cluster::Absent, Cluster::Zero]);
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
 /// The write comes between the copy's read and its write-back. Unless it waits, the copy puts the old bytes back.
 #[test]
 fn a_write_during_a_copy_is_not_lost() {

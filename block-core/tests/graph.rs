@@ -465,3 +465,16 @@ fn an_abandoned_operation_still_counts() {
         assert_eq!(top.in_flight(), 0);
     });
 }
+
+/// Nothing drains the control task's own requests: parked, they would keep guests out until somebody else lets them go.
+#[test]
+fn what_a_command_does_by_itself_does_not_park() {
+    run_control(async |local| {
+        let (graph, seen, valve) = (graph(), Arc::<Seen>::default(), Valve::shut());
+        let below = add(&graph, mem("m", 1, &seen)).await;
+        let park = add(&graph, park("park", below, &valve, true)).await;
+        let mut permit = graph.permit();
+        let removed = block_core::rt::within(&local, Duration::from_secs(5), permit.remove(park)).await;
+        removed.expect("the flush does not wait at the valve").unwrap();
+    });
+}

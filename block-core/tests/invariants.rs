@@ -206,7 +206,7 @@ fn a_reopen_drains_all_that_is_above() {
     run_control(|_| async {
         let (graph, valve) = (graph(), Arc::<Valve>::default());
         let disk = add(&graph, mem("disk", 1, &Arc::default())).await;
-        let node = add(&graph, park("node", disk, &valve, true)).await;
+        let node = add(&graph, park("node", disk, &valve, false)).await;
         let left = add(&graph, park("left", node, &Arc::default(), true)).await;
         let right = add(&graph, park("right", left, &Arc::default(), true)).await;
         let above =

@@ -151,16 +151,18 @@ pub struct Exclusive<'d> {
 }
 
 impl Exclusive<'_> {
-    /// Runs `work` on the node. It is over when all that it started is over.
+    /// Runs `work` on the node. It is over when all that it started is over. It is hurried from its beginning: guests
+    /// stand still meanwhile, so it may not wait for anything that a request of theirs would not wait for now.
     pub async fn with<R>(&mut self, work: impl AsyncFnOnce(Child<'_>) -> R) -> R {
         let view = Arc::new(self.graph.private_view(self.node));
         let root = Root::new("the control task".into(), view);
         self.graph.private.borrow_mut().push(PrivateRoot { node: self.node, root: root.clone() });
         let lane = root.lane(&Local::current());
         let pin = lane.enter().await;
+        root.gate().stop();
         let value = work(pin.cx().child(ChildId(0))).await;
         drop(pin);
-        root.gate().stop(); // what drivers forked has to be over before the drain is
+        // What drivers forked has to be over before the drain is.
         poll_fn(|cx| root.gate().poll_empty(cx)).await;
         drop(lane);
         self.graph.forget_private(&root);

@@ -8,10 +8,11 @@ use super::blockers::Operation;
 use super::control::{Committed, Permit};
 use super::drain::Drained;
 use super::driver::{DynDriver, Preallocation};
-use super::edit::{DrainedSet, GraphEdit, NewRoot};
+use super::edit::{DrainedSet, GraphEdit, NewRoot, no_such_node};
 use super::id::NodeId;
 use super::options::NodeOptions;
 use super::permission::{PermSet, Perms};
+use super::shape::Kind;
 use crate::base::{Error, Result};
 
 /// A node under a new configuration and new common options, prepared and not published yet.
@@ -52,6 +53,8 @@ impl Permit {
     async fn truncate(&mut self, targets: &[(NodeId, u64)], preallocation: Preallocation) -> Result<()> {
         let nodes: Vec<_> = targets.iter().map(|(id, _)| *id).collect();
         let mut drained = self.drain(&nodes).await?;
+        // Users who would not have another size say so before anything is cut off.
+        drained.preview(|edit, _| targets.iter().try_for_each(|(id, size)| edit.suppose_size(*id, *size)))?;
         let mut ready = Vec::new();
         for (id, size) in targets {
             match drained.truncated(*id, *size, preallocation).await {
@@ -98,6 +101,19 @@ impl Drained<'_> {
                 tracing::error!("{} could not be given its size back: {}", report.name, error.full());
             }
         }
+    }
+}
+
+impl GraphEdit<'_> {
+    /// Lets a node have a size for which there is no configuration yet: to see what its parents say.
+    fn suppose_size(&mut self, id: NodeId, size: u64) -> Result<()> {
+        let vertex = self.vertex_mut(id)?;
+        let parents = vertex.parents.clone();
+        let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
+        parts.geometry.size = size;
+        parts.resize_bitmaps()?;
+        self.geometry_dirty.extend(parents);
+        Ok(())
     }
 }
 

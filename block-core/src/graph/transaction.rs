@@ -18,7 +18,7 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 /// `abort`, and `clean`. Steps prepare in order; they are committed, aborted and cleaned up the last one first.
 pub trait Step {
     /// The nodes that no request may be at or above while this change is made. An error ends the transaction before
-    /// anything was done.
+    /// anything was done. Asked again once they are drained.
     fn drains(&self, graph: &Graph) -> Result<Vec<NodeId>>;
 
     /// What may fail or take long, while requests are out.
@@ -51,6 +51,8 @@ impl Permit {
             nodes.extend(step.drains(self.graph())?);
         }
         let drained = self.drain(&nodes).await?;
+        // The plan is checked again: while we waited for the drain, somebody may have shut out what it is about.
+        steps.iter().try_for_each(|step| step.drains(drained.graph()).map(drop))?;
         match drained.attempt(&mut steps).await {
             Ok(committed) => {
                 steps.iter_mut().rev().for_each(|step| step.commit());

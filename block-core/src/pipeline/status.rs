@@ -88,7 +88,8 @@ impl<'g> Child<'g> {
             let inside = ByteRange::whole(next.size()).intersection(at).filter(|part| part.start() == at.start());
             match inside {
                 Some(inside) if !reached => (node, at) = (next, inside),
-                _ => return Ok((false, at.len())),
+                // Past the end of a layer above the bottom there are zeroes, whatever the layers below it have there.
+                _ => return Ok((!reached, at.len())),
             }
         }
     }

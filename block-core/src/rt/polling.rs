@@ -154,7 +154,7 @@ impl Budget {
             if !limit.cheap || polled_ns == 0 {
                 self.shrink(params.poll_shrink);
             }
-            if limit.probes {
+            if limit.probes && limit.ns > 0 {
                 self.probe(limit.ns);
             }
         } else if gap_ns > self.ns && self.pause == 0 {
@@ -185,12 +185,12 @@ impl Budget {
     /// Of a sleep only its end is seen, and waking a halted processor takes as long as the whole limit: a guest that is
     /// back after 1 us looks slow then, and would for ever, since nobody polls for it.
     fn probe(&mut self, limit: u64) {
-        self.unpolled += 1;
+        self.unpolled = self.unpolled.saturating_add(1);
         if self.ns > 0 || self.pause > 0 || self.unpolled < PROBE << self.probes.min(LONGEST_PROBE) {
             return;
         }
         self.ns = limit;
-        self.probes += 1;
+        self.probes = self.probes.saturating_add(1);
     }
 
     fn grow(&mut self, factor: u64, limit: u64) {
@@ -258,6 +258,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn without_polling_nothing_is_counted() {
+        let mut polling = Polling::new(PollParams { poll_max_ns: 0, ..PollParams::default() });
+        burnt(&mut polling, &[(Awaited::Guest, 10_000)], 10_000);
+        let budget = &polling.budgets[Awaited::Guest as usize];
+        assert_eq!((budget.unpolled, budget.probes), (0, 0), "counters that nothing resets would overflow");
     }
 
     #[test]
