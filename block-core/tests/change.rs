@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use block_core::base::{ByteRange, Error, IoError, Result};
 use block_core::graph::{
-    Change, Drained, DrainedSet, Graph, GraphEdit, NodeId, Operation, Pending, PermSet, Permit, Perms, Role, Step,
-    WriteFlags,
+    Change, Drained, DrainedSet, Graph, GraphEdit, NodeId, Operation, Pending, PermSet, Permit, Perms, Reopen, Role,
+    Step, WriteFlags,
 };
 use block_core::port::{Port, PortHandle, PortOptions};
 use block_core::rt::{IoBuf, IoThread, Local, PollParams, run_control};
@@ -396,5 +396,19 @@ fn a_backing_node_is_set_and_taken_away() {
         let error = graph.permit().set_backing(one, Some(two)).await.unwrap_err().full();
         assert_eq!(error, "The node one does not support adding a child");
         port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+/// What is prepared for a node is prepared for what it was; a second configuration would undo the first.
+#[test]
+fn a_node_is_reopened_once_in_a_transaction() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let common = block_core::graph::NodeOptions::default();
+        let again = || Reopen { node, options: Box::new(()), common, children: Vec::new() }.step();
+        let error = graph.permit().transact(vec![again(), again()]).await.unwrap_err().full();
+        assert_eq!(error, "node 'node' is changed twice in one transaction");
+        graph.permit().transact(vec![again()]).await.unwrap();
     });
 }

@@ -22,9 +22,18 @@ pub enum Change {
         /// What takes its place.
         to: NodeId,
     },
+    /// One edge that is there shall lead elsewhere.
+    Lead {
+        /// Where the edge starts: a node, or the root of an export.
+        parent: NodeId,
+        /// What QMP calls it.
+        child: Cow<'static, str>,
+        /// Where it shall lead.
+        to: NodeId,
+    },
     /// One edge shall lead elsewhere, come, or go.
     Repoint {
-        /// Where the edge starts: a node, or the root of an export.
+        /// Where the edge starts.
         parent: NodeId,
         /// What QMP calls it.
         child: Cow<'static, str>,
@@ -54,7 +63,7 @@ impl Step for Change {
                 graph.check_operation(*from, Operation::Replace)?;
                 Ok(vec![*from])
             }
-            Self::Repoint { parent, child, .. } => {
+            Self::Lead { parent, child, .. } | Self::Repoint { parent, child, .. } => {
                 if let Some(node) = graph.child_node(*parent, child) {
                     graph.check_operation(node, Operation::Replace)?;
                 }
@@ -76,14 +85,13 @@ impl Step for Change {
     fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
         match self {
             Self::Replace { from, to } => edit.replace(set, *from, *to),
+            Self::Lead { parent, child, to } => {
+                edit.set_edge(set.owner(*parent)?, edit.named_child(*parent, child)?, *to)
+            }
             Self::Repoint { parent, child, to } => edit.repoint(set.owner(*parent)?, child, *to),
             Self::AddChild { parent, child } => edit.add_next_child(set.owner(*parent)?, *child),
             Self::RemoveChild { parent, child } => {
-                let Some(gone) = edit.child_named(*parent, child) else {
-                    let name = edit.name(*parent);
-                    return Err(Error::new(format!("Node '{name}' does not have child '{child}'")));
-                };
-                edit.remove_child(set.owner(*parent)?, gone)
+                edit.remove_child(set.owner(*parent)?, edit.named_child(*parent, child)?)
             }
         }
     }

@@ -92,8 +92,14 @@ impl<'d> GraphEdit<'d> {
         numbered.filter(|(_, edge)| edge.to == child && edge.role != Role::Reference).map(|(id, _)| id).collect()
     }
 
-    pub(super) fn child_named(&self, parent: NodeId, name: &str) -> Option<ChildId> {
+    fn child_named(&self, parent: NodeId, name: &str) -> Option<ChildId> {
         self.vertex(parent)?.child_named(name)
+    }
+
+    /// The child that QMP calls `name` and that has to be there.
+    pub(super) fn named_child(&self, parent: NodeId, name: &str) -> Result<ChildId> {
+        let missing = || Error::new(format!("Node '{}' does not have child '{name}'", self.name(parent)));
+        self.child_named(parent, name).ok_or_else(missing)
     }
 
     /// An edge that nobody wants to stay as it is.

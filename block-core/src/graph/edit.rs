@@ -251,6 +251,13 @@ impl<'d> GraphEdit<'d> {
         self.touched.get_mut(&id).and_then(Option::as_mut).ok_or_else(no_such_node)
     }
 
+    /// An earlier step of the same edit gave the node another configuration.
+    pub(super) fn is_reconfigured(&self, id: NodeId) -> bool {
+        let before = self.base.vertex(id).and_then(Vertex::node);
+        let now = self.vertex(id).and_then(Vertex::node);
+        before.zip(now).is_some_and(|(before, now)| !Arc::ptr_eq(&before.body, &now.body))
+    }
+
     pub(super) fn body(&self, id: NodeId) -> Result<Arc<dyn DynDriver>> {
         Ok(self.vertex(id).and_then(Vertex::node).ok_or_else(no_such_node)?.body.clone())
     }

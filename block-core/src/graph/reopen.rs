@@ -62,6 +62,10 @@ impl Step for ReopenStep {
     fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
         let Reopen { node, common, children, .. } = &self.what;
         let owner = set.owner(*node)?;
+        if edit.is_reconfigured(*node) {
+            // It was prepared for what the node was before.
+            return Err(Error::new(format!("{} is changed twice in one transaction", edit.described(*node))));
+        }
         let body = self.ready.clone().expect("a step is prepared before it edits");
         edit.reconfigure(owner, body, *common)?;
         children.iter().try_for_each(|change| change.edit(edit, set))

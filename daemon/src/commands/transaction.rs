@@ -5,7 +5,7 @@ use std::rc::Rc;
 use block_core::base;
 use block_core::catalog::{self, BlockdevOptions};
 use block_core::drivers::BlockDirtyBitmap;
-use block_core::graph::{BitmapAction, Change, Drained, DrainedSet, Graph, GraphEdit, NodeId, Pending, Role, Step};
+use block_core::graph::{BitmapAction, Change, Drained, DrainedSet, Graph, GraphEdit, NodeId, Pending, Step};
 use qmp::schema::Empty;
 use qmp::{Error, Qapi, Result};
 
@@ -216,15 +216,7 @@ impl BlockdevReplace {
             BlockParent::Export(ExportParent { export_id }) => (daemon.exports.root(export_id)?, "root".to_owned()),
             BlockParent::Driver(DriverParent { node_name, child }) => (find(daemon, node_name)?, child.clone()),
         };
-        if daemon.graph.child_node(parent, &child).is_none() {
-            let BlockParent::Driver(DriverParent { node_name, .. }) = &self.parent else {
-                unreachable!("an export has its node")
-            };
-            return Err(Error::generic(format!("Node '{node_name}' does not have child '{child}'")));
-        }
-        // The edge is there, so it keeps the role that it has.
-        let to = Some((new, Role::Filtered));
-        Ok(Box::new(Change::Repoint { parent, child: child.into(), to }))
+        Ok(Box::new(Change::Lead { parent, child: child.into(), to: new }))
     }
 }
 
