@@ -12,6 +12,19 @@ use crate::rt::IoBuf;
 const MAX_BOUNCE: u64 = 1 << 20;
 
 pub(super) async fn read(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+    if is_one_request(child, at, &buf) {
+        return child.placed().body.read(child.cx(), at, buf).await;
+    }
+    Box::pin(read_in_pieces(child, at, buf)).await
+}
+
+/// The node takes it as it is, as most of what comes through filters.
+fn is_one_request(child: Child<'_>, at: ByteRange, buf: &IoBuf) -> bool {
+    let limits = child.geometry().limits;
+    at.is_aligned(u64::from(limits.request_alignment)) && at.len() <= limits.max_transfer && fits(child, buf)
+}
+
+async fn read_in_pieces(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
     let mut done = 0;
     for piece in pieces(child, at, &buf)? {
         let part = buf.slice(done, piece.len());
@@ -34,6 +47,13 @@ async fn read_piece(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(), I
 
 pub(super) async fn write(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
     child.placed().shared.writing_up_to(at.end());
+    if is_one_request(child, at, &buf) && !child.tracks() {
+        return send(child, at, buf, flags).await;
+    }
+    Box::pin(write_in_pieces(child, at, buf, flags)).await
+}
+
+async fn write_in_pieces(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
     let mut done = 0;
     for piece in pieces(child, at, &buf)? {
         let part = buf.slice(done, piece.len());
@@ -50,7 +70,7 @@ async fn write_piece(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: WriteFl
         return send(child, at, buf, flags).await;
     }
     let bounce = bounce_for(child, wide)?;
-    read_padding(child, at, wide, &bounce).await?;
+    Box::pin(read_padding(child, at, wide, &bounce)).await?;
     bounce.slice(at.start() - wide.start(), at.len()).copy_from(&buf);
     send(child, wide, bounce, flags).await
 }

@@ -1,6 +1,6 @@
 //! The operations on a child: every request passes here, once for each node.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,75 +14,89 @@ use crate::rt::IoBuf;
 use super::{align, zeroes};
 
 impl<'g> Child<'g> {
+    // Every node that a request passes has such a future in a box, so they are kept small: each of the public ones
+    // awaits one other, which does the work, and what is rare has a box of its own.
+
     /// Fills `buf`, which has the range's length.
     pub async fn read(self, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
-        self.counted(OpKind::Read, at, async {
-            self.check(at, PermSet::NONE)?;
-            if at.is_empty() {
-                return Ok(());
-            }
-            align::read(self, at, buf).await
-        })
-        .await
+        let begun = Instant::now();
+        let result = self.read_uncounted(at, buf).await;
+        self.counted(OpKind::Read, at, begun, result)
+    }
+
+    async fn read_uncounted(self, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        self.check(at, PermSet::NONE)?;
+        if at.is_empty() {
+            return Ok(());
+        }
+        align::read(self, at, buf).await
     }
 
     /// Writes `buf`, which has the range's length.
     pub async fn write(self, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
-        self.counted(OpKind::Write, at, async {
-            self.check(at, wanted(flags))?;
-            let _recorded = self.recorded(at);
-            if flags.compressed && self.geometry().limits.compressed_cluster == 0 {
-                return Err(IoError::Unsupported);
-            }
-            if at.is_empty() {
-                return self.made_stable(flags).await;
-            }
-            if let Some(may_unmap) = self.detects_zeroes().filter(|_| !flags.compressed && buf.is_zero()) {
-                let flags = WriteFlags { may_unmap, ..flags };
-                return self.stable_after(flags, zeroes::write(self, at, flags)).await;
-            }
-            self.stable_after(flags, align::write(self, at, buf, self.native(flags))).await
-        })
-        .await
+        let begun = Instant::now();
+        let result = self.write_uncounted(at, buf, flags).await;
+        self.counted(OpKind::Write, at, begun, result)
+    }
+
+    async fn write_uncounted(self, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
+        self.check(at, wanted(flags))?;
+        let _recorded = self.recorded(at);
+        if flags.compressed && self.geometry().limits.compressed_cluster == 0 {
+            return Err(IoError::Unsupported);
+        }
+        if at.is_empty() {
+            return self.made_stable(flags).await;
+        }
+        if let Some(may_unmap) = self.detects_zeroes().filter(|_| !flags.compressed && buf.is_zero()) {
+            let flags = WriteFlags { may_unmap, ..flags };
+            Box::pin(zeroes::write(self, at, flags)).await?;
+        } else {
+            align::write(self, at, buf, self.native(flags)).await?;
+        }
+        self.stable_after(flags).await
     }
 
     /// Makes the range read as zeroes.
     pub async fn write_zeroes(self, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
-        self.counted(OpKind::Write, at, async {
-            self.check(at, wanted(flags))?;
-            let _recorded = self.recorded(at);
-            if at.is_empty() {
-                return self.made_stable(flags).await;
-            }
-            let may_unmap = flags.may_unmap && self.options().discard == DiscardMode::Unmap;
-            let flags = WriteFlags { may_unmap, ..flags };
-            self.stable_after(flags, zeroes::write(self, at, flags)).await
-        })
-        .await
+        let begun = Instant::now();
+        let result = self.write_zeroes_uncounted(at, flags).await;
+        self.counted(OpKind::Write, at, begun, result)
+    }
+
+    async fn write_zeroes_uncounted(self, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
+        self.check(at, wanted(flags))?;
+        let _recorded = self.recorded(at);
+        if at.is_empty() {
+            return self.made_stable(flags).await;
+        }
+        let may_unmap = flags.may_unmap && self.options().discard == DiscardMode::Unmap;
+        zeroes::write(self, at, WriteFlags { may_unmap, ..flags }).await?;
+        self.stable_after(flags).await
     }
 
     /// The bytes are no longer needed: afterwards they read as before or as zeroes.
     pub async fn discard(self, at: ByteRange) -> Result<(), IoError> {
-        self.counted(OpKind::Unmap, at, async {
-            self.check(at, PermSet::WRITE)?;
-            if self.options().discard == DiscardMode::Ignore {
-                return Ok(());
-            }
-            let _recorded = self.recorded(at);
-            self.discard_aligned(at).await
-        })
-        .await
+        let begun = Instant::now();
+        let result = self.discard_uncounted(at).await;
+        self.counted(OpKind::Unmap, at, begun, result)
+    }
+
+    async fn discard_uncounted(self, at: ByteRange) -> Result<(), IoError> {
+        self.check(at, PermSet::WRITE)?;
+        if self.options().discard == DiscardMode::Ignore {
+            return Ok(());
+        }
+        let _recorded = self.recorded(at);
+        self.discard_aligned(at).await
     }
 
     /// Whatever was completed on this node before is stable when this completes, whichever queue it came from.
     pub async fn flush(self) -> Result<(), IoError> {
-        self.counted(OpKind::Flush, ByteRange::whole(0), async {
-            if self.options().no_flush {
-                return Ok(());
-            }
-            self.placed().body.flush(self.cx()).await
-        })
-        .await
+        let begun = Instant::now();
+        let ignored = self.options().no_flush;
+        let result = if ignored { Ok(()) } else { self.placed().body.flush(self.cx()).await };
+        self.counted(OpKind::Flush, ByteRange::whole(0), begun, result)
     }
 
     /// Where the first bytes of the range live.
@@ -144,15 +158,8 @@ impl<'g> Child<'g> {
         Recorded { bitmaps: &self.placed().bitmaps, at }
     }
 
-    /// Runs a request and counts how it ended.
-    async fn counted(
-        self,
-        kind: OpKind,
-        at: ByteRange,
-        work: impl Future<Output = Result<(), IoError>>,
-    ) -> Result<(), IoError> {
-        let begun = Instant::now();
-        let result = work.await;
+    /// Counts a request by how it ended.
+    fn counted(self, kind: OpKind, at: ByteRange, begun: Instant, result: Result<(), IoError>) -> Result<(), IoError> {
         let counters = self.counters();
         match result {
             Ok(()) => counters.done(kind, 1, at.len(), begun.elapsed()),
@@ -174,12 +181,7 @@ impl<'g> Child<'g> {
     }
 
     /// A stable write over a driver that cannot do it is a write and a flush.
-    async fn stable_after(
-        self,
-        flags: WriteFlags,
-        work: impl Future<Output = Result<(), IoError>>,
-    ) -> Result<(), IoError> {
-        work.await?;
+    async fn stable_after(self, flags: WriteFlags) -> Result<(), IoError> {
         if self.native(flags).fua { Ok(()) } else { self.made_stable(flags).await }
     }
 
