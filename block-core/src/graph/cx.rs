@@ -53,10 +53,10 @@ impl<'g> IoCx<'g> {
         self.pin.pinned().view.children(self.at)
     }
 
-    /// The node that this request is at may change what is below it: it is neither read-only nor inactive.
-    pub(crate) fn is_writable(self) -> bool {
-        let options = self.pin.pinned().view.placed(self.at).options;
-        !options.read_only && options.active
+    /// The common options of the node that this request is at.
+    #[inline]
+    pub(crate) fn options(self) -> NodeOptions {
+        self.pin.pinned().view.placed(self.at).options
     }
 
     /// Waits for `work`, or gives `None` as soon as somebody wants this request out of the graph.

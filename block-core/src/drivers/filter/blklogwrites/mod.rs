@@ -344,7 +344,7 @@ impl Filter for BlkLogWrites {
 
     /// A node that writes nothing logs nothing: its log may not be written to either.
     async fn flush(&self, conf: &Conf, cx: IoCx<'_>) -> Result<(), IoError> {
-        if !cx.is_writable() {
+        if cx.options().read_only || !cx.options().active {
             return cx.child(self.file).flush().await;
         }
         let journal = self.journal(conf, cx).await?;
