@@ -11,16 +11,17 @@ mod support;
 use std::process::Command;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
-use bench::{add, attach, enter, file, flush, image, io_thread, on, range, read, reopen, with, write, writer};
+use bench::{READER, add, attach, enter, file, flush, image, io_thread, on, range, read, reopen, with, write, writer};
 use block_core::base::IoError;
 use block_core::drivers::filter::blkdebug::Blkdebug;
-use block_core::graph::{DebugEvent, Graph, NodeId, Preallocation, WriteFlags};
+use block_core::graph::{DebugEvent, Graph, NewNode, NodeId, NodeOptions, Preallocation, WriteFlags};
 use block_core::pipeline::Filtered;
 use block_core::port::Port;
 use block_core::rt::run_control;
 use serde_json::{Value, json};
-use support::{Valve, mem, park};
+use support::{Mem, Seen, Valve, mem, park};
 
 const SIZE: usize = 1 << 20;
 const ROOM: usize = 4 << 20;
@@ -403,6 +404,44 @@ fn a_log_that_cannot_be_written_ends_there() {
         let lane = port.handle().lane(&local);
         assert_eq!(write(&lane, 0, &[1; 512], NO).await, Err(ERROR));
         assert_eq!(flush(&lane).await, Err(ERROR));
+    });
+}
+
+/// A guest decides how long its requests are; what is copied for the log at once is bounded.
+#[test]
+fn long_requests_are_logged_in_pieces() {
+    run_control(async |local| {
+        const LEN: usize = 4 << 20;
+        let graph = Graph::new(Arc::new(|_| ()));
+        let seen: [Arc<Seen>; 2] = Default::default();
+        for (name, seen, len) in [("disk", &seen[0], LEN), ("log", &seen[1], 4 * LEN)] {
+            let mem = NewNode::new(name.into(), NodeOptions::default(), |_| (Mem::new(vec![7; len], seen), len as u64));
+            support::add(&graph, mem).await;
+        }
+        let node = json!({ "driver": "blklogwrites", "node-name": "n", "file": "disk", "log": "log",
+                           "log-sector-size": 4096 });
+        let node = add(&graph, node).await.unwrap();
+        let port = attach(&graph, node, writer()).await.unwrap();
+        let lane = port.handle().lane(&local);
+        write(&lane, 0, &vec![1; LEN], NO).await.unwrap();
+        lane.write_zeroes(&enter(&lane).await, range(512, LEN as u64 - 1024), NO).await.unwrap();
+        assert_eq!(read(&lane, range(LEN as u64 - 1024, 1024)).await.unwrap(), [[0; 512], [1; 512]].concat());
+        let largest = seen.each_ref().map(|seen| seen.largest.load(Relaxed));
+        assert!(largest.iter().all(|bytes| *bytes <= (1 << 20) + 2 * 4096), "{largest:?}");
+    });
+}
+
+/// A reader's flush has nothing to log, and a log that nobody may write to stays as it is.
+#[test]
+fn a_node_that_writes_nothing_logs_no_flush() {
+    run_control(async |local| {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, log) = (image(dir.path(), "d", SIZE, 0), image(dir.path(), "l", SIZE, 0));
+        let graph = Graph::new(Arc::new(|_| ()));
+        let node = add(&graph, with(logging(file("d", &disk), &log), &json!({ "read-only": true }))).await.unwrap();
+        let port = attach(&graph, node, READER).await.unwrap();
+        flush(&port.handle().lane(&local)).await.unwrap();
+        assert!(std::fs::read(&log).unwrap().iter().all(|byte| *byte == 0));
     });
 }
 

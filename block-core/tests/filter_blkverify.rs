@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use bench::{add, attach, enter, flush, io_thread, on, range, read, with, write, writer};
+use bench::{add, attach, enter, flush, io_thread, on, range, read, started, with, write, writer};
 use block_core::base::IoError;
 use block_core::drivers::filter::blkverify::BlkVerify;
 use block_core::graph::{Graph, NewNode, NodeId, NodeOptions, Preallocation, WriteFlags};
@@ -116,6 +116,39 @@ fn disks_of_different_sizes_are_refused() {
             graph.permit().resize(node, 2 * SIZE, Preallocation::Off).await.unwrap_err();
         }
         assert_eq!(graph.node(node).unwrap().geometry.size, SIZE);
+    });
+}
+
+/// Two writes meet, and one disk is slower: both disks end up with the same one.
+#[test]
+fn writes_that_overlap_are_in_one_order_on_both_disks() {
+    run_control(async |local| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        let valve = Valve::shut();
+        graph.permit().add(mem("below", 7, &Arc::default())).await.unwrap();
+        graph.permit().add(mem("raw", 7, &Arc::default())).await.unwrap();
+        let below = graph.find("below").unwrap();
+        graph.permit().add(park("test", below, &valve, false)).await.unwrap();
+        let node = add(&graph, verify(json!({}))).await.unwrap();
+        let port = attach(&graph, node, writer()).await.unwrap();
+        let thread = io_thread();
+        let first = started(&thread, &port.handle(), async |lane| write(&lane, 0, &[1; 1024], NO).await);
+        while valve.parked() < 1 {
+            on(&thread, &port.handle(), async |_| ()).await;
+        }
+        valve.open_for_others();
+        let second = started(&thread, &port.handle(), async |lane| write(&lane, 512, &[2; 1024], NO).await);
+        let reader = started(&thread, &port.handle(), async |lane| read(&lane, range(0, 2048)).await);
+        for _ in 0..100 {
+            on(&thread, &port.handle(), async |_| ()).await;
+        }
+        valve.open();
+        first.await.unwrap().unwrap();
+        second.await.unwrap().unwrap();
+        reader.await.unwrap().unwrap();
+        let lane = port.handle().lane(&local);
+        assert_eq!(read(&lane, range(0, 2048)).await.unwrap()[512..1536], [2; 1024]);
+        assert_eq!(graph.look_into(node, |driver: &Filtered<BlkVerify>| driver.0.mismatches()), Some(0));
     });
 }
 

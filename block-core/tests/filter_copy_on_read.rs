@@ -340,6 +340,27 @@ fn what_cannot_be_copied_to_is_refused() {
     });
 }
 
+/// Another process may be the writer of what an inactive node stands on.
+#[test]
+fn an_inactive_node_reads_and_copies_nothing() {
+    for all in [false, true] {
+        run_control(async |_| {
+            let Scene { graph, base, table, store, top, port } = Scene::new().await;
+            port.detach(&mut graph.permit()).await.unwrap();
+            let cor = graph.find("cor").unwrap();
+            graph.permit().deactivate(Some(cor)).await.unwrap();
+            if !all {
+                graph.permit().activate(Some(top)).await.unwrap();
+            }
+            let port = attach(&graph, cor, READER).await.unwrap();
+            let scene = Scene { graph, base, table, store, top, port };
+            assert_eq!(read(&scene.lane(), range(5000, 100)).await, Ok(vec![7; 100]), "all: {all}");
+            assert_eq!((scene.table.allocated(), scene.writes()), (0, 0), "all: {all}");
+            scene.end().await;
+        });
+    }
+}
+
 #[test]
 fn without_a_layer_below_requests_take_the_direct_path() {
     run_control(async |local| {

@@ -88,6 +88,15 @@ impl ByteRange {
         Self::between(start, self.end() / unit * unit).filter(|units| !units.is_empty())
     }
 
+    /// Part of a unit, whole units (see [`ByteRange::whole_units`]), part of a unit. Where no unit is whole, all of it is
+    /// the first.
+    pub fn cut_at_units(self, unit: u64) -> [Option<Self>; 3] {
+        let Some(inner) = self.whole_units(unit) else { return [Some(self), None, None] };
+        let head = Self::between(self.start, inner.start).filter(|head| !head.is_empty());
+        let tail = Self::between(inner.end(), self.end()).filter(|tail| !tail.is_empty());
+        [head, Some(inner), tail]
+    }
+
     /// True where both ends are multiples of `align` (a power of two).
     #[inline]
     pub fn is_aligned(self, align: u64) -> bool {
@@ -179,6 +188,15 @@ mod tests {
         assert_eq!(range(0, 0).whole_units(512), None);
         let end = i64::MAX as u64;
         assert_eq!(range(end - 100, end).whole_units(1 << 62), None);
+    }
+
+    #[test]
+    fn ragged_ends_are_cut_off() {
+        let cut = |start, end| range(start, end).cut_at_units(512);
+        assert_eq!(cut(100, 1600), [Some(range(100, 512)), Some(range(512, 1536)), Some(range(1536, 1600))]);
+        assert_eq!(cut(512, 1024), [None, Some(range(512, 1024)), None]);
+        assert_eq!(cut(100, 200), [Some(range(100, 200)), None, None]);
+        assert_eq!(cut(500, 600), [Some(range(500, 600)), None, None]);
     }
 
     #[test]

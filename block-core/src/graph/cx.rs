@@ -53,6 +53,12 @@ impl<'g> IoCx<'g> {
         self.pin.pinned().view.children(self.at)
     }
 
+    /// The common options of the node that this request is at.
+    #[inline]
+    pub(crate) fn options(self) -> NodeOptions {
+        self.pin.pinned().view.placed(self.at).options
+    }
+
     /// Waits for `work`, or gives `None` as soon as somebody wants this request out of the graph.
     ///
     /// A parked request belongs to its root, not to the node where it is parked: a shared node lets only the drained

@@ -13,7 +13,7 @@ const BUFFER: u64 = 1 << 20;
 pub(super) async fn write(child: Child<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
     child.placed().shared.writing_up_to(at.end());
     let flags = child.native(flags);
-    let [head, whole, tail] = cut(at, unit(child));
+    let [head, whole, tail] = at.cut_at_units(unit(child));
     if let Some(head) = head {
         with_buffer(child, head, flags).await?;
     }
@@ -30,14 +30,6 @@ pub(super) async fn write(child: Child<'_>, at: ByteRange, flags: WriteFlags) ->
 fn unit(child: Child<'_>) -> u64 {
     let limits = child.geometry().limits;
     limits.request_alignment.max(limits.write_zeroes_alignment).into()
-}
-
-/// Part of a block, whole blocks, part of a block.
-fn cut(at: ByteRange, unit: u64) -> [Option<ByteRange>; 3] {
-    let Some(inner) = at.whole_units(unit) else { return [Some(at), None, None] };
-    let head = ByteRange::between(at.start(), inner.start()).filter(|head| !head.is_empty());
-    let tail = ByteRange::between(inner.end(), at.end()).filter(|tail| !tail.is_empty());
-    [head, Some(inner), tail]
 }
 
 async fn blocks(child: Child<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
@@ -73,24 +65,4 @@ async fn with_buffer(child: Child<'_>, at: ByteRange, flags: WriteFlags) -> Resu
         align::write(child, piece, zeroes.slice(0, piece.len()), flags).await?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn range(start: u64, end: u64) -> ByteRange {
-        ByteRange::between(start, end).unwrap()
-    }
-
-    #[test]
-    fn ragged_ends_are_cut_off() {
-        assert_eq!(
-            cut(range(100, 1600), 512),
-            [Some(range(100, 512)), Some(range(512, 1536)), Some(range(1536, 1600))]
-        );
-        assert_eq!(cut(range(512, 1024), 512), [None, Some(range(512, 1024)), None]);
-        assert_eq!(cut(range(100, 200), 512), [Some(range(100, 200)), None, None]);
-        assert_eq!(cut(range(500, 600), 512), [Some(range(500, 600)), None, None]);
-    }
 }

@@ -193,6 +193,11 @@ impl Valve {
         self.parked.lock().unwrap().drain(..).for_each(Waker::wake);
     }
 
+    /// Lets pass who comes from now on; who is parked stays until it opens.
+    pub fn open_for_others(&self) {
+        self.shut.store(false, Ordering::Release);
+    }
+
     pub fn close(&self) {
         self.shut.store(true, Ordering::Release);
     }

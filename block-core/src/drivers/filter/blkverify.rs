@@ -3,7 +3,8 @@
 //!
 //! QEMU ends the process where they differ. A guest could end it that way, so here the request fails with EIO, an
 //! error is logged (once a second at most), and the node counts it. A discard may leave other bytes on each disk, so
-//! none gets through, as in QEMU.
+//! none gets through, as in QEMU. Requests that meet a write wait for each other: else each disk could have them in an
+//! order of its own.
 
 use std::fmt;
 use std::future::{Future, poll_fn};
@@ -15,7 +16,9 @@ use qmp::Qapi;
 
 use crate::base::{ByteRange, Error, IoError, Result, Sparingly};
 use crate::drivers::{Open, Opened, Site};
-use crate::graph::{ChildId, DriverInfo, Geometry, IoCx, Limits, Preallocation, ReopenRequest, WriteFlags};
+use crate::graph::{
+    ChildId, DriverInfo, Geometry, IoCx, Limits, Preallocation, ReopenRequest, Ticket, Tracked, WriteFlags,
+};
 use crate::pipeline::{Filter, Filtered};
 use crate::rt::IoBuf;
 
@@ -35,6 +38,7 @@ impl Open for BlkVerifyOptions {
             name: site.name.to_owned(),
             test: site.child("test"),
             raw: site.child("raw"),
+            under_way: Tracked::default(),
             mismatches: AtomicU64::new(0),
             complaints: Sparingly::default(),
         };
@@ -47,6 +51,8 @@ pub struct BlkVerify {
     name: String,
     test: ChildId,
     raw: ChildId,
+    /// Reads, and writes that keep all others away.
+    under_way: Tracked,
     mismatches: AtomicU64,
     complaints: Sparingly,
 }
@@ -74,6 +80,13 @@ impl BlkVerify {
     /// How often the disks did not agree.
     pub fn mismatches(&self) -> u64 {
         self.mismatches.load(Relaxed)
+    }
+
+    /// Waits for those who came before and must not meet this request.
+    async fn in_order(&self, at: ByteRange, writes: bool) -> Ticket<'_> {
+        let ticket = self.under_way.enter(at, writes);
+        poll_fn(|task| ticket.poll_alone(task)).await;
+        ticket
     }
 
     /// Does both, and gives the result if it is the same.
@@ -161,6 +174,7 @@ impl Filter for BlkVerify {
 
     async fn read(&self, (): &(), cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
         let (test, raw) = (IoBuf::private(at.len())?, IoBuf::private(at.len())?);
+        let _in_order = self.in_order(at, false).await;
         let reads = (cx.child(self.test).read(at, test.clone()), cx.child(self.raw).read(at, raw.clone()));
         self.both("read", at, reads.0, reads.1).await?;
         if let Some(skip) = difference(&test, &raw) {
@@ -173,6 +187,7 @@ impl Filter for BlkVerify {
     async fn write(&self, (): &(), cx: IoCx<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
         let data = IoBuf::private(at.len())?;
         data.copy_from(&buf);
+        let _in_order = self.in_order(at, true).await;
         let test = cx.child(self.test).write(at, data.clone(), flags);
         let raw = cx.child(self.raw).write(at, data, flags);
         self.both("write", at, test, raw).await
@@ -184,6 +199,7 @@ impl Filter for BlkVerify {
             return Err(IoError::Unsupported);
         }
         let flags = WriteFlags { may_unmap: false, ..flags };
+        let _in_order = self.in_order(at, true).await;
         let test = cx.child(self.test).write_zeroes(at, flags);
         let raw = cx.child(self.raw).write_zeroes(at, flags);
         self.both("write", at, test, raw).await

@@ -38,10 +38,11 @@ pub struct CopyOnRead {
 }
 
 impl CopyOnRead {
-    /// There may be something to copy. Where not, this node does nothing, and touches nothing that threads share.
+    /// There may be something to copy. Where not, this node does nothing, and touches nothing that threads share. What is
+    /// inactive writes nothing: another process may be the writer.
     #[inline]
     fn copies(&self, cx: IoCx<'_>) -> bool {
-        cx.child(self.file).geometry().limits.backed
+        cx.child(self.file).geometry().limits.backed && cx.options().active
     }
 
     /// Whether the first bytes of the range are to be copied, and for how many bytes that holds.

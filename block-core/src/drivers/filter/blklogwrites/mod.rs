@@ -21,7 +21,7 @@ use self::journal::{Journal, Place, Placed};
 use self::layout::{Entry, Superblock, is_sector_size};
 use crate::base::{ByteRange, Error, IoError, Result, Sparingly};
 use crate::drivers::{Open, Opened, Site};
-use crate::graph::{Child, ChildId, DriverInfo, IoCx, ReopenRequest, Tracked, WriteFlags};
+use crate::graph::{Child, ChildId, DriverInfo, Geometry, IoCx, Limits, ReopenRequest, Tracked, WriteFlags};
 use crate::pipeline::{Filter, Filtered};
 use crate::rt::IoBuf;
 
@@ -39,6 +39,8 @@ pub struct BlkLogWritesOptions {
 
 const SECTOR: u32 = 512;
 const INTERVAL: u64 = 4096;
+/// Data is logged in pieces of at most this many bytes, and what their log sectors have besides.
+const PIECE: u64 = 1 << 20;
 
 impl Open for BlkLogWritesOptions {
     type Driver = Filtered<BlkLogWrites>;
@@ -298,6 +300,12 @@ impl Filter for BlkLogWrites {
         self.file
     }
 
+    /// A write is copied, so it comes in pieces.
+    fn geometry(&self, _: &Conf, child: Geometry, _: &[Geometry]) -> Result<Geometry> {
+        let limits = Limits { max_transfer: child.limits.max_transfer.min(PIECE), ..child.limits };
+        Ok(Geometry { limits, ..child })
+    }
+
     /// Only what is written is of interest.
     fn is_transparent(&self, _: &Conf, write: bool) -> bool {
         !write
@@ -318,9 +326,15 @@ impl Filter for BlkLogWrites {
         self.logged(conf, cx, at, (flags_of(flags), Payload::Data(data)), work).await
     }
 
+    /// Parts of log sectors are logged with the bytes beside them, so they go by themselves: the rest, which may be
+    /// large, takes no memory.
     async fn write_zeroes(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
-        let work = cx.child(self.file).write_zeroes(at, flags);
-        self.logged(conf, cx, at, (flags_of(flags), Payload::Zeroes), work).await
+        let sector = self.journal(conf, cx).await?.sector;
+        for part in at.cut_at_units(sector.into()).into_iter().flatten() {
+            let work = cx.child(self.file).write_zeroes(part, flags);
+            self.logged(conf, cx, part, (flags_of(flags), Payload::Zeroes), work).await?;
+        }
+        Ok(())
     }
 
     async fn discard(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
@@ -328,7 +342,11 @@ impl Filter for BlkLogWrites {
         self.logged(conf, cx, at, (layout::DISCARD, Payload::Nothing), work).await
     }
 
+    /// A node that writes nothing logs nothing: its log may not be written to either.
     async fn flush(&self, conf: &Conf, cx: IoCx<'_>) -> Result<(), IoError> {
+        if cx.options().read_only || !cx.options().active {
+            return cx.child(self.file).flush().await;
+        }
         let journal = self.journal(conf, cx).await?;
         let file = cx.child(self.file);
         let placed = journal.place(0, file.size(), cx.child(self.log).size()).map_err(|error| self.ended(error))?;
