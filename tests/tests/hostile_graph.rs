@@ -8,14 +8,17 @@
 //! | GR-12 | 10 000 nodes and then a removal of all; up to the limit of 65 536 in the long form |
 //! | GR-13 | against `qemu-io`; it has no name in the refusal, as the kernel tells none for such locks |
 //! | GR-14 | no descriptor can be passed for an image, and no NFS is here: a second descriptor of our own is closed |
-//! | GR-20, GR-21 | there are no transactions and snapshots yet |
-//! | GR-22 | with a child that `x-blockdev-change` adds |
+//! | GR-20 | in `graph_change.rs`, and in `block-core/tests/change.rs` |
+//! | GR-21 | there are no snapshots yet |
+//! | GR-22 | with a child that `x-blockdev-change` adds; a replaced one in `block-core/tests/change.rs` |
 //! | GR-23 | "during mirror" waits for jobs; below used data is defined: it is cut off, as by `truncate` |
-//! | GR-24, GR-27 | throttle and luks are later drivers |
+//! | GR-24 | no row of its own yet: limits in the throttle filter's `limits.rs`, the object in `daemon/tests/monitor.rs` |
+//! | GR-27 | luks is a later driver |
 //! | GR-30 | no cluster size exists yet that a block could exceed |
 //! | GR-32 | an export has no `share-rw` and bears all others, as the peer's: two writable ones are taken, in two daemons too |
 //! | GR-34 | another user's socket needs root: nobody else can make one |
-//! | GR-35 to GR-43 | there are no jobs and no bitmaps yet |
+//! | GR-35 to GR-41, GR-43 | there are no jobs yet |
+//! | GR-42 | bitmaps: in `fleecing.rs` and `block-core/tests/dirty_bitmaps.rs`; `busy` and `inconsistent` wait for jobs and qcow2 |
 //! | GR-44, GR-45 | NBD and FUSE exports are later features |
 //! | GR-46 | no driver reads a header yet: a qcow2 header is data of a raw node, and its names are not followed |
 //! | QMP-22, QMP-25 | in `daemon/tests/monitor.rs` |
