@@ -81,6 +81,24 @@ fn writes_into_one_cluster_keep_each_other() {
     });
 }
 
+/// A filter that takes writes in pieces leaves large clusters whole.
+#[test]
+fn a_cluster_goes_as_a_whole_through_a_log() {
+    run_control(async |local| {
+        const CLUSTER: u64 = 2 << 20;
+        let graph = graph();
+        let new = NewOverlay { size: 2 * CLUSTER, cluster: CLUSTER, ..NewOverlay::above(None) };
+        let (_, table) = new.add(&graph, "top").await;
+        let log = json!({ "driver": "null-co", "size": 64 << 20 });
+        let logged = json!({ "driver": "blklogwrites", "file": "top", "log": log });
+        let node = add(&graph, compress(&logged)).await.unwrap();
+        let port = attach(&graph, node, writer()).await.unwrap();
+        write(&port.handle().lane(&local), 0, &vec![1; 2 << 20], WriteFlags::default()).await.unwrap();
+        assert_eq!(table.compressed(), [range(0, CLUSTER)]);
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
 #[test]
 fn what_cannot_compress_is_refused() {
     run_control(async |_| {

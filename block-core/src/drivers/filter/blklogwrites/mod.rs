@@ -300,9 +300,10 @@ impl Filter for BlkLogWrites {
         self.file
     }
 
-    /// A write is copied, so it comes in pieces.
+    /// A write is copied, so it comes in pieces; a cluster that is stored compressed stays whole.
     fn geometry(&self, _: &Conf, child: Geometry, _: &[Geometry]) -> Result<Geometry> {
-        let limits = Limits { max_transfer: child.limits.max_transfer.min(PIECE), ..child.limits };
+        let piece = PIECE.max(child.limits.compressed_cluster.into());
+        let limits = Limits { max_transfer: child.limits.max_transfer.min(piece), ..child.limits };
         Ok(Geometry { limits, ..child })
     }
 

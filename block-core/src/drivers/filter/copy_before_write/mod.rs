@@ -305,7 +305,7 @@ impl Filter for CopyBeforeWrite {
     async fn map_snapshot(&self, _: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
         let snapshot = self.snapshot();
         snapshot.check()?;
-        let look = snapshot.clusters.look(at).ok_or(NO_ACCESS)?;
+        let look = snapshot.clusters.look(at.split(LOOKED_AT_ONCE).0).ok_or(NO_ACCESS)?;
         let status = cx.child(self.on(look.side)).status(at.split(look.len).0).await?;
         snapshot.check()?;
         let place = match status.content {
