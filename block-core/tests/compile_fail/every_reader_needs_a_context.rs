@@ -2,7 +2,7 @@
 #![allow(dead_code, unused_imports, clippy::all)]
 
 use block_core::base::ByteRange;
-use block_core::graph::{DirectRequest, Driver, IoCx, Preallocation, WriteFlags};
+use block_core::graph::{DebugEvent, DirectRequest, Driver, IoCx, Preallocation, WriteFlags};
 use block_core::rt::IoBuf;
 
 async fn all<D: Driver>(d: &D, conf: &D::Conf, _cx: IoCx<'_>, at: ByteRange, buf: IoBuf, direct: DirectRequest) {
@@ -19,6 +19,7 @@ async fn all<D: Driver>(d: &D, conf: &D::Conf, _cx: IoCx<'_>, at: ByteRange, buf
     let _ = d.map_snapshot(conf, at).await;
     let _ = d.discard_snapshot(conf, at).await;
     let _ = d.truncate(conf, 0, Preallocation::Off).await;
+    let _ = d.hear(conf, DebugEvent::None);
 }
 
 fn main() {}
