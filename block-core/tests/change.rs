@@ -30,6 +30,10 @@ async fn port(graph: &Rc<Graph>, node: NodeId, perms: Perms) -> Port {
 }
 
 async fn read_byte(handle: &PortHandle) -> Result<u8, IoError> {
+    byte_at(handle, 0).await
+}
+
+async fn byte_at(handle: &PortHandle, start: u64) -> Result<u8, IoError> {
     let lane = handle.lane(&Local::current());
     let pin = loop {
         match lane.try_enter() {
@@ -38,7 +42,7 @@ async fn read_byte(handle: &PortHandle) -> Result<u8, IoError> {
         }
     };
     let buf = IoBuf::alloc(512, 512)?;
-    lane.read(&pin, ByteRange::new(0, 512).unwrap(), buf.clone()).await?;
+    lane.read(&pin, ByteRange::new(start, 512).unwrap(), buf.clone()).await?;
     Ok(buf.to_vec()[0])
 }
 
@@ -410,5 +414,38 @@ fn a_node_is_reopened_once_in_a_transaction() {
         let error = graph.permit().transact(vec![again(), again()]).await.unwrap_err().full();
         assert_eq!(error, "node 'node' is changed twice in one transaction");
         graph.permit().transact(vec![again()]).await.unwrap();
+    });
+}
+
+/// GR-21: an overlay that is larger or smaller than what it is put above. Past the end of the base there are zeroes.
+#[test]
+fn gr_21_an_overlay_of_another_size_than_its_base() {
+    run_control(|_| async {
+        for (size, tail) in [(131_072, Some(0)), (32_768, None)] {
+            let graph = graph();
+            let base = add(&graph, mem("base", 7, &Arc::default())).await;
+            let port = port(&graph, base, READER).await;
+            let (overlay, _) = NewOverlay { size, ..NewOverlay::above(None) }.add(&graph, "overlay").await;
+            graph.permit().append(overlay, base).await.unwrap();
+            assert_eq!(port.geometry().size, size, "who is plugged in hears of it");
+            assert_eq!(read_byte(&port.handle()).await, Ok(7));
+            assert_eq!(byte_at(&port.handle(), 65_536).await.ok(), tail);
+            port.detach(&mut graph.permit()).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_reopen_can_be_shut_out() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let common = block_core::graph::NodeOptions::default();
+        let again = || vec![Reopen { node, options: Box::new(()), common, children: Vec::new() }];
+        let blocker = graph.block(node, &[Operation::Reopen], "a test has it");
+        let error = graph.permit().reopen(again()).await.unwrap_err().full();
+        assert_eq!(error, "Node 'node' is busy: a test has it");
+        drop(blocker);
+        graph.permit().reopen(again()).await.unwrap();
     });
 }

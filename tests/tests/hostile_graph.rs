@@ -9,10 +9,9 @@
 //! | GR-13 | against `qemu-io`; it has no name in the refusal, as the kernel tells none for such locks |
 //! | GR-14 | no descriptor can be passed for an image, and no NFS is here: a second descriptor of our own is closed |
 //! | GR-20 | in `graph_change.rs`, and in `block-core/tests/change.rs` |
-//! | GR-21 | there are no snapshots yet |
+//! | GR-21 | an overlay of another size, in `block-core/tests/change.rs`; snapshots come with qcow2 |
 //! | GR-22 | with a child that `x-blockdev-change` adds; a replaced one in `block-core/tests/change.rs` |
 //! | GR-23 | "during mirror" waits for jobs; below used data is defined: it is cut off, as by `truncate` |
-//! | GR-24 | no row of its own yet: limits in the throttle filter's `limits.rs`, the object in `daemon/tests/monitor.rs` |
 //! | GR-27 | luks is a later driver |
 //! | GR-30 | no cluster size exists yet that a block could exceed |
 //! | GR-32 | an export has no `share-rw` and bears all others, as the peer's: two writable ones are taken, in two daemons too |
@@ -798,6 +797,34 @@ fn gr_23_a_resize_to_nothing_and_below_used_data_under_a_guest() {
         assert_eq!(client.read(0, most / 512 - 1, 1024).0, IOERR, "a read past the largest end");
         resized(scene, &client, DISK);
         assert_eq!(client.read(0, 0, 4096).1, [0; 4096], "what was cut off is back");
+    });
+}
+
+#[test]
+fn gr_24_throttle_groups_that_make_no_sense() {
+    on_a_scene(|scene| {
+        let server = scene.server();
+        let group = |limits: Value| json!({ "qom-type": "throttle-group", "id": "g", "limits": limits });
+        for (limits, sentence) in [
+            (json!({ "bps-total": u64::MAX / 2 + 1 }), "bps-total"),
+            (json!({ "bps-total": i64::MAX }), "bps/iops/max values must be within [0, 1000000000000000]"),
+            (json!({ "bps-total": -1 }), "bps/iops/max values must be within"),
+            (json!({ "iops-total": 100, "iops-total-max": 50 }), "bps_max/iops_max cannot be lower than bps/iops"),
+            (json!({ "iops-total-max": 50 }), "bps_max/iops_max require corresponding bps/iops values"),
+            (json!({ "iops-total": 100, "iops-read": 100 }), "cannot be used at the same time"),
+            (json!({ "iops-total": 100, "iops-total-max": 200, "iops-total-max-length": 0 }), "burst length"),
+            (json!({ "iops-size": 4096 }), "iops size requires an iops value to be set"),
+        ] {
+            refused(server, "object-add", &group(limits), sentence);
+        }
+        // All zero: no limit.
+        server.qmp("object-add", &group(json!({ "bps-total": 0, "iops-total": 0 })));
+        let node = json!({ "driver": "throttle", "node-name": "n", "throttle-group": "g", "file": "disk-a" });
+        server.qmp("blockdev-add", &node);
+        refused(server, "object-del", &json!({ "id": "g" }), "in use");
+        delete(server, "n");
+        server.qmp("object-del", &json!({ "id": "g" }));
+        refused(server, "blockdev-add", &node, "Throttle group 'g' does not exist");
     });
 }
 

@@ -193,6 +193,47 @@ mod tests {
     }
 
     #[test]
+    fn a_filter_asks_for_what_is_asked_of_it() {
+        let above = Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares: PermSet::CONSISTENT_READ };
+        assert_eq!(Role::Filtered.child_perms(above, true), above);
+        assert_eq!(Role::Filtered.child_perms(above, false), above);
+        assert_eq!(Role::Reference.child_perms(above, true), Perms::IDLE);
+    }
+
+    #[test]
+    fn data_that_is_rewritten_is_written() {
+        let above = Perms { uses: PermSet::WRITE_UNCHANGED, shares: PermSet::ALL };
+        let below = Role::Data.child_perms(above, true);
+        assert!(below.uses.contains(PermSet::WRITE | PermSet::WRITE_UNCHANGED | PermSet::RESIZE));
+    }
+
+    #[test]
+    fn tables_bear_nobody_who_moves_them() {
+        let above = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
+        let below = Role::Metadata.child_perms(above, true);
+        assert!(below.uses.contains(PermSet::CONSISTENT_READ | PermSet::WRITE | PermSet::RESIZE));
+        assert_eq!(below.shares, PermSet::CONSISTENT_READ | PermSet::WRITE_UNCHANGED);
+    }
+
+    #[test]
+    fn a_backing_file_may_be_written_where_the_overlays_users_bear_it() {
+        let above = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
+        assert_eq!(Role::Cow.child_perms(above, true).shares, PermSet::ALL);
+        let strict = Perms { shares: PermSet::ALL.without(PermSet::WRITE), ..above };
+        let shares = Role::Cow.child_perms(strict, true).shares;
+        assert_eq!(shares, PermSet::CONSISTENT_READ | PermSet::WRITE_UNCHANGED);
+    }
+
+    #[test]
+    fn users_together_use_what_one_uses_and_bear_what_all_bear() {
+        let writer = Perms { uses: PermSet::WRITE, shares: PermSet::ALL.without(PermSet::RESIZE) };
+        let reader = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL.without(PermSet::WRITE) };
+        let both = writer.and(reader);
+        assert_eq!(both.uses, PermSet::WRITE | PermSet::CONSISTENT_READ);
+        assert_eq!(both.shares, PermSet::CONSISTENT_READ | PermSet::WRITE_UNCHANGED);
+    }
+
+    #[test]
     fn a_conflict_names_what_is_refused() {
         let writer = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
         let guard = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::CONSISTENT_READ };
