@@ -25,6 +25,7 @@ use crate::drivers::filter::blkverify::BlkVerifyOptions;
 use crate::drivers::filter::compress::CompressOptions;
 use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
 use crate::drivers::filter::copy_on_read::CopyOnReadOptions;
+use crate::drivers::filter::preallocate::PreallocateOptions;
 use crate::drivers::filter::quorum::QuorumOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::filter::throttle::ThrottleOptions;
@@ -141,6 +142,11 @@ drivers! {
         file: BlockdevRef = Filtered,
         /// What lies below this node is not copied.
         bottom: Option<String> = Reference
+    }
+    /// A file that grows by writing gets space ahead of the writer.
+    "preallocate" Preallocate(PreallocateNode): PreallocateOptions {
+        /// Where requests go: a file.
+        file: BlockdevRef = Filtered
     }
     /// Every write is stored compressed.
     "compress" Compress(CompressNode): CompressOptions {

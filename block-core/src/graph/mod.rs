@@ -36,6 +36,7 @@ mod transaction;
 #[doc(hidden)] // public for the models alone
 pub mod uses;
 mod view;
+mod visit;
 
 pub use bitmaps::{BitmapAction, BitmapChange, NodeBitmap};
 pub use blockers::{Blocker, Frozen, Operation};
@@ -46,8 +47,8 @@ pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest,
-    Settled, WriteFlags,
+    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Place, Preallocation,
+    ReopenRequest, Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};

@@ -76,6 +76,8 @@ impl Drained<'_> {
     /// Publishes what has been prepared for several nodes, with the locks that it needs.
     pub(super) async fn reconfigured(self, ready: Vec<NewBody>) -> Result<Committed<()>> {
         let drained = self;
+        let leaving = drained.preview(|edit, set| reconfigure_all(edit, set, &ready))?;
+        drained.calm(leaving.calmed).await;
         let locks = drained.prepare(|edit, set| reconfigure_all(edit, set, &ready)).await?;
         let committed = drained.write(|edit, set| {
             let result = reconfigure_all(edit, set, &ready);

@@ -86,10 +86,11 @@ impl Drained<'_> {
     }
 
     async fn publish(self, steps: &[Box<dyn Step>]) -> Result<Committed<()>> {
-        let replaced = self.preview(|edit, set| edit_all(steps, edit, set))?;
-        for node in replaced {
+        let leaving = self.preview(|edit, set| edit_all(steps, edit, set))?;
+        for node in leaving.replaced {
             self.flush_replaced(node).await?;
         }
+        self.calm(leaving.calmed).await;
         let locks = self.prepare(|edit, set| edit_all(steps, edit, set)).await?;
         let committed = self.write(|edit, set| edit_all(steps, edit, set));
         drop(locks);
@@ -99,7 +100,7 @@ impl Drained<'_> {
     /// What was written before is stable when nobody flushes the node any more (design, invariant 10). That an earlier
     /// flush failed is known already: a change is the way out.
     async fn flush_replaced(&self, node: NodeId) -> Result<()> {
-        match self.own_io(node).with(async |child| child.flush().await).await {
+        match self.own_io(node).with(async |child| child.finish_and_flush().await).await {
             Ok(()) | Err(IoError::FlushLatched) => Ok(()),
             Err(error) => {
                 Err(error).doing(|| format!("Could not flush {} before it is replaced", self.described(node)))
