@@ -18,6 +18,8 @@ mod edit;
 #[doc(hidden)] // public for the models alone
 pub mod gate;
 mod geometry;
+#[doc(hidden)] // public for the models alone
+pub mod haste;
 mod id;
 mod job_cx;
 mod lane;
