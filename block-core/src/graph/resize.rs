@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::blockers::Operation;
-use super::control::{Committed, Graph, Locks, Permit};
+use super::control::{Committed, Graph, Permit};
 use super::drain::Drained;
 use super::driver::{DynDriver, Preallocation};
 use super::edit::{DrainedSet, GraphEdit, NewRoot, no_such_node};
 use super::id::NodeId;
 use super::options::NodeOptions;
 use super::permission::{PermSet, Perms};
+use super::prepare::Locks;
 use super::shape::Kind;
 use crate::base::{Error, Result};
 
