@@ -19,6 +19,7 @@ use block_core::graph::{
 use block_core::port::{Port, PortHandle, PortOptions};
 use block_core::rt::{IoBuf, IoThread, Local, PollParams, run_control};
 use support::overlay::NewOverlay;
+use support::user::{a_while, beside, until};
 use support::{Seen, Valve, add, graph, mem, park};
 
 const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
@@ -238,6 +239,80 @@ fn an_operation_that_was_blocked_while_it_waited_is_refused() {
         }
         let error = result.take().unwrap().unwrap_err().full();
         assert_eq!(error, "Node 'node' is busy: a test has it");
+    });
+}
+
+/// Lets `filter` lead to `to` while `command` waits for the drain; gives what came of it.
+async fn led_elsewhere<C>(graph: &Rc<Graph>, filter: NodeId, to: NodeId, command: C) -> Result<()>
+where
+    C: AsyncFnOnce(&mut Permit) -> Result<()> + 'static,
+{
+    let mut permit = graph.permit();
+    let drained = permit.drain(&[filter]).await.unwrap();
+    let waiting = graph.clone();
+    let result = beside(async move { command(&mut waiting.permit()).await });
+    a_while().await;
+    let file = graph.child(filter, "file").unwrap();
+    let locks = drained.prepare(|edit, set| edit.set_edge(set.owner(filter)?, file, to)).await.unwrap();
+    let committed = drained.write(|edit, set| edit.set_edge(set.owner(filter)?, file, to)).unwrap();
+    drop(locks);
+    committed.close(&mut permit).await;
+    until(|| result.borrow().is_some()).await;
+    result.take().unwrap()
+}
+
+/// What a filter filters may change while its insertion waits for the drain: users would find another disk there.
+#[test]
+fn a_filter_that_leads_elsewhere_when_its_turn_comes_is_not_inserted() {
+    run_control(async |_| {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let filter = add(&graph, park("filter", node, &Arc::default(), true)).await;
+        let port = port(&graph, node, READER).await;
+        let insert = async move |permit: &mut Permit| permit.insert_filter(filter, node).await;
+        let error = led_elsewhere(&graph, filter, other, insert).await.unwrap_err().full();
+        assert_eq!(error, "node 'filter' is no filter above the node");
+        assert_eq!(read_byte(&port.handle()).await, Ok(1));
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_filter_that_goes_leaves_what_it_filters_when_its_turn_comes() {
+    run_control(async |_| {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let filter = add(&graph, park("filter", node, &Arc::default(), true)).await;
+        let port = port(&graph, filter, READER).await;
+        let remove = async move |permit: &mut Permit| permit.remove_filter(filter).await;
+        led_elsewhere(&graph, filter, other, remove).await.unwrap();
+        assert_eq!(graph.child_node(port.root(), "root"), Some(other));
+        assert_eq!(read_byte(&port.handle()).await, Ok(2));
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+/// An overlay that gets a backing node while it waits to be appended keeps it.
+#[test]
+fn an_overlay_that_stands_on_something_when_its_turn_comes_is_not_appended() {
+    run_control(async |_| {
+        let graph = graph();
+        let base = add(&graph, mem("base", 1, &Arc::default())).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let (overlay, _) = NewOverlay::above(None).add(&graph, "overlay").await;
+        let mut permit = graph.permit();
+        let drained = permit.drain(&[overlay]).await.unwrap();
+        let waiting = graph.clone();
+        let result = beside(async move { waiting.permit().append(overlay, base).await });
+        a_while().await;
+        let stand = drained.write(|edit, set| edit.add_child(set.owner(overlay)?, "backing", other, Role::Cow));
+        stand.unwrap().close(&mut permit).await;
+        until(|| result.borrow().is_some()).await;
+        let error = result.take().unwrap().unwrap_err().full();
+        assert_eq!(error, "node 'overlay' has a backing node already");
+        assert_eq!(graph.child_node(overlay, "backing"), Some(other));
     });
 }
 

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,23 +29,24 @@ use super::stats::Totals;
 use super::uses::UseGuard;
 use super::view::{Placed, Slot, View};
 use crate::base::{Error, IoError, Result, ResultExt};
-use crate::rt::Local;
-use crate::rt::sync::{Notify, Receiver, oneshot};
+use crate::rt::sync::Notify;
 
 /// The block graph. Lives on the control thread.
 pub struct Graph {
     pub(super) shape: RefCell<Shape>,
     events: EventSink,
     /// What external locks each node holds at the least.
-    held: RefCell<HashMap<NodeId, Perms>>,
+    pub(super) held: RefCell<HashMap<NodeId, Perms>>,
     /// What is being drained, one set a command.
-    drains: RefCell<Vec<Rc<BTreeSet<NodeId>>>>,
+    pub(super) drains: RefCell<Vec<Rc<BTreeSet<NodeId>>>>,
+    /// Those of them whose commands wait for other commands' drains.
+    pub(super) held_up: RefCell<Vec<Rc<BTreeSet<NodeId>>>>,
     /// Nodes whose locks are being changed.
-    locking: RefCell<BTreeSet<NodeId>>,
+    pub(super) locking: RefCell<BTreeSet<NodeId>>,
     /// Roots of the control task's own I/O, until they are empty.
     pub(super) private: RefCell<Vec<PrivateRoot>>,
     /// Something that a command may be waiting for has changed.
-    changed: Notify,
+    pub(super) changed: Notify,
     names: Cell<u64>,
     objects: Objects,
     /// What is shut out from nodes.
@@ -87,6 +88,7 @@ impl Graph {
             events,
             held: RefCell::default(),
             drains: RefCell::default(),
+            held_up: RefCell::default(),
             locking: RefCell::default(),
             private: RefCell::default(),
             changed: Notify::new(),
@@ -208,7 +210,7 @@ impl Graph {
     }
 
     /// Waits until `ready` gives something. It is asked again after every change of drains and locks.
-    async fn when<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+    pub(super) async fn when<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
         loop {
             let changed = self.changed.notified();
             if let Some(value) = ready() {
@@ -216,61 +218,6 @@ impl Graph {
             }
             changed.await;
         }
-    }
-
-    // ---- external locks ----------------------------------------------------------------------------------------
-
-    /// Takes what the nodes of `outcome` will need on top of what they hold. Undone when the value is dropped before
-    /// the change has been published.
-    pub(super) async fn tighten(self: &Rc<Self>, outcome: &Outcome) -> Result<Locks> {
-        // All are claimed, so that what others are just giving back is not counted on.
-        let locks = self.claim_locks(outcome.relock.iter().copied().collect()).await;
-        let lacking: Vec<_> = outcome.relock.iter().filter_map(|id| Tighten::of(self, outcome, *id)).collect();
-        for node in lacking {
-            // Noted first: one that fails half-way has something to give back.
-            self.held.borrow_mut().insert(node.id, node.perms);
-            node.borrowed.body.tighten(node.perms).await?;
-        }
-        Ok(locks)
-    }
-
-    /// A node whose users would need more than it holds.
-    fn first_lacking(&self, outcome: &Outcome) -> Option<String> {
-        let lacking = outcome.relock.iter().find(|id| Tighten::of(self, outcome, **id).is_some())?;
-        outcome.touched.get(lacking)?.as_ref().map(Vertex::described)
-    }
-
-    /// One command at a time changes the locks of a node.
-    async fn claim_locks(self: &Rc<Self>, nodes: BTreeSet<NodeId>) -> Locks {
-        self.when(|| {
-            let mut locking = self.locking.borrow_mut();
-            locking.is_disjoint(&nodes).then(|| locking.extend(&nodes))
-        })
-        .await;
-        Locks { graph: Rc::downgrade(self), claimed: nodes }
-    }
-
-    /// Gives back what the nodes hold and their users do not need, and the claim on their locks.
-    async fn relax_claimed(&self, claimed: BTreeSet<NodeId>) {
-        for id in &claimed {
-            self.relax(*id).await;
-        }
-        self.locking.borrow_mut().retain(|id| !claimed.contains(id));
-        self.changed.notify_all();
-    }
-
-    async fn relax(&self, id: NodeId) {
-        let Some(perms) = self.vertex(id, |vertex| vertex.perms) else {
-            self.held.borrow_mut().remove(&id);
-            return;
-        };
-        if self.held.borrow().get(&id).is_none_or(|held| *held == perms) {
-            return;
-        }
-        let Some(borrowed) = self.borrow_body(id) else { return };
-        // Noted first: while it is being given back, nobody may count on it.
-        self.held.borrow_mut().insert(id, perms);
-        borrowed.body.relax(perms).await;
     }
 
     // ---- edit and publish: the one exclusive step --------------------------------------------------------------
@@ -282,14 +229,6 @@ impl Graph {
         change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
     ) -> Result<(R, Outcome)> {
         evaluate(&self.shape.borrow(), &self.events, set, change)
-    }
-
-    /// True where another command is draining something that this change touches.
-    fn collides(&self, outcome: &Outcome, own: Option<&Rc<BTreeSet<NodeId>>>) -> bool {
-        let drains = self.drains.borrow();
-        let others = drains.iter().filter(|other| own.is_none_or(|own| !Rc::ptr_eq(own, other)));
-        let mut touched = others.flat_map(|set| outcome.touched.keys().filter(|id| set.contains(id)));
-        touched.next().is_some()
     }
 
     /// Makes a change and publishes it. `own` is what the caller has drained.
@@ -429,7 +368,7 @@ impl Borrowed {
         Some(Self::from(shape.vertex(id)?.node()?))
     }
 
-    fn from(parts: &NodeParts) -> Self {
+    pub(super) fn from(parts: &NodeParts) -> Self {
         Self { body: parts.body.clone(), _guard: parts.guard.clone() }
     }
 }
@@ -443,60 +382,6 @@ pub(super) struct Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         self.graph.release(&self.set);
-    }
-}
-
-/// One node whose users are going to need more of the outside world than it holds.
-struct Tighten {
-    id: NodeId,
-    perms: Perms,
-    borrowed: Borrowed,
-}
-
-impl Tighten {
-    fn of(graph: &Graph, outcome: &Outcome, id: NodeId) -> Option<Self> {
-        let vertex = outcome.touched.get(&id)?.as_ref()?;
-        let held = graph.held.borrow().get(&id).copied().unwrap_or(Perms::IDLE);
-        let enough = held.uses.contains(vertex.perms.uses) && vertex.perms.shares.contains(held.shares);
-        let borrowed = Borrowed::from(vertex.node()?);
-        (!enough).then_some(Self { id, perms: held.and(vertex.perms), borrowed })
-    }
-}
-
-/// External locks that were taken for a change. Dropped before the change is published, they are given back.
-#[must_use = "dropped at once, the locks are given back before the change"]
-pub struct Locks {
-    graph: Weak<Graph>,
-    claimed: BTreeSet<NodeId>,
-}
-
-impl Locks {
-    /// Gives back what nobody needs, and waits for it.
-    async fn give_back(mut self) {
-        if let Some(over) = self.giving_back() {
-            // It sends before it ends, and it ends before this thread does.
-            let _ = over.await;
-        }
-    }
-
-    /// Giving back asks the kernel, so it is a task of its own, which ends whatever becomes of the command; who comes
-    /// next for these nodes waits for it.
-    fn giving_back(&mut self) -> Option<Receiver<()>> {
-        let claimed = std::mem::take(&mut self.claimed);
-        let graph = self.graph.upgrade().filter(|_| !claimed.is_empty())?;
-        let (done, over) = oneshot();
-        Local::current().spawn(async move {
-            graph.relax_claimed(claimed).await;
-            // Who does not wait is not told.
-            let _ = done.send(());
-        });
-        Some(over)
-    }
-}
-
-impl Drop for Locks {
-    fn drop(&mut self) {
-        self.giving_back();
     }
 }
 
@@ -531,29 +416,12 @@ impl Permit {
     /// Changes what no request can walk: adds nodes, removes what nothing uses. Needs no drain; waits for external
     /// locks and for drains of other commands that are in the way.
     pub async fn apply<R>(&mut self, change: impl Fn(&mut GraphEdit<'_>) -> Result<R>) -> Result<R> {
-        let none = BTreeSet::new();
-        loop {
-            let (_, outcome) = self.graph.preview(&none, |edit, _| change(edit))?;
-            if self.graph.collides(&outcome, None) {
-                let graph = self.graph.clone();
-                graph.when(|| (!graph.collides(&outcome, None)).then_some(())).await;
-                continue;
-            }
-            let locks = self.graph.tighten(&outcome).await?;
-            drop(outcome);
-            // The plan is checked again: while the locks were taken, others may have changed what it rests on.
-            let (_, now) = self.graph.preview(&none, |edit, _| change(edit))?;
-            if self.graph.first_lacking(&now).is_some() || self.graph.collides(&now, None) {
-                drop(locks);
-                continue;
-            }
-            drop(now);
-            let committed = self.graph.commit(None, |edit, _| change(edit))?;
-            // With what it brought: a new node may be removed again before this command is over.
-            drop(change);
-            drop(locks);
-            return Ok(committed.close(self).await);
-        }
+        let locks = self.graph.prepared(None, |edit, _| change(edit)).await?;
+        let committed = self.graph.commit(None, |edit, _| change(edit))?;
+        // With what it brought: a new node may be removed again before this command is over.
+        drop(change);
+        drop(locks);
+        Ok(committed.close(self).await)
     }
 
     /// Adds a root over `new.node`.

@@ -7,11 +7,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::control::{Committed, Graph, Locks};
+use super::control::{Committed, Graph};
 use super::cx::Child;
 use super::edit::{DrainedSet, GraphEdit, Leaving};
 use super::id::{ChildId, NodeId};
 use super::lane::Root;
+use super::prepare::Locks;
 use super::view::View;
 use crate::base::{Error, Result};
 use crate::rt::{Local, within};
@@ -29,15 +30,16 @@ struct Stopped {
     graph: Rc<Graph>,
     set: Rc<BTreeSet<NodeId>>,
     roots: Vec<Root>,
+    deadline: Duration,
 }
 
 impl Drained<'_> {
     pub(super) async fn begin(graph: &Rc<Graph>, nodes: &[NodeId], deadline: Duration) -> Result<Self> {
         let set = graph.reserve(nodes).await;
         let roots = graph.roots_in(&set);
-        let stopped = Stopped { graph: graph.clone(), set, roots };
+        let stopped = Stopped { graph: graph.clone(), set, roots, deadline };
         stopped.roots.iter().for_each(|root| root.gate().stop());
-        stopped.emptied(deadline).await?;
+        stopped.emptied().await?;
         Ok(Drained { stopped, permit: PhantomData })
     }
 
@@ -83,15 +85,16 @@ impl Drained<'_> {
         }
     }
 
-    /// Takes the external locks (of image files) that `change` is going to need; they are kept until the value is
-    /// dropped, and beyond that if the change was published. A change that lets nobody do more than before needs none.
+    /// Waits for drains of other commands that `change` would reach into, as long as a drain may take, and takes the
+    /// external locks (of image files) that it is going to need; they are kept until the value is dropped, and beyond
+    /// that if the change was published. A change that reaches nowhere else and lets nobody do more than before needs
+    /// none of this.
     pub async fn prepare(
         &self,
         change: impl for<'d> Fn(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
     ) -> Result<Locks> {
-        let Stopped { graph, set, .. } = &self.stopped;
-        let (_, outcome) = graph.preview(set, change)?;
-        graph.tighten(&outcome).await
+        let Stopped { graph, set, deadline, .. } = &self.stopped;
+        graph.prepared(Some((set, *deadline)), change).await
     }
 
     pub(super) fn check_unused(&self, id: NodeId) -> Result<()> {
@@ -116,7 +119,8 @@ impl Drained<'_> {
 }
 
 impl Stopped {
-    async fn emptied(&self, deadline: Duration) -> Result<()> {
+    async fn emptied(&self) -> Result<()> {
+        let deadline = self.deadline;
         let local = Local::current();
         let all = async {
             for root in &self.roots {

@@ -1,6 +1,5 @@
 //! The operations on a child: every request passes here, once for each node.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -260,9 +259,7 @@ impl<'g> Child<'g> {
         if !self.tracks() {
             return None;
         }
-        let ticket = self.placed().shared.tracked.enter(at, serialising);
-        poll_fn(|cx| ticket.poll_alone(cx)).await;
-        Some(ticket)
+        Some(self.cx().alone(&self.placed().shared.tracked, at, serialising).await)
     }
 
     pub(super) fn tracks(self) -> bool {

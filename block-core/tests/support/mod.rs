@@ -30,6 +30,8 @@ pub struct Seen {
     pub closed: AtomicBool,
     pub flushes: AtomicU64,
     pub writes: AtomicU64,
+    /// Bytes that the last change of the size left; 0: there was none.
+    pub resized: AtomicU64,
     /// Bytes in the largest request.
     pub largest: AtomicU64,
     /// The next this many reads fail.
@@ -133,6 +135,7 @@ impl Driver for Mem {
 
     async fn truncate(&self, _: &u64, _: IoCx<'_>, size: u64, _: Preallocation) -> Result<u64> {
         self.bytes.lock().unwrap().resize(size as usize, 0);
+        self.seen.resized.store(size, Ordering::Relaxed);
         Ok(size)
     }
 

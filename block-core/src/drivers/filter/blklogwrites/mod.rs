@@ -12,7 +12,7 @@
 mod journal;
 mod layout;
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::sync::OnceLock;
 
 use qmp::Qapi;
@@ -135,8 +135,7 @@ impl BlkLogWrites {
         journal.goes_on()?;
         let sector = u64::from(journal.sector);
         let wide = at.widened(sector).ok_or(IoError::OutOfRange)?;
-        let alone = self.writing.enter(wide, true);
-        poll_fn(|task| alone.poll_alone(task)).await;
+        let alone = cx.alone(&self.writing, wide, true).await;
         let result = work.await;
         let whole = if flags & layout::DISCARD != 0 { at.whole_units(sector) } else { Some(wide) };
         let Some(whole) = whole else { return result };
@@ -191,8 +190,7 @@ impl BlkLogWrites {
 
     /// Writes the superblock, after what it counts is stable.
     async fn count(&self, log: Child<'_>, journal: &Journal) -> Result<(), IoError> {
-        let alone = self.log_head.enter(ByteRange::whole(1), true);
-        poll_fn(|task| alone.poll_alone(task)).await;
+        let _alone = log.cx().alone(&self.log_head, ByteRange::whole(1), true).await;
         let Some(entries) = journal.uncounted() else { return Ok(()) };
         log.flush().await?;
         let head = IoBuf::private(journal.sector.into())?;
@@ -208,8 +206,7 @@ impl BlkLogWrites {
         if let Some(journal) = self.journal.get() {
             return Ok(journal);
         }
-        let alone = self.log_head.enter(ByteRange::whole(1), true);
-        poll_fn(|task| alone.poll_alone(task)).await;
+        let _alone = cx.alone(&self.log_head, ByteRange::whole(1), true).await;
         if self.journal.get().is_none() {
             let journal = match conf.start {
                 Start::Anew(sector) => Journal::new(sector, 1, 0),

@@ -9,8 +9,6 @@
 mod options;
 mod vote;
 
-use std::future::poll_fn;
-
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
@@ -77,13 +75,13 @@ impl Driver for Quorum {
 
     async fn write(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Done {
         let data = if conf.has_several() { copied(cx, &buf)? } else { buf };
-        let _alone = self.alone(at).await;
+        let _alone = self.alone(cx, at).await;
         let results = together(copies(cx).map(|copy| copy.write(at, data.clone(), flags))).await;
         self.decided(conf, cx, QuorumOp::Write, at, &results)
     }
 
     async fn write_zeroes(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Done {
-        let _alone = self.alone(at).await;
+        let _alone = self.alone(cx, at).await;
         let results = together(copies(cx).map(|copy| copy.write_zeroes(at, flags))).await;
         if flags.no_fallback && results.contains(&Err(IoError::Unsupported)) {
             // The caller knows another way, and takes it for all.
@@ -203,7 +201,7 @@ impl Quorum {
             return Ok(());
         }
         // A write that is under way may have reached some copies only.
-        let _alone = self.alone(at).await;
+        let _alone = self.alone(cx, at).await;
         let again = answers(cx, at).await;
         let (data, wrong) = self.elected(conf, cx, at, &again)?;
         buf.copy_from(&data);
@@ -261,10 +259,8 @@ fn ballot<'g, 'a>(cx: IoCx<'g>, answers: &'a [Answer]) -> Ballot<Child<'g>, &'a 
 
 impl Quorum {
     /// Waits for those who came before and write, or look for who is wrong, in the same place.
-    async fn alone(&self, at: ByteRange) -> Ticket<'_> {
-        let ticket = self.tracked.enter(at, true);
-        poll_fn(|cx| ticket.poll_alone(cx)).await;
-        ticket
+    async fn alone(&self, cx: IoCx<'_>, at: ByteRange) -> Ticket<'_> {
+        cx.alone(&self.tracked, at, true).await
     }
 
     /// How a request to all copies ended; who failed is reported.
