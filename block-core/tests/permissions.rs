@@ -71,6 +71,30 @@ fn a_node_that_is_written_keeps_whole_blocks_when_it_is_resized() {
     });
 }
 
+/// Behind a filter two users are one: as long as one of them may resize, both may write; and it may leave all the same.
+#[test]
+fn who_may_resize_leaves_without_asking() {
+    run_control(|_| async {
+        let graph = graph();
+        let node = blocks(&graph, "disk", 8192 + 512).await;
+        let filter = add(&graph, park("filter", node, &Arc::default(), true)).await;
+        let grows = attach(&graph, filter, using(PermSet::WRITE | PermSet::RESIZE)).await.unwrap();
+        let writes = attach(&graph, filter, using(PermSet::WRITE)).await.unwrap();
+        grows.detach(&mut graph.permit()).await.unwrap();
+        assert!(attach(&graph, node, using(PermSet::WRITE)).await.is_err());
+        writes.detach(&mut graph.permit()).await.unwrap();
+        assert!(attach(&graph, filter, using(PermSet::WRITE)).await.is_err());
+        let port = attach(&graph, filter, using(PermSet::CONSISTENT_READ)).await.unwrap();
+        // Nor is a resize of what stands behind a filter, which ends when it is over, one who may resize.
+        graph.permit().resize(filter, 8192, Preallocation::Off).await.unwrap();
+        port.detach(&mut graph.permit()).await.unwrap();
+        let _writes = attach(&graph, filter, using(PermSet::WRITE)).await.unwrap();
+        assert!(graph.permit().resize(filter, 4608, Preallocation::Off).await.is_err());
+        assert_eq!(graph.node(filter).unwrap().geometry.size, 8192);
+        assert_eq!(graph.node(filter).unwrap().parents, ["test port"]);
+    });
+}
+
 #[test]
 fn nothing_is_changed_of_a_read_only_node() {
     run_control(|_| async {

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::edit::GraphEdit;
+use super::geometry::Geometry;
 use super::id::{ChildId, NodeId};
 use super::permission::{PermSet, Perms};
 use super::shape::{Kind, Vertex, Vertices};
@@ -91,26 +92,39 @@ impl GraphEdit<'_> {
     }
 
     /// Whoever writes to a node whose last block is not complete, would write past its end: only who may resize it does.
-    /// Each user is asked for himself, so that another one can always leave.
+    /// Each user of the node is asked for himself, and nobody who does no more than before: others can always leave.
     pub(super) fn check_tails(&self) -> Result<()> {
-        let touched = self.touched.iter().filter_map(|(id, vertex)| Some((*id, vertex.as_ref()?.node()?.geometry)));
-        let ragged = touched.filter(|(_, at)| !is_aligned(at.size, at.limits.request_alignment.into()));
-        for (id, at) in ragged {
-            let users = self.users(id);
-            let writes = |perms: Perms| !(perms.uses & (PermSet::WRITE | PermSet::WRITE_UNCHANGED)).is_empty();
-            let one = users.iter().find(|(_, perms)| writes(*perms) && !perms.uses.contains(PermSet::RESIZE));
-            if let Some((user, _)) = one {
+        for (id, vertex) in self.touched.iter().filter_map(|(id, vertex)| Some((*id, vertex.as_ref()?))) {
+            let Some(Geometry { size, limits }) = vertex.node().map(|node| node.geometry) else { continue };
+            let unit = limits.request_alignment;
+            if is_aligned(size, unit.into()) {
+                continue;
+            }
+            if let Some(user) = vertex.parents.iter().find(|user| self.reaches_past_the_end(**user, id)) {
                 return Err(Error::new(format!(
-                    "Cannot get 'write' permission without 'resize': {} would write past the end of {}, whose size ({}) is \
-                     not a multiple of its request alignment ({})",
-                    user.described(),
-                    self.described(id),
-                    at.size,
-                    at.limits.request_alignment,
+                    "Cannot get 'write' permission without 'resize': {} would write past the end of {}, whose size ({size}) \
+                     is not a multiple of its request alignment ({unit})",
+                    self.described(*user),
+                    vertex.described(),
                 )));
             }
         }
         Ok(())
+    }
+
+    fn reaches_past_the_end(&self, user: NodeId, node: NodeId) -> bool {
+        let edges = |vertex: Option<&Vertex>| {
+            let edges = vertex.into_iter().flat_map(|vertex| &vertex.edges).filter(|edge| edge.to == node);
+            edges.map(|edge| edge.perms.uses).collect::<Vec<_>>()
+        };
+        let geometry = |vertex: Option<&Vertex>| Some(vertex?.node()?.geometry);
+        let is_as_before = geometry(self.base.vertex(node)) == geometry(self.vertex(node));
+        let before = edges(self.base.vertex(user));
+        edges(self.vertex(user)).into_iter().any(|uses| {
+            let writes = !(uses & (PermSet::WRITE | PermSet::WRITE_UNCHANGED)).is_empty();
+            let is_new = !is_as_before || !before.iter().any(|before| before.contains(uses));
+            writes && !uses.contains(PermSet::RESIZE) && is_new
+        })
     }
 }
 

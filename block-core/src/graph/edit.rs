@@ -107,7 +107,7 @@ impl<'d> DrainedSet<'d> {
 
 /// See the module's head.
 pub struct GraphEdit<'d> {
-    base: &'d Shape,
+    pub(super) base: &'d Shape,
     events: &'d EventSink,
     /// Copies of the vertices that this change touches; `None`: removed.
     pub(super) touched: BTreeMap<NodeId, Option<Vertex>>,

@@ -27,7 +27,7 @@ impl Permit {
         let perms = Perms { uses: PermSet::RESIZE, shares: PermSet::ALL };
         let user = NewRoot::new("block_resize".into(), perms, id, Rc::new(|_| ()));
         let (user, _) = self.add_root(user).await?;
-        let result = self.truncate(&targets, preallocation).await;
+        let result = self.truncate(user, &targets, preallocation).await;
         self.remove_root(user).await?;
         result
     }
@@ -50,11 +50,15 @@ impl Permit {
         Ok(targets)
     }
 
-    async fn truncate(&mut self, targets: &[(NodeId, u64)], preallocation: Preallocation) -> Result<()> {
+    async fn truncate(&mut self, user: NodeId, targets: &[(NodeId, u64)], preallocation: Preallocation) -> Result<()> {
         let nodes: Vec<_> = targets.iter().map(|(id, _)| *id).collect();
         let mut drained = self.drain(&nodes).await?;
-        // Users who would not have another size say so before anything is cut off.
-        drained.preview(|edit, _| targets.iter().try_for_each(|(id, size)| edit.suppose_size(*id, *size)))?;
+        // Users who would not have another size say so before anything is cut off; and they have to have it for good,
+        // without the one who may resize.
+        drained.preview(|edit, _| {
+            edit.suppose_gone(user)?;
+            targets.iter().try_for_each(|(id, size)| edit.suppose_size(*id, *size))
+        })?;
         let mut ready = Vec::new();
         for (id, size) in targets {
             match drained.truncated(*id, *size, preallocation).await {
@@ -105,6 +109,15 @@ impl Drained<'_> {
 }
 
 impl GraphEdit<'_> {
+    /// Lets a root do nothing.
+    fn suppose_gone(&mut self, root: NodeId) -> Result<()> {
+        let vertex = self.vertex_mut(root)?;
+        let nodes: Vec<_> = vertex.edges.iter().map(|edge| edge.to).collect();
+        vertex.edges.iter_mut().for_each(|edge| edge.perms = Perms::IDLE);
+        self.perms_dirty.extend(nodes);
+        Ok(())
+    }
+
     /// Lets a node have a size for which there is no configuration yet: to see what its parents say.
     fn suppose_size(&mut self, id: NodeId, size: u64) -> Result<()> {
         let vertex = self.vertex_mut(id)?;
