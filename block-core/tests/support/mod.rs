@@ -36,6 +36,8 @@ pub struct Seen {
     pub largest: AtomicU64,
     /// The next this many reads fail.
     pub fail_reads: AtomicU64,
+    /// Zeroing frees space, as the limits of a [`Mem::freeing`] promise.
+    pub frees: AtomicBool,
     pub flush_error: Mutex<Option<IoError>>,
     pub read_error: Mutex<Option<IoError>>,
     pub write_error: Mutex<Option<IoError>>,
@@ -79,6 +81,11 @@ impl Mem {
         Self { limits: Limits { max_transfer, ..self.limits }, ..self }
     }
 
+    /// Promises that zeroing can free space. Whether it does is in `seen.frees`.
+    pub fn freeing(self) -> Self {
+        Self { limits: Limits { unmap_zeroes: true, ..self.limits }, ..self }
+    }
+
     fn check(&self, at: ByteRange) {
         assert!(at.is_aligned(u64::from(self.limits.request_alignment)), "{at:?} came unaligned to the driver");
         assert!(at.len() <= self.limits.max_transfer, "{at:?} is more than the driver takes at once");
@@ -116,8 +123,12 @@ impl Driver for Mem {
         Ok(())
     }
 
-    async fn write_zeroes(&self, _: &u64, _: IoCx<'_>, _: ByteRange, _: WriteFlags) -> Result<(), IoError> {
-        Err(IoError::Unsupported)
+    async fn write_zeroes(&self, _: &u64, _: IoCx<'_>, at: ByteRange, _: WriteFlags) -> Result<(), IoError> {
+        if !self.seen.frees.load(Ordering::Relaxed) {
+            return Err(IoError::Unsupported);
+        }
+        self.bytes.lock().unwrap()[at.start() as usize..at.end() as usize].fill(0);
+        Ok(())
     }
 
     async fn discard(&self, _: &u64, _: IoCx<'_>, _: ByteRange) -> Result<(), IoError> {
