@@ -65,11 +65,12 @@ impl Drained<'_> {
         Exclusive { graph: self.stopped.graph.clone(), node: id, drained: PhantomData }
     }
 
-    /// Checks a change without making it; gives the nodes that were written and are replaced by it.
+    /// Checks a change without making it; gives the nodes that were written and are replaced by it, and what replaces
+    /// each of them.
     pub(super) fn preview(
         &self,
         change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
-    ) -> Result<Vec<NodeId>> {
+    ) -> Result<Vec<(NodeId, NodeId)>> {
         let Stopped { graph, set, .. } = &self.stopped;
         Ok(graph.preview(set, change)?.1.replaced)
     }

@@ -120,8 +120,8 @@ pub struct GraphEdit<'d> {
     new_roots: Vec<NodeId>,
     /// Nodes that an edge has led to and leads to no more.
     cut_off: Vec<NodeId>,
-    /// Those of them for which another node has come.
-    pub(super) replaced: Vec<NodeId>,
+    /// Those of them for which another node has come, with that one.
+    pub(super) replaced: Vec<(NodeId, NodeId)>,
     brand: Brand<'d>,
 }
 
@@ -316,8 +316,8 @@ pub(crate) struct Outcome {
     /// Roots above something that requests see differently.
     pub(crate) affected_roots: BTreeSet<NodeId>,
     pub(crate) new_roots: Vec<NodeId>,
-    /// Nodes that were written, and that are used no more where another one has come.
-    pub(crate) replaced: Vec<NodeId>,
+    /// Nodes that were written, and that are used no more where another one has come, with that one.
+    pub(crate) replaced: Vec<(NodeId, NodeId)>,
     /// Roots that have to be told, with what they stand on now.
     pub(crate) news: Vec<(News, Geometry)>,
 }
@@ -534,7 +534,7 @@ impl GraphEdit<'_> {
             let writes = PermSet::WRITE | PermSet::WRITE_UNCHANGED;
             self.base.vertex(*id).is_some_and(|vertex| !(vertex.perms.uses & writes).is_empty())
         };
-        let replaced = self.replaced.iter().copied().filter(written).collect();
+        let replaced = self.replaced.iter().copied().filter(|(old, _)| written(old)).collect();
         Outcome { relock, affected_roots, news, replaced, new_roots: self.new_roots, touched: self.touched }
     }
 

@@ -94,7 +94,11 @@ impl<'g> Child<'g> {
     pub async fn flush(self) -> Result<(), IoError> {
         let begun = Instant::now();
         let ignored = self.options().no_flush;
-        let result = if ignored { Ok(()) } else { self.placed().body.flush(self.cx()).await };
+        let result = match () {
+            () if ignored => Ok(()),
+            () if self.placed().shared.inherits_loss() => Err(IoError::FlushLatched),
+            () => self.placed().body.flush(self.cx()).await,
+        };
         self.counted(OpKind::Flush, ByteRange::whole(0), begun, result)
     }
 
