@@ -22,6 +22,7 @@ use block_core::graph::{
 };
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::rt::IoBuf;
+use block_core::rt::sync::yield_now;
 use std::rc::Rc;
 
 /// What a test sees of a [`Mem`] node.
@@ -102,7 +103,7 @@ impl Driver for Mem {
 
     async fn read(&self, _: &u64, _: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
         self.check(at);
-        yield_once().await;
+        yield_now().await;
         let fails = self.seen.fail_reads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         if fails.is_ok() {
             return Err(IoError::Os(5));
@@ -116,7 +117,7 @@ impl Driver for Mem {
     async fn write(&self, _: &u64, _: IoCx<'_>, at: ByteRange, buf: IoBuf, _: WriteFlags) -> Result<(), IoError> {
         self.check(at);
         self.seen.writes.fetch_add(1, Ordering::Relaxed);
-        yield_once().await;
+        yield_now().await;
         self.seen.write_error.lock().unwrap().map_or(Ok(()), Err)?;
         let mut bytes = self.bytes.lock().unwrap();
         buf.read_at(0, &mut bytes[at.start() as usize..at.end() as usize]);
@@ -176,18 +177,6 @@ impl Driver for Mem {
     async fn close(self) {
         self.seen.closed.store(true, Ordering::Release);
     }
-}
-
-async fn yield_once() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// A valve that tests open and shut; requests park at it. It says nothing about draining but `unless_hurried`.
