@@ -50,12 +50,15 @@ struct Job {
     error: RefCell<Option<String>>,
 }
 
+/// Hears of a job, by its id, and where it is now.
+type News = dyn Fn(&str, Status);
+
 /// All jobs.
 pub struct Jobs {
     /// The youngest first.
     all: RefCell<Vec<Rc<Job>>>,
     /// Is told of every change of a job's state.
-    news: Box<dyn Fn(&str, Status)>,
+    news: Box<News>,
     changed: Notify,
 }
 
