@@ -47,13 +47,22 @@ impl NewOverlay {
             (Mem::new(vec![0xee; room as usize], &seen), room)
         });
         let store = super::add(graph, store).await;
-        let table = Arc::new(Table::new(self.cluster, self.size.div_ceil(self.cluster)));
-        let node = NewNode::new(name.into(), self.options, |edges| {
+        let table = self.table();
+        (self.over(name, store, &table), table, seen)
+    }
+
+    /// An empty table for it.
+    pub fn table(&self) -> Arc<Table> {
+        Arc::new(Table::new(self.cluster, self.size.div_ceil(self.cluster)))
+    }
+
+    /// The overlay above a store that is there already, which may hold what the table says.
+    pub fn over(&self, name: &str, store: NodeId, table: &Arc<Table>) -> NewNode {
+        NewNode::new(name.into(), self.options, |edges| {
             let store = edges.to("store", store, Role::Metadata);
             let backing = self.backing.map(|backing| edges.to("backing", backing, Role::Cow));
             (Mapped(Overlay { store, table: table.clone() }), Shape { size: self.size, backing })
-        });
-        (node, table, seen)
+        })
     }
 
     /// Adds both.
