@@ -165,7 +165,7 @@ async fn layers(graph: &Rc<Graph>, careful: bool) -> NodeId {
 
 #[test]
 fn an_overlay_into_which_reads_are_copied_keeps_it() {
-    stacked("copy-on-read over an overlay", &[SIZE, 512], &async |graph: &Rc<Graph>| layers(graph, true).await);
+    stacked("copy-on-read over an overlay", &[SIZE, 512], async |graph: &Rc<Graph>| layers(graph, true).await);
 }
 
 // ---- the harness can fail ---------------------------------------------------------------------------------------
