@@ -24,6 +24,7 @@ mod lane;
 mod node;
 mod objects;
 mod options;
+mod passage;
 mod permission;
 mod picture;
 mod reopen;
@@ -46,7 +47,7 @@ pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest,
+    ChildChange, Direct, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest, RingEntry,
     Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
@@ -58,6 +59,7 @@ pub use lane::{Lane, Root, ViewPin};
 pub use node::{EventSink, NodeEvent, QuorumOp};
 pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
+pub use passage::{DirectPlan, Passage, Passed};
 pub use permission::{PermSet, Perms, Role};
 pub use picture::{EdgeReport, VertexReport};
 pub use reopen::Reopen;
