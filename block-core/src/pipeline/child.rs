@@ -267,18 +267,11 @@ impl<'g> Child<'g> {
     }
 
     /// Registers a request with its node, where overlaps can matter, and waits for those in the way.
-    ///
-    /// Guests' requests are whole sectors, so only a node with larger blocks ever sees a read-modify-write, and only
-    /// there anybody has to be kept apart.
     pub(super) async fn tracked(self, at: ByteRange, serialising: bool) -> Option<Ticket<'g>> {
-        if !self.tracks() {
+        if !self.placed().tracks() {
             return None;
         }
         Some(self.cx().alone(&self.placed().shared.tracked, at, serialising).await)
-    }
-
-    pub(super) fn tracks(self) -> bool {
-        u64::from(self.geometry().limits.request_alignment) > crate::base::SECTOR
     }
 }
 

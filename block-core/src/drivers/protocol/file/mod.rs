@@ -33,7 +33,7 @@ use crate::base::{ByteRange, IoError, Result};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
     Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx, NodeOptions, Perms,
-    Preallocation, ReopenRequest, Settled, WriteFlags,
+    Preallocation, ReopenRequest, RingEntry, Settled, WriteFlags,
 };
 use crate::rt::{Engine, IoBuf, SharedFd, blocking};
 
@@ -132,7 +132,7 @@ impl Driver for File {
         let dsync = request.write && request.fua;
         let at_once = conf.in_memory && !request.write && request.at.len() <= AT_ONCE;
         let (fd, offset) = (conf.fd.as_raw_fd(), request.at.start());
-        Some(DirectPlan::new(Direct::Ring { fd, offset, dsync, at_once }))
+        Some(DirectPlan::new(Direct::Ring(RingEntry { fd, offset, dsync, at_once })))
     }
 
     fn settle(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled {
