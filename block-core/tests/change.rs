@@ -311,7 +311,7 @@ fn an_overlay_that_stands_on_something_when_its_turn_comes_is_not_appended() {
         stand.unwrap().close(&mut permit).await;
         until(|| result.borrow().is_some()).await;
         let error = result.take().unwrap().unwrap_err().full();
-        assert_eq!(error, "node 'overlay' has a backing node already");
+        assert_eq!(error, "The overlay already has a backing image");
         assert_eq!(graph.child_node(overlay, "backing"), Some(other));
     });
 }
@@ -446,7 +446,7 @@ fn an_overlay_is_appended_under_load() {
         assert_eq!((read_byte(&reader.handle()).await, table.allocated()), (Ok(9), 1));
         assert_eq!(graph.node(base).unwrap().totals.ops[1].ops, 0, "the base is not written any more");
         let error = graph.permit().append(overlay, base).await.unwrap_err().full();
-        assert_eq!(error, "node 'overlay' has a backing node already");
+        assert_eq!(error, "The overlay is already in use");
         reader.detach(&mut graph.permit()).await.unwrap();
         writer.detach(&mut graph.permit()).await.unwrap();
     });
