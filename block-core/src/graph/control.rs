@@ -23,7 +23,7 @@ use super::lane::Root;
 use super::node::EventSink;
 use super::objects::Objects;
 use super::options::NodeOptions;
-use super::permission::Perms;
+use super::permission::{PermSet, Perms};
 use super::shape::{Kind, NodeParts, Shape, Vertex, Vertices};
 use super::stats::Totals;
 use super::uses::UseGuard;
@@ -194,6 +194,11 @@ impl Graph {
         .await
     }
 
+    /// The same, until the value is dropped.
+    pub(super) async fn reserved(self: &Rc<Self>, of: &[NodeId]) -> Reserved {
+        Reserved { graph: self.clone(), set: self.reserve(of).await }
+    }
+
     pub(super) fn release(&self, set: &Rc<BTreeSet<NodeId>>) {
         self.drains.borrow_mut().retain(|other| !Rc::ptr_eq(other, set));
         self.changed.notify_all();
@@ -254,12 +259,12 @@ impl Graph {
         let roots: Vec<_> = drained.iter().chain(&outcome.new_roots).copied().collect();
         for id in roots {
             let Some(root) = shape.vertex(id).and_then(Vertex::root) else { continue };
-            root.gate().resume(Some(Arc::new(view_of(&shape, id))));
+            root.gate().resume(Some(Arc::new(view_of(&*shape, id))));
             root.poke();
         }
         for root in gone {
             // Threads may keep their lanes; the nodes are not kept with them.
-            root.gate().retire(Arc::new(View::new(Vec::new(), super::permission::PermSet::NONE)));
+            root.gate().retire(Arc::new(View::new(Vec::new(), PermSet::NONE)));
             root.poke();
         }
         drop(shape);
@@ -270,7 +275,7 @@ impl Graph {
 
     pub(super) fn private_view(&self, node: NodeId) -> View {
         let shape = self.shape.borrow();
-        view_from(&shape, Some(node), super::permission::PermSet::ALL)
+        view_from(&*shape, Some(node), PermSet::ALL)
     }
 }
 
@@ -280,7 +285,7 @@ fn report(shape: &Shape, id: NodeId, vertex: &Vertex) -> Option<NodeReport> {
         id,
         name: vertex.name.clone(),
         options: node.options,
-        geometry: node.geometry,
+        geometry: shape.geometry_now(vertex)?,
         bitmaps: node.bitmaps.clone(),
         children: vertex.edges.iter().map(|edge| (edge.name.clone(), edge.to)).collect(),
         parents: vertex.parents.iter().filter_map(|id| Some(shape.vertex(*id)?.described())).collect(),
@@ -313,13 +318,13 @@ fn place(shape: &mut Shape, id: NodeId, vertex: Option<Vertex>) -> Option<NodePa
     }
 }
 
-fn view_of(shape: &Shape, root: NodeId) -> View {
+fn view_of(shape: &impl Vertices, root: NodeId) -> View {
     let vertex = shape.vertex(root).expect("a view is made for a root in the graph");
     view_from(shape, vertex.edges.iter().map(|edge| edge.to), vertex.perms.uses)
 }
 
 /// The slots of everything below `tops`, breadth first, with slot 0 for the root.
-fn view_from(shape: &Shape, tops: impl IntoIterator<Item = NodeId>, uses: super::permission::PermSet) -> View {
+pub(super) fn view_from(shape: &impl Vertices, tops: impl IntoIterator<Item = NodeId>, uses: PermSet) -> View {
     let mut order: Vec<NodeId> = Vec::new();
     let mut slots: BTreeMap<NodeId, u32> = BTreeMap::new();
     let mut slot_of = |id: NodeId, order: &mut Vec<NodeId>| {
@@ -365,6 +370,18 @@ impl Borrowed {
 
     pub(super) fn from(parts: &NodeParts) -> Self {
         Self { body: parts.body.clone(), _guard: parts.guard.clone() }
+    }
+}
+
+/// Nodes, and what is above them, that no other command drains or changes meanwhile.
+pub(super) struct Reserved {
+    graph: Rc<Graph>,
+    set: Rc<BTreeSet<NodeId>>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.graph.release(&self.set);
     }
 }
 
@@ -415,6 +432,8 @@ impl Permit {
     /// Drains a root and takes it out.
     pub(crate) async fn remove_root(&mut self, id: NodeId) -> Result<()> {
         let drained = self.drain(&[id]).await?;
+        let leaving = drained.preview(|edit, set| edit.remove_root(set.owner(id)?))?;
+        drained.calm(leaving.calmed).await;
         let committed = drained.write(|edit, set| edit.remove_root(set.owner(id)?))?;
         committed.close(self).await;
         Ok(())
@@ -430,17 +449,29 @@ impl Permit {
     /// are free.
     pub async fn remove(&mut self, id: NodeId) -> Result<()> {
         let family = self.graph.family(id);
-        let mut drained = self.drain(&family).await?;
+        let drained = self.drain(&family).await?;
         drained.check_unused(id)?;
-        let flushed = drained.exclusive(id)?.with(async |child| child.flush().await).await;
-        if let Err(error) = flushed
+        let finished = drained.finished(id, &family).await;
+        if let Err(error) = finished
             && !drained.graph().knows_loss(id, error)
         {
             return Err(error).doing(|| format!("Could not flush {} before removing it", drained.described(id)));
         }
+        let leaving = drained.preview(|edit, _| edit.remove(id))?;
+        drained.calm(leaving.calmed).await;
         let committed = drained.write(|edit, _| edit.remove(id))?;
         committed.close(self).await;
         Ok(())
+    }
+}
+
+impl Drained<'_> {
+    /// What a node and those that go with it keep in memory alone is written, and stable.
+    async fn finished(&self, id: NodeId, family: &[NodeId]) -> Result<(), IoError> {
+        for id in family {
+            self.own_io(*id).with(async |child| child.finish().await).await?;
+        }
+        self.own_io(id).with(async |child| child.flush().await).await
     }
 }
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
+use super::driver::End;
 use super::geometry::Geometry;
 use super::haste::Haste;
 use super::id::ChildId;
@@ -131,16 +132,24 @@ impl<'g> Child<'g> {
         &self.placed().shared.name
     }
 
-    /// Size and limits of the child.
+    /// Limits of the child, and the size that it had when the graph was last changed.
     #[inline]
     pub fn geometry(self) -> Geometry {
         self.placed().geometry
     }
 
-    /// Size in bytes.
-    #[inline]
+    /// Size in bytes, as it is now.
     pub fn size(self) -> u64 {
-        self.placed().geometry.size
+        self.moving_end().unwrap_or(self.placed().geometry.size)
+    }
+
+    /// The end of a node whose writers may move it while requests run, in bytes.
+    pub fn moving_end(self) -> Option<u64> {
+        match self.placed().body.end() {
+            End::Fixed => None,
+            End::At(end) => Some(end),
+            End::Of(child) => self.cx.child(child).moving_end(),
+        }
     }
 
     #[inline]

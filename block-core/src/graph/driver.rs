@@ -15,6 +15,7 @@ use super::geometry::Geometry;
 use super::id::ChildId;
 use super::objects::Objects;
 use super::options::NodeOptions;
+use super::passage::DirectPlan;
 use super::permission::{Perms, Role};
 use crate::base::{ByteRange, Error, IoError};
 use crate::rt::IoBuf;
@@ -95,20 +96,24 @@ pub struct DirectRequest {
     pub memory_bits: usize,
 }
 
+/// Where a direct request's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingEntry {
+    /// Valid as long as the view is pinned.
+    pub fd: std::os::fd::RawFd,
+    /// Where in the file, in bytes.
+    pub offset: u64,
+    /// The write carries `RWF_DSYNC`.
+    pub dsync: bool,
+    /// The bytes are in memory, so nothing is waited for: the thread fetches them itself.
+    pub at_once: bool,
+}
+
 /// How a direct request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direct {
     /// By one ring entry. A result other than the full length is settled by the driver.
-    Ring {
-        /// Valid as long as the view is pinned.
-        fd: std::os::fd::RawFd,
-        /// Where in the file, in bytes.
-        offset: u64,
-        /// The write carries `RWF_DSYNC`.
-        dsync: bool,
-        /// The bytes are in memory, so nothing is waited for: the thread fetches them itself.
-        at_once: bool,
-    },
+    Ring(RingEntry),
     /// It is done, and no buffer was touched.
     Done,
     /// It is done once the buffer has been filled with zeroes.
@@ -122,6 +127,17 @@ pub enum Settled {
     Again,
     /// It failed.
     Failed(IoError),
+}
+
+/// Where a node ends while requests run. What its geometry says was true when the graph was last changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Where its geometry says: only a change of the graph moves it.
+    Fixed,
+    /// At this many bytes just now. Writers that may resize the node move it.
+    At(u64),
+    /// Where this child ends.
+    Of(ChildId),
 }
 
 /// What `query-named-block-nodes` and `query-blockstats` say about a node beyond the common members.
@@ -172,7 +188,8 @@ pub trait Driver: Send + Sync + 'static {
     /// `conf` already.
     fn geometry(&self, conf: &Self::Conf, children: &[Geometry]) -> Result<Geometry, Error>;
 
-    /// An answer from memory, or `None` for the async path. Called once a request; it may not block nor allocate.
+    /// An answer from memory, or `None` for the async path, which a write that moves the end has to take. Called once a
+    /// request; it may not block nor allocate.
     fn direct(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _request: DirectRequest) -> Option<DirectPlan> {
         None
     }
@@ -265,6 +282,34 @@ pub trait Driver: Send + Sync + 'static {
         preallocation: Preallocation,
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
 
+    /// Where the node ends just now. Who says anything but [`End::Fixed`] takes writes, and writes of zeroes, past its end
+    /// from users that may resize it, and [`Driver::set_end`].
+    fn end(&self, _conf: &Self::Conf) -> End {
+        End::Fixed
+    }
+
+    /// Moves the end to `to` bytes, while other requests run. Who asks has seen to it that nobody uses what is cut off.
+    fn set_end(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _to: u64,
+        _how: Preallocation,
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
+    /// Leaves the children as somebody else may find them: what is kept in memory alone is written. The node is drained,
+    /// and is about to be closed, replaced or reopened, or to become inactive; it may be used again afterwards.
+    fn finish(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
+
+    /// Nobody can make the node grow any more; space that was taken for that is given back. Others may be using the node.
+    fn end_growth(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
+
     /// A node whose size is a child's says which child has to change, and to what size in bytes. `None`: it changes by
     /// itself, through [`Driver::truncate`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
@@ -334,44 +379,6 @@ pub trait Driver: Send + Sync + 'static {
     }
 }
 
-/// A direct answer with the nodes that it passes through, for their statistics.
-#[derive(Clone, Copy, Debug)]
-pub struct DirectPlan {
-    /// What to do.
-    pub answer: Direct,
-    /// View slots of the nodes passed, top first; deeper chains take the async path.
-    pub(crate) trail: Trail,
-}
-
-impl DirectPlan {
-    /// The answer of the node that gives it; nodes above add themselves on the way up.
-    pub fn new(answer: Direct) -> Self {
-        Self { answer, trail: Trail::default() }
-    }
-}
-
-/// Up to eight view slots.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Trail {
-    slots: [u8; 8],
-    len: u8,
-}
-
-impl Trail {
-    /// `None` where the chain is too deep, or the view too large, for the direct path.
-    #[inline]
-    pub(crate) fn push(&mut self, slot: u32) -> Option<()> {
-        *self.slots.get_mut(usize::from(self.len))? = u8::try_from(slot).ok()?;
-        self.len += 1;
-        Some(())
-    }
-
-    #[inline]
-    pub(crate) fn slots(&self) -> &[u8] {
-        &self.slots[..usize::from(self.len)]
-    }
-}
-
 // ---- the erased twin -------------------------------------------------------------------------------------------
 
 pub(crate) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -403,6 +410,10 @@ pub(crate) trait DynDriver: Send + Sync {
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
+    fn end(&self) -> End;
+    fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>>;
+    fn finish<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
+    fn end_growth<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
     fn set_active<'a>(
         &'a self,
         common: NodeOptions,
@@ -489,6 +500,18 @@ impl<D: Driver> DynDriver for Body<D> {
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move { Ok(self.under(self.driver.truncate(&self.conf, cx, size, preallocation).await?)) })
+    }
+    fn end(&self) -> End {
+        self.driver.end(&self.conf)
+    }
+    fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.set_end(&self.conf, cx, to, how))
+    }
+    fn finish<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.finish(&self.conf, cx))
+    }
+    fn end_growth<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.end_growth(&self.conf, cx))
     }
     fn set_active<'a>(
         &'a self,

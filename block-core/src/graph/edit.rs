@@ -28,11 +28,11 @@ pub struct NewNode {
     options: NodeOptions,
     explicit: bool,
     body: Arc<dyn DynDriver>,
-    edges: Vec<(Cow<'static, str>, NodeId, Role)>,
+    edges: Edges,
 }
 
 /// The edges of a node that is being made.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Edges(Vec<(Cow<'static, str>, NodeId, Role)>);
 
 impl Edges {
@@ -40,6 +40,10 @@ impl Edges {
     pub fn to(&mut self, name: impl Into<Cow<'static, str>>, to: NodeId, role: Role) -> ChildId {
         self.0.push((name.into(), to, role));
         ChildId(u32::try_from(self.0.len() - 1).expect("a node has few children"))
+    }
+
+    pub(crate) fn leads_to(&self, child: ChildId) -> NodeId {
+        child.of(&self.0).1
     }
 }
 
@@ -49,12 +53,25 @@ impl NewNode {
         let mut edges = Edges::default();
         let (driver, conf) = make(&mut edges);
         let body = Arc::new(Body { driver: Arc::new(driver), conf });
-        Self { id: NodeId::fresh(), name, options, explicit: true, body, edges: edges.0 }
+        Self { id: NodeId::fresh(), name, options, explicit: true, body, edges }
     }
 
     /// Where it will be, for the edges of those that are added after it in the same change.
     pub fn id(&self) -> NodeId {
         self.id
+    }
+
+    /// The common options in force.
+    pub(crate) fn options(&self) -> NodeOptions {
+        self.options
+    }
+
+    pub(super) fn body(&self) -> &Arc<dyn DynDriver> {
+        &self.body
+    }
+
+    pub(super) fn children(&self) -> impl Iterator<Item = NodeId> {
+        self.edges.0.iter().map(|(_, to, _)| *to)
     }
 
     /// The node is somebody's inline child: it goes when its last parent goes.
@@ -107,10 +124,10 @@ impl<'d> DrainedSet<'d> {
 
 /// See the module's head.
 pub struct GraphEdit<'d> {
-    base: &'d Shape,
+    pub(super) base: &'d Shape,
     events: &'d EventSink,
     /// Copies of the vertices that this change touches; `None`: removed.
-    touched: BTreeMap<NodeId, Option<Vertex>>,
+    pub(super) touched: BTreeMap<NodeId, Option<Vertex>>,
     /// Vertices whose users' needs may have changed.
     pub(super) perms_dirty: BTreeSet<NodeId>,
     /// Vertices whose own geometry may have changed.
@@ -145,7 +162,7 @@ impl<'d> GraphEdit<'d> {
         let guard = shared.uses.guard();
         let (body, options, explicit) = (new.body, new.options, new.explicit);
         let parts = NodeParts { body, shared, options, geometry: placeholder, bitmaps: Vec::new(), explicit, guard };
-        let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges)?;
+        let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges.0)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {
             return Err(Error::new(format!("The graph may not be deeper than {MAX_DEPTH} nodes")));
@@ -286,22 +303,6 @@ fn under_options(geometry: Geometry, options: NodeOptions) -> Geometry {
     Geometry { limits, ..geometry }
 }
 
-/// A user who does what another one does not bear. A pass for each permission: a node may have very many users.
-fn conflict<'v>(users: &[(&'v Vertex, Perms)]) -> Option<(&'v Vertex, &'v Vertex, PermSet)> {
-    PermSet::ALL.bits().find_map(|(_, one)| {
-        let who = |is: fn(Perms, PermSet) -> bool| {
-            users.iter().enumerate().filter(move |(_, (_, perms))| is(*perms, one)).map(|(number, _)| number).take(2)
-        };
-        // Nobody has to bear himself: where both are the same user, one of the sides may have a second one.
-        let refusing: Vec<_> = who(|perms, one| !perms.shares.contains(one)).collect();
-        let mut using = who(|perms, one| perms.uses.contains(one));
-        using.find_map(|user| {
-            let other = refusing.iter().find(|other| **other != user)?;
-            Some((users[user].0, users[*other].0, one))
-        })
-    })
-}
-
 pub(super) fn no_such_node() -> Error {
     Error::new("There is no such node")
 }
@@ -316,10 +317,19 @@ pub(crate) struct Outcome {
     /// Roots above something that requests see differently.
     pub(crate) affected_roots: BTreeSet<NodeId>,
     pub(crate) new_roots: Vec<NodeId>,
-    /// Nodes that were written, and that are used no more where another one has come, with that one.
-    pub(crate) replaced: Vec<(NodeId, NodeId)>,
+    /// What has to be seen to before requests see the change.
+    pub(crate) leaving: Leaving,
     /// Roots that have to be told, with what they stand on now.
     pub(crate) news: Vec<(News, Geometry)>,
+}
+
+/// Nodes that some of their users leave.
+#[derive(Default)]
+pub(crate) struct Leaving {
+    /// Those that were written, and that are used no more where another one has come, with that one.
+    pub(crate) replaced: Vec<(NodeId, NodeId)>,
+    /// Those that users could make grow, and no longer can.
+    pub(crate) calmed: Vec<NodeId>,
 }
 
 /// Runs a change on a copy and checks the result: links, permissions, geometry.
@@ -347,6 +357,7 @@ pub(crate) fn evaluate<'d, R>(
     edit.check_activity()?;
     edit.refresh_permissions()?;
     edit.refresh_geometry()?;
+    edit.check_tails()?;
     Ok((value, edit.finish()))
 }
 
@@ -406,86 +417,6 @@ impl GraphEdit<'_> {
         Err(Error::new(format!("Inactive '{child}' can't be a {edge} child of active '{parent}'")))
     }
 
-    /// From the changed vertices down, parents first: what all parents together use and bear, whether they agree, and
-    /// what that asks of the children.
-    fn refresh_permissions(&mut self) -> Result<()> {
-        let dirty = std::mem::take(&mut self.perms_dirty);
-        let mut changed = dirty.clone();
-        for id in self.below(dirty) {
-            if !changed.contains(&id) {
-                continue;
-            }
-            if self.vertex(id).is_some_and(|vertex| vertex.node().is_some()) {
-                let perms = self.check_users(id)?;
-                self.vertex_mut(id)?.perms = perms;
-                changed.extend(self.pass_down(id)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn check_users(&self, id: NodeId) -> Result<Perms> {
-        let users = self.users(id);
-        if let Some((user, other, refused)) = conflict(&users) {
-            return Err(Error::new(format!(
-                "Permission conflict on {}: '{refused}' is used by {} and not shared by {}",
-                self.described(id),
-                user.described(),
-                other.described(),
-            )));
-        }
-        let perms = users.iter().fold(Perms::IDLE, |sum, (_, perms)| sum.and(*perms));
-        self.check_read_only(id, perms)?;
-        Ok(perms)
-    }
-
-    /// Each edge that leads here, with the vertex it starts from.
-    fn users(&self, id: NodeId) -> Vec<(&Vertex, Perms)> {
-        let parents: BTreeSet<_> =
-            self.vertex(id).into_iter().flat_map(|vertex| vertex.parents.iter().copied()).collect();
-        let vertices = parents.into_iter().filter_map(|parent| self.vertex(parent));
-        vertices
-            .flat_map(|vertex| {
-                let edges = vertex.edges.iter().filter(|edge| edge.to == id);
-                edges.map(move |edge| (vertex, edge.perms))
-            })
-            .collect()
-    }
-
-    fn check_read_only(&self, id: NodeId, perms: Perms) -> Result<()> {
-        let options = self.vertex(id).and_then(Vertex::node).map(|node| node.options).unwrap_or_default();
-        let changes = perms.uses.without(PermSet::CONSISTENT_READ);
-        if changes.is_empty() || (!options.read_only && options.active) {
-            return Ok(());
-        }
-        let state = if options.read_only { "read-only" } else { "inactive" };
-        Err(Error::new(format!("Block {} is {state}", self.described(id))))
-    }
-
-    /// What the node's children have to allow now; returns those for which that is something new.
-    fn pass_down(&mut self, id: NodeId) -> Result<Vec<NodeId>> {
-        let vertex = self.vertex_mut(id)?;
-        let Kind::Node(parts) = &vertex.kind else { return Ok(Vec::new()) };
-        let (body, options, above) = (parts.body.clone(), parts.options, vertex.perms);
-        let writable = !options.read_only && options.active;
-        let mut changed = Vec::new();
-        for (number, edge) in vertex.edges.iter_mut().enumerate() {
-            let child = ChildId(u32::try_from(number).expect("a node has few children"));
-            let mut perms = body.child_perms(child, edge.role, above, writable);
-            if options.force_share {
-                perms.shares = PermSet::ALL;
-            }
-            if !options.active {
-                perms.uses = perms.uses & PermSet::CONSISTENT_READ;
-            }
-            if perms != edge.perms {
-                edge.perms = perms;
-                changed.push(edge.to);
-            }
-        }
-        Ok(changed)
-    }
-
     /// From the changed nodes up, children first.
     fn refresh_geometry(&mut self) -> Result<()> {
         let dirty = std::mem::take(&mut self.geometry_dirty);
@@ -515,8 +446,7 @@ impl GraphEdit<'_> {
     }
 
     fn child_geometries(&self, vertex: &Vertex) -> Vec<Geometry> {
-        let children = vertex.edges.iter().filter_map(|edge| self.vertex(edge.to)?.node());
-        children.map(|node| node.geometry).collect()
+        vertex.edges.iter().filter_map(|edge| self.geometry_now(self.vertex(edge.to)?)).collect()
     }
 
     fn finish(self) -> Outcome {
@@ -535,7 +465,16 @@ impl GraphEdit<'_> {
             self.base.vertex(*id).is_some_and(|vertex| !(vertex.perms.uses & writes).is_empty())
         };
         let replaced = self.replaced.iter().copied().filter(|(old, _)| written(old)).collect();
-        Outcome { relock, affected_roots, news, replaced, new_roots: self.new_roots, touched: self.touched }
+        let calmed = self.touched.iter().filter(|(id, now)| self.is_calmed(**id, now.as_ref())).map(|(id, _)| *id);
+        let leaving = Leaving { replaced, calmed: calmed.collect() };
+        Outcome { relock, affected_roots, news, leaving, new_roots: self.new_roots, touched: self.touched }
+    }
+
+    /// A node that stays, and that nobody can make grow any more by writing.
+    fn is_calmed(&self, id: NodeId, now: Option<&Vertex>) -> bool {
+        let grows =
+            |vertex: &Vertex| vertex.node().is_some() && vertex.perms.uses.contains(PermSet::WRITE | PermSet::RESIZE);
+        self.base.vertex(id).is_some_and(grows) && now.is_some_and(|now| !grows(now))
     }
 
     /// Roots that stand on something of another size or with other limits than before.

@@ -5,6 +5,7 @@
 //! child's caller and its driver is in `pipeline/`.
 
 mod activity;
+mod agreement;
 mod bitmaps;
 mod blockers;
 mod change;
@@ -26,6 +27,7 @@ mod lane;
 mod node;
 mod objects;
 mod options;
+mod passage;
 mod permission;
 mod picture;
 mod prepare;
@@ -39,6 +41,7 @@ mod transaction;
 #[doc(hidden)] // public for the models alone
 pub mod uses;
 mod view;
+mod visit;
 
 pub use bitmaps::{BitmapAction, BitmapChange, NodeBitmap};
 pub use blockers::{Blocker, Frozen, Operation};
@@ -49,8 +52,8 @@ pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest,
-    Settled, WriteFlags,
+    ChildChange, Direct, DirectRequest, Driver, DriverInfo, End, Extent, Place, Preallocation, ReopenRequest,
+    RingEntry, Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
@@ -61,6 +64,7 @@ pub use lane::{Lane, Root, ViewPin};
 pub use node::{EventSink, NodeEvent, QuorumOp};
 pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
+pub use passage::{DirectPlan, Passage, Passed};
 pub use permission::{PermSet, Perms, Role};
 pub use picture::{EdgeReport, VertexReport};
 pub use prepare::Locks;

@@ -108,7 +108,7 @@ impl Drained<'_> {
 
     /// Makes stable what was written. That an earlier flush failed is known already, and a reopen is the way out.
     pub(super) async fn flushed(&mut self, id: NodeId, name: &str) -> Result<()> {
-        match self.exclusive(id)?.with(async |child| child.flush().await).await {
+        match self.exclusive(id)?.with(async |child| child.finish_and_flush().await).await {
             Ok(()) | Err(IoError::FlushLatched) => Ok(()),
             Err(error) => Err(error).doing(|| format!("Could not flush node '{name}' before reopening it")),
         }

@@ -88,13 +88,14 @@ impl Drained<'_> {
     }
 
     async fn publish(self, steps: &[Box<dyn Step>]) -> Result<Committed<()>> {
-        let replaced = self.preview(|edit, set| edit_all(steps, edit, set))?;
+        let leaving = self.preview(|edit, set| edit_all(steps, edit, set))?;
         let mut lossy = Vec::new();
-        for (node, by) in replaced {
+        for (node, by) in leaving.replaced {
             if self.flush_replaced(node).await? == Flushed::Lossy {
                 lossy.push((node, by));
             }
         }
+        self.calm(leaving.calmed).await;
         let locks = self.prepare(|edit, set| edit_all(steps, edit, set)).await?;
         let committed = self.write(|edit, set| {
             edit_all(steps, edit, set)?;
@@ -109,7 +110,7 @@ impl Drained<'_> {
     /// What was written before is stable when nobody flushes the node any more (design, invariant 10). That an earlier
     /// flush failed is known already: a change is the way out.
     async fn flush_replaced(&self, node: NodeId) -> Result<Flushed> {
-        match self.own_io(node).with(async |child| child.flush().await).await {
+        match self.own_io(node).with(async |child| child.finish_and_flush().await).await {
             Ok(()) => Ok(Flushed::Well),
             Err(IoError::FlushLatched) => Ok(Flushed::Lossy),
             Err(error) => {

@@ -48,7 +48,7 @@ async fn read_piece(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(), I
 
 pub(super) async fn write(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
     child.placed().shared.writing_up_to(at.end());
-    if is_one_request(child, at, &buf) && !child.tracks() {
+    if is_one_request(child, at, &buf) && !child.placed().tracks() {
         return send(child, at, buf, flags).await;
     }
     Box::pin(write_in_pieces(child, at, buf, flags)).await

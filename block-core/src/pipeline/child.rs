@@ -102,6 +102,30 @@ impl<'g> Child<'g> {
         self.counted(OpKind::Flush, ByteRange::whole(0), begun, result)
     }
 
+    /// Moves the end of a node whose end can move to `to` bytes, while other requests run. The caller sees to it that nobody
+    /// uses what is cut off. Fails with [`IoError::Unsupported`] where the end is fixed.
+    pub async fn set_end(self, to: u64, how: Preallocation) -> Result<(), IoError> {
+        self.check_writable(PermSet::RESIZE)?;
+        self.placed().body.set_end(self.cx(), to, how).await
+    }
+
+    /// Leaves what the node stands on as somebody else may find it, if the node writes at all. A flush makes it stable.
+    pub(crate) async fn finish(self) -> Result<(), IoError> {
+        let writes = !self.options().read_only && self.options().active;
+        if writes { self.placed().body.finish(self.cx()).await } else { Ok(()) }
+    }
+
+    /// See [`Driver::end_growth`](crate::graph::Driver::end_growth).
+    pub(crate) async fn end_growth(self) -> Result<(), IoError> {
+        self.placed().body.end_growth(self.cx()).await
+    }
+
+    /// What [`Child::finish`] does, for a node that is going to be flushed by nobody else.
+    pub(crate) async fn finish_and_flush(self) -> Result<(), IoError> {
+        self.finish().await?;
+        self.flush().await
+    }
+
     /// Where the first bytes of the range live.
     pub async fn map(self, at: ByteRange) -> Result<Extent, IoError> {
         self.check(at, PermSet::NONE)?;
@@ -146,9 +170,23 @@ impl<'g> Child<'g> {
 
     /// Range, read-only and permission: the checks that no driver has to make.
     pub(super) fn check(self, at: ByteRange, wanted: PermSet) -> Result<(), IoError> {
-        if at.end() > self.size() {
-            return Err(IoError::OutOfRange);
+        if at.end() > self.geometry().size {
+            self.check_end(at, wanted)?;
         }
+        self.check_writable(wanted)
+    }
+
+    /// The end may have moved since the graph was last changed, and who may resize writes past it.
+    #[cold]
+    fn check_end(self, at: ByteRange, wanted: PermSet) -> Result<(), IoError> {
+        match self.moving_end() {
+            Some(end) if at.end() <= end => Ok(()),
+            Some(_) if !wanted.is_empty() && self.may(PermSet::RESIZE) => Ok(()),
+            _ => Err(IoError::OutOfRange),
+        }
+    }
+
+    fn check_writable(self, wanted: PermSet) -> Result<(), IoError> {
         let options = self.options();
         if !wanted.is_empty() && (options.read_only || !options.active || !self.may(wanted)) {
             return Err(IoError::ReadOnly);
@@ -229,18 +267,11 @@ impl<'g> Child<'g> {
     }
 
     /// Registers a request with its node, where overlaps can matter, and waits for those in the way.
-    ///
-    /// Guests' requests are whole sectors, so only a node with larger blocks ever sees a read-modify-write, and only
-    /// there anybody has to be kept apart.
     pub(super) async fn tracked(self, at: ByteRange, serialising: bool) -> Option<Ticket<'g>> {
-        if !self.tracks() {
+        if !self.placed().tracks() {
             return None;
         }
         Some(self.cx().alone(&self.placed().shared.tracked, at, serialising).await)
-    }
-
-    pub(super) fn tracks(self) -> bool {
-        u64::from(self.geometry().limits.request_alignment) > crate::base::SECTOR
     }
 }
 

@@ -231,10 +231,11 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
     let engine = if options.aio == Aio::Threads { Engine::Pool } else { Engine::Ring };
     Ok(Conf {
         fd: Arc::new(fd),
-        size,
+        end: size.into(),
         engine,
         alignment,
         flusher: Arc::default(),
+        turned: Arc::default(),
         direct: common.direct,
         in_memory,
         active: common.active,
