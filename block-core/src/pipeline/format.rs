@@ -6,7 +6,7 @@ use std::future::Future;
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
     ChildChange, ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx,
-    Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -101,6 +101,16 @@ pub trait Format: Send + Sync + 'static {
 
     /// See [`Driver::reopen`].
     fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// See [`Driver::set_active`].
+    fn set_active(
+        &self,
+        _conf: &Self::Conf,
+        _common: NodeOptions,
+        _perms: Perms,
+    ) -> impl Future<Output = Result<Option<Self::Conf>, Error>> {
+        std::future::ready(Ok(None))
+    }
 
     /// See [`Driver::info`].
     fn info(&self, conf: &Self::Conf) -> impl Future<Output = DriverInfo>;
@@ -309,6 +319,10 @@ impl<F: Format> Driver for Mapped<F> {
 
     async fn reopen(&self, conf: &F::Conf, request: ReopenRequest<'_>) -> Result<F::Conf, Error> {
         self.0.reopen(conf, request).await
+    }
+
+    async fn set_active(&self, conf: &F::Conf, common: NodeOptions, perms: Perms) -> Result<Option<F::Conf>, Error> {
+        self.0.set_active(conf, common, perms).await
     }
 
     async fn info(&self, conf: &F::Conf) -> DriverInfo {
