@@ -5,6 +5,7 @@
 
 mod add;
 mod children;
+mod create;
 mod describe;
 mod options;
 mod reopen;
@@ -25,6 +26,7 @@ use crate::drivers::filter::blkverify::BlkVerifyOptions;
 use crate::drivers::filter::compress::CompressOptions;
 use crate::drivers::filter::copy_before_write::CopyBeforeWriteOptions;
 use crate::drivers::filter::copy_on_read::CopyOnReadOptions;
+use crate::drivers::filter::preallocate::PreallocateOptions;
 use crate::drivers::filter::quorum::QuorumOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::filter::throttle::ThrottleOptions;
@@ -34,6 +36,7 @@ use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
 pub use self::add::add;
+pub use self::create::{BlockdevCreateOptions, BlockdevCreateOptionsFile, PreallocMode, create};
 pub use self::describe::info;
 pub use self::options::{
     BlockdevOptions, BlockdevRef, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption, MAX_DEPTH,
@@ -141,6 +144,11 @@ drivers! {
         file: BlockdevRef = Filtered,
         /// What lies below this node is not copied.
         bottom: Option<String> = Reference
+    }
+    /// A file that grows by writing gets space ahead of the writer.
+    "preallocate" Preallocate(PreallocateNode): PreallocateOptions {
+        /// Where requests go: a file.
+        file: BlockdevRef = Filtered
     }
     /// Every write is stored compressed.
     "compress" Compress(CompressNode): CompressOptions {

@@ -41,6 +41,7 @@ fn the_catalog_knows_its_drivers() {
         "host_device",
         "null-aio",
         "null-co",
+        "preallocate",
         "quorum",
         "raw",
         "snapshot-access",

@@ -19,6 +19,7 @@ use block_core::graph::{
 use block_core::port::{Port, PortHandle, PortOptions};
 use block_core::rt::{IoBuf, IoThread, Local, PollParams, run_control};
 use support::overlay::NewOverlay;
+use support::user::{a_while, beside, until};
 use support::{Seen, Valve, add, graph, mem, park};
 
 const READER: Perms = Perms { uses: PermSet::CONSISTENT_READ, shares: PermSet::ALL };
@@ -241,6 +242,113 @@ fn an_operation_that_was_blocked_while_it_waited_is_refused() {
     });
 }
 
+/// Lets `filter` lead to `to` while `command` waits for the drain; gives what came of it.
+async fn led_elsewhere<C>(graph: &Rc<Graph>, filter: NodeId, to: NodeId, command: C) -> Result<()>
+where
+    C: AsyncFnOnce(&mut Permit) -> Result<()> + 'static,
+{
+    let mut permit = graph.permit();
+    let drained = permit.drain(&[filter]).await.unwrap();
+    let waiting = graph.clone();
+    let result = beside(async move { command(&mut waiting.permit()).await });
+    a_while().await;
+    let file = graph.child(filter, "file").unwrap();
+    let locks = drained.prepare(|edit, set| edit.set_edge(set.owner(filter)?, file, to)).await.unwrap();
+    let committed = drained.write(|edit, set| edit.set_edge(set.owner(filter)?, file, to)).unwrap();
+    drop(locks);
+    committed.close(&mut permit).await;
+    until(|| result.borrow().is_some()).await;
+    result.take().unwrap()
+}
+
+/// What a filter filters may change while its insertion waits for the drain: users would find another disk there.
+#[test]
+fn a_filter_that_leads_elsewhere_when_its_turn_comes_is_not_inserted() {
+    run_control(async |_| {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let filter = add(&graph, park("filter", node, &Arc::default(), true)).await;
+        let port = port(&graph, node, READER).await;
+        let insert = async move |permit: &mut Permit| permit.insert_filter(filter, node).await;
+        let error = led_elsewhere(&graph, filter, other, insert).await.unwrap_err().full();
+        assert_eq!(error, "node 'filter' is no filter above the node");
+        assert_eq!(read_byte(&port.handle()).await, Ok(1));
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+#[test]
+fn a_filter_that_goes_leaves_what_it_filters_when_its_turn_comes() {
+    run_control(async |_| {
+        let graph = graph();
+        let node = add(&graph, mem("node", 1, &Arc::default())).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let filter = add(&graph, park("filter", node, &Arc::default(), true)).await;
+        let port = port(&graph, filter, READER).await;
+        let remove = async move |permit: &mut Permit| permit.remove_filter(filter).await;
+        led_elsewhere(&graph, filter, other, remove).await.unwrap();
+        assert_eq!(graph.child_node(port.root(), "root"), Some(other));
+        assert_eq!(read_byte(&port.handle()).await, Ok(2));
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+/// An overlay that gets a backing node while it waits to be appended keeps it.
+#[test]
+fn an_overlay_that_stands_on_something_when_its_turn_comes_is_not_appended() {
+    run_control(async |_| {
+        let graph = graph();
+        let base = add(&graph, mem("base", 1, &Arc::default())).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let (overlay, _) = NewOverlay::above(None).add(&graph, "overlay").await;
+        let mut permit = graph.permit();
+        let drained = permit.drain(&[overlay]).await.unwrap();
+        let waiting = graph.clone();
+        let result = beside(async move { waiting.permit().append(overlay, base).await });
+        a_while().await;
+        let stand = drained.write(|edit, set| edit.add_child(set.owner(overlay)?, "backing", other, Role::Cow));
+        stand.unwrap().close(&mut permit).await;
+        until(|| result.borrow().is_some()).await;
+        let error = result.take().unwrap().unwrap_err().full();
+        assert_eq!(error, "node 'overlay' has a backing node already");
+        assert_eq!(graph.child_node(overlay, "backing"), Some(other));
+    });
+}
+
+/// What goes with a node is looked up again once nobody else changes it: its inline child may have gone meanwhile.
+#[test]
+fn a_node_is_removed_that_gets_another_child_while_its_removal_waits() {
+    run_control(async |local| {
+        let graph = graph();
+        let inline = add(&graph, mem("inline", 1, &Arc::default()).inline()).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let filter = add(&graph, park("filter", inline, &Arc::default(), true)).await;
+        let mut holder = graph.permit();
+        let held = holder.drain(&[filter]).await.unwrap();
+        let results = Rc::new(RefCell::new(Vec::new()));
+        let (changing, told) = (graph.clone(), results.clone());
+        local.spawn(async move {
+            let change = Change::Repoint { parent: filter, child: "file".into(), to: Some((other, Role::Filtered)) };
+            let done = changing.permit().transact(vec![Box::new(change)]).await;
+            told.borrow_mut().push(done);
+        });
+        local.sleep(Duration::from_millis(5)).await;
+        let (removing, told) = (graph.clone(), results.clone());
+        local.spawn(async move {
+            let done = removing.permit().remove(filter).await;
+            told.borrow_mut().push(done);
+        });
+        local.sleep(Duration::from_millis(5)).await;
+        drop(held);
+        while results.borrow().len() < 2 {
+            local.sleep(Duration::from_millis(1)).await;
+        }
+        assert!(results.borrow().iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(graph.nodes().len(), 1, "what came stays, since it was added by name");
+    });
+}
+
 /// A step that notes what it is asked, and fails where it is told to.
 struct Noting {
     number: usize,
@@ -374,6 +482,41 @@ fn an_overlay_is_appended_under_load() {
         assert_eq!(error, "node 'overlay' has a backing node already");
         reader.detach(&mut graph.permit()).await.unwrap();
         writer.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+/// What was written to a node may be lost since one of its flushes failed. An overlay that comes above it does not hide
+/// that: flushes go on failing until the overlay is reopened. A filter passes them on, and has nothing to hide.
+#[test]
+fn an_overlay_inherits_that_flushes_fail() {
+    run_control(|_| async {
+        let graph = graph();
+        let seen = Arc::<Seen>::default();
+        let base = add(&graph, mem("base", 1, &seen)).await;
+        let filter = add(&graph, park("filter", base, &Arc::default(), true)).await;
+        let port = port(&graph, base, WRITER).await;
+        let flush = async || {
+            let lane = port.handle().lane(&Local::current());
+            lane.flush(&lane.try_enter().unwrap()).await
+        };
+        *seen.flush_error.lock().unwrap() = Some(IoError::FlushLatched);
+        graph.permit().insert_filter(filter, base).await.unwrap();
+        assert_eq!(flush().await, Err(IoError::FlushLatched));
+        *seen.flush_error.lock().unwrap() = None;
+        assert_eq!(flush().await, Ok(()), "the filter keeps nothing");
+        *seen.flush_error.lock().unwrap() = Some(IoError::FlushLatched);
+        let (overlay, _) = NewOverlay::above(None).add(&graph, "overlay").await;
+        graph.permit().append(overlay, filter).await.unwrap();
+        assert_eq!(flush().await, Err(IoError::FlushLatched));
+        let common = graph.node(overlay).unwrap().options;
+        let again = Reopen { node: overlay, options: Box::new(()), common, children: Vec::new() };
+        graph.permit().reopen(vec![again]).await.unwrap();
+        assert_eq!(flush().await, Ok(()));
+        // One that goes where the data is not needed starts anew.
+        let (other, _) = NewOverlay::above(None).add(&graph, "other").await;
+        graph.permit().replace_node(overlay, other).await.unwrap();
+        assert_eq!(flush().await, Ok(()));
+        port.detach(&mut graph.permit()).await.unwrap();
     });
 }
 

@@ -47,7 +47,7 @@ fn set(cell: &UnsafeCell<u32>, to: u32) {
 impl World {
     fn write(&self, sector: usize) {
         while !self.clusters.are_settled(all()) {
-            match self.clusters.take(all(), 512) {
+            match self.clusters.take(all(), 512, &Arc::default()) {
                 Take::Nothing => break,
                 Take::Busy(wait) => block_on(wait.over()),
                 Take::Ours(taken) => {
@@ -60,7 +60,7 @@ impl World {
     }
 
     fn read_snapshot(&self) {
-        let Some(look) = self.clusters.look(all()) else { return };
+        let Some(look) = self.clusters.look(all(), &Arc::default()) else { return };
         let side = match look.side {
             Side::Source => &self.source,
             Side::Target => &self.target,
@@ -70,7 +70,7 @@ impl World {
 
     fn give_back(&self) {
         loop {
-            match self.clusters.take(all(), 512) {
+            match self.clusters.take(all(), 512, &Arc::default()) {
                 Take::Nothing => break,
                 Take::Busy(wait) => block_on(wait.over()),
                 Take::Ours(taken) => block_on(taken.settle(End::Released)),

@@ -12,10 +12,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use block_core::base::{ByteRange, IoError};
-use block_core::graph::{Graph, NodeId, NodeOptions, PermSet, Perms, Reopen};
+use block_core::graph::{Change, Graph, NodeId, NodeOptions, PermSet, Perms, Reopen, Role, Step};
 use block_core::port::{Port, PortOptions};
 use block_core::rt::{IoBuf, Local, run_control};
-use support::user::{READER, WRITER, beside, until};
+use support::user::{READER, WRITER, a_while, beside, until};
 use support::{Seen, SlowLocks, Valve, add, graph, impatient, mem, park, slow, tiny};
 
 async fn attach(graph: &Rc<Graph>, node: NodeId, perms: Perms) -> Result<Port, String> {
@@ -227,4 +227,71 @@ fn an_idle_lane_of_a_removed_port_keeps_no_node() {
         assert!(seen.closed.load(Ordering::Acquire));
         assert!(lane.try_enter().is_none(), "nobody comes in any more");
     });
+}
+
+/// A change that leads to what another command has drained waits for it; that one's change and its own both happen.
+#[test]
+fn a_change_waits_for_the_drain_that_it_reaches_into() {
+    run_control(|_| async {
+        let graph = graph();
+        let old = add(&graph, mem("old", 1, &Arc::default())).await;
+        let new = add(&graph, mem("new", 2, &Arc::default())).await;
+        let parent = add(&graph, park("parent", old, &Arc::default(), true)).await;
+        let port = attach(&graph, parent, READER).await.unwrap();
+        let mut other = graph.permit();
+        let drained = other.drain(&[new]).await.unwrap();
+        let leading = graph.clone();
+        let led = beside(async move { leading.permit().transact(vec![leads(parent, new)]).await });
+        a_while().await;
+        assert!(led.borrow().is_none(), "it waits");
+        drop(drained);
+        until(|| led.borrow().is_some()).await;
+        led.take().unwrap().unwrap();
+        assert_eq!(graph.child_node(parent, "file"), Some(new));
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+/// It does not wait for ever: whoever is drained for it stands still meanwhile.
+#[test]
+fn a_change_gives_up_waiting_when_a_drain_would() {
+    run_control(|_| async {
+        let graph = graph();
+        let old = add(&graph, mem("old", 1, &Arc::default())).await;
+        let new = add(&graph, mem("new", 2, &Arc::default())).await;
+        let parent = add(&graph, park("parent", old, &Arc::default(), true)).await;
+        let mut other = graph.permit();
+        let drained = other.drain(&[new]).await.unwrap();
+        let error = impatient(&graph).transact(vec![leads(parent, new)]).await.unwrap_err().full();
+        assert_eq!(error, "Another command is changing the same part of the graph");
+        drop(drained);
+        impatient(&graph).transact(vec![leads(parent, new)]).await.unwrap();
+    });
+}
+
+/// Two commands, each of which reaches into what the other one has drained: the second one is refused at once, and the
+/// first one goes on.
+#[test]
+fn two_changes_do_not_wait_for_each_other() {
+    run_control(|_| async {
+        let graph = graph();
+        let old = add(&graph, mem("old", 1, &Arc::default())).await;
+        let one = add(&graph, park("one", old, &Arc::default(), true)).await;
+        let two = add(&graph, park("two", old, &Arc::default(), true)).await;
+        let mut permit = graph.permit();
+        let drained = permit.drain(&[two]).await.unwrap();
+        let leading = graph.clone();
+        let led = beside(async move { leading.permit().transact(vec![leads(one, two)]).await });
+        a_while().await;
+        let file = graph.child(two, "file").unwrap();
+        let refused = drained.prepare(|edit, set| edit.set_edge(set.owner(two)?, file, one)).await.err().unwrap();
+        assert_eq!(refused.full(), "Another command is changing the same part of the graph");
+        drop(drained);
+        until(|| led.borrow().is_some()).await;
+        led.take().unwrap().unwrap();
+    });
+}
+
+fn leads(parent: NodeId, to: NodeId) -> Box<dyn Step> {
+    Box::new(Change::Repoint { parent, child: "file".into(), to: Some((to, Role::Filtered)) })
 }

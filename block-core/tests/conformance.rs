@@ -72,6 +72,7 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
         "blklogwrites" => [512, 4096].map(|sector| blklogwrites(dir, sector)).into(),
         "blkreplay" => vec![blkreplay(dir)],
         "blkverify" => vec![blkverify(dir)],
+        "preallocate" => preallocate_subjects(dir),
         "copy-on-read" | "compress" => vec![layered(json!({ "driver": driver, "discard": "unmap", "file": "top" }))],
         other => panic!("driver '{other}' has no subject in the conformance suite"),
     }
@@ -95,6 +96,17 @@ fn file_subjects(dir: &Path) -> Vec<Subject> {
         Subject { options, keeps: true, resizes: true, seen_in: Some((path, 0)), _held: Some(Box::new(held.clone())) }
     };
     engines(is_tmpfs).into_iter().enumerate().map(subject).collect()
+}
+
+/// The same files with a filter above.
+fn preallocate_subjects(dir: &Path) -> Vec<Subject> {
+    let above = |file: Subject| {
+        let own =
+            json!({ "driver": "preallocate", "discard": "unmap", "node-name": "subject", "prealloc-size": 65536 });
+        let file_options = with(file.options, &json!({ "node-name": "file" }));
+        Subject { options: with(own, &json!({ "file": file_options })), ..file }
+    };
+    file_subjects(dir).into_iter().map(above).collect()
 }
 
 fn device(dir: &Path, engine: &Value, sector: &str) -> Subject {

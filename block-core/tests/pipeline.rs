@@ -27,7 +27,7 @@ fn range(start: u64, len: u64) -> ByteRange {
     ByteRange::new(start, len).unwrap()
 }
 
-/// A user's way to a node. The port lives as long as the graph.
+/// A user's way to a node, which may write the incomplete block at its end. The port lives as long as the graph.
 async fn lane(graph: &Rc<Graph>, node: NodeId) -> Rc<PortLane> {
     let options = PortOptions { name: "test port".into(), perms: writer() };
     let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.unwrap();

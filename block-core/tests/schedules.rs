@@ -1,5 +1,5 @@
 //! Random schedules over the types that threads meet at: the gate under drains, late parkers, pins and the reclamation
-//! of views, tracked requests, throttle groups. `graph_loom.rs` proves the memory orderings of small worlds; here the worlds are larger,
+//! of views, tracked requests and their haste, throttle groups. `graph_loom.rs` proves the memory orderings of small worlds; here the worlds are larger,
 //! and each is run in 25,000 schedules, half of them by PCT. Run with
 //! `RUSTFLAGS="--cfg shuttle" cargo test -p block-core --test schedules --target-dir target/shuttle`.
 //!
@@ -19,6 +19,7 @@ use block_core::base::ByteRange;
 use block_core::drivers::filter::throttle::turnstile::{Asking, Direction, Look, Turnstile};
 use block_core::drivers::filter::throttle::{Limits, Rate, Rates};
 use block_core::graph::gate::{Gate, LaneCount};
+use block_core::graph::haste::Haste;
 use block_core::graph::tracked::Tracked;
 use block_core::graph::uses::{UseGuard, Uses};
 use shuttle::future::block_on;
@@ -278,7 +279,7 @@ impl Inside {
 fn tracked_request(tracked: &Tracked, inside: &Inside) {
     let (start, len) = (thread_rng().gen_range(0..4), thread_rng().gen_range(1..4));
     let (range, serialising) = (ByteRange::new(start, len).unwrap(), thread_rng().gen_bool(0.6));
-    let ticket = tracked.enter(range, serialising);
+    let ticket = tracked.enter(range, serialising, &Arc::default());
     if thread_rng().gen_bool(0.25) {
         block_on(poll_fn(|cx| {
             let _ = ticket.poll_alone(cx);
@@ -306,6 +307,25 @@ fn tracked_requests() {
             .collect();
         io.into_iter().for_each(|io| io.join().unwrap());
         assert!(world.1.0.lock().unwrap().is_empty());
+    });
+}
+
+/// One request is parked with a range that another one wants, whose root is drained: both get on.
+#[test]
+fn hurry_is_handed_on() {
+    explore(|| {
+        let tracked = Arc::<Tracked>::default();
+        let holder = Arc::<Haste>::default();
+        let ticket = tracked.enter(ByteRange::new(0, 1).unwrap(), true, &holder);
+        let other = tracked.clone();
+        let drained = thread::spawn(move || {
+            let ticket = other.enter(ByteRange::new(0, 1).unwrap(), true, &Arc::default());
+            ticket.hurry_others();
+            block_on(poll_fn(|cx| ticket.poll_alone(cx)));
+        });
+        block_on(poll_fn(|cx| holder.poll_hurried(cx)));
+        drop(ticket);
+        drained.join().unwrap();
     });
 }
 
@@ -423,6 +443,7 @@ fn canaries_are_caught() {
         ("tracked_late_waker", "tracked_requests"),
         ("tracked_plain_first", "tracked_requests"),
         ("tracked_circle", "tracked_requests"),
+        ("haste_late_waker", "hurry_is_handed_on"),
         ("throttle_unheard", "throttled_requests"),
         ("throttle_no_handover", "throttled_requests"),
     ];

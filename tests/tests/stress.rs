@@ -504,7 +504,7 @@ impl Plumber<'_> {
         match self.0.random.below(8) {
             5 => json!({ "driver": "copy-before-write", "node-name": name, "file": below, "target": nowhere,
                 "on-cbw-error": "break-snapshot", "discard": "unmap" }),
-            6 | 7 => json!({ "driver": "blklogwrites", "node-name": name, "file": below, "log": nowhere }),
+            6 => json!({ "driver": "blklogwrites", "node-name": name, "file": below, "log": nowhere }),
             0 => json!({ "driver": "throttle", "node-name": name, "throttle-group": "unlimited", "file": below }),
             1 => json!({ "driver": "copy-on-read", "node-name": name, "file": below }),
             2 => json!({ "driver": "raw", "node-name": name, "file": below, "discard": "unmap" }),
@@ -534,6 +534,7 @@ impl Plumber<'_> {
 fn is_in_the_way(reply: &Value) -> bool {
     let desc = reply["error"]["desc"].as_str().unwrap_or_default();
     desc.contains("'resize' is used by block_resize")
+        || desc.starts_with("The size may not change")
         || (desc.contains("'write' is used by export") && desc.contains("not shared by node"))
 }
 

@@ -1,4 +1,4 @@
-//! Locks and atomics of the files that are model-checked (`graph/gate.rs`, `graph/uses.rs`, `graph/tracked.rs`,
+//! Locks and atomics of the files that are model-checked (`graph/gate.rs`, `graph/uses.rs`, `graph/tracked.rs`, `graph/haste.rs`,
 //! `rt/wake.rs`, the throttle filter's `turnstile.rs`): std's, or under `cfg(loom)` and `cfg(shuttle)` those of the checker.
 
 #[cfg(loom)]

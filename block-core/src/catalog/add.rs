@@ -24,22 +24,16 @@ pub async fn add(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId
 }
 
 /// Adds what was opened, children first; the last one is the root of the tree.
-fn add_all(edit: &mut GraphEdit<'_>, tree: &[Below]) -> Result<NodeId> {
-    let added = tree.iter().map(|below| edit.add(below.node.clone())).collect::<Result<Vec<_>>>()?;
+fn add_all(edit: &mut GraphEdit<'_>, tree: &[NewNode]) -> Result<NodeId> {
+    let added = tree.iter().map(|node| edit.add(node.clone())).collect::<Result<Vec<_>>>()?;
     Ok(*added.last().expect("a tree has a root"))
-}
-
-/// A node of the tree that is open.
-struct Below {
-    node: NewNode,
-    options: NodeOptions,
 }
 
 /// A tree of definitions that is being opened.
 pub(super) struct Opening {
     graph: Rc<Graph>,
     /// What is open already, children before parents.
-    opened: Vec<Below>,
+    opened: Vec<NewNode>,
     /// The names in this tree.
     names: HashSet<String>,
     /// How many definitions the current one is in.
@@ -84,14 +78,15 @@ impl Opening {
             named.push((edge.clone(), edges.to(edge.clone(), child, *role)));
         }
         let (objects, events) = (self.graph.objects(), self.graph.events());
-        let site = Site { name: &name, common, children: &named, objects, events, graph: &self.graph };
+        let (graph, tree) = (&self.graph, &self.opened[..]);
+        let site = Site { name: &name, common, children: &named, edges: &edges, objects, events, graph, tree };
         let Opened { driver, conf, options } = own.open(site).await?;
         let node = NewNode::new(name, options, |declared| {
             *declared = edges;
             (driver, conf)
         });
         let node = if inline { node.inline() } else { node };
-        self.opened.push(Below { node, options });
+        self.opened.push(node);
         Ok(())
     }
 
@@ -101,7 +96,7 @@ impl Opening {
             GivenNode::Defined(options) => {
                 self.define(options, Some(parent)).await?;
                 let below = self.opened.last().expect("it has just been opened");
-                Ok((below.node.id(), below.options))
+                Ok((below.id(), below.options()))
             }
             GivenNode::Named(name) => {
                 let known = self.graph.find(name).and_then(|id| self.graph.node(id));

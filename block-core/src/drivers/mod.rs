@@ -8,13 +8,14 @@ pub mod protocol;
 use std::borrow::Cow;
 use std::future::Future;
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use qmp::Qapi;
 
 use crate::base::{Error, Result};
 use crate::bitmap::Bitmap;
-use crate::graph::{ChildId, Driver, EventSink, Graph, NodeOptions, Objects};
+use crate::graph::{Child, ChildId, Driver, Edges, EventSink, Graph, NewNode, NodeOptions, Objects};
 
 /// A driver's own options, and how a node is made of them.
 pub trait Open: Clone + PartialEq + Send + 'static {
@@ -38,7 +39,11 @@ pub struct Site<'a> {
     /// Where the node's events go.
     pub events: EventSink,
     /// Where bitmaps are looked up.
-    pub(crate) graph: &'a Graph,
+    pub(crate) graph: &'a Rc<Graph>,
+    /// Where the children's edges lead.
+    pub(crate) edges: &'a Edges,
+    /// What was opened with the node, and is not in the graph either.
+    pub(crate) tree: &'a [NewNode],
 }
 
 /// A dirty bitmap, as options and commands name it.
@@ -61,6 +66,11 @@ impl Site<'_> {
         let BlockDirtyBitmap { node, name } = named;
         let node = self.graph.find(node).ok_or_else(|| Error::new(format!("Node '{node}' not found")))?;
         Ok(self.graph.bitmap(node, name)?.bits)
+    }
+
+    /// Reads from a child. From now on no other program may write to it, if it was defined with this node.
+    pub async fn visit<R>(&self, child: ChildId, work: impl AsyncFnOnce(Child<'_>) -> R) -> Result<R> {
+        self.graph.visit(self.tree, self.edges.leads_to(child), self.common, work).await
     }
 
     /// A child that need not be there.

@@ -8,7 +8,7 @@ use super::drain::Drained;
 use super::edit::{DrainedSet, GraphEdit};
 use super::id::NodeId;
 use super::permission::Role;
-use super::shape::Vertex;
+use super::shape::Vertices;
 use super::transaction::{Pending, Step};
 use crate::base::{Error, Result};
 
@@ -125,16 +125,12 @@ impl Permit {
 
     /// Lets all users of `below` go through `filter`, a node of the graph that leads to `below` already.
     pub async fn insert_filter(&mut self, filter: NodeId, below: NodeId) -> Result<()> {
-        if self.graph().filtered(filter)? != below {
-            return Err(Error::new(format!("{} is no filter above the node", self.graph().described(filter))));
-        }
-        self.replace_node(below, filter).await
+        self.transact(vec![Box::new(Filtering { filter, inserted_above: Some(below) })]).await
     }
 
     /// Lets all users of `filter` use the node that it filters. The filter stays in the graph, unused.
     pub async fn remove_filter(&mut self, filter: NodeId) -> Result<()> {
-        let below = self.graph().filtered(filter)?;
-        self.replace_node(filter, below).await
+        self.transact(vec![Box::new(Filtering { filter, inserted_above: None })]).await
     }
 
     /// Lets all that leads to `from` lead to `to`.
@@ -144,11 +140,8 @@ impl Permit {
 
     /// Makes `overlay`, which has no backing node, stand on `base` and lets all users of `base` use it.
     pub async fn append(&mut self, overlay: NodeId, base: NodeId) -> Result<()> {
-        if self.graph().child(overlay, BACKING).is_some() {
-            return Err(Error::new(format!("{} has a backing node already", self.graph().described(overlay))));
-        }
-        let stand = Change::Repoint { parent: overlay, child: BACKING.into(), to: Some((base, Role::Cow)) };
-        self.transact(vec![Box::new(stand), Box::new(Change::Replace { from: base, to: overlay })]).await
+        let put = Change::Replace { from: base, to: overlay };
+        self.transact(vec![Box::new(Standing { overlay, base }), Box::new(put)]).await
     }
 
     /// Lets `overlay` stand on another node, or on none.
@@ -158,17 +151,56 @@ impl Permit {
     }
 }
 
-/// What QMP calls the edge to what an overlay stands on.
-const BACKING: &str = "backing";
+/// A filter that comes between a node and its users, or goes from there. What it filters is looked up under the drain.
+struct Filtering {
+    filter: NodeId,
+    /// The node that it has to filter, and whose users go through it. `None`: it goes.
+    inserted_above: Option<NodeId>,
+}
 
-impl Graph {
-    /// The node that a filter passes requests on to.
-    fn filtered(&self, filter: NodeId) -> Result<NodeId> {
-        let below = |vertex: &Vertex| {
-            let child = vertex.node()?.body.filtered()?;
-            Some(child.of(&vertex.edges).to)
-        };
-        let found = self.vertex(filter, below).ok_or_else(super::edit::no_such_node)?;
-        found.ok_or_else(|| Error::new(format!("{} is not a filter", self.described(filter))))
+impl Filtering {
+    fn change(&self, graph: &impl Vertices) -> Result<Change> {
+        let vertex = graph.vertex(self.filter).ok_or_else(super::edit::no_such_node)?;
+        let child = vertex.node().and_then(|node| node.body.filtered());
+        let child = child.ok_or_else(|| Error::new(format!("{} is not a filter", vertex.described())))?;
+        let below = child.of(&vertex.edges).to;
+        match self.inserted_above {
+            None => Ok(Change::Replace { from: self.filter, to: below }),
+            Some(wanted) if wanted == below => Ok(Change::Replace { from: below, to: self.filter }),
+            Some(_) => Err(Error::new(format!("{} is no filter above the node", vertex.described()))),
+        }
     }
 }
+
+impl Step for Filtering {
+    fn drains(&self, graph: &Graph) -> Result<Vec<NodeId>> {
+        let change = self.change(&*graph.shape.borrow())?;
+        change.drains(graph)
+    }
+
+    fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
+        self.change(edit)?.edit(edit, set)
+    }
+}
+
+/// An overlay that has no backing node gets one.
+struct Standing {
+    overlay: NodeId,
+    base: NodeId,
+}
+
+impl Step for Standing {
+    fn drains(&self, graph: &Graph) -> Result<Vec<NodeId>> {
+        if graph.child(self.overlay, BACKING).is_some() {
+            return Err(Error::new(format!("{} has a backing node already", graph.described(self.overlay))));
+        }
+        Ok(vec![self.overlay])
+    }
+
+    fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
+        edit.add_child(set.owner(self.overlay)?, BACKING, self.base, Role::Cow)
+    }
+}
+
+/// What QMP calls the edge to what an overlay stands on.
+const BACKING: &str = "backing";

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::poll_fn;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,29 +23,30 @@ use super::lane::Root;
 use super::node::EventSink;
 use super::objects::Objects;
 use super::options::NodeOptions;
-use super::permission::Perms;
+use super::permission::{PermSet, Perms};
 use super::shape::{Kind, NodeParts, Shape, Vertex, Vertices};
 use super::stats::Totals;
 use super::uses::UseGuard;
 use super::view::{Placed, Slot, View};
 use crate::base::{Error, IoError, Result, ResultExt};
-use crate::rt::Local;
-use crate::rt::sync::{Notify, Receiver, oneshot};
+use crate::rt::sync::Notify;
 
 /// The block graph. Lives on the control thread.
 pub struct Graph {
     pub(super) shape: RefCell<Shape>,
     events: EventSink,
     /// What external locks each node holds at the least.
-    held: RefCell<HashMap<NodeId, Perms>>,
+    pub(super) held: RefCell<HashMap<NodeId, Perms>>,
     /// What is being drained, one set a command.
-    drains: RefCell<Vec<Rc<BTreeSet<NodeId>>>>,
+    pub(super) drains: RefCell<Vec<Rc<BTreeSet<NodeId>>>>,
+    /// Those of them whose commands wait for other commands' drains.
+    pub(super) held_up: RefCell<Vec<Rc<BTreeSet<NodeId>>>>,
     /// Nodes whose locks are being changed.
-    locking: RefCell<BTreeSet<NodeId>>,
+    pub(super) locking: RefCell<BTreeSet<NodeId>>,
     /// Roots of the control task's own I/O, until they are empty.
     pub(super) private: RefCell<Vec<PrivateRoot>>,
     /// Something that a command may be waiting for has changed.
-    changed: Notify,
+    pub(super) changed: Notify,
     names: Cell<u64>,
     objects: Objects,
     /// What is shut out from nodes.
@@ -87,6 +88,7 @@ impl Graph {
             events,
             held: RefCell::default(),
             drains: RefCell::default(),
+            held_up: RefCell::default(),
             locking: RefCell::default(),
             private: RefCell::default(),
             changed: Notify::new(),
@@ -192,6 +194,11 @@ impl Graph {
         .await
     }
 
+    /// The same, until the value is dropped.
+    pub(super) async fn reserved(self: &Rc<Self>, of: &[NodeId]) -> Reserved {
+        Reserved { graph: self.clone(), set: self.reserve(of).await }
+    }
+
     pub(super) fn release(&self, set: &Rc<BTreeSet<NodeId>>) {
         self.drains.borrow_mut().retain(|other| !Rc::ptr_eq(other, set));
         self.changed.notify_all();
@@ -203,7 +210,7 @@ impl Graph {
     }
 
     /// Waits until `ready` gives something. It is asked again after every change of drains and locks.
-    async fn when<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
+    pub(super) async fn when<T>(&self, mut ready: impl FnMut() -> Option<T>) -> T {
         loop {
             let changed = self.changed.notified();
             if let Some(value) = ready() {
@@ -211,61 +218,6 @@ impl Graph {
             }
             changed.await;
         }
-    }
-
-    // ---- external locks ----------------------------------------------------------------------------------------
-
-    /// Takes what the nodes of `outcome` will need on top of what they hold. Undone when the value is dropped before
-    /// the change has been published.
-    pub(super) async fn tighten(self: &Rc<Self>, outcome: &Outcome) -> Result<Locks> {
-        // All are claimed, so that what others are just giving back is not counted on.
-        let locks = self.claim_locks(outcome.relock.iter().copied().collect()).await;
-        let lacking: Vec<_> = outcome.relock.iter().filter_map(|id| Tighten::of(self, outcome, *id)).collect();
-        for node in lacking {
-            // Noted first: one that fails half-way has something to give back.
-            self.held.borrow_mut().insert(node.id, node.perms);
-            node.borrowed.body.tighten(node.perms).await?;
-        }
-        Ok(locks)
-    }
-
-    /// A node whose users would need more than it holds.
-    fn first_lacking(&self, outcome: &Outcome) -> Option<String> {
-        let lacking = outcome.relock.iter().find(|id| Tighten::of(self, outcome, **id).is_some())?;
-        outcome.touched.get(lacking)?.as_ref().map(Vertex::described)
-    }
-
-    /// One command at a time changes the locks of a node.
-    async fn claim_locks(self: &Rc<Self>, nodes: BTreeSet<NodeId>) -> Locks {
-        self.when(|| {
-            let mut locking = self.locking.borrow_mut();
-            locking.is_disjoint(&nodes).then(|| locking.extend(&nodes))
-        })
-        .await;
-        Locks { graph: Rc::downgrade(self), claimed: nodes }
-    }
-
-    /// Gives back what the nodes hold and their users do not need, and the claim on their locks.
-    async fn relax_claimed(&self, claimed: BTreeSet<NodeId>) {
-        for id in &claimed {
-            self.relax(*id).await;
-        }
-        self.locking.borrow_mut().retain(|id| !claimed.contains(id));
-        self.changed.notify_all();
-    }
-
-    async fn relax(&self, id: NodeId) {
-        let Some(perms) = self.vertex(id, |vertex| vertex.perms) else {
-            self.held.borrow_mut().remove(&id);
-            return;
-        };
-        if self.held.borrow().get(&id).is_none_or(|held| *held == perms) {
-            return;
-        }
-        let Some(borrowed) = self.borrow_body(id) else { return };
-        // Noted first: while it is being given back, nobody may count on it.
-        self.held.borrow_mut().insert(id, perms);
-        borrowed.body.relax(perms).await;
     }
 
     // ---- edit and publish: the one exclusive step --------------------------------------------------------------
@@ -277,14 +229,6 @@ impl Graph {
         change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
     ) -> Result<(R, Outcome)> {
         evaluate(&self.shape.borrow(), &self.events, set, change)
-    }
-
-    /// True where another command is draining something that this change touches.
-    fn collides(&self, outcome: &Outcome, own: Option<&Rc<BTreeSet<NodeId>>>) -> bool {
-        let drains = self.drains.borrow();
-        let others = drains.iter().filter(|other| own.is_none_or(|own| !Rc::ptr_eq(own, other)));
-        let mut touched = others.flat_map(|set| outcome.touched.keys().filter(|id| set.contains(id)));
-        touched.next().is_some()
     }
 
     /// Makes a change and publishes it. `own` is what the caller has drained.
@@ -315,12 +259,12 @@ impl Graph {
         let roots: Vec<_> = drained.iter().chain(&outcome.new_roots).copied().collect();
         for id in roots {
             let Some(root) = shape.vertex(id).and_then(Vertex::root) else { continue };
-            root.gate().resume(Some(Arc::new(view_of(&shape, id))));
+            root.gate().resume(Some(Arc::new(view_of(&*shape, id))));
             root.poke();
         }
         for root in gone {
             // Threads may keep their lanes; the nodes are not kept with them.
-            root.gate().retire(Arc::new(View::new(Vec::new(), super::permission::PermSet::NONE)));
+            root.gate().retire(Arc::new(View::new(Vec::new(), PermSet::NONE)));
             root.poke();
         }
         drop(shape);
@@ -331,7 +275,7 @@ impl Graph {
 
     pub(super) fn private_view(&self, node: NodeId) -> View {
         let shape = self.shape.borrow();
-        view_from(&shape, Some(node), super::permission::PermSet::ALL)
+        view_from(&*shape, Some(node), PermSet::ALL)
     }
 }
 
@@ -341,7 +285,7 @@ fn report(shape: &Shape, id: NodeId, vertex: &Vertex) -> Option<NodeReport> {
         id,
         name: vertex.name.clone(),
         options: node.options,
-        geometry: node.geometry,
+        geometry: shape.geometry_now(vertex)?,
         bitmaps: node.bitmaps.clone(),
         children: vertex.edges.iter().map(|edge| (edge.name.clone(), edge.to)).collect(),
         parents: vertex.parents.iter().filter_map(|id| Some(shape.vertex(*id)?.described())).collect(),
@@ -374,13 +318,13 @@ fn place(shape: &mut Shape, id: NodeId, vertex: Option<Vertex>) -> Option<NodePa
     }
 }
 
-fn view_of(shape: &Shape, root: NodeId) -> View {
+fn view_of(shape: &impl Vertices, root: NodeId) -> View {
     let vertex = shape.vertex(root).expect("a view is made for a root in the graph");
     view_from(shape, vertex.edges.iter().map(|edge| edge.to), vertex.perms.uses)
 }
 
 /// The slots of everything below `tops`, breadth first, with slot 0 for the root.
-fn view_from(shape: &Shape, tops: impl IntoIterator<Item = NodeId>, uses: super::permission::PermSet) -> View {
+pub(super) fn view_from(shape: &impl Vertices, tops: impl IntoIterator<Item = NodeId>, uses: PermSet) -> View {
     let mut order: Vec<NodeId> = Vec::new();
     let mut slots: BTreeMap<NodeId, u32> = BTreeMap::new();
     let mut slot_of = |id: NodeId, order: &mut Vec<NodeId>| {
@@ -424,62 +368,20 @@ impl Borrowed {
         Some(Self::from(shape.vertex(id)?.node()?))
     }
 
-    fn from(parts: &NodeParts) -> Self {
+    pub(super) fn from(parts: &NodeParts) -> Self {
         Self { body: parts.body.clone(), _guard: parts.guard.clone() }
     }
 }
 
-/// One node whose users are going to need more of the outside world than it holds.
-struct Tighten {
-    id: NodeId,
-    perms: Perms,
-    borrowed: Borrowed,
+/// Nodes, and what is above them, that no other command drains or changes meanwhile.
+pub(super) struct Reserved {
+    graph: Rc<Graph>,
+    set: Rc<BTreeSet<NodeId>>,
 }
 
-impl Tighten {
-    fn of(graph: &Graph, outcome: &Outcome, id: NodeId) -> Option<Self> {
-        let vertex = outcome.touched.get(&id)?.as_ref()?;
-        let held = graph.held.borrow().get(&id).copied().unwrap_or(Perms::IDLE);
-        let enough = held.uses.contains(vertex.perms.uses) && vertex.perms.shares.contains(held.shares);
-        let borrowed = Borrowed::from(vertex.node()?);
-        (!enough).then_some(Self { id, perms: held.and(vertex.perms), borrowed })
-    }
-}
-
-/// External locks that were taken for a change. Dropped before the change is published, they are given back.
-#[must_use = "dropped at once, the locks are given back before the change"]
-pub struct Locks {
-    graph: Weak<Graph>,
-    claimed: BTreeSet<NodeId>,
-}
-
-impl Locks {
-    /// Gives back what nobody needs, and waits for it.
-    async fn give_back(mut self) {
-        if let Some(over) = self.giving_back() {
-            // It sends before it ends, and it ends before this thread does.
-            let _ = over.await;
-        }
-    }
-
-    /// Giving back asks the kernel, so it is a task of its own, which ends whatever becomes of the command; who comes
-    /// next for these nodes waits for it.
-    fn giving_back(&mut self) -> Option<Receiver<()>> {
-        let claimed = std::mem::take(&mut self.claimed);
-        let graph = self.graph.upgrade().filter(|_| !claimed.is_empty())?;
-        let (done, over) = oneshot();
-        Local::current().spawn(async move {
-            graph.relax_claimed(claimed).await;
-            // Who does not wait is not told.
-            let _ = done.send(());
-        });
-        Some(over)
-    }
-}
-
-impl Drop for Locks {
+impl Drop for Reserved {
     fn drop(&mut self) {
-        self.giving_back();
+        self.graph.release(&self.set);
     }
 }
 
@@ -514,29 +416,12 @@ impl Permit {
     /// Changes what no request can walk: adds nodes, removes what nothing uses. Needs no drain; waits for external
     /// locks and for drains of other commands that are in the way.
     pub async fn apply<R>(&mut self, change: impl Fn(&mut GraphEdit<'_>) -> Result<R>) -> Result<R> {
-        let none = BTreeSet::new();
-        loop {
-            let (_, outcome) = self.graph.preview(&none, |edit, _| change(edit))?;
-            if self.graph.collides(&outcome, None) {
-                let graph = self.graph.clone();
-                graph.when(|| (!graph.collides(&outcome, None)).then_some(())).await;
-                continue;
-            }
-            let locks = self.graph.tighten(&outcome).await?;
-            drop(outcome);
-            // The plan is checked again: while the locks were taken, others may have changed what it rests on.
-            let (_, now) = self.graph.preview(&none, |edit, _| change(edit))?;
-            if self.graph.first_lacking(&now).is_some() || self.graph.collides(&now, None) {
-                drop(locks);
-                continue;
-            }
-            drop(now);
-            let committed = self.graph.commit(None, |edit, _| change(edit))?;
-            // With what it brought: a new node may be removed again before this command is over.
-            drop(change);
-            drop(locks);
-            return Ok(committed.close(self).await);
-        }
+        let locks = self.graph.prepared(None, |edit, _| change(edit)).await?;
+        let committed = self.graph.commit(None, |edit, _| change(edit))?;
+        // With what it brought: a new node may be removed again before this command is over.
+        drop(change);
+        drop(locks);
+        Ok(committed.close(self).await)
     }
 
     /// Adds a root over `new.node`.
@@ -547,6 +432,8 @@ impl Permit {
     /// Drains a root and takes it out.
     pub(crate) async fn remove_root(&mut self, id: NodeId) -> Result<()> {
         let drained = self.drain(&[id]).await?;
+        let leaving = drained.preview(|edit, set| edit.remove_root(set.owner(id)?))?;
+        drained.calm(leaving.calmed).await;
         let committed = drained.write(|edit, set| edit.remove_root(set.owner(id)?))?;
         committed.close(self).await;
         Ok(())
@@ -561,18 +448,38 @@ impl Permit {
     /// first: if that fails, this fails, once. The nodes are closed before this returns, so that their files and locks
     /// are free.
     pub async fn remove(&mut self, id: NodeId) -> Result<()> {
-        let family = self.graph.family(id);
-        let mut drained = self.drain(&family).await?;
+        let mut family = self.graph.family(id);
+        let drained = loop {
+            let drained = self.drain(&family).await?;
+            let now = drained.graph().family(id);
+            if now == family {
+                break drained;
+            }
+            // Another command gave the node other children while this one waited.
+            family = now;
+        };
         drained.check_unused(id)?;
-        let flushed = drained.exclusive(id)?.with(async |child| child.flush().await).await;
-        if let Err(error) = flushed
+        let finished = drained.finished(id, &family).await;
+        if let Err(error) = finished
             && !drained.graph().knows_loss(id, error)
         {
             return Err(error).doing(|| format!("Could not flush {} before removing it", drained.described(id)));
         }
+        let leaving = drained.preview(|edit, _| edit.remove(id))?;
+        drained.calm(leaving.calmed).await;
         let committed = drained.write(|edit, _| edit.remove(id))?;
         committed.close(self).await;
         Ok(())
+    }
+}
+
+impl Drained<'_> {
+    /// What a node and those that go with it keep in memory alone is written, and stable.
+    async fn finished(&self, id: NodeId, family: &[NodeId]) -> Result<(), IoError> {
+        for id in family {
+            self.own_io(*id).with(async |child| child.finish().await).await?;
+        }
+        self.own_io(id).with(async |child| child.flush().await).await
     }
 }
 

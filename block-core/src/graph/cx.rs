@@ -6,16 +6,20 @@
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
+use super::driver::End;
 use super::geometry::Geometry;
+use super::haste::Haste;
 use super::id::ChildId;
 use super::lane::{Lane, ViewPin};
 use super::options::NodeOptions;
 use super::permission::PermSet;
 use super::stats::Counters;
+use super::tracked::{Ticket, Tracked};
 use super::view::Placed;
-use crate::base::IoError;
+use crate::base::{ByteRange, IoError};
 use crate::rt::{Engine, Local, Op};
 
 /// See the module's head.
@@ -62,15 +66,43 @@ impl<'g> IoCx<'g> {
     /// Waits for `work`, or gives `None` as soon as somebody wants this request out of the graph.
     ///
     /// A parked request belongs to its root, not to the node where it is parked: a shared node lets only the drained
-    /// root's go.
+    /// root's go, and those that they have to wait for.
     pub async fn unless_hurried<T>(self, work: impl Future<Output = T>) -> Option<T> {
         let mut work = pin!(work);
         let mut wait = self.pin.hurry_wait();
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(value) => Poll::Ready(Some(value)),
-            Poll::Pending => self.pin.gate().poll_hurried(&mut wait.key, cx).map(|()| None),
+            Poll::Pending => {
+                let by_root = self.pin.gate().poll_hurried(&mut wait.key, cx);
+                let by_others = self.pin.haste().poll_hurried(cx);
+                if by_root.is_ready() || by_others.is_ready() { Poll::Ready(None) } else { Poll::Pending }
+            }
         })
         .await
+    }
+
+    /// Waits for `work`, which other requests have to do, whatever their roots. As soon as somebody wants this request
+    /// out of the graph, `hurry` is called, once: it has to hurry those others, and who comes later must not be in the
+    /// way of `work`.
+    pub(crate) async fn handing_on<T>(self, work: impl Future<Output = T>, hurry: impl FnOnce()) -> T {
+        let mut work = pin!(work);
+        if let Some(value) = self.unless_hurried(work.as_mut()).await {
+            return value;
+        }
+        hurry();
+        work.await
+    }
+
+    /// Registers this request with those that overlap matters to, and waits until none is in the way.
+    pub(crate) async fn alone(self, tracked: &Tracked, range: ByteRange, serialising: bool) -> Ticket<'_> {
+        let ticket = tracked.enter(range, serialising, self.haste());
+        self.handing_on(poll_fn(|cx| ticket.poll_alone(cx)), || ticket.hurry_others()).await;
+        ticket
+    }
+
+    /// For those who will wait for this request.
+    pub(crate) fn haste(self) -> &'g Arc<Haste> {
+        self.pin.haste()
     }
 
     /// A second request under the same root, for work that outlives this one (read-ahead, write-back).
@@ -100,16 +132,24 @@ impl<'g> Child<'g> {
         &self.placed().shared.name
     }
 
-    /// Size and limits of the child.
+    /// Limits of the child, and the size that it had when the graph was last changed.
     #[inline]
     pub fn geometry(self) -> Geometry {
         self.placed().geometry
     }
 
-    /// Size in bytes.
-    #[inline]
+    /// Size in bytes, as it is now.
     pub fn size(self) -> u64 {
-        self.placed().geometry.size
+        self.moving_end().unwrap_or(self.placed().geometry.size)
+    }
+
+    /// The end of a node whose writers may move it while requests run, in bytes.
+    pub fn moving_end(self) -> Option<u64> {
+        match self.placed().body.end() {
+            End::Fixed => None,
+            End::At(end) => Some(end),
+            End::Of(child) => self.cx.child(child).moving_end(),
+        }
     }
 
     #[inline]

@@ -7,11 +7,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::control::{Committed, Graph, Locks};
+use super::control::{Committed, Graph};
 use super::cx::Child;
-use super::edit::{DrainedSet, GraphEdit};
+use super::edit::{DrainedSet, GraphEdit, Leaving};
 use super::id::{ChildId, NodeId};
 use super::lane::Root;
+use super::prepare::Locks;
+use super::view::View;
 use crate::base::{Error, Result};
 use crate::rt::{Local, within};
 
@@ -28,15 +30,16 @@ struct Stopped {
     graph: Rc<Graph>,
     set: Rc<BTreeSet<NodeId>>,
     roots: Vec<Root>,
+    deadline: Duration,
 }
 
 impl Drained<'_> {
     pub(super) async fn begin(graph: &Rc<Graph>, nodes: &[NodeId], deadline: Duration) -> Result<Self> {
         let set = graph.reserve(nodes).await;
         let roots = graph.roots_in(&set);
-        let stopped = Stopped { graph: graph.clone(), set, roots };
+        let stopped = Stopped { graph: graph.clone(), set, roots, deadline };
         stopped.roots.iter().for_each(|root| root.gate().stop());
-        stopped.emptied(deadline).await?;
+        stopped.emptied().await?;
         Ok(Drained { stopped, permit: PhantomData })
     }
 
@@ -63,24 +66,35 @@ impl Drained<'_> {
         Exclusive { graph: self.stopped.graph.clone(), node: id, drained: PhantomData }
     }
 
-    /// Checks a change without making it; gives the nodes that were written and are replaced by it.
+    /// Checks a change without making it; says which nodes are going to lose users by it.
     pub(super) fn preview(
         &self,
         change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
-    ) -> Result<Vec<NodeId>> {
+    ) -> Result<Leaving> {
         let Stopped { graph, set, .. } = &self.stopped;
-        Ok(graph.preview(set, change)?.1.replaced)
+        Ok(graph.preview(set, change)?.1.leaving)
     }
 
-    /// Takes the external locks (of image files) that `change` is going to need; they are kept until the value is
-    /// dropped, and beyond that if the change was published. A change that lets nobody do more than before needs none.
+    /// Lets nodes that nobody makes grow any more give back what they took for that, while they still have their locks.
+    /// One that cannot keeps space that it does not need.
+    pub(super) async fn calm(&self, nodes: Vec<NodeId>) {
+        for id in nodes {
+            if let Err(error) = self.own_io(id).with(async |child| child.end_growth().await).await {
+                tracing::warn!("{} keeps what was taken ahead of its writers: {error}", self.described(id));
+            }
+        }
+    }
+
+    /// Waits for drains of other commands that `change` would reach into, as long as a drain may take, and takes the
+    /// external locks (of image files) that it is going to need; they are kept until the value is dropped, and beyond
+    /// that if the change was published. A change that reaches nowhere else and lets nobody do more than before needs
+    /// none of this.
     pub async fn prepare(
         &self,
         change: impl for<'d> Fn(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<()>,
     ) -> Result<Locks> {
-        let Stopped { graph, set, .. } = &self.stopped;
-        let (_, outcome) = graph.preview(set, change)?;
-        graph.tighten(&outcome).await
+        let Stopped { graph, set, deadline, .. } = &self.stopped;
+        graph.prepared(Some((set, *deadline)), change).await
     }
 
     pub(super) fn check_unused(&self, id: NodeId) -> Result<()> {
@@ -105,7 +119,8 @@ impl Drained<'_> {
 }
 
 impl Stopped {
-    async fn emptied(&self, deadline: Duration) -> Result<()> {
+    async fn emptied(&self) -> Result<()> {
+        let deadline = self.deadline;
         let local = Local::current();
         let all = async {
             for root in &self.roots {
@@ -139,7 +154,8 @@ impl Drop for Stopped {
 /// A root of the control task's own I/O. It is counted like any other: a later drain waits until it is empty, even if
 /// the command that made it has given up.
 pub(super) struct PrivateRoot {
-    node: NodeId,
+    /// Those nodes that a drain of which has to wait for it.
+    over: BTreeSet<NodeId>,
     root: Root,
 }
 
@@ -154,19 +170,13 @@ impl Exclusive<'_> {
     /// Runs `work` on the node. It is over when all that it started is over. It is hurried from its beginning: guests
     /// stand still meanwhile, so it may not wait for anything that a request of theirs would not wait for now.
     pub async fn with<R>(&mut self, work: impl AsyncFnOnce(Child<'_>) -> R) -> R {
-        let view = Arc::new(self.graph.private_view(self.node));
-        let root = Root::new("the control task".into(), view);
-        self.graph.private.borrow_mut().push(PrivateRoot { node: self.node, root: root.clone() });
-        let lane = root.lane(&Local::current());
-        let pin = lane.enter().await;
-        root.gate().stop();
-        let value = work(pin.cx().child(ChildId(0))).await;
-        drop(pin);
-        // What drivers forked has to be over before the drain is.
-        poll_fn(|cx| root.gate().poll_empty(cx)).await;
-        drop(lane);
-        self.graph.forget_private(&root);
-        value
+        let view = self.graph.private_view(self.node);
+        self.graph
+            .with_private(view, BTreeSet::from([self.node]), async |child, root| {
+                root.gate().stop();
+                work(child).await
+            })
+            .await
     }
 }
 
@@ -175,11 +185,36 @@ impl Graph {
         self.vertex(id, |vertex| vertex.root().is_some_and(|other| other.is(root))).unwrap_or(false)
     }
 
+    /// The control task's own I/O through `view`. It is over when all that it started is over.
+    pub(super) async fn with_private<R>(
+        &self,
+        view: View,
+        over: BTreeSet<NodeId>,
+        work: impl AsyncFnOnce(Child<'_>, &Root) -> R,
+    ) -> R {
+        let root = Root::new("the control task".into(), Arc::new(view));
+        self.private.borrow_mut().push(PrivateRoot { over, root: root.clone() });
+        let lane = root.lane(&Local::current());
+        let pin = lane.enter().await;
+        let value = work(pin.cx().child(ChildId::FIRST), &root).await;
+        drop(pin);
+        root.gate().stop();
+        // What drivers forked has to be over as well.
+        poll_fn(|cx| root.gate().poll_empty(cx)).await;
+        drop(lane);
+        self.forget_private(&root);
+        value
+    }
+
     /// Waits for private roots that a command which gave up has left over a node of `set`.
     async fn private_emptied(&self, set: &BTreeSet<NodeId>) {
         let left: Vec<Root> = {
             let private = self.private.borrow();
-            private.iter().filter(|private| set.contains(&private.node)).map(|private| private.root.clone()).collect()
+            private
+                .iter()
+                .filter(|private| !private.over.is_disjoint(set))
+                .map(|private| private.root.clone())
+                .collect()
         };
         for root in left {
             root.gate().stop();

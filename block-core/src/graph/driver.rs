@@ -124,6 +124,17 @@ pub enum Settled {
     Failed(IoError),
 }
 
+/// Where a node ends while requests run. What its geometry says was true when the graph was last changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Where its geometry says: only a change of the graph moves it.
+    Fixed,
+    /// At this many bytes just now. Writers that may resize the node move it.
+    At(u64),
+    /// Where this child ends.
+    Of(ChildId),
+}
+
 /// What `query-named-block-nodes` and `query-blockstats` say about a node beyond the common members.
 #[derive(Clone, Debug, Default)]
 pub struct DriverInfo {
@@ -172,7 +183,8 @@ pub trait Driver: Send + Sync + 'static {
     /// `conf` already.
     fn geometry(&self, conf: &Self::Conf, children: &[Geometry]) -> Result<Geometry, Error>;
 
-    /// An answer from memory, or `None` for the async path. Called once a request; it may not block nor allocate.
+    /// An answer from memory, or `None` for the async path, which a write that moves the end has to take. Called once a
+    /// request; it may not block nor allocate.
     fn direct(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _request: DirectRequest) -> Option<DirectPlan> {
         None
     }
@@ -264,6 +276,34 @@ pub trait Driver: Send + Sync + 'static {
         size: u64,
         preallocation: Preallocation,
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// Where the node ends just now. Who says anything but [`End::Fixed`] takes writes, and writes of zeroes, past its end
+    /// from users that may resize it, and [`Driver::set_end`].
+    fn end(&self, _conf: &Self::Conf) -> End {
+        End::Fixed
+    }
+
+    /// Moves the end to `to` bytes, while other requests run. Who asks has seen to it that nobody uses what is cut off.
+    fn set_end(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _to: u64,
+        _how: Preallocation,
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
+    /// Leaves the children as somebody else may find them: what is kept in memory alone is written. The node is drained,
+    /// and is about to be closed, replaced or reopened, or to become inactive; it may be used again afterwards.
+    fn finish(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
+
+    /// Nobody can make the node grow any more; space that was taken for that is given back. Others may be using the node.
+    fn end_growth(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
 
     /// A node whose size is a child's says which child has to change, and to what size in bytes. `None`: it changes by
     /// itself, through [`Driver::truncate`].
@@ -403,6 +443,10 @@ pub(crate) trait DynDriver: Send + Sync {
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
+    fn end(&self) -> End;
+    fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>>;
+    fn finish<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
+    fn end_growth<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
     fn set_active<'a>(
         &'a self,
         common: NodeOptions,
@@ -489,6 +533,18 @@ impl<D: Driver> DynDriver for Body<D> {
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move { Ok(self.under(self.driver.truncate(&self.conf, cx, size, preallocation).await?)) })
+    }
+    fn end(&self) -> End {
+        self.driver.end(&self.conf)
+    }
+    fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.set_end(&self.conf, cx, to, how))
+    }
+    fn finish<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.finish(&self.conf, cx))
+    }
+    fn end_growth<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.end_growth(&self.conf, cx))
     }
     fn set_active<'a>(
         &'a self,

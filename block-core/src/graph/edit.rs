@@ -28,11 +28,11 @@ pub struct NewNode {
     options: NodeOptions,
     explicit: bool,
     body: Arc<dyn DynDriver>,
-    edges: Vec<(Cow<'static, str>, NodeId, Role)>,
+    edges: Edges,
 }
 
 /// The edges of a node that is being made.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Edges(Vec<(Cow<'static, str>, NodeId, Role)>);
 
 impl Edges {
@@ -40,6 +40,10 @@ impl Edges {
     pub fn to(&mut self, name: impl Into<Cow<'static, str>>, to: NodeId, role: Role) -> ChildId {
         self.0.push((name.into(), to, role));
         ChildId(u32::try_from(self.0.len() - 1).expect("a node has few children"))
+    }
+
+    pub(crate) fn leads_to(&self, child: ChildId) -> NodeId {
+        child.of(&self.0).1
     }
 }
 
@@ -49,12 +53,25 @@ impl NewNode {
         let mut edges = Edges::default();
         let (driver, conf) = make(&mut edges);
         let body = Arc::new(Body { driver: Arc::new(driver), conf });
-        Self { id: NodeId::fresh(), name, options, explicit: true, body, edges: edges.0 }
+        Self { id: NodeId::fresh(), name, options, explicit: true, body, edges }
     }
 
     /// Where it will be, for the edges of those that are added after it in the same change.
     pub fn id(&self) -> NodeId {
         self.id
+    }
+
+    /// The common options in force.
+    pub(crate) fn options(&self) -> NodeOptions {
+        self.options
+    }
+
+    pub(super) fn body(&self) -> &Arc<dyn DynDriver> {
+        &self.body
+    }
+
+    pub(super) fn children(&self) -> impl Iterator<Item = NodeId> {
+        self.edges.0.iter().map(|(_, to, _)| *to)
     }
 
     /// The node is somebody's inline child: it goes when its last parent goes.
@@ -120,8 +137,8 @@ pub struct GraphEdit<'d> {
     new_roots: Vec<NodeId>,
     /// Nodes that an edge has led to and leads to no more.
     cut_off: Vec<NodeId>,
-    /// Those of them for which another node has come.
-    pub(super) replaced: Vec<NodeId>,
+    /// Those of them for which another node has come, with that one.
+    pub(super) replaced: Vec<(NodeId, NodeId)>,
     brand: Brand<'d>,
 }
 
@@ -145,7 +162,7 @@ impl<'d> GraphEdit<'d> {
         let guard = shared.uses.guard();
         let (body, options, explicit) = (new.body, new.options, new.explicit);
         let parts = NodeParts { body, shared, options, geometry: placeholder, bitmaps: Vec::new(), explicit, guard };
-        let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges)?;
+        let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges.0)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {
             return Err(Error::new(format!("The graph may not be deeper than {MAX_DEPTH} nodes")));
@@ -300,10 +317,19 @@ pub(crate) struct Outcome {
     /// Roots above something that requests see differently.
     pub(crate) affected_roots: BTreeSet<NodeId>,
     pub(crate) new_roots: Vec<NodeId>,
-    /// Nodes that were written, and that are used no more where another one has come.
-    pub(crate) replaced: Vec<NodeId>,
+    /// What has to be seen to before requests see the change.
+    pub(crate) leaving: Leaving,
     /// Roots that have to be told, with what they stand on now.
     pub(crate) news: Vec<(News, Geometry)>,
+}
+
+/// Nodes that some of their users leave.
+#[derive(Default)]
+pub(crate) struct Leaving {
+    /// Those that were written, and that are used no more where another one has come, with that one.
+    pub(crate) replaced: Vec<(NodeId, NodeId)>,
+    /// Those that users could make grow, and no longer can.
+    pub(crate) calmed: Vec<NodeId>,
 }
 
 /// Runs a change on a copy and checks the result: links, permissions, geometry.
@@ -420,8 +446,7 @@ impl GraphEdit<'_> {
     }
 
     fn child_geometries(&self, vertex: &Vertex) -> Vec<Geometry> {
-        let children = vertex.edges.iter().filter_map(|edge| self.vertex(edge.to)?.node());
-        children.map(|node| node.geometry).collect()
+        vertex.edges.iter().filter_map(|edge| self.geometry_now(self.vertex(edge.to)?)).collect()
     }
 
     fn finish(self) -> Outcome {
@@ -439,8 +464,17 @@ impl GraphEdit<'_> {
             let writes = PermSet::WRITE | PermSet::WRITE_UNCHANGED;
             self.base.vertex(*id).is_some_and(|vertex| !(vertex.perms.uses & writes).is_empty())
         };
-        let replaced = self.replaced.iter().copied().filter(written).collect();
-        Outcome { relock, affected_roots, news, replaced, new_roots: self.new_roots, touched: self.touched }
+        let replaced = self.replaced.iter().copied().filter(|(old, _)| written(old)).collect();
+        let calmed = self.touched.iter().filter(|(id, now)| self.is_calmed(**id, now.as_ref())).map(|(id, _)| *id);
+        let leaving = Leaving { replaced, calmed: calmed.collect() };
+        Outcome { relock, affected_roots, news, leaving, new_roots: self.new_roots, touched: self.touched }
+    }
+
+    /// A node that stays, and that nobody can make grow any more by writing.
+    fn is_calmed(&self, id: NodeId, now: Option<&Vertex>) -> bool {
+        let grows =
+            |vertex: &Vertex| vertex.node().is_some() && vertex.perms.uses.contains(PermSet::WRITE | PermSet::RESIZE);
+        self.base.vertex(id).is_some_and(grows) && now.is_some_and(|now| !grows(now))
     }
 
     /// Roots that stand on something of another size or with other limits than before.

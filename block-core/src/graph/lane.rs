@@ -2,7 +2,7 @@
 //!
 //! A lane, and whatever it hands out, stays on its thread (`!Send`), so that no driver can keep one.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::rc::{Rc, Weak};
@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::cx::IoCx;
 use super::driver::DirectPlan;
 use super::gate::{Gate, LaneCount};
+use super::haste::Haste;
 use super::stats::{Counters, OpKind};
 use super::view::View;
 use crate::rt::{Counted, Hold, Local, Remote};
@@ -152,7 +153,7 @@ impl Lane {
             drop(pinned);
             pinned = self.refresh();
         }
-        Some(ViewPin { pinned, counted: self.counted() })
+        Some(ViewPin { pinned, haste: OnceCell::new(), counted: self.counted() })
     }
 
     /// Lets a request in as soon as the root is open.
@@ -259,6 +260,8 @@ impl Drop for CountedIn {
 pub struct ViewPin {
     /// Dropped before the count goes down: who sees an empty root sees no pinned view.
     pinned: Rc<Pinned>,
+    /// Made when somebody might wait for this request.
+    haste: OnceCell<Arc<Haste>>,
     counted: CountedIn,
 }
 
@@ -279,7 +282,8 @@ impl ViewPin {
     /// inside, so the root is not empty.
     pub fn fork(&self) -> Self {
         self.lane().up();
-        Self { pinned: self.pinned.clone(), counted: CountedIn(self.lane().clone()) }
+        let haste = OnceCell::from(self.haste().clone());
+        Self { pinned: self.pinned.clone(), haste, counted: CountedIn(self.lane().clone()) }
     }
 
     /// For a ring entry: counted until its completion has arrived, whatever becomes of the request.
@@ -295,6 +299,11 @@ impl ViewPin {
 
     pub(crate) fn gate(&self) -> &Gate<Arc<View>> {
         &self.lane().root.gate
+    }
+
+    /// This request's, and that of what it forks.
+    pub(crate) fn haste(&self) -> &Arc<Haste> {
+        self.haste.get_or_init(Arc::default)
     }
 
     pub(crate) fn hurry_wait(&self) -> Registered<'_> {

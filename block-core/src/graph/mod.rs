@@ -19,6 +19,8 @@ mod edit;
 #[doc(hidden)] // public for the models alone
 pub mod gate;
 mod geometry;
+#[doc(hidden)] // public for the models alone
+pub mod haste;
 mod id;
 mod job_cx;
 mod lane;
@@ -27,6 +29,7 @@ mod objects;
 mod options;
 mod permission;
 mod picture;
+mod prepare;
 mod reopen;
 mod resize;
 mod shape;
@@ -37,18 +40,19 @@ mod transaction;
 #[doc(hidden)] // public for the models alone
 pub mod uses;
 mod view;
+mod visit;
 
 pub use bitmaps::{BitmapAction, BitmapChange, NodeBitmap};
 pub use blockers::{Blocker, Frozen, Operation};
 pub use change::Change;
-pub use control::{Committed, Graph, Locks, NodeReport, Permit};
+pub use control::{Committed, Graph, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
 pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Place, Preallocation, ReopenRequest,
-    Settled, WriteFlags,
+    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Place, Preallocation,
+    ReopenRequest, Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
@@ -61,6 +65,7 @@ pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
 pub use permission::{PermSet, Perms, Role};
 pub use picture::{EdgeReport, VertexReport};
+pub use prepare::Locks;
 pub use reopen::Reopen;
 pub use stats::{OpKind, OpTotals, Totals};
 pub(crate) use tracked::{Ticket, Tracked};

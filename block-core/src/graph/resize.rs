@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::blockers::Operation;
-use super::control::{Committed, Permit};
+use super::control::{Committed, Graph, Permit};
 use super::drain::Drained;
 use super::driver::{DynDriver, Preallocation};
 use super::edit::{DrainedSet, GraphEdit, NewRoot, no_such_node};
 use super::id::NodeId;
 use super::options::NodeOptions;
 use super::permission::{PermSet, Perms};
+use super::prepare::Locks;
 use super::shape::Kind;
 use crate::base::{Error, Result};
 
@@ -22,66 +23,95 @@ impl Permit {
     /// Changes a node's size, in bytes. Refused while somebody uses the node, or what it lies on, without bearing it.
     pub async fn resize(&mut self, id: NodeId, size: u64, preallocation: Preallocation) -> Result<()> {
         self.graph().check_operation(id, Operation::Resize)?;
-        let targets = self.sizes_of(id, size)?;
+        self.graph().sizes_of(id, size)?;
         // For as long as it takes, the resize is a user like any other: permissions and file locks follow from that.
         let perms = Perms { uses: PermSet::RESIZE, shares: PermSet::ALL };
         let user = NewRoot::new("block_resize".into(), perms, id, Rc::new(|_| ()));
         let (user, _) = self.add_root(user).await?;
-        let result = self.truncate(user, &targets, preallocation).await;
+        let result = self.truncate(user, id, size, preallocation).await;
         self.remove_root(user).await?;
         result
     }
 
+    async fn truncate(&mut self, user: NodeId, id: NodeId, size: u64, preallocation: Preallocation) -> Result<()> {
+        loop {
+            let targets = self.graph().sizes_of(id, size)?;
+            let nodes: Vec<_> = targets.iter().map(|(id, _)| *id).collect();
+            let drained = self.drain(&nodes).await?;
+            // The plan is checked again: while we waited, the way down may have been led elsewhere, or been shut.
+            drained.graph().check_operation(id, Operation::Resize)?;
+            if drained.graph().sizes_of(id, size)? == targets {
+                let committed = drained.truncate(user, &targets, preallocation).await?;
+                committed.close(self).await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Graph {
     /// Who really changes size when `id` shall have `size`, and to what: filters and raw windows pass it on, a quorum
     /// to all its children.
     fn sizes_of(&self, id: NodeId, size: u64) -> Result<Vec<(NodeId, u64)>> {
         let (mut targets, mut queue) = (Vec::new(), vec![(id, size)]);
         while let Some((id, size)) = queue.pop() {
-            let node = self.graph().borrow_body(id).ok_or_else(|| Error::new("There is no such node"))?;
+            let node = self.borrow_body(id).ok_or_else(|| Error::new("There is no such node"))?;
             let below = node.body.passes_sizes(size)?;
             if below.is_empty() {
                 targets.push((id, size));
             }
             for (child, size) in below {
-                let edge = self.graph().vertex(id, |vertex| vertex.edges.get(child.0 as usize).map(|edge| edge.to));
+                let edge = self.vertex(id, |vertex| vertex.edges.get(child.0 as usize).map(|edge| edge.to));
                 queue.push((edge.flatten().ok_or_else(|| Error::new("There is no such child"))?, size));
             }
         }
         Ok(targets)
     }
+}
 
-    async fn truncate(&mut self, user: NodeId, targets: &[(NodeId, u64)], preallocation: Preallocation) -> Result<()> {
-        let nodes: Vec<_> = targets.iter().map(|(id, _)| *id).collect();
-        let mut drained = self.drain(&nodes).await?;
+impl Drained<'_> {
+    /// Changes the sizes of all targets, or of none.
+    async fn truncate(
+        mut self,
+        user: NodeId,
+        targets: &[(NodeId, u64)],
+        preallocation: Preallocation,
+    ) -> Result<Committed<()>> {
         // Users who would not have another size say so before anything is cut off; and they have to have it for good,
         // without the one who may resize.
-        drained.preview(|edit, _| {
+        self.preview(|edit, _| {
             edit.suppose_gone(user)?;
             targets.iter().try_for_each(|(id, size)| edit.suppose_size(*id, *size))
         })?;
         let mut ready = Vec::new();
         for (id, size) in targets {
-            match drained.truncated(*id, *size, preallocation).await {
+            match self.truncated(*id, *size, preallocation).await {
                 Ok(new) => ready.push(new),
-                Err(error) => {
-                    drained.undo_truncate(&nodes[..ready.len()]).await;
-                    return Err(error);
-                }
+                Err(error) => return Err(self.undo_truncate(ready, error).await),
             }
         }
-        let committed = drained.write(|edit, set| reconfigure_all(edit, set, &ready))?;
-        drop(ready);
-        committed.close(self).await;
-        Ok(())
+        // What they became need not be what was asked for, and may be refused.
+        match self.locked_for(&ready).await {
+            Ok(locks) => self.publish_all(ready, locks),
+            Err(error) => Err(self.undo_truncate(ready, error).await),
+        }
     }
-}
 
-impl Drained<'_> {
     /// Publishes what has been prepared for several nodes, with the locks that it needs.
     pub(super) async fn reconfigured(self, ready: Vec<NewBody>) -> Result<Committed<()>> {
-        let drained = self;
-        let locks = drained.prepare(|edit, set| reconfigure_all(edit, set, &ready)).await?;
-        let committed = drained.write(|edit, set| {
+        let leaving = self.preview(|edit, set| reconfigure_all(edit, set, &ready))?;
+        self.calm(leaving.calmed).await;
+        let locks = self.locked_for(&ready).await?;
+        self.publish_all(ready, locks)
+    }
+
+    /// Nothing is in the way of publishing, as long as the caller does not wait for anything else.
+    async fn locked_for(&self, ready: &[NewBody]) -> Result<Locks> {
+        self.prepare(|edit, set| reconfigure_all(edit, set, ready)).await
+    }
+
+    fn publish_all(self, ready: Vec<NewBody>, locks: Locks) -> Result<Committed<()>> {
+        let committed = self.write(|edit, set| {
             let result = reconfigure_all(edit, set, &ready);
             drop(ready);
             result
@@ -98,13 +128,14 @@ impl Drained<'_> {
     }
 
     /// Gives nodes the size back that the graph knows. What was cut off is gone from them, and reads as zeroes.
-    async fn undo_truncate(&mut self, nodes: &[NodeId]) {
-        for id in nodes {
-            let Some(report) = self.graph().node(*id) else { continue };
-            if let Err(error) = self.truncated(*id, report.geometry.size, Preallocation::Off).await {
+    async fn undo_truncate(&mut self, done: Vec<NewBody>, why: Error) -> Error {
+        for (id, ..) in done {
+            let Some(report) = self.graph().node(id) else { continue };
+            if let Err(error) = self.truncated(id, report.geometry.size, Preallocation::Off).await {
                 tracing::error!("{} could not be given its size back: {}", report.name, error.full());
             }
         }
+        why
     }
 }
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::bitmaps::NodeBitmap;
-use super::driver::DynDriver;
+use super::driver::{DynDriver, End};
 use super::geometry::Geometry;
 use super::id::NodeId;
 use super::lane::Root;
@@ -105,6 +105,21 @@ pub(crate) struct Shape {
 /// Anything that vertices can be looked up in: the shape, or an edit over it.
 pub(crate) trait Vertices {
     fn vertex(&self, id: NodeId) -> Option<&Vertex>;
+
+    /// A node's size and limits as they are now: its end may have moved since they were published.
+    fn geometry_now(&self, vertex: &Vertex) -> Option<Geometry> {
+        let published = vertex.node()?.geometry;
+        Some(Geometry { size: self.moving_end(vertex).unwrap_or(published.size), ..published })
+    }
+
+    /// See [`Child::moving_end`](super::cx::Child::moving_end).
+    fn moving_end(&self, vertex: &Vertex) -> Option<u64> {
+        match vertex.node()?.body.end() {
+            End::Fixed => None,
+            End::At(end) => Some(end),
+            End::Of(child) => self.moving_end(self.vertex(child.of(&vertex.edges).to)?),
+        }
+    }
 
     /// These vertices and all that lead to them.
     fn above(&self, of: impl IntoIterator<Item = NodeId>) -> BTreeSet<NodeId> {

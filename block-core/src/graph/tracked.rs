@@ -1,14 +1,16 @@
 //! The requests inside one node that overlap matters to. Data only: who registers what is `pipeline/child.rs`.
 //!
 //! A *serialising* request (read-modify-write) excludes every overlapping one, a plain write only the serialising
-//! ones. Each waits for those registered before it and for no other, so nobody waits in a circle.
+//! ones. Each waits for those registered before it and for no other, so nobody waits in a circle, and who is hurried can
+//! hurry all that he waits for.
 //! `block-core/tests/schedules.rs` explores it; each canary takes one of these rules away.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use slab::Slab;
 
+use super::haste::Haste;
 use crate::base::shim::{Mutex, MutexGuard};
 use crate::base::{ByteRange, canary};
 
@@ -27,6 +29,7 @@ struct Request {
     order: u64,
     range: ByteRange,
     serialising: bool,
+    haste: Arc<Haste>,
     waker: Option<Waker>,
 }
 
@@ -38,12 +41,12 @@ pub struct Ticket<'n> {
 }
 
 impl Tracked {
-    /// Registers a request. It may go on when [`Ticket::poll_alone`] says so.
-    pub fn enter(&self, range: ByteRange, serialising: bool) -> Ticket<'_> {
+    /// Registers a request, and how to hurry it. It may go on when [`Ticket::poll_alone`] says so.
+    pub fn enter(&self, range: ByteRange, serialising: bool, haste: &Arc<Haste>) -> Ticket<'_> {
         let mut state = self.lock();
         let order = state.next;
         state.next += 1;
-        let key = state.requests.insert(Request { order, range, serialising, waker: None });
+        let key = state.requests.insert(Request { order, range, serialising, haste: haste.clone(), waker: None });
         Ticket { tracked: self, key }
     }
 
@@ -65,6 +68,17 @@ impl Ticket<'_> {
         }
         state.requests[self.key].waker = blocked.then(|| cx.waker().clone());
         if blocked { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// Hurries the earlier requests that are in the way.
+    pub fn hurry_others(&self) {
+        let others: Vec<_> = {
+            let state = self.tracked.lock();
+            let me = &state.requests[self.key];
+            let in_the_way = state.requests.iter().filter(|(_, other)| other.blocks(me));
+            in_the_way.map(|(_, other)| other.haste.clone()).collect()
+        };
+        others.iter().for_each(|other| other.hurry());
     }
 }
 
@@ -103,18 +117,18 @@ mod tests {
     #[test]
     fn plain_writes_do_not_wait_for_each_other() {
         let tracked = Tracked::default();
-        let first = tracked.enter(range(0, 4096), false);
-        let second = tracked.enter(range(0, 4096), false);
+        let first = tracked.enter(range(0, 4096), false, &Arc::default());
+        let second = tracked.enter(range(0, 4096), false, &Arc::default());
         assert!(free(&first) && free(&second));
     }
 
     #[test]
     fn a_serialising_request_waits_and_is_waited_for() {
         let tracked = Tracked::default();
-        let before = tracked.enter(range(0, 512), false);
-        let rmw = tracked.enter(range(0, 4096), true);
-        let after = tracked.enter(range(3584, 512), false);
-        let elsewhere = tracked.enter(range(4096, 512), false);
+        let before = tracked.enter(range(0, 512), false, &Arc::default());
+        let rmw = tracked.enter(range(0, 4096), true, &Arc::default());
+        let after = tracked.enter(range(3584, 512), false, &Arc::default());
+        let elsewhere = tracked.enter(range(4096, 512), false, &Arc::default());
         assert!(free(&before) && free(&elsewhere));
         assert!(!free(&rmw) && !free(&after));
         drop(before);

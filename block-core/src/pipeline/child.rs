@@ -1,6 +1,5 @@
 //! The operations on a child: every request passes here, once for each node.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -42,8 +41,8 @@ impl<'g> Child<'g> {
     async fn write_uncounted(self, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
         self.check(at, wanted(flags))?;
         let _recorded = self.recorded(at);
-        if flags.compressed && self.geometry().limits.compressed_cluster == 0 {
-            return Err(IoError::Unsupported);
+        if flags.compressed {
+            self.check_compressed(at)?;
         }
         if at.is_empty() {
             return self.made_stable(flags).await;
@@ -95,8 +94,36 @@ impl<'g> Child<'g> {
     pub async fn flush(self) -> Result<(), IoError> {
         let begun = Instant::now();
         let ignored = self.options().no_flush;
-        let result = if ignored { Ok(()) } else { self.placed().body.flush(self.cx()).await };
+        let result = match () {
+            () if ignored => Ok(()),
+            () if self.placed().shared.inherits_loss() => Err(IoError::FlushLatched),
+            () => self.placed().body.flush(self.cx()).await,
+        };
         self.counted(OpKind::Flush, ByteRange::whole(0), begun, result)
+    }
+
+    /// Moves the end of a node whose end can move to `to` bytes, while other requests run. The caller sees to it that nobody
+    /// uses what is cut off. Fails with [`IoError::Unsupported`] where the end is fixed.
+    pub async fn set_end(self, to: u64, how: Preallocation) -> Result<(), IoError> {
+        self.check_writable(PermSet::RESIZE)?;
+        self.placed().body.set_end(self.cx(), to, how).await
+    }
+
+    /// Leaves what the node stands on as somebody else may find it, if the node writes at all. A flush makes it stable.
+    pub(crate) async fn finish(self) -> Result<(), IoError> {
+        let writes = !self.options().read_only && self.options().active;
+        if writes { self.placed().body.finish(self.cx()).await } else { Ok(()) }
+    }
+
+    /// See [`Driver::end_growth`](crate::graph::Driver::end_growth).
+    pub(crate) async fn end_growth(self) -> Result<(), IoError> {
+        self.placed().body.end_growth(self.cx()).await
+    }
+
+    /// What [`Child::finish`] does, for a node that is going to be flushed by nobody else.
+    pub(crate) async fn finish_and_flush(self) -> Result<(), IoError> {
+        self.finish().await?;
+        self.flush().await
     }
 
     /// Where the first bytes of the range live.
@@ -143,14 +170,39 @@ impl<'g> Child<'g> {
 
     /// Range, read-only and permission: the checks that no driver has to make.
     pub(super) fn check(self, at: ByteRange, wanted: PermSet) -> Result<(), IoError> {
-        if at.end() > self.size() {
-            return Err(IoError::OutOfRange);
+        if at.end() > self.geometry().size {
+            self.check_end(at, wanted)?;
         }
+        self.check_writable(wanted)
+    }
+
+    /// The end may have moved since the graph was last changed, and who may resize writes past it.
+    #[cold]
+    fn check_end(self, at: ByteRange, wanted: PermSet) -> Result<(), IoError> {
+        match self.moving_end() {
+            Some(end) if at.end() <= end => Ok(()),
+            Some(_) if !wanted.is_empty() && self.may(PermSet::RESIZE) => Ok(()),
+            _ => Err(IoError::OutOfRange),
+        }
+    }
+
+    fn check_writable(self, wanted: PermSet) -> Result<(), IoError> {
         let options = self.options();
         if !wanted.is_empty() && (options.read_only || !options.active || !self.may(wanted)) {
             return Err(IoError::ReadOnly);
         }
         Ok(())
+    }
+
+    /// Only whole clusters are compressed; the last one may be cut off by the end of the node.
+    fn check_compressed(self, at: ByteRange) -> Result<(), IoError> {
+        let limits = self.geometry().limits;
+        let cluster = u64::from(limits.compressed_cluster);
+        if cluster == 0 || limits.max_transfer < cluster {
+            return Err(IoError::Unsupported);
+        }
+        let ends_well = at.end().is_multiple_of(cluster) || at.end() == self.size();
+        if at.start().is_multiple_of(cluster) && ends_well { Ok(()) } else { Err(IoError::Misaligned) }
     }
 
     /// Marks the range in the node's bitmaps when the value is dropped: after the change, however that ended.
@@ -222,9 +274,7 @@ impl<'g> Child<'g> {
         if !self.tracks() {
             return None;
         }
-        let ticket = self.placed().shared.tracked.enter(at, serialising);
-        poll_fn(|cx| ticket.poll_alone(cx)).await;
-        Some(ticket)
+        Some(self.cx().alone(&self.placed().shared.tracked, at, serialising).await)
     }
 
     pub(super) fn tracks(self) -> bool {

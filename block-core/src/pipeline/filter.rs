@@ -7,8 +7,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, OpKind, Pause, Perms,
-    Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx, OpKind, Pause,
+    Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -141,6 +141,28 @@ pub trait Filter: Send + Sync + 'static {
         if event.is_about_one_node() { None } else { cx.child(self.child()).hear(event) }
     }
 
+    /// See [`Driver::end`]. A filter that copes with requests past the end that it was made with says [`End::Of`] its child.
+    fn end(&self, _conf: &Self::Conf) -> End {
+        End::Fixed
+    }
+
+    /// See [`Driver::set_end`].
+    fn set_end(&self, conf: &Self::Conf, cx: IoCx<'_>, to: u64, how: Preallocation) -> impl Future<Output = Done> {
+        let passes = self.end(conf) != End::Fixed;
+        let child = cx.child(self.child());
+        async move { if passes { child.set_end(to, how).await } else { Err(IoError::Unsupported) } }
+    }
+
+    /// See [`Driver::end_growth`].
+    fn end_growth(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Done> {
+        std::future::ready(Ok(()))
+    }
+
+    /// See [`Driver::finish`].
+    fn finish(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Done> {
+        std::future::ready(Ok(()))
+    }
+
     /// See [`Driver::passes_size`].
     fn passes_size(&self, _conf: &Self::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {
         Ok(Some((self.child(), size)))
@@ -245,6 +267,22 @@ impl<F: Filter> Driver for Filtered<F> {
 
     async fn truncate(&self, conf: &F::Conf, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<F::Conf, Error> {
         self.0.truncate(conf, cx, size, how).await
+    }
+
+    fn end(&self, conf: &F::Conf) -> End {
+        self.0.end(conf)
+    }
+
+    async fn set_end(&self, conf: &F::Conf, cx: IoCx<'_>, to: u64, how: Preallocation) -> Done {
+        self.0.set_end(conf, cx, to, how).await
+    }
+
+    async fn end_growth(&self, conf: &F::Conf, cx: IoCx<'_>) -> Done {
+        self.0.end_growth(conf, cx).await
+    }
+
+    async fn finish(&self, conf: &F::Conf, cx: IoCx<'_>) -> Done {
+        self.0.finish(conf, cx).await
     }
 
     fn passes_size(&self, conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {

@@ -5,8 +5,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildChange, ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, Perms,
-    Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    ChildChange, ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx,
+    Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -73,6 +73,16 @@ pub trait Format: Send + Sync + 'static {
         size: u64,
         preallocation: Preallocation,
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// See [`Driver::end`]; [`End::Of`] passes [`Driver::set_end`] on as well.
+    fn end(&self, _conf: &Self::Conf) -> End {
+        End::Fixed
+    }
+
+    /// See [`Driver::finish`].
+    fn finish(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
 
     /// See [`Driver::passes_size`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
@@ -268,6 +278,21 @@ impl<F: Format> Driver for Mapped<F> {
         preallocation: Preallocation,
     ) -> Result<F::Conf, Error> {
         self.0.truncate(conf, cx, size, preallocation).await
+    }
+
+    fn end(&self, conf: &F::Conf) -> End {
+        self.0.end(conf)
+    }
+
+    async fn set_end(&self, conf: &F::Conf, cx: IoCx<'_>, to: u64, how: Preallocation) -> Result<(), IoError> {
+        match self.0.end(conf) {
+            End::Of(child) => cx.child(child).set_end(to, how).await,
+            End::Fixed | End::At(_) => Err(IoError::Unsupported),
+        }
+    }
+
+    async fn finish(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), IoError> {
+        self.0.finish(conf, cx).await
     }
 
     fn passes_size(&self, conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {

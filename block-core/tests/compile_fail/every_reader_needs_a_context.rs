@@ -19,6 +19,9 @@ async fn all<D: Driver>(d: &D, conf: &D::Conf, _cx: IoCx<'_>, at: ByteRange, buf
     let _ = d.map_snapshot(conf, at).await;
     let _ = d.discard_snapshot(conf, at).await;
     let _ = d.truncate(conf, 0, Preallocation::Off).await;
+    let _ = d.set_end(conf, 0, Preallocation::Off).await;
+    let _ = d.finish(conf).await;
+    let _ = d.end_growth(conf).await;
     let _ = d.hear(conf, DebugEvent::None);
 }
 

@@ -1,9 +1,9 @@
-//! E0050: Whose size has to change is planned before anything is drained.
+//! E0050: Whose size has to change is planned before anything is drained; where a node ends is known from memory.
 #![allow(dead_code, unused_imports, clippy::all)]
 
 use block_core::base::{ByteRange, Error, IoError};
 use block_core::graph::{
-    ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Perms, Place, Preallocation,
+    ChildId, Driver, DriverInfo, End, Extent, Geometry, IoCx, Limits, NodeOptions, Perms, Place, Preallocation,
     ReopenRequest, Role, WriteFlags,
 };
 use block_core::rt::IoBuf;
@@ -25,6 +25,7 @@ impl Driver for Mine {
     }
     async fn truncate(&self, _: &u32, _: IoCx<'_>, _: u64, _: Preallocation) -> Result<u32, Error> { Ok(0) }
     async fn reopen(&self, _: &u32, _: ReopenRequest<'_>) -> Result<u32, Error> { Ok(0) }
+    fn end(&self, _: &u32, _: IoCx<'_>) -> End { End::Fixed }
     fn passes_size(&self, _: &u32, _: IoCx<'_>, _: u64) -> Result<Option<(ChildId, u64)>, Error> { Ok(None) }
     fn passes_sizes(&self, _: &u32, _: IoCx<'_>, _: u64) -> Result<Vec<(ChildId, u64)>, Error> { Ok(Vec::new()) }
     async fn info(&self, _: &u32) -> DriverInfo { DriverInfo::default() }

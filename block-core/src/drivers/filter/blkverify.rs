@@ -83,10 +83,8 @@ impl BlkVerify {
     }
 
     /// Waits for those who came before and must not meet this request.
-    async fn in_order(&self, at: ByteRange, writes: bool) -> Ticket<'_> {
-        let ticket = self.under_way.enter(at, writes);
-        poll_fn(|task| ticket.poll_alone(task)).await;
-        ticket
+    async fn in_order(&self, cx: IoCx<'_>, at: ByteRange, writes: bool) -> Ticket<'_> {
+        cx.alone(&self.under_way, at, writes).await
     }
 
     /// Does both, and gives the result if it is the same.
@@ -174,7 +172,7 @@ impl Filter for BlkVerify {
 
     async fn read(&self, (): &(), cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
         let (test, raw) = (IoBuf::private(at.len())?, IoBuf::private(at.len())?);
-        let _in_order = self.in_order(at, false).await;
+        let _in_order = self.in_order(cx, at, false).await;
         let reads = (cx.child(self.test).read(at, test.clone()), cx.child(self.raw).read(at, raw.clone()));
         self.both("read", at, reads.0, reads.1).await?;
         if let Some(skip) = difference(&test, &raw) {
@@ -187,7 +185,7 @@ impl Filter for BlkVerify {
     async fn write(&self, (): &(), cx: IoCx<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
         let data = IoBuf::private(at.len())?;
         data.copy_from(&buf);
-        let _in_order = self.in_order(at, true).await;
+        let _in_order = self.in_order(cx, at, true).await;
         let test = cx.child(self.test).write(at, data.clone(), flags);
         let raw = cx.child(self.raw).write(at, data, flags);
         self.both("write", at, test, raw).await
@@ -199,7 +197,7 @@ impl Filter for BlkVerify {
             return Err(IoError::Unsupported);
         }
         let flags = WriteFlags { may_unmap: false, ..flags };
-        let _in_order = self.in_order(at, true).await;
+        let _in_order = self.in_order(cx, at, true).await;
         let test = cx.child(self.test).write_zeroes(at, flags);
         let raw = cx.child(self.raw).write_zeroes(at, flags);
         self.both("write", at, test, raw).await

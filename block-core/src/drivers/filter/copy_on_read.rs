@@ -71,7 +71,7 @@ impl CopyOnRead {
     async fn read_and_copy(&self, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
         let file = cx.child(self.file);
         let clusters = clusters_around(file, at)?;
-        let _alone = self.alone(clusters, true).await;
+        let _alone = self.alone(cx, clusters, true).await;
         let len = usize::try_from(clusters.len()).map_err(|_| IoError::NoMemory)?;
         let copy = IoBuf::alloc(len, file.geometry().limits.memory_alignment as usize)?;
         file.read(clusters, copy.clone()).await?;
@@ -99,15 +99,13 @@ impl CopyOnRead {
     }
 
     /// Waits for those in the way. Copies exclude everything, changes only copies.
-    async fn alone(&self, at: ByteRange, copies: bool) -> Ticket<'_> {
-        let ticket = self.changes.enter(at, copies);
-        std::future::poll_fn(|cx| ticket.poll_alone(cx)).await;
-        ticket
+    async fn alone(&self, cx: IoCx<'_>, at: ByteRange, copies: bool) -> Ticket<'_> {
+        cx.alone(&self.changes, at, copies).await
     }
 
     /// The same for a change, where there are copies at all.
     async fn between_copies(&self, cx: IoCx<'_>, at: ByteRange) -> Option<Ticket<'_>> {
-        if self.copies(cx) { Some(self.alone(at, false).await) } else { None }
+        if self.copies(cx) { Some(self.alone(cx, at, false).await) } else { None }
     }
 }
 

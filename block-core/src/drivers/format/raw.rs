@@ -7,7 +7,7 @@ use qmp::Qapi;
 use crate::base::{ByteRange, Error, IoError, Result, SECTOR, is_aligned};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
-    ChildId, DebugEvent, DriverInfo, Extent, Geometry, IoCx, Limits, PermSet, Perms, Place, Preallocation,
+    ChildId, DebugEvent, DriverInfo, End, Extent, Geometry, IoCx, Limits, PermSet, Perms, Place, Preallocation,
     ReopenRequest, Role, WriteFlags,
 };
 use crate::pipeline::{Format, Mapped, NoTicket};
@@ -145,6 +145,11 @@ impl Format for Raw {
     async fn truncate(&self, window: &Window, _: IoCx<'_>, size: u64, _: Preallocation) -> Result<Window> {
         self.passes_size(window, size)?;
         Ok(*window)
+    }
+
+    /// All of a file ends where the file ends.
+    fn end(&self, window: &Window) -> End {
+        if window.is_whole() { End::Of(self.file) } else { End::Fixed }
     }
 
     fn passes_size(&self, window: &Window, size: u64) -> Result<Option<(ChildId, u64)>> {

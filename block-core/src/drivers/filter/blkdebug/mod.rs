@@ -16,8 +16,8 @@ use std::task::Poll;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
-    ChildId, DebugEvent, DriverInfo, Extent, Geometry, IoCx, OpKind, Pause, PermSet, Perms, Place, ReopenRequest, Role,
-    WriteFlags,
+    ChildId, DebugEvent, DriverInfo, End, Extent, Geometry, IoCx, OpKind, Pause, PermSet, Perms, Place, ReopenRequest,
+    Role, WriteFlags,
 };
 use crate::pipeline::{Filter, Filtered, Request};
 use crate::rt::{IoBuf, blocking};
@@ -123,6 +123,10 @@ impl Filter for Blkdebug {
         self.image
     }
 
+    fn end(&self, _: &Conf) -> End {
+        End::Of(self.image)
+    }
+
     fn geometry(&self, conf: &Conf, child: Geometry, all: &[Geometry]) -> Result<Geometry, Error> {
         let limits = conf.constraints.over(child.limits, self.image.of(all).limits.request_alignment)?;
         Ok(Geometry { limits, ..child })
@@ -151,7 +155,8 @@ impl Filter for Blkdebug {
 
     async fn write(&self, _: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
         let image = cx.child(self.image);
-        match cut_off(at, image.size()) {
+        // An end that moves takes the whole block.
+        match cut_off(at, image.size()).filter(|_| image.moving_end().is_none()) {
             None => image.write(at, buf, flags).await,
             Some(inside) => image.write(inside, buf.slice(0, inside.len()), flags).await,
         }

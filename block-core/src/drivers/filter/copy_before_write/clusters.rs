@@ -9,6 +9,7 @@
 //!
 //! Model-checked: `block-core/tests/clusters_loom.rs`. Each canary takes one piece away; the models must then fail.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
@@ -30,6 +31,7 @@ use slab::Slab;
 use crate::base::canary;
 use crate::base::{ByteRange, Error, Result};
 use crate::bitmap::Bitmap;
+use crate::graph::haste::Haste;
 
 /// What becomes of a cluster. The values are its two bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,14 +84,16 @@ pub struct Clusters {
 #[derive(Default)]
 struct Busy {
     takers: Slab<Taker>,
-    /// Clusters that readers of the snapshot hold.
-    held: Slab<Range<u64>>,
+    /// Clusters that readers of the snapshot hold, and how to hurry those.
+    held: Slab<(Range<u64>, Arc<Haste>)>,
 }
 
 struct Taker {
     clusters: Range<u64>,
     /// How they will end, once that is certain.
     end: Option<End>,
+    /// How to hurry the taker.
+    haste: Arc<Haste>,
     /// The taker itself, where it waits for readers.
     own: Option<Waker>,
     /// Others who want some of the clusters.
@@ -144,22 +148,24 @@ impl Clusters {
         true
     }
 
-    /// Takes the first clusters of the range that are not settled, at most `most` bytes, and at least one.
-    pub fn take(self: &Arc<Self>, at: ByteRange, most: u64) -> Take {
+    /// Takes the first clusters of the range that are not settled, at most `most` bytes, and at least one. `haste` is
+    /// the taker's.
+    pub fn take(self: &Arc<Self>, at: ByteRange, most: u64, haste: &Arc<Haste>) -> Take {
         let clusters = self.around(at);
         let mut busy = self.lock();
         let Some(first) = clusters.clone().find(|cluster| !self.get(*cluster).is_settled()) else {
             return Take::Nothing;
         };
         if self.get(first) == Cluster::Taken {
-            return Take::Busy(Wait { clusters: self.clone(), cluster: first });
+            let taker = busy.taker_of(first).expect("it is taken").haste.clone();
+            return Take::Busy(Wait { clusters: self.clone(), cluster: first, taker });
         }
         let end = first + (most / self.cluster).clamp(1, clusters.end - first);
         let run = first..self.run(first, end, |state| state == Cluster::ToCopy);
         self.set(&run, Cluster::Taken);
-        let taker = Taker { clusters: run.clone(), end: None, own: None, others: Vec::new() };
+        let taker = Taker { clusters: run.clone(), end: None, haste: haste.clone(), own: None, others: Vec::new() };
         let key = busy.takers.insert(taker);
-        Take::Ours(Taken { clusters: self.clone(), run, key })
+        Take::Ours(Taken { clusters: self.clone(), run, key, over: Cell::new(false) })
     }
 
     /// Forgets the copies of the range's whole clusters that are settled.
@@ -172,8 +178,8 @@ impl Clusters {
         }
     }
 
-    /// Where the first bytes of the range are. `None`: nowhere.
-    pub fn look(self: &Arc<Self>, at: ByteRange) -> Option<Look> {
+    /// Where the first bytes of the range are. `None`: nowhere. `haste` is the reader's.
+    pub fn look(self: &Arc<Self>, at: ByteRange, haste: &Arc<Haste>) -> Option<Look> {
         let clusters = self.around(at);
         let mut busy = self.lock();
         let first = clusters.clone().next().filter(|_| at.end() <= self.size)?;
@@ -181,7 +187,7 @@ impl Clusters {
         let run = first..self.run_of(&busy, first, clusters.end, side);
         let len = self.bytes(&run).intersection(at)?.len();
         let is_held = side == Side::Source && !canary("reader_holds_nothing");
-        let held = is_held.then(|| busy.held.insert(run));
+        let held = is_held.then(|| busy.held.insert((run, haste.clone())));
         Some(Look { side, len, held, clusters: self.clone() })
     }
 
@@ -282,7 +288,7 @@ impl Busy {
     }
 
     fn is_held(&self, clusters: &Range<u64>) -> bool {
-        self.held.iter().any(|(_, held)| overlap(held, clusters))
+        self.held.iter().any(|(_, (held, _))| overlap(held, clusters))
     }
 }
 
@@ -304,18 +310,25 @@ pub enum Take {
 pub struct Wait {
     clusters: Arc<Clusters>,
     cluster: u64,
+    taker: Arc<Haste>,
 }
 
 impl Wait {
     /// Waits until he has it no more, whatever came of it.
-    pub async fn over(self) {
+    pub async fn over(&self) {
         poll_fn(|cx| self.poll_over(cx)).await;
+    }
+
+    /// Hurries him.
+    pub fn hurry(&self) {
+        self.taker.hurry();
     }
 
     fn poll_over(&self, cx: &Context<'_>) -> Poll<()> {
         let mut busy = self.clusters.lock();
-        let taker = busy.takers.iter_mut().map(|(_, taker)| taker);
-        let Some(taker) = taker.into_iter().find(|taker| taker.clusters.contains(&self.cluster)) else {
+        let mut takers = busy.takers.iter_mut().map(|(_, taker)| taker);
+        let is_his = |taker: &&mut Taker| Arc::ptr_eq(&taker.haste, &self.taker);
+        let Some(taker) = takers.find(|taker| taker.clusters.contains(&self.cluster) && is_his(taker)) else {
             return Poll::Ready(());
         };
         if !taker.others.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -330,6 +343,7 @@ pub struct Taken {
     clusters: Arc<Clusters>,
     run: Range<u64>,
     key: usize,
+    over: Cell<bool>,
 }
 
 impl Taken {
@@ -339,13 +353,23 @@ impl Taken {
     }
 
     /// Settles them, as soon as nobody reads their old contents from the source any more.
-    pub async fn settle(mut self, end: End) {
+    pub async fn settle(&self, end: End) {
         self.clusters.lock().takers[self.key].end = Some(end);
         poll_fn(|cx| self.poll_left(cx)).await;
         self.finish(match end {
             End::Copied => Cluster::Copied,
             End::Released => Cluster::Released,
         });
+    }
+
+    /// Hurries those who do. Once it is certain how the clusters end, nobody else begins to.
+    pub fn hurry_readers(&self) {
+        let readers: Vec<_> = {
+            let busy = self.clusters.lock();
+            let held = busy.held.iter().filter(|(_, (held, _))| overlap(held, &self.run));
+            held.map(|(_, (_, haste))| haste.clone()).collect()
+        };
+        readers.iter().for_each(|reader| reader.hurry());
     }
 
     fn poll_left(&self, cx: &Context<'_>) -> Poll<()> {
@@ -355,10 +379,9 @@ impl Taken {
         if held { Poll::Pending } else { Poll::Ready(()) }
     }
 
-    fn finish(&mut self, state: Cluster) {
-        if !self.run.is_empty() {
+    fn finish(&self, state: Cluster) {
+        if !self.over.replace(true) {
             self.clusters.give_up(self.key, state);
-            self.run.end = self.run.start;
         }
     }
 }
@@ -384,7 +407,7 @@ impl Drop for Look {
         let Some(key) = self.held else { return };
         let wakers: Vec<Waker> = {
             let mut busy = self.clusters.lock();
-            let left = busy.held.remove(key);
+            let (left, _) = busy.held.remove(key);
             let takers = busy.takers.iter_mut().filter(|(_, taker)| overlap(&taker.clusters, &left));
             takers.filter_map(|(_, taker)| taker.own.take()).collect()
         };
@@ -409,13 +432,18 @@ mod tests {
         ByteRange::between(start, end).unwrap()
     }
 
+    /// Requests that nobody hurries.
+    fn nobody() -> Arc<Haste> {
+        Arc::default()
+    }
+
     /// Four clusters of 64 KiB, the last one not complete.
     fn four() -> Arc<Clusters> {
         Arc::new(Clusters::new(200 * KIB, 64 * KIB).unwrap())
     }
 
     fn taken(clusters: &Arc<Clusters>, at: ByteRange) -> Taken {
-        match clusters.take(at, u64::MAX) {
+        match clusters.take(at, u64::MAX, &nobody()) {
             Take::Ours(taken) => taken,
             Take::Busy(_) => panic!("somebody else has it"),
             Take::Nothing => panic!("it is settled"),
@@ -436,9 +464,9 @@ mod tests {
         let first = taken(&clusters, range(70 * KIB, 150 * KIB));
         assert_eq!(first.range(), range(64 * KIB, 192 * KIB));
         assert!(
-            matches!(clusters.take(range(0, 65 * KIB), 1), Take::Ours(taken) if taken.range() == range(0, 64 * KIB))
+            matches!(clusters.take(range(0, 65 * KIB), 1, &nobody()), Take::Ours(taken) if taken.range() == range(0, 64 * KIB))
         );
-        let Take::Busy(wait) = clusters.take(range(128 * KIB, 200 * KIB), 1) else { panic!("it is taken") };
+        let Take::Busy(wait) = clusters.take(range(128 * KIB, 200 * KIB), 1, &nobody()) else { panic!("it is taken") };
         let mut wait = pin!(wait.over());
         assert!(!is_ready(wait.as_mut()));
         settle(first, End::Copied);
@@ -459,16 +487,16 @@ mod tests {
     #[test]
     fn nothing_is_settled_while_a_reader_is_at_the_source() {
         let clusters = four();
-        let before = clusters.look(range(0, 200 * KIB)).unwrap();
+        let before = clusters.look(range(0, 200 * KIB), &nobody()).unwrap();
         assert_eq!((before.side, before.len), (Side::Source, 200 * KIB));
         let copy = taken(&clusters, range(0, 1));
         // The source is still as it was.
-        let beside = clusters.look(range(0, 512)).unwrap();
+        let beside = clusters.look(range(0, 512), &nobody()).unwrap();
         assert_eq!(beside.side, Side::Source);
         let mut settling = pin!(copy.settle(End::Copied));
         assert!(!is_ready(settling.as_mut()) && !clusters.are_settled(range(0, 1)));
         // Who comes now finds the copy, so the writer has an end to wait for.
-        let after = clusters.look(range(0, 100 * KIB)).unwrap();
+        let after = clusters.look(range(0, 100 * KIB), &nobody()).unwrap();
         assert_eq!((after.side, after.len), (Side::Target, 64 * KIB));
         drop(before);
         assert!(!is_ready(settling.as_mut()));
@@ -483,9 +511,12 @@ mod tests {
         settle(taken(&clusters, range(0, 1)), End::Copied);
         settle(taken(&clusters, range(64 * KIB, 65 * KIB)), End::Released);
         clusters.release_copied(range(0, 64 * KIB));
-        assert!(clusters.look(range(0, 1)).is_none() && clusters.look(range(64 * KIB, 65 * KIB)).is_none());
+        assert!(
+            clusters.look(range(0, 1), &nobody()).is_none()
+                && clusters.look(range(64 * KIB, 65 * KIB), &nobody()).is_none()
+        );
         assert!(clusters.are_settled(range(0, 128 * KIB)));
-        assert!(clusters.look(range(128 * KIB, 201 * KIB)).is_none(), "past the end there is nothing");
+        assert!(clusters.look(range(128 * KIB, 201 * KIB), &nobody()).is_none(), "past the end there is nothing");
     }
 
     #[test]
@@ -503,7 +534,7 @@ mod tests {
         dirty.mark(range(100 * KIB, 129 * KIB));
         let clusters = Arc::new(Clusters::only(200 * KIB, 64 * KIB, &dirty).unwrap());
         assert!(clusters.are_settled(range(0, 64 * KIB)) && clusters.are_settled(range(192 * KIB, 200 * KIB)));
-        assert!(clusters.look(range(0, 1)).is_none());
+        assert!(clusters.look(range(0, 1), &nobody()).is_none());
         assert_eq!(taken(&clusters, range(0, 200 * KIB)).range(), range(64 * KIB, 192 * KIB));
         Clusters::only(201 * KIB, 64 * KIB, &dirty).err().unwrap();
     }

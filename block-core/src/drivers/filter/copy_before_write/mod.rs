@@ -21,7 +21,7 @@ use crate::graph::{
     WriteFlags,
 };
 use crate::pipeline::{Content, Filter, Filtered, Request};
-use crate::rt::sync::oneshot;
+use crate::rt::sync::{oneshot, yield_now};
 use crate::rt::{IoBuf, within};
 
 /// Keeps what its child had, by copying what is about to be overwritten.
@@ -168,28 +168,30 @@ impl CopyBeforeWrite {
 
     async fn copy_all(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
         if conf.timeout.is_zero() {
-            return self.copy_in_turn(at, async |taken| copy(cx, self.file, self.target, taken).await).await;
+            return self.copy_in_turn(cx, at, async |taken| copy(cx, self.file, self.target, taken).await).await;
         }
         // What takes too long goes on beside the request: the target may still be about to write. It is counted, and
         // its clusters stay taken, until that is over.
-        let copies = self.copy_in_turn(at, async |taken| self.copy_beside(cx, taken).await);
+        let copies = self.copy_in_turn(cx, at, async |taken| self.copy_beside(cx, taken).await);
         within(cx.local(), conf.timeout, copies).await.unwrap_or(Err(IoError::Os(libc::ETIMEDOUT)))
     }
 
     /// Copies what nobody has copied, and waits for what others are copying.
     ///
-    /// Who waits for another's copy waits for I/O that is under way, as if it were his own: no drain can hurry that.
+    /// Who waits for another's copy waits for I/O that is under way, as if it were his own. If he is hurried, so is the
+    /// other: his I/O may be waiting at a throttle.
     async fn copy_in_turn(
         &self,
+        cx: IoCx<'_>,
         at: ByteRange,
         copy: impl AsyncFn(Taken) -> Result<(), IoError>,
     ) -> Result<(), IoError> {
         let snapshot = self.snapshot();
         for piece in at.pieces(LOOKED_AT_ONCE) {
             while !snapshot.is_broken() {
-                match snapshot.clusters.take(piece, COPIED_AT_ONCE) {
+                match snapshot.clusters.take(piece, COPIED_AT_ONCE, cx.haste()) {
                     Take::Nothing => break,
-                    Take::Busy(wait) => wait.over().await,
+                    Take::Busy(wait) => cx.handing_on(wait.over(), || wait.hurry()).await,
                     Take::Ours(taken) => copy(taken).await?,
                 }
             }
@@ -211,7 +213,8 @@ impl CopyBeforeWrite {
     async fn read_some(&self, cx: IoCx<'_>, at: ByteRange, buf: &IoBuf) -> Result<u64, IoError> {
         let snapshot = self.snapshot();
         snapshot.check()?;
-        let look = snapshot.clusters.look(at).ok_or(NO_ACCESS)?;
+        // Who writes there waits for this.
+        let look = snapshot.clusters.look(at.split(READ_AT_ONCE).0, cx.haste()).ok_or(NO_ACCESS)?;
         let child = cx.child(self.on(look.side));
         child.read(at.split(look.len).0, buf.slice(0, look.len)).await?;
         snapshot.check()?;
@@ -240,21 +243,27 @@ async fn copy(cx: IoCx<'_>, file: ChildId, target: ChildId, taken: Taken) -> Res
             target.write(piece, buf, WriteFlags::default()).await?;
         }
     }
-    taken.settle(End::Copied).await;
+    settle(cx, &taken, End::Copied).await;
     Ok(())
 }
 
+async fn settle(cx: IoCx<'_>, taken: &Taken, end: End) {
+    cx.handing_on(taken.settle(end), || taken.hurry_readers()).await;
+}
+
 /// Lets nobody have the old contents any more.
-async fn release(clusters: &Arc<Clusters>, whole: ByteRange) {
+async fn release(cx: IoCx<'_>, clusters: &Arc<Clusters>, whole: ByteRange) {
     for piece in whole.pieces(LOOKED_AT_ONCE) {
         loop {
-            match clusters.take(piece, LOOKED_AT_ONCE) {
+            match clusters.take(piece, LOOKED_AT_ONCE, cx.haste()) {
                 Take::Nothing => break,
                 Take::Busy(wait) => wait.over().await,
-                Take::Ours(taken) => taken.settle(End::Released).await,
+                Take::Ours(taken) => settle(cx, &taken, End::Released).await,
             }
         }
         clusters.release_copied(piece);
+        // There may be very many of them, and the thread has others to serve.
+        yield_now().await;
     }
 }
 
@@ -305,7 +314,7 @@ impl Filter for CopyBeforeWrite {
     async fn map_snapshot(&self, _: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
         let snapshot = self.snapshot();
         snapshot.check()?;
-        let look = snapshot.clusters.look(at.split(LOOKED_AT_ONCE).0).ok_or(NO_ACCESS)?;
+        let look = snapshot.clusters.look(at.split(LOOKED_AT_ONCE).0, cx.haste()).ok_or(NO_ACCESS)?;
         let status = cx.child(self.on(look.side)).status(at.split(look.len).0).await?;
         snapshot.check()?;
         let place = match status.content {
@@ -321,7 +330,7 @@ impl Filter for CopyBeforeWrite {
         let clusters = &self.snapshot().clusters;
         let Some(whole) = clusters.whole_inside(at) else { return Ok(()) };
         // A discard is a hint: who wants this request out of the graph need not wait for copies and readers.
-        match cx.unless_hurried(release(clusters, whole)).await {
+        match cx.unless_hurried(release(cx, clusters, whole)).await {
             Some(()) => cx.child(self.target).discard(whole).await,
             None => Ok(()),
         }
@@ -366,5 +375,7 @@ impl Filter for CopyBeforeWrite {
 const DEFAULT_CLUSTER: u64 = 64 << 10;
 /// Bytes that are copied at once.
 const COPIED_AT_ONCE: u64 = 1 << 20;
+/// Bytes of the snapshot that a reader keeps from being overwritten at once.
+const READ_AT_ONCE: u64 = 1 << 20;
 /// Bytes whose clusters are looked at in one go.
 const LOOKED_AT_ONCE: u64 = 1 << 30;

@@ -15,7 +15,7 @@ use qmp::Qapi;
 use self::bucket::Direction;
 use crate::base::{Error, IoError, Result};
 use crate::drivers::{Open, Opened, Site};
-use crate::graph::{ChildId, DriverInfo, IoCx, Objects, OpKind, ReopenRequest};
+use crate::graph::{ChildId, DriverInfo, End, IoCx, Objects, OpKind, ReopenRequest};
 use crate::pipeline::{Filter, Filtered, Request};
 
 pub use self::group::{Member, ThrottleGroup};
@@ -56,6 +56,10 @@ impl Filter for Throttle {
 
     fn child(&self) -> ChildId {
         self.file
+    }
+
+    fn end(&self, _: &Member) -> End {
+        End::Of(self.file)
     }
 
     #[inline]

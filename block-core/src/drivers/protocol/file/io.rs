@@ -9,6 +9,8 @@ use crate::rt::{IoBuf, Op, TRIES, blocking, system_call};
 
 /// Fills `buf`; what is missing of the file's last sector is zeroes.
 pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+    // Where the file ended before the kernel looked: others may be moving the end.
+    let end = conf.end();
     let mut done = 0;
     while done < at.len() {
         let rest = buf.slice(done, at.len() - done);
@@ -24,7 +26,8 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
         }
     }
     if done < at.len() {
-        if !conf.may_end_at(at.start() + done) {
+        // Only in its last sector: a file that ends before has become shorter behind our back.
+        if end.saturating_sub(at.start() + done) >= SECTOR {
             return Err(IoError::Os(libc::EIO));
         }
         buf.slice(done, at.len() - done).fill(0);
@@ -134,11 +137,6 @@ fn latch_lost(conf: &Conf, errno: i32) {
 }
 
 impl Conf {
-    /// Only in its last sector: a file that ends before has become shorter behind our back.
-    fn may_end_at(&self, at: u64) -> bool {
-        self.size.saturating_sub(at) < SECTOR
-    }
-
     fn is_aligned(&self, bytes: u64) -> bool {
         crate::base::is_aligned(bytes, self.alignment.request.into())
     }

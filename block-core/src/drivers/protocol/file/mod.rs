@@ -22,6 +22,7 @@ mod zero;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::flush::Flusher;
 use self::lock::{Claim, Locks};
@@ -31,8 +32,8 @@ use self::zero::Remembered;
 use crate::base::{ByteRange, IoError, Result};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
-    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, Extent, Geometry, IoCx, NodeOptions, Perms, Preallocation,
-    ReopenRequest, Settled, WriteFlags,
+    Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx, NodeOptions, Perms,
+    Preallocation, ReopenRequest, Settled, WriteFlags,
 };
 use crate::rt::{Engine, IoBuf, SharedFd, blocking};
 
@@ -60,8 +61,9 @@ pub struct File {
 pub struct Conf {
     options: FileOptions,
     fd: SharedFd,
-    /// In bytes, in whole sectors: a file's last sector may be incomplete, and reads as zeroes then.
-    size: u64,
+    /// In bytes, in whole sectors: a file's last sector may be incomplete, and reads as zeroes then. Moves with those who
+    /// write past it; the file is never shorter.
+    end: AtomicU64,
     engine: Engine,
     alignment: Alignment,
     flusher: Arc<Flusher>,
@@ -117,12 +119,14 @@ impl Driver for File {
     type Conf = Conf;
 
     fn geometry(&self, conf: &Conf, _children: &[Geometry]) -> Result<Geometry> {
-        Ok(Geometry { size: conf.size, limits: conf.alignment.limits() })
+        Ok(Geometry { size: conf.end(), limits: conf.alignment.limits() })
     }
 
     #[inline]
     fn direct(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
-        if conf.engine != Engine::Ring || (request.write && conf.turned.is_read_only()) {
+        let moves_end = request.write && request.at.end() > conf.end();
+        let refuses = request.write && conf.turned.is_read_only();
+        if conf.engine != Engine::Ring || moves_end || refuses {
             return None;
         }
         let dsync = request.write && request.fua;
@@ -151,11 +155,16 @@ impl Driver for File {
         buf: IoBuf,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
-        conf.turned.unless_read_only(io::write(conf, cx, at, buf, flags.fua)).await
+        conf.turned.unless_read_only(io::write(conf, cx, at, buf, flags.fua)).await?;
+        conf.reaches(at.end());
+        Ok(())
     }
 
     async fn write_zeroes(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
-        conf.turned.unless_read_only(zero::write_zeroes(self.kind, &self.remembered, conf, cx, at, flags)).await
+        let zeroed = zero::write_zeroes(self.kind, &self.remembered, conf, cx, at, flags);
+        conf.turned.unless_read_only(zeroed).await?;
+        conf.reaches(at.end());
+        Ok(())
     }
 
     async fn discard(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
@@ -176,6 +185,27 @@ impl Driver for File {
         let (kind, fd) = (self.kind, conf.fd.clone());
         let size = blocking(move || resize::resize(kind, &fd, size, how)).await?;
         Ok(conf.resized(size))
+    }
+
+    fn end(&self, conf: &Conf) -> End {
+        match self.kind {
+            Kind::Regular => End::At(conf.end()),
+            Kind::Device => End::Fixed,
+        }
+    }
+
+    async fn set_end(&self, conf: &Conf, cx: IoCx<'_>, to: u64, how: Preallocation) -> Result<(), IoError> {
+        if self.kind == Kind::Device {
+            return Err(IoError::Unsupported);
+        }
+        let fd = conf.fd.clone();
+        let end = zero::inside(cx, move || resize::move_end(&fd, to, how)).await?;
+        // Nobody writes where something is cut off; beyond a new end somebody may have written already.
+        if to < conf.end() {
+            conf.end.store(end, Ordering::Release);
+        }
+        conf.reaches(end);
+        Ok(())
     }
 
     async fn reopen(&self, conf: &Conf, request: ReopenRequest<'_>) -> Result<Conf> {
@@ -217,6 +247,17 @@ impl Driver for File {
 }
 
 impl Conf {
+    fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// Something was written up to `at`. Few writes move the end, so few write what all threads read.
+    fn reaches(&self, at: u64) {
+        if at > self.end() {
+            self.end.fetch_max(at, Ordering::AcqRel);
+        }
+    }
+
     /// The same, after the size has changed to `size` bytes.
     fn resized(&self, size: u64) -> Self {
         Self {
@@ -225,7 +266,7 @@ impl Conf {
             flusher: self.flusher.clone(),
             turned: self.turned.clone(),
             claim: self.claim.clone(),
-            size,
+            end: AtomicU64::new(size),
             ..*self
         }
     }

@@ -231,7 +231,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
     let engine = if options.aio == Aio::Threads { Engine::Pool } else { Engine::Ring };
     Ok(Conf {
         fd: Arc::new(fd),
-        size,
+        end: size.into(),
         engine,
         alignment,
         flusher: Arc::default(),

@@ -51,6 +51,22 @@ fn resize_file(fd: &OwnedFd, size: u64, how: Preallocation) -> Result<u64> {
     Ok(rounded)
 }
 
+/// The same while requests run: the new end, in whole sectors.
+pub(super) fn move_end(fd: &OwnedFd, to: u64, how: Preallocation) -> std::io::Result<u64> {
+    let end = in_sectors(to).map_err(|_| Errno::FBIG)?;
+    let old = system_call(|| fstat(fd))?.st_size.cast_unsigned();
+    match (how, ByteRange::between(old, to).filter(|new| !new.is_empty())) {
+        (Preallocation::Metadata, _) => return Err(Errno::OPNOTSUPP.into()),
+        (Preallocation::Falloc, Some(new)) => match reserve(fd, new) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => write_zeroes(fd, new)?,
+            other => other?,
+        },
+        (Preallocation::Full, Some(new)) => write_zeroes(fd, new)?,
+        _ => system_call(|| ftruncate(fd, to))?,
+    }
+    Ok(end)
+}
+
 fn grow(fd: &OwnedFd, new: ByteRange, how: Preallocation) -> Result<()> {
     if new.is_empty() {
         return Ok(());

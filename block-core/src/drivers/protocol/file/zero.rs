@@ -1,7 +1,7 @@
 //! Space: zeroing and giving back through the file system, and where there is data.
 //!
-//! What the kernel once called unsupported is not asked again. Zeroing never changes the file's size, and need not:
-//! past its end there are zeroes for every reader.
+//! What the kernel once called unsupported is not asked again. Zeroing inside the file never changes its size; past its
+//! end it takes the space, which moves the end and never back, whoever else moves it.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -21,6 +21,7 @@ pub(super) struct Remembered {
     no_punch: AtomicBool,
     no_zero_range: AtomicBool,
     no_allocate: AtomicBool,
+    no_growth: AtomicBool,
     no_discard: AtomicBool,
     /// One has been looked into.
     holes_are_empty: AtomicBool,
@@ -29,6 +30,8 @@ pub(super) struct Remembered {
 const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
 const ALLOCATE: FallocateFlags = FallocateFlags::KEEP_SIZE;
+/// Of what lies past the end.
+const GROW: FallocateFlags = FallocateFlags::empty();
 
 /// Makes the range read as zeroes, by the first way that works.
 pub(super) async fn write_zeroes(
@@ -39,7 +42,13 @@ pub(super) async fn write_zeroes(
     at: ByteRange,
     flags: WriteFlags,
 ) -> Result<(), IoError> {
-    zero(kind, remembered, conf, cx, at, flags).await?;
+    let (inside, past) = at.split(conf.end().saturating_sub(at.start()));
+    if !inside.is_empty() {
+        zero(kind, remembered, conf, cx, inside, flags).await?;
+    }
+    if let Some(past) = past {
+        fallocate(&remembered.no_growth, conf, cx, GROW, past).await?;
+    }
     if flags.fua { conf.flusher.flush(io::sync(conf, cx)).await } else { Ok(()) }
 }
 
@@ -159,7 +168,7 @@ fn learn(never: &AtomicBool, result: Result<(), i32>) -> Result<(), IoError> {
 }
 
 /// Work on a helper thread that changes the file: the request is not over before it is, even if its future is dropped.
-async fn inside<T: Send + 'static>(cx: IoCx<'_>, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn inside<T: Send + 'static>(cx: IoCx<'_>, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = oneshot();
     let counted = cx.fork();
     cx.local().spawn(async move {
