@@ -316,6 +316,39 @@ fn an_overlay_that_stands_on_something_when_its_turn_comes_is_not_appended() {
     });
 }
 
+/// What goes with a node is looked up again once nobody else changes it: its inline child may have gone meanwhile.
+#[test]
+fn a_node_is_removed_that_gets_another_child_while_its_removal_waits() {
+    run_control(async |local| {
+        let graph = graph();
+        let inline = add(&graph, mem("inline", 1, &Arc::default()).inline()).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let filter = add(&graph, park("filter", inline, &Arc::default(), true)).await;
+        let mut holder = graph.permit();
+        let held = holder.drain(&[filter]).await.unwrap();
+        let results = Rc::new(RefCell::new(Vec::new()));
+        let (changing, told) = (graph.clone(), results.clone());
+        local.spawn(async move {
+            let change = Change::Repoint { parent: filter, child: "file".into(), to: Some((other, Role::Filtered)) };
+            let done = changing.permit().transact(vec![Box::new(change)]).await;
+            told.borrow_mut().push(done);
+        });
+        local.sleep(Duration::from_millis(5)).await;
+        let (removing, told) = (graph.clone(), results.clone());
+        local.spawn(async move {
+            let done = removing.permit().remove(filter).await;
+            told.borrow_mut().push(done);
+        });
+        local.sleep(Duration::from_millis(5)).await;
+        drop(held);
+        while results.borrow().len() < 2 {
+            local.sleep(Duration::from_millis(1)).await;
+        }
+        assert!(results.borrow().iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(graph.nodes().len(), 1, "what came stays, since it was added by name");
+    });
+}
+
 /// A step that notes what it is asked, and fails where it is told to.
 struct Noting {
     number: usize,
