@@ -12,7 +12,7 @@ use block_core::graph::{
     ChildChange, ChildId, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeId, NodeOptions, Place,
     Preallocation, ReopenRequest, Role, WriteFlags,
 };
-use block_core::pipeline::{Format, Mapped, Ticket};
+use block_core::pipeline::{Access, Format, Mapped, Ticket};
 use block_core::rt::IoBuf;
 
 use super::{Mem, Seen};
@@ -249,7 +249,7 @@ impl Format for Overlay {
         Ok(Geometry { size: shape.size, limits: Limits { compressed_cluster: self.table.cluster as u32, ..limits } })
     }
 
-    fn map_now(&self, shape: &Shape, at: ByteRange) -> Option<Extent> {
+    fn map_now(&self, shape: &Shape, at: ByteRange, _: Access) -> Option<Extent> {
         Some(self.extent(shape, at))
     }
 
