@@ -5,7 +5,7 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx,
+    Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx,
     NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
@@ -44,6 +44,11 @@ pub trait Format: Send + Sync + 'static {
         at: ByteRange,
         access: Access,
     ) -> impl Future<Output = Result<Extent, IoError>>;
+
+    /// In bytes: the last such unit of a child need not be there in full. What is missing of it reads as zeroes.
+    fn unit(&self) -> u64 {
+        1
+    }
 
     /// Fills `buf` from a range that [`Format::map`] gave as [`Place::Encoded`]. `false`: it is not that any more.
     fn read_encoded(
@@ -203,7 +208,12 @@ async fn read_extent<F: Format>(
     match extent.place {
         Place::Data { child, offset } => {
             cx.child(FILE).announce(DebugEvent::ReadAio).await;
-            cx.child(child).read(range(offset, at.len())?, buf).await?;
+            let (child, at) = (cx.child(child), range(offset, at.len())?);
+            if at.end() <= child.size() {
+                child.read(at, buf).await?;
+            } else {
+                Box::pin(read_over_end(child, at, format.unit(), buf)).await?;
+            }
         }
         Place::Zero { .. } => buf.fill(0),
         Place::Below(child) => {
@@ -257,6 +267,20 @@ async fn write_some<F: Format>(
     cx.child(child).write(range(offset, room.len)?, buf.slice(0, room.len), flags).await?;
     ticket.commit().await?;
     Ok(room.len)
+}
+
+/// What a file has not got of its last unit is zeroes; what is missing behind that is missing.
+async fn read_over_end(child: Child<'_>, at: ByteRange, unit: u64, buf: IoBuf) -> Result<(), IoError> {
+    let size = child.size();
+    if size.checked_next_multiple_of(unit).is_none_or(|end| at.end() > end) {
+        return Err(IoError::OutOfRange);
+    }
+    let inside = ByteRange::whole(size).intersection(at).map_or(0, ByteRange::len);
+    if inside > 0 {
+        child.read(range(at.start(), inside)?, buf.slice(0, inside)).await?;
+    }
+    buf.slice(inside, at.len() - inside).fill(0);
+    Ok(())
 }
 
 /// A backing file may be shorter than its overlay: past its end there are zeroes.

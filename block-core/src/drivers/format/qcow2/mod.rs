@@ -184,6 +184,11 @@ impl Format for Image {
         self.place(shape, cx, at, access).await
     }
 
+    /// The tail of a cluster that was never written is not written either.
+    fn unit(&self) -> u64 {
+        self.layout.cluster()
+    }
+
     async fn read_encoded(&self, _: &Shape, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<bool, IoError> {
         self.unpacked(cx, at, &buf).await
     }
