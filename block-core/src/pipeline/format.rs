@@ -45,7 +45,8 @@ pub trait Format: Send + Sync + 'static {
         access: Access,
     ) -> impl Future<Output = Result<Extent, IoError>>;
 
-    /// In bytes: the last such unit of a child need not be there in full. What is missing of it reads as zeroes.
+    /// In bytes: the last such unit of a child need not be there in full. What is missing of it reads as zeroes, and is
+    /// there when it is written.
     fn unit(&self) -> u64 {
         1
     }
@@ -255,8 +256,12 @@ async fn write_some<F: Format>(
 ) -> Result<u64, IoError> {
     let extent = format.map(conf, cx, at, Access::Write).await?;
     if let Place::Data { child, offset } = extent.place {
+        let (child, at) = (cx.child(child), range(offset, extent.len)?);
+        if at.end() > child.size() {
+            within_unit(child, at, format.unit())?;
+        }
         cx.child(FILE).announce(DebugEvent::WriteAio).await;
-        cx.child(child).write(range(offset, extent.len)?, buf.slice(0, extent.len), flags).await?;
+        child.write(at, buf.slice(0, extent.len), flags).await?;
         return Ok(extent.len);
     }
     let whole = ByteRange::new(at.start(), extent.len).ok_or(IoError::OutOfRange)?;
@@ -269,13 +274,18 @@ async fn write_some<F: Format>(
     Ok(room.len)
 }
 
+/// Where data is supposed to be, there has to be a part of it.
+fn within_unit(child: Child<'_>, at: ByteRange, unit: u64) -> Result<(), IoError> {
+    match child.size().checked_next_multiple_of(unit) {
+        Some(end) if at.end() <= end => Ok(()),
+        _ => Err(IoError::OutOfRange),
+    }
+}
+
 /// What a file has not got of its last unit is zeroes; what is missing behind that is missing.
 async fn read_over_end(child: Child<'_>, at: ByteRange, unit: u64, buf: IoBuf) -> Result<(), IoError> {
-    let size = child.size();
-    if size.checked_next_multiple_of(unit).is_none_or(|end| at.end() > end) {
-        return Err(IoError::OutOfRange);
-    }
-    let inside = ByteRange::whole(size).intersection(at).map_or(0, ByteRange::len);
+    within_unit(child, at, unit)?;
+    let inside = ByteRange::whole(child.size()).intersection(at).map_or(0, ByteRange::len);
     if inside > 0 {
         child.read(range(at.start(), inside)?, buf.slice(0, inside)).await?;
     }

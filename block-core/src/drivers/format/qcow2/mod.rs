@@ -184,9 +184,9 @@ impl Format for Image {
         self.place(shape, cx, at, access).await
     }
 
-    /// The tail of a cluster that was never written is not written either.
+    /// The tail of a cluster that was never written is not written either. A data file may be as short as it likes.
     fn unit(&self) -> u64 {
-        self.layout.cluster()
+        if self.data.is_some() { i64::MAX as u64 } else { self.layout.cluster() }
     }
 
     async fn read_encoded(&self, _: &Shape, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<bool, IoError> {

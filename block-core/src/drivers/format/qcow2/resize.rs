@@ -61,7 +61,7 @@ impl Image {
         self.blank(&shape, cx, size, edge.min(shape.size)).await?;
         let end = align_up(shape.size, self.layout.cluster()).unwrap_or(shape.size);
         match ByteRange::between(edge, end).filter(|gone| !gone.is_empty()) {
-            Some(gone) => self.forget(&shape, cx, gone).await,
+            Some(gone) => self.cut_off(&shape, cx, gone).await,
             None => Ok(()),
         }
     }

@@ -4,7 +4,7 @@
 
 use smallvec::SmallVec;
 
-use super::entry::{Cluster, Compressed, Granules, Kind, L2Entry};
+use super::entry::{CORRUPT, Cluster, Compressed, Granules, Kind, L2Entry};
 use super::layout::Layout;
 use super::meta::Run;
 use super::turns::Turn;
@@ -86,6 +86,10 @@ impl Image {
             taken: None,
         };
         if let Some(host) = self.own_room(cluster, first.start()) {
+            if self.data.is_none() && host >= cx.child(self.file).size() {
+                // What was linked was written.
+                return Err(CORRUPT);
+            }
             room.at = at.split(first.end() - at.start()).0;
             room.start = host + (at.start() - first.start());
             room.cluster(cluster, Some(host), host);

@@ -16,6 +16,8 @@ enum Work {
     Zero { unmap: bool },
     /// What they have is not needed.
     Discard,
+    /// The disk ends before them.
+    Cut,
 }
 
 /// What becomes of one cluster.
@@ -57,6 +59,11 @@ impl Image {
         self.all_clusters(shape, cx, at, Work::Discard).await
     }
 
+    /// The disk is going to end before these clusters: they have nothing any more.
+    pub(super) async fn cut_off(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
+        self.all_clusters(shape, cx, at, Work::Cut).await
+    }
+
     /// There is something below, or the image says that there should be.
     pub(super) fn stands_on(&self, shape: &Shape) -> bool {
         shape.backing.is_some() || self.extensions.backing_file.is_some()
@@ -77,7 +84,7 @@ impl Image {
         let layout = self.layout;
         let wide = at.widened(layout.cluster()).ok_or(IoError::OutOfRange)?;
         let _turn = self.guests.take(wide).await;
-        if !self.load(cx, layout.slice_of(at.start())).await? && (work == Work::Discard || !self.stands_on(shape)) {
+        if !self.load(cx, layout.slice_of(at.start())).await? && (!matches!(work, Work::Zero { .. }) || !self.stands_on(shape)) {
             // Nothing is there, and nothing would come to light.
             return Ok(());
         }
@@ -94,6 +101,11 @@ impl Image {
             let becomes = match work {
                 Work::Zero { unmap } => self.zeroed(shape, cluster, whole, part, unmap)?,
                 Work::Discard => self.discarded(shape, entry, cluster, whole),
+                Work::Cut => Becomes {
+                    entry: L2Entry::default(),
+                    gone: self.runs_of(cluster, shape.discards.request),
+                    hole: None,
+                },
             };
             changed |= becomes.entry != entry || becomes.hole.is_some();
             all.push(becomes);
