@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bench::{READER, add, attach, enter, file, flush, image, io_thread, on, range, read, reopen, with, write, writer};
 use block_core::base::IoError;
 use block_core::drivers::filter::blkdebug::{Blkdebug, Breakpoints};
-use block_core::graph::{DebugEvent, DirectRequest, Graph, NewNode, NodeId, NodeOptions, WriteFlags};
+use block_core::graph::{DebugEvent, DirectRequest, Graph, NewNode, NodeId, NodeOptions, PermSet, Perms, WriteFlags};
 use block_core::pipeline::Filtered;
 use block_core::port::{Port, PortHandle, PortLane};
 use block_core::rt::{IoThread, Local, run_control};
@@ -377,7 +377,9 @@ async fn over_memory(graph: &Rc<Graph>, options: Value, size: u64, seen: &Arc<Se
     graph.permit().add(mem).await.unwrap();
     let options = with(json!({ "driver": "blkdebug", "node-name": "debug", "image": "mem" }), &options);
     let node = add(graph, options).await.unwrap();
-    attach(graph, node, writer()).await.unwrap()
+    // Whoever writes to an incomplete last block has to be allowed to resize.
+    let writer = Perms { uses: writer().uses | PermSet::RESIZE, ..writer() };
+    attach(graph, node, writer).await.unwrap()
 }
 
 #[test]

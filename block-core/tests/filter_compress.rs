@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bench::{add, attach, enter, range, read, write, writer};
-use block_core::graph::WriteFlags;
+use block_core::graph::{PermSet, Perms, WriteFlags};
 use block_core::port::PortLane;
 use block_core::rt::sync::oneshot;
 use block_core::rt::{Local, run_control};
@@ -29,7 +29,9 @@ async fn scene(work: impl AsyncFnOnce(Rc<PortLane>, Arc<Table>)) {
     let base = support::add(&graph, mem("base", 7, &Arc::default())).await;
     let (_, table) = NewOverlay { size: 10000, ..NewOverlay::above(Some(base)) }.add(&graph, "top").await;
     let node = add(&graph, compress(&json!("top"))).await.unwrap();
-    let port = attach(&graph, node, writer()).await.unwrap();
+    // Whoever writes to an incomplete last cluster has to be allowed to resize.
+    let writer = Perms { uses: writer().uses | PermSet::RESIZE, ..writer() };
+    let port = attach(&graph, node, writer).await.unwrap();
     assert_eq!(port.geometry().size, 10000);
     work(port.handle().lane(&Local::current()), table).await;
     port.detach(&mut graph.permit()).await.unwrap();

@@ -18,15 +18,15 @@ use block_core::rt::{IoBuf, Local, run_control};
 use serde_json::{Value, json};
 use support::{Mem, Seen, add, graph, park};
 
-const WRITER: Perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
+const RESIZER: Perms = Perms { uses: PermSet::ALL, shares: PermSet::ALL };
 
 fn range(start: u64, len: u64) -> ByteRange {
     ByteRange::new(start, len).unwrap()
 }
 
-/// A user's way to a node. The port lives as long as the graph.
+/// A user's way to a node, which may write the incomplete block at its end. The port lives as long as the graph.
 async fn lane(graph: &Rc<Graph>, node: NodeId) -> Rc<PortLane> {
-    let options = PortOptions { name: "test port".into(), perms: WRITER };
+    let options = PortOptions { name: "test port".into(), perms: RESIZER };
     let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.unwrap();
     port.handle().lane(&Local::current())
 }

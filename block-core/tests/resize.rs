@@ -16,7 +16,7 @@ use support::user::{a_while, beside, until};
 use support::{Seen, add, graph, mem, park};
 
 fn size(graph: &Graph, node: NodeId) -> u64 {
-    graph.node(node).unwrap().geometry.size
+    graph.node(node).expect("it is there").geometry.size
 }
 
 /// While a resize waits for its drain, the filter that it goes through is led to another node: that one changes, and the

@@ -183,7 +183,8 @@ pub trait Driver: Send + Sync + 'static {
     /// `conf` already.
     fn geometry(&self, conf: &Self::Conf, children: &[Geometry]) -> Result<Geometry, Error>;
 
-    /// An answer from memory, or `None` for the async path. Called once a request; it may not block nor allocate.
+    /// An answer from memory, or `None` for the async path, which a write that moves the end has to take. Called once a
+    /// request; it may not block nor allocate.
     fn direct(&self, _conf: &Self::Conf, _cx: IoCx<'_>, _request: DirectRequest) -> Option<DirectPlan> {
         None
     }

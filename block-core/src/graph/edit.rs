@@ -124,10 +124,10 @@ impl<'d> DrainedSet<'d> {
 
 /// See the module's head.
 pub struct GraphEdit<'d> {
-    base: &'d Shape,
+    pub(super) base: &'d Shape,
     events: &'d EventSink,
     /// Copies of the vertices that this change touches; `None`: removed.
-    touched: BTreeMap<NodeId, Option<Vertex>>,
+    pub(super) touched: BTreeMap<NodeId, Option<Vertex>>,
     /// Vertices whose users' needs may have changed.
     pub(super) perms_dirty: BTreeSet<NodeId>,
     /// Vertices whose own geometry may have changed.
@@ -303,22 +303,6 @@ fn under_options(geometry: Geometry, options: NodeOptions) -> Geometry {
     Geometry { limits, ..geometry }
 }
 
-/// A user who does what another one does not bear. A pass for each permission: a node may have very many users.
-fn conflict<'v>(users: &[(&'v Vertex, Perms)]) -> Option<(&'v Vertex, &'v Vertex, PermSet)> {
-    PermSet::ALL.bits().find_map(|(_, one)| {
-        let who = |is: fn(Perms, PermSet) -> bool| {
-            users.iter().enumerate().filter(move |(_, (_, perms))| is(*perms, one)).map(|(number, _)| number).take(2)
-        };
-        // Nobody has to bear himself: where both are the same user, one of the sides may have a second one.
-        let refusing: Vec<_> = who(|perms, one| !perms.shares.contains(one)).collect();
-        let mut using = who(|perms, one| perms.uses.contains(one));
-        using.find_map(|user| {
-            let other = refusing.iter().find(|other| **other != user)?;
-            Some((users[user].0, users[*other].0, one))
-        })
-    })
-}
-
 pub(super) fn no_such_node() -> Error {
     Error::new("There is no such node")
 }
@@ -373,6 +357,7 @@ pub(crate) fn evaluate<'d, R>(
     edit.check_activity()?;
     edit.refresh_permissions()?;
     edit.refresh_geometry()?;
+    edit.check_tails()?;
     Ok((value, edit.finish()))
 }
 
@@ -430,86 +415,6 @@ impl GraphEdit<'_> {
         }
         let (child, parent, edge) = (&child.name, &parent.name, &edge.name);
         Err(Error::new(format!("Inactive '{child}' can't be a {edge} child of active '{parent}'")))
-    }
-
-    /// From the changed vertices down, parents first: what all parents together use and bear, whether they agree, and
-    /// what that asks of the children.
-    fn refresh_permissions(&mut self) -> Result<()> {
-        let dirty = std::mem::take(&mut self.perms_dirty);
-        let mut changed = dirty.clone();
-        for id in self.below(dirty) {
-            if !changed.contains(&id) {
-                continue;
-            }
-            if self.vertex(id).is_some_and(|vertex| vertex.node().is_some()) {
-                let perms = self.check_users(id)?;
-                self.vertex_mut(id)?.perms = perms;
-                changed.extend(self.pass_down(id)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn check_users(&self, id: NodeId) -> Result<Perms> {
-        let users = self.users(id);
-        if let Some((user, other, refused)) = conflict(&users) {
-            return Err(Error::new(format!(
-                "Permission conflict on {}: '{refused}' is used by {} and not shared by {}",
-                self.described(id),
-                user.described(),
-                other.described(),
-            )));
-        }
-        let perms = users.iter().fold(Perms::IDLE, |sum, (_, perms)| sum.and(*perms));
-        self.check_read_only(id, perms)?;
-        Ok(perms)
-    }
-
-    /// Each edge that leads here, with the vertex it starts from.
-    fn users(&self, id: NodeId) -> Vec<(&Vertex, Perms)> {
-        let parents: BTreeSet<_> =
-            self.vertex(id).into_iter().flat_map(|vertex| vertex.parents.iter().copied()).collect();
-        let vertices = parents.into_iter().filter_map(|parent| self.vertex(parent));
-        vertices
-            .flat_map(|vertex| {
-                let edges = vertex.edges.iter().filter(|edge| edge.to == id);
-                edges.map(move |edge| (vertex, edge.perms))
-            })
-            .collect()
-    }
-
-    fn check_read_only(&self, id: NodeId, perms: Perms) -> Result<()> {
-        let options = self.vertex(id).and_then(Vertex::node).map(|node| node.options).unwrap_or_default();
-        let changes = perms.uses.without(PermSet::CONSISTENT_READ);
-        if changes.is_empty() || (!options.read_only && options.active) {
-            return Ok(());
-        }
-        let state = if options.read_only { "read-only" } else { "inactive" };
-        Err(Error::new(format!("Block {} is {state}", self.described(id))))
-    }
-
-    /// What the node's children have to allow now; returns those for which that is something new.
-    fn pass_down(&mut self, id: NodeId) -> Result<Vec<NodeId>> {
-        let vertex = self.vertex_mut(id)?;
-        let Kind::Node(parts) = &vertex.kind else { return Ok(Vec::new()) };
-        let (body, options, above) = (parts.body.clone(), parts.options, vertex.perms);
-        let writable = !options.read_only && options.active;
-        let mut changed = Vec::new();
-        for (number, edge) in vertex.edges.iter_mut().enumerate() {
-            let child = ChildId(u32::try_from(number).expect("a node has few children"));
-            let mut perms = body.child_perms(child, edge.role, above, writable);
-            if options.force_share {
-                perms.shares = PermSet::ALL;
-            }
-            if !options.active {
-                perms.uses = perms.uses & PermSet::CONSISTENT_READ;
-            }
-            if perms != edge.perms {
-                edge.perms = perms;
-                changed.push(edge.to);
-            }
-        }
-        Ok(changed)
     }
 
     /// From the changed nodes up, children first.

@@ -5,6 +5,7 @@
 //! child's caller and its driver is in `pipeline/`.
 
 mod activity;
+mod agreement;
 mod bitmaps;
 mod blockers;
 mod change;

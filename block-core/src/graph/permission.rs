@@ -133,6 +133,16 @@ impl Role {
             Self::Reference => Perms::IDLE,
         }
     }
+
+    /// What becomes of that while the parent is inactive: it changes nothing, and those of its children that are no more
+    /// than its storage may be written and resized by others (another process may be working with the image).
+    pub(crate) fn of_inactive(self, perms: Perms) -> Perms {
+        let bears = match self {
+            Self::Data | Self::Metadata | Self::Cow => PermSet::WRITE | PermSet::RESIZE,
+            Self::Filtered | Self::Reference => PermSet::NONE,
+        };
+        Perms { uses: perms.uses & PermSet::CONSISTENT_READ, shares: perms.shares | bears }
+    }
 }
 
 fn data_perms(above: Perms) -> Perms {
@@ -222,6 +232,21 @@ mod tests {
         let strict = Perms { shares: PermSet::ALL.without(PermSet::WRITE), ..above };
         let shares = Role::Cow.child_perms(strict, true).shares;
         assert_eq!(shares, PermSet::CONSISTENT_READ | PermSet::WRITE_UNCHANGED);
+    }
+
+    #[test]
+    fn who_is_inactive_changes_nothing_and_lets_others_change_its_storage() {
+        let above = Perms { uses: PermSet::ALL, shares: PermSet::NONE };
+        for role in [Role::Data, Role::Metadata, Role::Cow] {
+            let active = role.child_perms(above, true);
+            let asleep = role.of_inactive(active);
+            assert_eq!(asleep.uses, PermSet::CONSISTENT_READ, "{role:?}");
+            assert!(!active.shares.contains(PermSet::WRITE) && !active.shares.contains(PermSet::RESIZE), "{role:?}");
+            assert!(asleep.shares.contains(PermSet::WRITE | PermSet::RESIZE), "{role:?}");
+        }
+        // A filter bears what its own users bear, asleep or not.
+        assert_eq!(Role::Filtered.of_inactive(above).shares, PermSet::NONE);
+        assert_eq!(Role::Reference.of_inactive(Perms::IDLE), Perms::IDLE);
     }
 
     #[test]

@@ -28,12 +28,12 @@ impl Permit {
         let perms = Perms { uses: PermSet::RESIZE, shares: PermSet::ALL };
         let user = NewRoot::new("block_resize".into(), perms, id, Rc::new(|_| ()));
         let (user, _) = self.add_root(user).await?;
-        let result = self.truncate(id, size, preallocation).await;
+        let result = self.truncate(user, id, size, preallocation).await;
         self.remove_root(user).await?;
         result
     }
 
-    async fn truncate(&mut self, id: NodeId, size: u64, preallocation: Preallocation) -> Result<()> {
+    async fn truncate(&mut self, user: NodeId, id: NodeId, size: u64, preallocation: Preallocation) -> Result<()> {
         loop {
             let targets = self.graph().sizes_of(id, size)?;
             let nodes: Vec<_> = targets.iter().map(|(id, _)| *id).collect();
@@ -41,7 +41,7 @@ impl Permit {
             // The plan is checked again: while we waited, the way down may have been led elsewhere, or been shut.
             drained.graph().check_operation(id, Operation::Resize)?;
             if drained.graph().sizes_of(id, size)? == targets {
-                let committed = drained.truncate(&targets, preallocation).await?;
+                let committed = drained.truncate(user, &targets, preallocation).await?;
                 committed.close(self).await;
                 return Ok(());
             }
@@ -71,9 +71,18 @@ impl Graph {
 
 impl Drained<'_> {
     /// Changes the sizes of all targets, or of none.
-    async fn truncate(mut self, targets: &[(NodeId, u64)], preallocation: Preallocation) -> Result<Committed<()>> {
-        // Users who would not have another size say so before anything is cut off.
-        self.preview(|edit, _| targets.iter().try_for_each(|(id, size)| edit.suppose_size(*id, *size)))?;
+    async fn truncate(
+        mut self,
+        user: NodeId,
+        targets: &[(NodeId, u64)],
+        preallocation: Preallocation,
+    ) -> Result<Committed<()>> {
+        // Users who would not have another size say so before anything is cut off; and they have to have it for good,
+        // without the one who may resize.
+        self.preview(|edit, _| {
+            edit.suppose_gone(user)?;
+            targets.iter().try_for_each(|(id, size)| edit.suppose_size(*id, *size))
+        })?;
         let mut ready = Vec::new();
         for (id, size) in targets {
             match self.truncated(*id, *size, preallocation).await {
@@ -131,6 +140,15 @@ impl Drained<'_> {
 }
 
 impl GraphEdit<'_> {
+    /// Lets a root do nothing.
+    fn suppose_gone(&mut self, root: NodeId) -> Result<()> {
+        let vertex = self.vertex_mut(root)?;
+        let nodes: Vec<_> = vertex.edges.iter().map(|edge| edge.to).collect();
+        vertex.edges.iter_mut().for_each(|edge| edge.perms = Perms::IDLE);
+        self.perms_dirty.extend(nodes);
+        Ok(())
+    }
+
     /// Lets a node have a size for which there is no configuration yet: to see what its parents say.
     fn suppose_size(&mut self, id: NodeId, size: u64) -> Result<()> {
         let vertex = self.vertex_mut(id)?;

@@ -16,9 +16,7 @@ impl Child<'_> {
         // Reads are kept apart from nobody: a read-modify-write gives their sectors back as they were.
         // A bitmap is marked when a write is over, so that who copies what is dirty misses none.
         let is_async = request.write && (self.tracks() || !self.placed().bitmaps.is_empty());
-        // What moves the end is no matter of one ring entry.
-        let grows = request.at.end() > geometry.size && request.at.end() > self.size();
-        if !fits || is_async || grows || request.at.is_empty() {
+        if !fits || is_async || request.at.is_empty() {
             return None;
         }
         let fua = request.fua && !options.no_flush;

@@ -120,7 +120,8 @@ impl Driver for File {
 
     #[inline]
     fn direct(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
-        if conf.engine != Engine::Ring {
+        let moves_end = request.write && request.at.end() > conf.end();
+        if conf.engine != Engine::Ring || moves_end {
             return None;
         }
         let dsync = request.write && request.fua;
@@ -189,7 +190,11 @@ impl Driver for File {
         }
         let fd = conf.fd.clone();
         let end = zero::inside(cx, move || resize::move_end(&fd, to, how)).await?;
-        conf.end.store(end, Ordering::Release);
+        // Nobody writes where something is cut off; beyond a new end somebody may have written already.
+        if to < conf.end() {
+            conf.end.store(end, Ordering::Release);
+        }
+        conf.reaches(end);
         Ok(())
     }
 
