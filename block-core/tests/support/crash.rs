@@ -51,6 +51,8 @@ pub struct Report {
     /// Of them with a torn write, and with a part of what no flush had made stable.
     pub tears: usize,
     pub subsets: usize,
+    /// Images with a sector that cannot be read.
+    pub unreadable: usize,
     /// Sectors, over all images.
     pub lost: usize,
     pub leaked: usize,
@@ -117,21 +119,24 @@ impl Trial {
             heard = cut.at;
             let image = cut.image(&self.image, log);
             let checked = (self.check)(&image);
-            let wrong = model.wrong_after_crash(&self.found(image, &stack).await);
-            report.add(&cut, checked, &wrong);
+            let found = self.found(image, &stack).await;
+            let wrong = found.as_ref().map_or(Vec::new(), |found| model.wrong_after_crash(found));
+            report.unreadable += usize::from(found.is_err());
+            report.add(&cut, checked.and(found.map(drop)), &wrong);
         }
         report
     }
 
     /// Opens the image, and gives what is in it after it has shown that it can be used.
-    async fn found(&self, image: Vec<u8>, stack: &impl Stack) -> Vec<u8> {
+    async fn found(&self, image: Vec<u8>, stack: &impl Stack) -> Result<Vec<u8>, String> {
         let (_graph, _top, port) = self.opened(image, &Log::default(), stack).await;
         let lane = port.handle().lane(&Local::current());
-        let bytes = read(&lane, range(0, port.geometry().size)).await.unwrap();
+        let bytes = read(&lane, range(0, port.geometry().size)).await;
+        let bytes = bytes.map_err(|error| format!("it cannot be read: {error}"))?;
         write(&lane, 0, &[1; SECTOR], WriteFlags::default()).await.unwrap();
         flush(&lane).await.unwrap();
         assert_eq!(read(&lane, range(0, SECTOR as u64)).await.unwrap(), [1; SECTOR]);
-        bytes
+        Ok(bytes)
     }
 }
 

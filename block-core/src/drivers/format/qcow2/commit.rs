@@ -6,9 +6,9 @@
 //! | 1 | new refcount blocks, flush | clusters that nobody knows of |
 //! | 2 | the refcount table, other blocks; flush, which also makes guest data stable | leaks |
 //! | 3 | L2 slices, the L1 table; flush | leaks, where these led to something before |
-//! | 4 | in memory: lower refcounts of what is free; the file is told of holes | – |
+//! | 4 | lower refcounts of what is free; the file is told of holes | – |
 //!
-//! What step 4 changed is written by step 2 of the next commit. One commit runs at a time; who comes while one runs waits
+//! The next flush makes step 4 stable. One commit runs at a time; who comes while one runs waits
 //! for the next, and all who wait for the same one share it.
 
 use std::collections::BTreeSet;
@@ -61,8 +61,22 @@ impl Image {
             meta.settled();
             meta.ended = number;
         }
-        self.lower(cx, &work.freed).await;
+        if !work.freed.is_empty() {
+            self.lower(cx, &work.freed).await;
+            self.write_lowered(cx).await;
+        }
         Ok(())
+    }
+
+    /// What was lowered goes to the file at once, so that a crash leaves fewer leaks; the next flush makes it stable. Blocks
+    /// that the file does not know yet come with the next commit.
+    async fn write_lowered(&self, cx: IoCx<'_>) {
+        let mut unwritten = Unwritten { image: self, work: Some(Work::lowered(&mut self.meta())) };
+        let Some(work) = &unwritten.work else { return };
+        if self.put_all(cx, work.blocks.iter().map(|(_, at, bytes)| (*at, bytes))).await.is_ok() {
+            unwritten.work = None;
+            self.meta().settled();
+        }
     }
 
     async fn write_down(&self, cx: IoCx<'_>, work: &Work) -> Result<(), IoError> {
@@ -208,6 +222,18 @@ impl Work {
         work.l1 = sectors(&work.l1_entries, &meta.l1, meta.l1_at);
         work.freed = std::mem::take(&mut meta.freed);
         Ok(work)
+    }
+
+    /// Refcount blocks alone.
+    fn lowered(meta: &mut Meta) -> Self {
+        let (table, mut work) = (&meta.refs.table, Self::default());
+        for (index, cached) in meta.refs.blocks.iter_mut().filter(|(_, cached)| cached.dirty && !cached.new) {
+            if let Some(at) = usize::try_from(*index).ok().and_then(|index| table.get(index)) {
+                work.blocks.push((*index, *at, cached.block.bytes().to_vec()));
+                (cached.dirty, cached.writing) = (false, true);
+            }
+        }
+        work
     }
 
     /// It is still to be done.

@@ -21,6 +21,7 @@ impl Image {
                 break;
             }
         }
+        cx.child(self.file).flush().await?;
         let fresh = cx.child(self.file).size().div_ceil(self.layout.cluster());
         self.meta().refs.wake(fresh);
         Ok(())
