@@ -38,7 +38,8 @@ use crate::graph::{NodeOptions, Role};
 pub use self::add::add;
 pub use self::describe::info;
 pub use self::options::{
-    BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption, MAX_DEPTH,
+    BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption,
+    MAX_DEPTH,
 };
 pub use self::reopen::{reopen, reopen_steps};
 

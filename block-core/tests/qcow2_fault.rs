@@ -43,6 +43,7 @@ fn subject(options: &'static str) -> Subject {
         dir,
         above: None,
         resizes: true,
+        buffers: true,
         block: 1,
         check: |dir| qcow2::corrupt(&std::fs::read(dir.join("disk.img")).unwrap()).map(drop),
     }

@@ -91,7 +91,8 @@ impl Opening {
         }
         let (objects, events) = (self.graph.objects(), self.graph.events());
         let (graph, tree) = (&self.graph, &self.opened[..]);
-        let site = Site { name: &name, common, children: &named, nulls: &nulls, edges: &edges, objects, events, graph, tree };
+        let site =
+            Site { name: &name, common, children: &named, nulls: &nulls, edges: &edges, objects, events, graph, tree };
         let Opened { driver, conf, options } = own.open(site).await?;
         let node = NewNode::new(name, options, |declared| {
             *declared = edges;

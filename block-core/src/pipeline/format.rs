@@ -5,8 +5,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx,
-    NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent,
+    Geometry, IoCx, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -46,9 +46,9 @@ pub trait Format: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Extent, IoError>>;
 
     /// In bytes: the last such unit of a child need not be there in full. What is missing of it reads as zeroes, and is
-    /// there when it is written.
+    /// there when it is written. Data behind it is none. Without it a child may be as short as it likes.
     fn unit(&self) -> u64 {
-        1
+        i64::MAX as u64
     }
 
     /// Fills `buf` from a range that [`Format::map`] gave as [`Place::Encoded`]. `false`: it is not that any more.

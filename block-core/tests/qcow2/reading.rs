@@ -121,7 +121,8 @@ fn img_45_to_50_what_an_image_names_is_not_opened() {
     let external = create(dir.path(), "outside.qcow2", KINDS[13], 1 << 20, None);
     run_control(async |_| {
         let graph = Graph::new(Arc::new(|_| ()));
-        let refused = add(&graph, json!({ "driver": "qcow2", "node-name": "top", "file": file(&path) })).await.unwrap_err();
+        let refused =
+            add(&graph, json!({ "driver": "qcow2", "node-name": "top", "file": file(&path) })).await.unwrap_err();
         assert!(refused.contains(&secret) && refused.contains("give 'backing'"), "{refused}");
         let options = json!({ "driver": "qcow2", "node-name": "top", "file": file(&external), "backing": null });
         let refused = add(&graph, options).await.unwrap_err();

@@ -51,7 +51,7 @@ pub struct Report {
     /// Of them with a torn write, and with a part of what no flush had made stable.
     pub tears: usize,
     pub subsets: usize,
-    /// Images with a sector that cannot be read.
+    /// Images that cannot be read, or written to afterwards.
     pub unreadable: usize,
     /// Sectors, over all images.
     pub lost: usize,
@@ -133,9 +133,13 @@ impl Trial {
         let lane = port.handle().lane(&Local::current());
         let bytes = read(&lane, range(0, port.geometry().size)).await;
         let bytes = bytes.map_err(|error| format!("it cannot be read: {error}"))?;
-        write(&lane, 0, &[1; SECTOR], WriteFlags::default()).await.unwrap();
-        flush(&lane).await.unwrap();
-        assert_eq!(read(&lane, range(0, SECTOR as u64)).await.unwrap(), [1; SECTOR]);
+        let used = async {
+            write(&lane, 0, &[1; SECTOR], WriteFlags::default()).await?;
+            flush(&lane).await?;
+            read(&lane, range(0, SECTOR as u64)).await
+        };
+        let used = used.await.map_err(|error| format!("it cannot be used: {error}"))?;
+        assert_eq!(used, [1; SECTOR]);
         Ok(bytes)
     }
 }

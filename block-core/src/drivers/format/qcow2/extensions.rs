@@ -102,7 +102,8 @@ fn bitmaps(data: &[u8]) -> Result<Bitmaps> {
     if count == 0 || count > MAX_BITMAPS {
         return Err(Error::new(format!("The bitmaps extension says that there are {count} bitmaps")));
     }
-    let directory = ByteRange::new(offset, size).filter(|range| range.len() <= MAX_DIRECTORY && is_aligned(offset, 512));
+    let directory =
+        ByteRange::new(offset, size).filter(|range| range.len() <= MAX_DIRECTORY && is_aligned(offset, 512));
     let directory = directory.ok_or_else(|| Error::new("The bitmap directory has an impossible place or size"))?;
     Ok(Bitmaps { count, directory })
 }
@@ -186,7 +187,9 @@ mod tests {
             Extensions::parse(&header(None), &cluster(&[(BITMAPS, &data)]))
         };
         assert_eq!(extension(1, 32, 1024).unwrap().bitmaps.unwrap().count, 1);
-        for (count, size, offset) in [(0, 32, 1024), (65536, 32, 1024), (1, 1 << 40, 1024), (1, 32, 1 << 63), (1, 32, 7)] {
+        for (count, size, offset) in
+            [(0, 32, 1024), (65536, 32, 1024), (1, 1 << 40, 1024), (1, 32, 1 << 63), (1, 32, 7)]
+        {
             extension(count, size, offset).unwrap_err();
         }
         Extensions::parse(&header(None), &cluster(&[(BITMAPS, &[0; 8])])).unwrap_err();

@@ -87,9 +87,8 @@ impl Header {
         let length = if version == 2 { V2_LENGTH } else { field.u32(100)? };
         let bits = field.u32(20)?;
         let cluster_bits = u8::try_from(bits).ok().filter(|bits| (9..=21).contains(bits));
-        let cluster_bits = cluster_bits.ok_or_else(|| {
-            Error::new(format!("cluster_bits is {bits}; clusters have 512 bytes (9) to 2 MiB (21)"))
-        })?;
+        let cluster_bits = cluster_bits
+            .ok_or_else(|| Error::new(format!("cluster_bits is {bits}; clusters have 512 bytes (9) to 2 MiB (21)")))?;
         check_length(version, length, cluster_bits)?;
         let mut header = Self {
             version,
@@ -149,7 +148,9 @@ impl Header {
             0 if !marked => Compression::Zlib,
             1 if marked => Compression::Zstd,
             0 | 1 => {
-                return Err(Error::new("compression_type and the incompatible feature bit of it contradict each other"));
+                return Err(Error::new(
+                    "compression_type and the incompatible feature bit of it contradict each other",
+                ));
             }
             other => return Err(Error::new(format!("compression_type {other} is not known"))),
         };

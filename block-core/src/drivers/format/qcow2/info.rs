@@ -15,7 +15,9 @@ impl Image {
             Compression::Zstd => "zstd",
         };
         let mut data = json!({ "compat": if header.version == 2 { "0.10" } else { "1.1" } });
-        let mut put = |name: &str, value: serde_json::Value| drop(data.as_object_mut().map(|data| data.insert(name.into(), value)));
+        let mut put = |name: &str, value: serde_json::Value| {
+            drop(data.as_object_mut().map(|data| data.insert(name.into(), value)))
+        };
         put("compression-type", compression.into());
         if header.version >= 3 {
             put("lazy-refcounts", (header.compatible & LAZY_REFCOUNTS != 0).into());

@@ -15,7 +15,8 @@ impl Image {
     pub(super) fn place_now(&self, shape: &Shape, at: ByteRange, access: Access) -> Option<Extent> {
         let at = self.layout.within_slice(at);
         let mut walk = Walk::new(self, at, access);
-        self.slices.look(self.layout.slice_of(at.start()), self.layout.entry_of(at.start()), |entry| walk.take(entry))?;
+        self.slices
+            .look(self.layout.slice_of(at.start()), self.layout.entry_of(at.start()), |entry| walk.take(entry))?;
         walk.extent(self, shape)
     }
 

@@ -143,7 +143,9 @@ impl Meta {
     /// Nothing in memory refers to the clusters any more.
     pub(super) fn free(&mut self, run: Run) {
         match self.freed.last_mut() {
-            Some(last) if last.cluster + last.count == run.cluster && last.punch == run.punch => last.count += run.count,
+            Some(last) if last.cluster + last.count == run.cluster && last.punch == run.punch => {
+                last.count += run.count
+            }
             _ => self.freed.push(run),
         }
     }
@@ -337,14 +339,8 @@ fn rests(resting: &BTreeMap<u64, u64>, cluster: u64) -> bool {
 mod tests {
     use super::*;
 
-    const LAYOUT: Layout = Layout {
-        cluster_bits: 9,
-        refcount_order: 4,
-        extended: false,
-        version: 3,
-        external: false,
-        slice_entries: 64,
-    };
+    const LAYOUT: Layout =
+        Layout { cluster_bits: 9, refcount_order: 4, extended: false, version: 3, external: false, slice_entries: 64 };
 
     fn run(found: Found) -> (u64, u64) {
         let Found::Clusters(run) = found else { panic!("{found:?}") };

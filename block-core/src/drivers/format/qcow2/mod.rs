@@ -17,6 +17,7 @@
 mod allocate;
 mod commit;
 mod compression;
+mod create;
 mod entry;
 mod extensions;
 mod header;
@@ -40,6 +41,7 @@ mod zero;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use self::create::{CreateOptions, create};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::write::Room;
 

@@ -1,8 +1,8 @@
 //! Opening an image: header, extensions and tables are read and judged, and nothing is written yet.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::Mutex;
 use std::collections::{BTreeSet, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use super::extensions::Extensions;
 use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
@@ -67,8 +67,7 @@ impl Read {
             return Err(Error::new(format!("The image has an incompatible feature that is not known: {name}")));
         }
         let l1 = table(file, header.l1).await.doing(|| "Could not read the L1 table")?;
-        let refcount_table =
-            table(file, header.refcount_table).await.doing(|| "Could not read the refcount table")?;
+        let refcount_table = table(file, header.refcount_table).await.doing(|| "Could not read the refcount table")?;
         let snapshots = match header.snapshots {
             0 => Vec::new(),
             _ => {

@@ -143,7 +143,9 @@ impl Qcow2Options {
         };
         let template = flags.template.unwrap_or(OverlapMode::Cached);
         if flags.inactive_l2.unwrap_or(template == OverlapMode::All) {
-            return Err(Error::new("'overlap-check' cannot watch the L2 tables of snapshots ('inactive-l2', 'all') yet"));
+            return Err(Error::new(
+                "'overlap-check' cannot watch the L2 tables of snapshots ('inactive-l2', 'all') yet",
+            ));
         }
         let constant = template != OverlapMode::None;
         let cached = constant && template != OverlapMode::Constant;
@@ -270,7 +272,9 @@ mod tests {
         ] {
             bad.caches(LAYOUT, size).unwrap_err();
         }
-        for (bytes, entries) in [(512, Some(64)), (65536, Some(8192)), (256, None), (131_072, None), (768, None), (-8, None)] {
+        for (bytes, entries) in
+            [(512, Some(64)), (65536, Some(8192)), (256, None), (131_072, None), (768, None), (-8, None)]
+        {
             let options = Qcow2Options { l2_cache_entry_size: Some(bytes), ..none.clone() };
             assert_eq!(options.slice_entries(LAYOUT).ok(), entries);
         }
@@ -278,12 +282,14 @@ mod tests {
 
     #[test]
     fn what_is_watched_is_said_in_two_ways() {
-        let checks = |check: OverlapChecks| Qcow2Options { overlap_check: Some(check), ..Qcow2Options::default() }.checks();
+        let checks =
+            |check: OverlapChecks| Qcow2Options { overlap_check: Some(check), ..Qcow2Options::default() }.checks();
         let cached = Qcow2Options::default().checks().unwrap();
         assert_eq!(checks(OverlapChecks::Mode(OverlapMode::Cached)).unwrap(), cached);
         let constant = checks(OverlapChecks::Mode(OverlapMode::Constant)).unwrap();
         assert_eq!(constant, Checks { l2: false, refcount_block: false, inactive_l1: false, ..cached });
-        let flags = OverlapFlags { template: Some(OverlapMode::None), main_header: Some(true), ..OverlapFlags::default() };
+        let flags =
+            OverlapFlags { template: Some(OverlapMode::None), main_header: Some(true), ..OverlapFlags::default() };
         let header = checks(OverlapChecks::Flags(flags)).unwrap();
         assert!(header.header && !header.l1 && !header.bitmaps);
         checks(OverlapChecks::Mode(OverlapMode::All)).unwrap_err();

@@ -54,7 +54,11 @@ impl Place {
     fn of(layout: Layout, index: u64) -> Self {
         let bits = 1u64 << layout.refcount_order;
         let first = index * bits;
-        Self { byte: (first / 8) as usize, bytes: bits.div_ceil(8) as usize, shift: if bits < 8 { (first % 8) as u32 } else { 0 } }
+        Self {
+            byte: (first / 8) as usize,
+            bytes: bits.div_ceil(8) as usize,
+            shift: if bits < 8 { (first % 8) as u32 } else { 0 },
+        }
     }
 }
 
@@ -86,8 +90,14 @@ mod tests {
 
     #[test]
     fn bits_count_from_the_least_significant_one() {
-        let layout =
-            Layout { cluster_bits: 9, refcount_order: 0, extended: false, version: 3, external: false, slice_entries: 64 };
+        let layout = Layout {
+            cluster_bits: 9,
+            refcount_order: 0,
+            extended: false,
+            version: 3,
+            external: false,
+            slice_entries: 64,
+        };
         let mut block = Block::empty(layout);
         block.set(layout, 1, 1);
         assert_eq!(block.bytes()[0], 2);

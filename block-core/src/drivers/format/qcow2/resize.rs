@@ -43,17 +43,23 @@ impl Image {
         if size < shape.size {
             self.cut(shape, cx, size).await.doing(doing)?;
             self.settle(cx).await.doing(doing)?;
-            write_header(self, cx, AT_SIZE, &size.to_be_bytes()).await.doing(doing)?;
-            self.settle(cx).await.doing(doing)?;
-        } else if size > shape.size {
+        } else {
             self.settle(cx).await.doing(doing)?;
             self.grow_l1(cx, size).await?;
             self.cover(shape, cx, size).await.doing(doing)?;
             self.settle(cx).await.doing(doing)?;
-            write_header(self, cx, AT_SIZE, &size.to_be_bytes()).await.doing(doing)?;
-            cx.child(self.file).flush().await.doing(doing)?;
+        }
+        if let Err(error) = self.write_size(cx, size).await {
+            // Whoever asked is told that nothing has changed.
+            let _ = self.write_size(cx, shape.size).await;
+            return Err(error).doing(doing);
         }
         Ok(Shape { size, ..shape })
+    }
+
+    /// The next flush makes it stable, as with any other node that is resized.
+    async fn write_size(&self, cx: IoCx<'_>, size: u64) -> Result<(), IoError> {
+        write_header(self, cx, AT_SIZE, &size.to_be_bytes()).await
     }
 
     /// What is behind the new end is gone for good: it does not come back when the disk grows.
@@ -87,7 +93,8 @@ impl Image {
         let Some(at) = ByteRange::between(start, end).filter(|at| !at.is_empty()) else { return Ok(()) };
         let zeroes = IoBuf::private(at.len().min(BUFFER))?;
         for piece in at.pieces(BUFFER) {
-            pipeline::write_mapped(self, shape, cx, piece, &zeroes.slice(0, piece.len()), WriteFlags::default()).await?;
+            pipeline::write_mapped(self, shape, cx, piece, &zeroes.slice(0, piece.len()), WriteFlags::default())
+                .await?;
         }
         Ok(())
     }

@@ -79,13 +79,7 @@ impl Image {
 
     /// Changes the L2 entries of clusters that lie in one slice, whose table may be written. `old` are the clusters that
     /// they led to and do not lead to any more.
-    pub(super) async fn link(
-        &self,
-        cx: IoCx<'_>,
-        byte: u64,
-        entries: &[L2Entry],
-        old: &[Run],
-    ) -> Result<(), IoError> {
+    pub(super) async fn link(&self, cx: IoCx<'_>, byte: u64, entries: &[L2Entry], old: &[Run]) -> Result<(), IoError> {
         let (slice, first) = (self.layout.slice_of(byte), self.layout.entry_of(byte));
         cx.child(self.file).announce(DebugEvent::L2Update).await;
         loop {

@@ -211,12 +211,8 @@ impl Room<'_> {
         }
         let moved = before.data & !touched & !kept;
         self.copy_granules(layout, moved, guest, host);
-        let granules = Granules {
-            host: Some(host),
-            own: true,
-            data: before.data | touched,
-            zero: before.zero & !touched,
-        };
+        let granules =
+            Granules { host: Some(host), own: true, data: before.data | touched, zero: before.zero & !touched };
         let entry = granules.entry(layout);
         if stays.is_none() {
             self.old.extend(self.image.runs_of(old, self.shape.discards.other));

@@ -84,7 +84,9 @@ impl Image {
         let layout = self.layout;
         let wide = at.widened(layout.cluster()).ok_or(IoError::OutOfRange)?;
         let _turn = self.guests.take(wide).await;
-        if !self.load(cx, layout.slice_of(at.start())).await? && (!matches!(work, Work::Zero { .. }) || !self.stands_on(shape)) {
+        if !self.load(cx, layout.slice_of(at.start())).await?
+            && (!matches!(work, Work::Zero { .. }) || !self.stands_on(shape))
+        {
             // Nothing is there, and nothing would come to light.
             return Ok(());
         }
@@ -151,8 +153,7 @@ impl Image {
             let gone = self.runs_of(cluster, shape.discards.request);
             return Ok(Becomes { entry, gone, hole: None });
         }
-        let granules =
-            Granules { data: granules.data & !touched, zero: granules.zero | touched, ..granules };
+        let granules = Granules { data: granules.data & !touched, zero: granules.zero | touched, ..granules };
         Ok(Becomes { entry: granules.entry(layout), gone: None, hole: None })
     }
 
