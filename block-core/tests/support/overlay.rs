@@ -253,7 +253,7 @@ impl Format for Overlay {
         Some(self.extent(shape, at))
     }
 
-    async fn map(&self, shape: &Shape, _: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+    async fn map(&self, shape: &Shape, _: IoCx<'_>, at: ByteRange, _: Access) -> Result<Extent, IoError> {
         Ok(self.extent(shape, at))
     }
 

@@ -1,13 +1,14 @@
 //! Changing the size of the disk, and leaving the image in order.
 
 use super::commit::write_header;
+use super::entry::CORRUPT;
 use super::header::{AT_L1, AT_SIZE, MAX_L1};
 use super::meta::Run;
 use super::tables::put;
 use super::{Image, Shape};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt, align_up};
-use crate::graph::{DebugEvent, IoCx, Preallocation, WriteFlags};
-use crate::pipeline;
+use crate::graph::{DebugEvent, Extent, IoCx, Place, Preallocation, WriteFlags};
+use crate::pipeline::{self, Ticket};
 use crate::rt::IoBuf;
 
 impl Image {
@@ -29,8 +30,8 @@ impl Image {
 
     /// Another size for the disk; nobody else is inside.
     pub(super) async fn resize(&self, shape: Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {
-        if how != Preallocation::Off {
-            return Err(Error::new("A qcow2 image can only be resized without preallocation yet"));
+        if how != Preallocation::Off && size < shape.size {
+            return Err(Error::new("Preallocation is for images that grow"));
         }
         if self.snapshots > 0 {
             return Err(Error::new("An image with internal snapshots cannot be resized yet"));
@@ -46,7 +47,13 @@ impl Image {
         } else {
             self.settle(cx).await.doing(doing)?;
             self.grow_l1(cx, size).await?;
-            self.cover(shape, cx, size).await.doing(doing)?;
+            match how {
+                Preallocation::Off => self.cover(shape, cx, size).await,
+                Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => {
+                    self.preallocate(Shape { size, ..shape }, cx, shape.size, how).await
+                }
+            }
+            .doing(doing)?;
             self.settle(cx).await.doing(doing)?;
         }
         if let Err(error) = self.write_size(cx, size).await {
@@ -86,6 +93,30 @@ impl Image {
             Err(IoError::Unsupported) => self.blank(&grown, cx, edge, end).await,
             other => other,
         }
+    }
+
+    /// Every cluster from `start` up to the end has room, and zeroes in it: written, unless tables are all that is wanted and
+    /// the room is a hole in the file.
+    async fn preallocate(&self, shape: Shape, cx: IoCx<'_>, start: u64, how: Preallocation) -> Result<(), IoError> {
+        let zeroes = IoBuf::private(BUFFER)?;
+        let file = cx.child(self.file);
+        let mut left = ByteRange::between(start, shape.size).filter(|new| !new.is_empty());
+        while let Some(now) = left {
+            let room = self.room(&shape, cx, now.split(BUFFER).0).await?;
+            let Extent { len, place: Place::Data { child, offset } } = room.extent() else { return Err(CORRUPT) };
+            let end = align_up(offset + len, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
+            if how == Preallocation::Metadata && room.is_fresh() && file.moving_end().is_some() {
+                if file.size() < end {
+                    file.set_end(end, Preallocation::Off).await?;
+                }
+            } else {
+                let at = ByteRange::new(offset, len).ok_or(IoError::OutOfRange)?;
+                cx.child(child).write(at, zeroes.slice(0, len), WriteFlags::default()).await?;
+            }
+            room.commit().await?;
+            left = now.split(len).1;
+        }
+        Ok(())
     }
 
     /// Zeroes, by writing them.

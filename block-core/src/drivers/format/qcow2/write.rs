@@ -159,6 +159,11 @@ impl Image {
 }
 
 impl Room<'_> {
+    /// What is not written of it reads as zeroes.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
     /// New clusters, for as many as need them from the first one on.
     async fn take(&mut self, clusters: ByteRange) -> Result<(), IoError> {
         let (image, layout) = (self.image, self.image.layout);
