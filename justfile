@@ -25,6 +25,10 @@ models:
 schedules:
     RUSTFLAGS='--cfg shuttle' cargo test -p block-core --test schedules --target-dir target/shuttle
 
+# What a request writes, counted: nothing that threads share.
+lines:
+    RUSTFLAGS='--cfg counted' cargo test -p block-core --test shared_lines --target-dir target/counted
+
 # Licences and sources of all dependencies (`cargo install cargo-deny --locked`).
 deny:
     cargo deny check licenses bans sources

@@ -5,6 +5,7 @@
 
 mod add;
 mod children;
+mod create;
 mod describe;
 mod options;
 mod reopen;
@@ -36,6 +37,7 @@ use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
 pub use self::add::add;
+pub use self::create::{BlockdevCreateOptions, BlockdevCreateOptionsFile, PreallocMode, create};
 pub use self::describe::info;
 pub use self::options::{
     BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption,

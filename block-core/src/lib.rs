@@ -6,6 +6,7 @@ pub mod bitmap;
 pub mod catalog;
 pub mod drivers;
 pub mod graph;
+pub mod job;
 pub mod pipeline;
 pub mod port;
 pub mod rt;

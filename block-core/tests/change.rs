@@ -452,6 +452,41 @@ fn an_overlay_is_appended_under_load() {
     });
 }
 
+/// What was written to a node may be lost since one of its flushes failed. An overlay that comes above it does not hide
+/// that: flushes go on failing until the overlay is reopened. A filter passes them on, and has nothing to hide.
+#[test]
+fn an_overlay_inherits_that_flushes_fail() {
+    run_control(|_| async {
+        let graph = graph();
+        let seen = Arc::<Seen>::default();
+        let base = add(&graph, mem("base", 1, &seen)).await;
+        let filter = add(&graph, park("filter", base, &Arc::default(), true)).await;
+        let port = port(&graph, base, WRITER).await;
+        let flush = async || {
+            let lane = port.handle().lane(&Local::current());
+            lane.flush(&lane.try_enter().unwrap()).await
+        };
+        *seen.flush_error.lock().unwrap() = Some(IoError::FlushLatched);
+        graph.permit().insert_filter(filter, base).await.unwrap();
+        assert_eq!(flush().await, Err(IoError::FlushLatched));
+        *seen.flush_error.lock().unwrap() = None;
+        assert_eq!(flush().await, Ok(()), "the filter keeps nothing");
+        *seen.flush_error.lock().unwrap() = Some(IoError::FlushLatched);
+        let (overlay, _) = NewOverlay::above(None).add(&graph, "overlay").await;
+        graph.permit().append(overlay, filter).await.unwrap();
+        assert_eq!(flush().await, Err(IoError::FlushLatched));
+        let common = graph.node(overlay).unwrap().options;
+        let again = Reopen { node: overlay, options: Box::new(()), common, children: Vec::new() };
+        graph.permit().reopen(vec![again]).await.unwrap();
+        assert_eq!(flush().await, Ok(()));
+        // One that goes where the data is not needed starts anew.
+        let (other, _) = NewOverlay::above(None).add(&graph, "other").await;
+        graph.permit().replace_node(overlay, other).await.unwrap();
+        assert_eq!(flush().await, Ok(()));
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
 #[test]
 fn a_backing_node_is_set_and_taken_away() {
     run_control(|_| async {

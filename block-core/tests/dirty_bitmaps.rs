@@ -12,7 +12,9 @@ use std::sync::Arc;
 
 use bench::{add, attach, enter, image, io_thread, range, started, with, write, writer};
 use block_core::base::IoError;
-use block_core::graph::{BitmapAction, BitmapChange, DirectRequest, Graph, NodeId, Preallocation, Step, WriteFlags};
+use block_core::graph::{
+    BitmapAction, BitmapChange, DirectRequest, Graph, NodeId, Passed, Preallocation, Step, WriteFlags,
+};
 use block_core::port::PortLane;
 use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};
@@ -95,9 +97,9 @@ fn a_discard_that_is_ignored_and_a_write_that_is_refused_mark_nothing() {
     });
 }
 
-/// The direct path knows nothing of when a write is over; it is open again when nobody records.
+/// What is answered on the spot is over before it could be recorded; the direct path is open again when nobody records.
 #[test]
-fn writes_leave_the_direct_path_only_while_somebody_records() {
+fn writes_that_nothing_waits_for_leave_the_direct_path_while_somebody_records() {
     run_control(|local| async move {
         let graph = graph();
         let node = add(&graph, disk("n")).await.unwrap();
@@ -121,6 +123,35 @@ fn writes_leave_the_direct_path_only_while_somebody_records() {
         assert_eq!(runs(&graph, node, "b"), [(0, 512)]);
         make(&graph, vec![change(node, "b", BitmapAction::Remove)]).await.unwrap();
         assert!(goes(true).await);
+    });
+}
+
+/// The range is marked when the entry is over, not before: who copies what is dirty would miss it.
+#[test]
+fn a_write_by_a_ring_entry_is_recorded_when_it_is_over() {
+    let dir = tempfile::tempdir().unwrap();
+    run_control(|local| async move {
+        let graph = graph();
+        let below = bench::file("file", &image(dir.path(), "x.img", 2 << 20, 0));
+        let file = add(&graph, with(below, &json!({ "aio": "io_uring" }))).await.unwrap();
+        let above = json!({ "driver": "raw", "node-name": "top", "file": "file", "offset": 64 * KIB });
+        let top = add(&graph, above).await.unwrap();
+        let port = attach(&graph, top, writer()).await.unwrap();
+        let lane = port.handle().lane(&local);
+        let send = async |write, at| {
+            let request = DirectRequest { write, at, fua: false, memory_bits: 0 };
+            lane.direct(&enter(&lane).await, request)
+        };
+        make(&graph, vec![change(file, "b", added(4096))]).await.unwrap();
+        let read = send(false, range(0, 512)).await.unwrap();
+        let write = send(true, range(4096, 8192)).await.unwrap();
+        assert!(matches!((&read, &write), (Passed::Ring(..), Passed::Ring(..))));
+        assert_eq!(runs(&graph, file, "b"), []);
+        drop((read, write));
+        assert_eq!(runs(&graph, file, "b"), [(68 * KIB, 76 * KIB)]);
+        make(&graph, vec![change(top, "b", added(4096))]).await.unwrap();
+        assert!(send(true, range(0, 4096)).await.is_none(), "one node can be told by an entry, not two");
+        assert!(send(false, range(0, 4096)).await.is_some());
     });
 }
 

@@ -25,7 +25,7 @@ use block_core::graph::{
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::rt::fault::{Fault, Faults, Plan};
 use block_core::rt::run_control;
-use faults::{SIZE, Scene, Subject};
+use faults::{Above, SIZE, Scene, Subject};
 use scenarios::fault_at_every_call;
 use serde_json::{Value, json};
 
@@ -71,6 +71,7 @@ fn in_file(parent: &str, name: &str, block: u64, more: &Value) -> Subject {
         above: None,
         resizes: true,
         buffers: false,
+        heals: |_| false,
         block,
         check: |_| Ok(()),
     }
@@ -162,24 +163,29 @@ fn sinner(below: NodeId, sin: Sin) -> NewNode {
 }
 
 /// What the harness says of a disk with the filter above it.
-fn caught(above: fn(NodeId) -> NewNode, scenario: impl AsyncFn(&mut Scene<'_>)) -> String {
+fn caught(sin: Sin, scenario: impl AsyncFn(&mut Scene<'_>)) -> String {
     let subject = in_file("/dev/shm", "sinner", 1, &json!({}));
-    let _ = LEAKED.set(subject.dir.path().join("disk.img"));
+    if matches!(sin, Sin::Leak) {
+        LEAKED.set(subject.dir.path().join("disk.img")).expect("there is one test of it");
+    }
+    let above: Above = Box::new(move |graph, below| {
+        Box::pin(async move { Ok(vec![graph.permit().add(sinner(below, sin)).await.unwrap()]) })
+    });
     faults::at_every_call(&Subject { above: Some(above), ..subject }, scenario).unwrap_err()
 }
 
 #[test]
 fn a_driver_that_swallows_errors_is_caught() {
-    let write = caught(|below| sinner(below, Sin::Swallow(OpKind::Write)), scenarios::writing_blocks);
+    let write = caught(Sin::Swallow(OpKind::Write), scenarios::writing_blocks);
     assert!(write.contains("(Lost)"), "{write}");
-    let read = caught(|below| sinner(below, Sin::Swallow(OpKind::Read)), scenarios::reading);
+    let read = caught(Sin::Swallow(OpKind::Read), scenarios::reading);
     assert!(read.contains("a read: sector 0 (Torn)"), "{read}");
-    let flush = caught(|below| sinner(below, Sin::Swallow(OpKind::Flush)), scenarios::flushing);
+    let flush = caught(Sin::Swallow(OpKind::Flush), scenarios::flushing);
     assert!(flush.contains("errors of [Sync] were swallowed"), "{flush}");
 }
 
 #[test]
 fn a_driver_that_leaves_something_open_is_caught() {
-    let leak = caught(|below| sinner(below, Sin::Leak), scenarios::writing_blocks);
+    let leak = caught(Sin::Leak, scenarios::writing_blocks);
     assert!(leak.contains("files that are still open"), "{leak}");
 }

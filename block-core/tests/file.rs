@@ -20,7 +20,7 @@ use bench::{
 };
 use block_core::base::IoError;
 use block_core::drivers::protocol::file::{CreateOptions, create};
-use block_core::graph::{Direct, DirectRequest, Graph, PermSet, Perms, Preallocation, Settled, WriteFlags};
+use block_core::graph::{DirectRequest, Graph, Passed, PermSet, Perms, Preallocation, RingEntry, Settled, WriteFlags};
 use block_core::port::Port;
 use block_core::rt::{IoBuf, run_control};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
@@ -537,8 +537,8 @@ fn a_stable_write_that_failed_latches_too() {
         let lane = port.handle().lane(&local);
         let pin = enter(&lane).await;
         let request = DirectRequest { write: true, at: range(4096, 512), fua: true, memory_bits: 512 };
-        let plan = lane.direct(&pin, request).unwrap();
-        assert!(matches!(plan.answer, Direct::Ring { offset: 4096, dsync: true, .. }), "{plan:?}");
+        let passed = lane.direct(&pin, request).unwrap();
+        assert!(matches!(passed, Passed::Ring(RingEntry { offset: 4096, dsync: true, .. }, _)), "{passed:?}");
         assert_eq!(lane.settle(&pin, request, 511), Settled::Again, "a short write is sent again");
         assert_eq!(lane.settle(&pin, request, -libc::EINTR), Settled::Again);
         let not_stable = DirectRequest { fua: false, ..request };
@@ -593,10 +593,8 @@ fn only_small_reads_of_what_is_in_memory_are_done_at_once() {
             let pin = enter(&lane).await;
             for (write, len, small_read) in [(false, 65536, true), (false, 131_072, false), (true, 4096, false)] {
                 let request = DirectRequest { write, at: range(0, len), fua: false, memory_bits: 4096 };
-                let Direct::Ring { at_once, .. } = lane.direct(&pin, request).unwrap().answer else {
-                    panic!("no ring")
-                };
-                assert_eq!(at_once, in_memory && small_read, "{path} {write} {len}");
+                let Passed::Ring(entry, _) = lane.direct(&pin, request).unwrap() else { panic!("no ring") };
+                assert_eq!(entry.at_once, in_memory && small_read, "{path} {write} {len}");
             }
         });
     }

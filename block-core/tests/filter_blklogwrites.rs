@@ -12,6 +12,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 
 use bench::{READER, add, attach, enter, file, flush, image, io_thread, on, range, read, reopen, with, write, writer};
 use block_core::base::IoError;
@@ -19,8 +20,9 @@ use block_core::drivers::filter::blkdebug::Blkdebug;
 use block_core::graph::{DebugEvent, Graph, NewNode, NodeId, NodeOptions, Preallocation, WriteFlags};
 use block_core::pipeline::Filtered;
 use block_core::port::Port;
-use block_core::rt::run_control;
+use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};
+use support::user::{a_moment, a_while, beside, reads, until};
 use support::{Mem, Seen, Valve, mem, park};
 
 const SIZE: usize = 1 << 20;
@@ -370,6 +372,120 @@ fn what_failed_below_is_told_and_logged() {
         // It may have been written in part; and nothing claims that the first flush was one.
         assert_eq!(seen, [(0, 0), (8, 0), (0, 1), (1, 0)]);
         assert_eq!(logged.entries()[1].data, b"flush failed");
+        logged.assert_replays();
+    });
+}
+
+/// The same for zeroes, of which the first half is written and the second is not; in pieces, as all that is copied.
+#[test]
+fn of_zeroes_that_failed_halfway_the_log_has_what_is_there() {
+    run_control(async |local| {
+        let rules = json!([{ "event": "none", "iotype": "write-zeroes", "sector": 1536 }]);
+        let failing = |disk: Value| {
+            let debug = json!({ "driver": "blkdebug", "image": with(disk, &json!({ "discard": "ignore" })),
+                "inject-error": rules, "max-write-zero": 512 << 10, "align": 512 });
+            json!({ "driver": "raw", "file": debug })
+        };
+        let logged = Logged::over(json!({}), failing).await;
+        std::fs::write(&logged.disk, vec![7; SIZE]).unwrap();
+        let lane = logged.port.handle().lane(&local);
+        let result = lane.write_zeroes(&enter(&lane).await, range(0, SIZE as u64), NO).await;
+        assert_eq!(result, Err(ERROR));
+        flush(&lane).await.unwrap();
+        let disk = std::fs::read(&logged.disk).unwrap();
+        assert_eq!((disk[0], disk[SIZE - 1]), (0, 7), "halfway");
+        logged.assert_replays();
+    });
+}
+
+/// A log whose entries wait at a valve, below a disk in memory.
+async fn slow_log(valve: &Arc<Valve>) -> (Rc<Graph>, Port) {
+    let graph = Graph::new(Arc::new(|_| ()));
+    support::add(&graph, mem("disk", 0, &Arc::default())).await;
+    let log = support::add(&graph, mem("mem", 0, &Arc::default())).await;
+    support::add(&graph, park("log", log, valve, true)).await;
+    let node = json!({ "driver": "blklogwrites", "node-name": "n", "file": "disk", "log": "log" });
+    let node = add(&graph, node).await.unwrap();
+    let port = attach(&graph, node, writer()).await.unwrap();
+    (graph, port)
+}
+
+/// Entries that the superblock does not count are lost after a crash: a flush is not over before it counts them all.
+#[test]
+fn a_flush_waits_for_the_entries_before_its_own() {
+    run_control(async |local| {
+        let valve = Valve::shut();
+        let (graph, port) = slow_log(&valve).await;
+        let handle = port.handle();
+        let written = beside(async move { write(&handle.lane(&Local::current()), 0, &[1; 512], NO).await });
+        until(|| valve.parked() > 0).await;
+        valve.open_for_others();
+        let handle = port.handle();
+        let flushed = beside(async move { flush(&handle.lane(&Local::current())).await });
+        a_while().await;
+        assert_eq!((flushed.take(), written.take()), (None, None), "the entry of the write is not there");
+        valve.open();
+        until(|| flushed.borrow().is_some()).await;
+        assert_eq!((flushed.take(), written.take()), (Some(Ok(())), Some(Ok(()))));
+        let log = attach(&graph, graph.find("mem").unwrap(), READER).await.unwrap();
+        assert_eq!(number(&read(&log.handle().lane(&local), range(0, 512)).await.unwrap(), 16), 2);
+    });
+}
+
+/// A request that is dropped before its entry is there leaves a gap: the log ends, and whoever flushes hears of it.
+#[test]
+fn a_request_that_is_dropped_ends_the_log() {
+    run_control(async |local| {
+        let valve = Valve::shut();
+        let (_graph, port) = slow_log(&valve).await;
+        let lane = port.handle().lane(&local);
+        {
+            let mut dropped = Box::pin(write(&lane, 0, &[1; 512], NO));
+            while valve.parked() == 0 {
+                let polled = std::future::poll_fn(|task| Poll::Ready(dropped.as_mut().poll(task).is_ready())).await;
+                assert!(!polled);
+                a_moment().await;
+            }
+        }
+        valve.open();
+        assert_eq!(flush(&lane).await, Err(IoError::Os(libc::ECANCELED)));
+        assert_eq!(write(&lane, 0, &[1; 512], NO).await, Err(IoError::Os(libc::ECANCELED)));
+    });
+}
+
+/// A log is continued after the last of its entries, whose heads are not read one by one.
+#[test]
+fn a_long_log_is_continued_soon() {
+    run_control(async |local| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        support::add(&graph, mem("disk", 0, &Arc::default())).await;
+        let long = Mem::new(vec![0; ROOM], &Arc::default());
+        let log =
+            support::add(&graph, NewNode::new("log".into(), NodeOptions::default(), |_| (long, ROOM as u64))).await;
+        let write_all = async |more: Value, count: u8| {
+            let node = json!({ "driver": "blklogwrites", "node-name": "n", "file": "disk", "log": "log" });
+            let node = add(&graph, with(node, &more)).await.unwrap();
+            let port = attach(&graph, node, writer()).await.unwrap();
+            let lane = port.handle().lane(&local);
+            for _ in 0..4 {
+                for number in 0..count {
+                    write(&lane, u64::from(number) * 512 % 65024, &[number; 512], NO).await.unwrap();
+                }
+            }
+            flush(&lane).await.unwrap();
+            drop(lane);
+            port.detach(&mut graph.permit()).await.unwrap();
+            graph.permit().remove(node).await.unwrap();
+        };
+        write_all(json!({}), 250).await;
+        let before = reads(&graph, log);
+        write_all(json!({ "log-append": true }), 1).await;
+        let looked = reads(&graph, log) - before;
+        assert!(looked < 10, "{looked} reads for a log of 1001 entries and 1 MiB");
+        let port = attach(&graph, log, READER).await.unwrap();
+        let bytes = read(&port.handle().lane(&local), range(0, ROOM as u64)).await.unwrap();
+        // A node is flushed when it is removed, too.
+        assert_eq!(entries(&bytes).len(), 1002 + 6);
     });
 }
 

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bench::{add, attach, enter, range, read, write, writer};
+use block_core::base::IoError;
 use block_core::graph::{PermSet, Perms, WriteFlags};
 use block_core::port::PortLane;
 use block_core::rt::sync::oneshot;
@@ -97,6 +98,48 @@ fn a_cluster_goes_as_a_whole_through_a_log() {
         let port = attach(&graph, node, writer()).await.unwrap();
         write(&port.handle().lane(&local), 0, &vec![1; 2 << 20], WriteFlags::default()).await.unwrap();
         assert_eq!(table.compressed(), [range(0, CLUSTER)]);
+        port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+/// A node that takes less than two clusters at once gets one at a time, not one and a half.
+#[test]
+fn what_is_cut_is_cut_between_clusters() {
+    run_control(async |local| {
+        for (most, fits) in [(6144, true), (2048, false)] {
+            let graph = graph();
+            let (_, table) = NewOverlay { size: 16384, ..NewOverlay::above(None) }.add(&graph, "top").await;
+            let cut = json!({ "driver": "blkdebug", "image": "top", "max-transfer": most });
+            let node = add(&graph, compress(&cut)).await.unwrap();
+            let port = attach(&graph, node, writer()).await.unwrap();
+            let written = write(&port.handle().lane(&local), 0, &[1; 12288], WriteFlags::default()).await;
+            if fits {
+                written.unwrap();
+                assert_eq!(table.compressed(), [range(0, 4096), range(4096, 4096), range(8192, 4096)]);
+            } else {
+                assert_eq!((written, table.compressed()), (Err(IoError::Unsupported), Vec::new()));
+            }
+            port.detach(&mut graph.permit()).await.unwrap();
+        }
+    });
+}
+
+/// Who asks for compressed writes by himself asks for whole clusters; the last one may be short.
+#[test]
+fn a_part_of_a_cluster_is_not_compressed() {
+    run_control(async |local| {
+        let graph = graph();
+        let (node, table) = NewOverlay { size: 10000, ..NewOverlay::above(None) }.add(&graph, "top").await;
+        let port = attach(&graph, node, writer()).await.unwrap();
+        let lane = port.handle().lane(&local);
+        let compressed = WriteFlags { compressed: true, ..WriteFlags::default() };
+        for (start, len) in [(512, 4096), (0, 512), (4096, 4608), (8192, 1000), (8704, 10000 - 8704)] {
+            let refused = write(&lane, start, &vec![1; len], compressed).await;
+            assert_eq!(refused, Err(IoError::Misaligned), "{start} {len}");
+        }
+        assert_eq!((table.compressed(), table.allocated()), (Vec::new(), 0));
+        write(&lane, 4096, &[1; 10000 - 4096], compressed).await.unwrap();
+        assert_eq!(table.compressed(), [range(4096, 10000 - 4096)]);
         port.detach(&mut graph.permit()).await.unwrap();
     });
 }

@@ -21,8 +21,10 @@ use block_core::graph::{
     Place, Preallocation, WriteFlags,
 };
 use block_core::port::{Port, PortLane};
+use block_core::rt::sync::yield_now;
 use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};
+use support::user::{beside, until};
 use support::{Mem, Seen, Valve, graph, impatient, park};
 
 const KIB: u64 = 1024;
@@ -363,6 +365,60 @@ fn settled_clusters_and_all_reads_go_the_direct_way() {
         assert!(goes(true, range(0, CLUSTER)) && !goes(true, range(CLUSTER - 512, 1024)));
         backup.discard(&enter(&backup).await, range(CLUSTER, CLUSTER)).await.unwrap();
         assert!(goes(true, range(0, 2 * CLUSTER)));
+    });
+}
+
+/// Who reads much of the snapshot keeps writers from where he is, not from all that he is going to read.
+#[test]
+fn a_long_read_of_the_snapshot_is_in_the_way_of_few_writes() {
+    run_control(|_| async {
+        const LEN: u64 = 4 << 20;
+        let (graph, valve) = (graph(), Valve::shut());
+        let big = |name: &str| {
+            let mem = Mem::new(vec![1; LEN as usize], &Arc::default());
+            NewNode::new(name.into(), NodeOptions::default(), |_| (mem, LEN))
+        };
+        let below = support::add(&graph, big("below")).await;
+        support::add(&graph, park("slow", below, &valve, false)).await;
+        support::add(&graph, big("kept")).await;
+        let all = Fleecing::over(graph, "slow", "kept", json!({})).await;
+        let backup = all.backup.handle();
+        let reading = beside(async move { read(&backup.lane(&Local::current()), range(0, LEN)).await });
+        until(|| valve.parked() > 0).await;
+        valve.open_for_others();
+        let guest = all.guest.handle();
+        let written = beside(async move { put(&guest.lane(&Local::current()), LEN - CLUSTER, 2, CLUSTER).await });
+        until(|| written.borrow().is_some()).await;
+        assert_eq!((written.take(), reading.take()), (Some(Ok(())), None));
+        valve.open();
+        until(|| reading.borrow().is_some()).await;
+        assert!(reading.take().unwrap().unwrap().iter().all(|byte| *byte == 1));
+    });
+}
+
+/// A snapshot may have very many clusters. Whoever gives them all back leaves the thread to others in between.
+#[test]
+fn a_long_discard_of_the_snapshot_leaves_the_thread_to_others() {
+    run_control(|_| async {
+        const LEN: u64 = 1 << 36;
+        let graph = graph();
+        for name in ["huge", "kept"] {
+            let null = json!({ "driver": "null-co", "node-name": name, "size": LEN, "read-zeroes": true });
+            add(&graph, null).await.unwrap();
+        }
+        let all = Fleecing::over(graph, "huge", "kept", json!({})).await;
+        let backup = all.backup.handle();
+        let discarded = beside(async move {
+            let lane = backup.lane(&Local::current());
+            lane.discard(&enter(&lane).await, range(0, LEN)).await
+        });
+        let mut turns = 0;
+        while discarded.borrow().is_none() {
+            turns += 1;
+            yield_now().await;
+        }
+        assert_eq!(discarded.take(), Some(Ok(())));
+        assert!(turns >= 32, "{turns} turns for others");
     });
 }
 

@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use bench::{READER, add, attach, enter, flush, io_thread, on, range, read, reopen, with, write, writer};
 use block_core::base::{ByteRange, Error, IoError};
 use block_core::graph::{
-    ChildId, DriverInfo, Graph, IoCx, NewNode, NodeEvent, NodeId, NodeOptions, OpKind, PermSet, Perms, Place,
-    Preallocation, QuorumOp, ReopenRequest, Role, WriteFlags,
+    ChildId, DiscardMode, DriverInfo, Graph, IoCx, NewNode, NodeEvent, NodeId, NodeOptions, OpKind, PermSet, Perms,
+    Place, Preallocation, QuorumOp, ReopenRequest, Role, WriteFlags,
 };
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::port::Port;
@@ -309,6 +309,33 @@ fn a_flush_is_voted_on_and_fails_no_range() {
         assert_eq!(write(&lane, 0, &[7; 512], stable).await, Err(IoError::Os(5)));
         *copies.seen[2].flush_error.lock().unwrap() = None;
         write(&lane, 0, &[7; 512], stable).await.unwrap();
+    });
+}
+
+/// Whether a copy can free space shows when it is asked: where it cannot, a discard does not fill it with zeroes. Where
+/// some can, the others follow them once, and no more.
+#[test]
+fn a_discard_writes_no_zeroes() {
+    run_control(async |local| {
+        let copies = Copies { seen: Default::default(), graph: support::graph(), told: Arc::default() };
+        for (name, seen) in ["a", "b", "c"].into_iter().zip(&copies.seen) {
+            let mem = support::Mem::new(vec![7; 65536], seen).freeing();
+            let options = NodeOptions { discard: DiscardMode::Unmap, ..NodeOptions::default() };
+            support::add(&copies.graph, NewNode::new(name.into(), options, |_| (mem, SIZE))).await;
+        }
+        let port = copies.port(json!({ "discard": "unmap" })).await;
+        let lane = port.handle().lane(&local);
+        let writes = || copies.seen.each_ref().map(|seen| seen.writes.load(Ordering::Relaxed));
+        lane.discard(&enter(&lane).await, range(0, SIZE)).await.unwrap();
+        assert_eq!(writes(), [0; 3]);
+        copies.seen[0].frees.store(true, Ordering::Relaxed);
+        for _ in 0..2 {
+            lane.discard(&enter(&lane).await, range(0, 4096)).await.unwrap();
+            assert_eq!(writes(), [0, 1, 1], "all of them read the same");
+        }
+        assert_eq!(read(&lane, range(0, 8192)).await.unwrap(), [[0; 4096], [7; 4096]].concat());
+        port.detach(&mut copies.graph.permit()).await.unwrap();
+        assert_eq!(copies.told(), []);
     });
 }
 

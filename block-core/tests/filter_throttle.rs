@@ -125,6 +125,37 @@ fn a_rate_is_kept_on_the_clock() {
 }
 
 /// One node has a few requests under way, the other very many: what counts is turns.
+/// With `iops-size` a request counts as many as there are such sizes in it; a smaller one counts as one.
+#[test]
+fn a_large_request_counts_as_several() {
+    run_control(async |local| {
+        let graph = graph();
+        group(&graph, "g", Limits { iops_size: 4096, ..iops(40) });
+        let node = add(&graph, throttle("t", "g")).await.unwrap();
+        let port = attach(&graph, node, writer()).await.unwrap();
+        let lane = port.handle().lane(&local);
+        // What comes next waits for what this one has used up.
+        let next_after = async |len| {
+            Local::current().sleep(Duration::from_millis(60)).await;
+            let begun = Instant::now();
+            read(&lane, range(0, len)).await.unwrap();
+            read(&lane, range(0, 1)).await.unwrap();
+            begun.elapsed()
+        };
+        // A fortieth of a second each, eight of them here, and a tenth of a second passes at once.
+        let wait = Duration::from_millis(90);
+        assert!(next_after(32 << 10).await > wait);
+        for len in [512, 4096] {
+            let mut tries = 0..20;
+            while next_after(len).await > wait {
+                assert!(tries.next().is_some(), "{len} bytes are no more than one request");
+            }
+        }
+        port.detach(&mut graph.permit()).await.unwrap();
+        graph.permit().remove(node).await.unwrap();
+    });
+}
+
 #[test]
 fn two_nodes_on_two_threads_share_fairly() {
     run_control(async |_| {

@@ -1,5 +1,5 @@
-//! The graph's lock, model-checked: entry, publish, drain, late parkers, lanes that attach meanwhile, and the
-//! reclamation of views. Run with
+//! The graph's lock, model-checked: entry, publish, drain, late parkers, lanes that attach meanwhile, the reclamation of
+//! views, and writes that are only counted beside one that rewrites whole blocks. Run with
 //! `RUSTFLAGS="--cfg loom" cargo test -p block-core --test graph_loom --release --target-dir target/loom`.
 //!
 //! An "edge" is an `UnsafeCell`: loom reports a request that walks it while the writer changes it, and a lost wake-up
@@ -11,7 +11,9 @@
 use std::future::poll_fn;
 use std::process::Command;
 
+use block_core::base::ByteRange;
 use block_core::graph::gate::Gate;
+use block_core::graph::tracked::Tracked;
 use block_core::graph::uses::Uses;
 use loom::cell::UnsafeCell;
 use loom::future::block_on;
@@ -181,6 +183,80 @@ fn a_node_closes_after_its_last_view() {
     });
 }
 
+/// One block of a node that keeps writes apart.
+struct Block {
+    tracked: Tracked,
+    bytes: UnsafeCell<u32>,
+}
+
+impl Block {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { tracked: Tracked::default(), bytes: UnsafeCell::new(0) })
+    }
+
+    /// Plain writes may meet each other, so they only look.
+    fn write(&self) {
+        // SAFETY: who changes it is kept away; loom checks it.
+        self.bytes.with(|bytes| unsafe { *bytes });
+    }
+
+    /// `depth` writes at once by ring entries, or where that is not possible one after the other, registered.
+    fn writes(&self, depth: u32) {
+        let count = self.tracked.attach();
+        let counted = (0..depth).filter(|_| self.tracked.try_write(&count)).count();
+        for _ in 0..counted {
+            self.write();
+            self.tracked.wrote(&count);
+        }
+        if counted == 0 {
+            self.registered(false, Self::write);
+        }
+        self.tracked.detach(&count);
+    }
+
+    fn registered(&self, serialising: bool, work: fn(&Self)) {
+        let ticket = self.tracked.enter(ByteRange::whole(4096), serialising, &std::sync::Arc::default());
+        block_on(poll_fn(|cx| ticket.poll_alone(cx)));
+        work(self);
+        drop(ticket);
+    }
+
+    fn rewrite(&self) {
+        // SAFETY: no write is under way; loom checks it.
+        self.registered(true, |block| block.bytes.with_mut(|bytes| unsafe { *bytes += 1 }));
+    }
+}
+
+#[test]
+fn counted_writes_against_a_rewrite() {
+    loom::model(|| {
+        let block = Block::new();
+        let io = thread::spawn({
+            let block = block.clone();
+            move || block.writes(2)
+        });
+        block.rewrite();
+        io.join().unwrap();
+    });
+}
+
+#[test]
+fn two_rewrites_against_counted_writes() {
+    let mut bounded = loom::model::Builder::new();
+    bounded.preemption_bound = Some(3);
+    bounded.check(|| {
+        let block = Block::new();
+        let io = [|block: &Block| block.writes(1), Block::rewrite].map(|work| {
+            let block = block.clone();
+            thread::spawn(move || work(&block))
+        });
+        block.rewrite();
+        io.into_iter().for_each(|io| io.join().unwrap());
+        // SAFETY: all are over.
+        block.bytes.with(|bytes| assert_eq!(unsafe { *bytes }, 2));
+    });
+}
+
 /// Every canary is caught by the model that is there for it.
 #[test]
 fn canaries_are_caught() {
@@ -191,6 +267,9 @@ fn canaries_are_caught() {
         ("open_before_publish", "a_late_arrival_waits_outside"),
         ("late_register", "a_node_closes_after_its_last_view"),
         ("late_parker", "a_late_parker_is_hurried"),
+        ("write_fence", "counted_writes_against_a_rewrite"),
+        ("wrote_fence", "counted_writes_against_a_rewrite"),
+        ("serialising_fence", "counted_writes_against_a_rewrite"),
     ];
     let exe = std::env::current_exe().unwrap();
     for (canary, model) in cases {

@@ -13,8 +13,8 @@
 //! | FS-13 | looked into at the first hole over data, not at open: an open writes nothing to a user's image |
 //! | FS-14 | a file system that lies about data cannot be told from one with a hole; nothing skips a copy for it yet |
 //! | FS-16 | a write past the new end makes the file long again, and is no error; the event in `tests/tests/hostile_fs.rs` |
-//! | FS-18 | a file system is not remounted under who writes: EROFS by a plan; the export does not turn read-only by itself |
-//! | FS-19 | no NFS is here: its errors by a plan; nobody is told of a lock that a server forgets |
+//! | FS-18 | a file system is not remounted under who writes: EROFS by a plan. Writes are refused from then on; that a disk is read-only is told to a guest when it connects, and cannot be taken back |
+//! | FS-19 | no NFS is here: its errors by a plan. Whose lock a server has forgotten gets EIO from Linux for every read and write (`nfs.recover_lost_locks` is off by default), so the writing stops there |
 //! | FS-20 | a `null-co` that takes long (a frozen file system can freeze its machine); nothing times requests yet; the ending in `tests/tests/hostile_fs.rs` |
 //! | FS-21, FS-22 | in `crash.rs` |
 //! | FS-23 | no format has metadata yet |
@@ -41,7 +41,7 @@ use bench::{
     Failing, Loop, add, attach, enter, file, flush, image, io_thread, on, range, read, reopen, with, write, writer,
 };
 use block_core::base::IoError;
-use block_core::graph::{Graph, NodeEvent, NodeId, WriteFlags};
+use block_core::graph::{DirectRequest, Graph, NodeEvent, NodeId, Settled, WriteFlags};
 use block_core::port::{Port, PortLane};
 use block_core::rt::fault::{Fault, Faults, Plan, Site};
 use block_core::rt::{IoThread, Local, run_control};
@@ -580,17 +580,58 @@ fn fs_17_a_file_without_a_name_is_served_on() {
     });
 }
 
+/// What would change the file fails from then on, without asking the file system again; reading goes on.
 #[test]
-fn fs_18_a_file_system_that_turned_read_only_is_told_of() {
+fn fs_18_a_file_system_that_turned_read_only_is_not_written_to() {
     let faults = Faults::default();
-    each_engine_under(&faults, async |stage, _| {
+    each_engine_under(&faults, async |stage, path| {
+        stage.write(8192, vec![3; 4096]).await.unwrap();
         faults.arm(lasting(libc::EROFS));
         let refused = IoError::Os(libc::EROFS);
         assert_eq!(stage.write(0, vec![1; 4096]).await, Err(refused));
         assert_eq!(stage.told(), [(true, refused)]);
-        faults.disarm();
+        let struck = faults.disarm().len();
+        assert_eq!(struck, 1, "it was asked once");
+        // It would take the next one; nobody asks.
+        assert_eq!(stage.write(0, vec![1; 4096]).await, Err(refused));
+        assert_eq!(stage.zero(0, 4096, UNMAP).await, Err(refused));
+        assert_eq!(stage.on(async |lane| lane.discard(&enter(&lane).await, range(0, 4096)).await).await, Err(refused));
         stage.flush().await.unwrap();
         assert_eq!(stage.read(0, 4096).await, Ok(vec![7; 4096]));
+        assert_eq!(stage.read(8192, 4096).await, Ok(vec![3; 4096]));
+        reopen(&stage.graph, &[file("n", path.to_str().unwrap())]).await.unwrap();
+        stage.write(0, vec![1; 4096]).await.unwrap();
+        stage.end().await;
+    });
+}
+
+/// Nor by the way that takes no detour, whichever way it was heard of.
+#[test]
+fn fs_18_the_direct_path_asks_no_more_either() {
+    let faults = Faults::default();
+    let _entered = faults.enter();
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = image(dir.path(), "x.img", 1 << 20, 7);
+    run_control(async |_| {
+        let stage = Stage::new(with(file("n", &path), &json!({ "aio": "io_uring" }))).await;
+        let is_direct = async |write| {
+            let request = DirectRequest { write, at: range(0, 4096), fua: false, memory_bits: 0 };
+            stage.on(async move |lane| lane.direct(&enter(&lane).await, request).is_some()).await
+        };
+        let asked = DirectRequest { write: true, at: range(0, 4096), fua: false, memory_bits: 0 };
+        let answered = async move |lane: Rc<PortLane>| lane.settle(&enter(&lane).await, asked, -libc::EROFS);
+        for by_settling in [false, true] {
+            assert!(is_direct(true).await && is_direct(false).await);
+            faults.arm(lasting(libc::EROFS));
+            if by_settling {
+                assert_eq!(stage.on(answered).await, Settled::Failed(IoError::Os(libc::EROFS)));
+            } else {
+                stage.write(0, vec![1; 4096]).await.unwrap_err();
+            }
+            faults.disarm();
+            assert!(!is_direct(true).await && is_direct(false).await);
+            reopen(&stage.graph, &[with(file("n", &path), &json!({ "aio": "io_uring" }))]).await.unwrap();
+        }
         stage.end().await;
     });
 }

@@ -11,14 +11,17 @@ use std::sync::atomic::Ordering;
 use block_core::base::{ByteRange, IoError};
 use block_core::catalog::{self, BlockdevOptions};
 use block_core::graph::{
-    DirectRequest, Graph, NewNode, NodeId, NodeOptions, OpKind, PermSet, Perms, Settled, WriteFlags,
+    DirectRequest, Graph, NewNode, NodeId, NodeOptions, OpKind, Passage, Passed, PermSet, Perms, Settled, WriteFlags,
 };
 use block_core::port::{Port, PortLane, PortOptions};
 use block_core::rt::{IoBuf, Local, run_control};
 use serde_json::{Value, json};
 use support::{Mem, Seen, add, graph, park};
 
-const RESIZER: Perms = Perms { uses: PermSet::ALL, shares: PermSet::ALL };
+/// One who may write to an incomplete last block.
+fn writer() -> Perms {
+    Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares: PermSet::ALL }
+}
 
 fn range(start: u64, len: u64) -> ByteRange {
     ByteRange::new(start, len).unwrap()
@@ -26,7 +29,7 @@ fn range(start: u64, len: u64) -> ByteRange {
 
 /// A user's way to a node, which may write the incomplete block at its end. The port lives as long as the graph.
 async fn lane(graph: &Rc<Graph>, node: NodeId) -> Rc<PortLane> {
-    let options = PortOptions { name: "test port".into(), perms: RESIZER };
+    let options = PortOptions { name: "test port".into(), perms: writer() };
     let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.unwrap();
     port.handle().lane(&Local::current())
 }
@@ -137,8 +140,7 @@ fn direct_requests_are_counted_in_each_nodes_own_terms() {
         let lane = lane(&graph, raw).await;
         let pin = lane.try_enter().unwrap();
         let request = DirectRequest { write: true, at: range(4096, 512), fua: false, memory_bits: 0 };
-        let plan = lane.direct(&pin, request).unwrap();
-        lane.direct_done(&plan, request, std::time::Duration::ZERO);
+        assert!(matches!(lane.direct(&pin, request), Some(Passed::Done)));
         let failed = lane.settle(&pin, request, -libc::EIO);
         drop(pin);
         let totals = |node| graph.node(node).unwrap().totals;
@@ -163,7 +165,8 @@ fn a_direct_request_that_fails_is_counted_by_all_that_it_passed() {
         let lane = lane(&graph, raw).await;
         let pin = lane.try_enter().unwrap();
         let request = DirectRequest { write: false, at: range(0, 512), fua: false, memory_bits: 0 };
-        lane.direct(&pin, request).unwrap();
+        let passed = lane.direct(&pin, request).unwrap();
+        assert!(matches!(passed, Passed::Ring(..)), "{passed:?}");
         assert_eq!(lane.settle(&pin, request, -libc::EIO), Settled::Failed(IoError::Os(libc::EIO)));
         assert_eq!(lane.settle(&pin, request, 100), Settled::Again);
         drop(pin);
@@ -171,5 +174,101 @@ fn a_direct_request_that_fails_is_counted_by_all_that_it_passed() {
             assert_eq!(graph.node(node).unwrap().totals.ops[OpKind::Read as usize].failed, 1);
         }
         assert_eq!(lane.failed(), 1);
+    });
+}
+
+/// A file, and above it two nodes with blocks of 1 and 4 KiB, of which the lower one is seen through a window.
+async fn two_block_sizes(graph: &Rc<Graph>, image: &tempfile::NamedTempFile) -> [NodeId; 2] {
+    image.as_file().set_len(1 << 20).unwrap();
+    let file = json!({"driver": "file", "filename": image.path().to_str().unwrap(), "aio": "io_uring"});
+    let small = json!({"driver": "blkdebug", "node-name": "small", "align": 1024, "image": file});
+    let small = catalogued(graph, small).await;
+    let window = json!({"driver": "raw", "file": "small", "offset": 65536});
+    let large = json!({"driver": "blkdebug", "node-name": "large", "align": 4096, "image": window});
+    [small, catalogued(graph, large).await]
+}
+
+fn sent(lane: &PortLane, at: ByteRange, write: bool) -> Option<Passage> {
+    let pin = lane.try_enter().unwrap();
+    match lane.direct(&pin, DirectRequest { write, at, fua: false, memory_bits: 0 })? {
+        Passed::Ring(_, passage) => Some(passage),
+        other => panic!("no ring entry: {other:?}"),
+    }
+}
+
+async fn is_over(done: &std::cell::Cell<bool>) -> bool {
+    Local::current().sleep(std::time::Duration::from_millis(20)).await;
+    done.get()
+}
+
+/// A write that is under way in the kernel has no future, and is waited for all the same; and none sets out while a
+/// block is rewritten.
+#[test]
+fn a_ring_entry_and_a_rewrite_of_a_block_keep_each_other_out() {
+    run_control(|_| async {
+        let graph = graph();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let [small, large] = two_block_sizes(&graph, &image).await;
+        let (small, large) = (lane(&graph, small).await, lane(&graph, large).await);
+        for rewriter in [&small, &large] {
+            let (first, second) = (sent(&large, range(0, 4096), true).unwrap(), sent(&large, range(8192, 4096), true));
+            let done = Rc::new(std::cell::Cell::new(false));
+            Local::current().spawn({
+                let (rewriter, done) = (rewriter.clone(), done.clone());
+                async move {
+                    write(&rewriter, 512, &[2; 512]).await.unwrap();
+                    done.set(true);
+                }
+            });
+            assert!(!is_over(&done).await);
+            assert!(sent(&large, range(65536, 4096), true).is_none(), "it has to wait its turn");
+            assert!(sent(&large, range(65536, 4096), false).is_some(), "reads are kept apart from nobody");
+            drop(first);
+            assert!(!is_over(&done).await);
+            drop(second.unwrap());
+            assert!(is_over(&done).await);
+            assert!(sent(&large, range(65536, 4096), true).is_some());
+            assert_eq!(read(rewriter, 511, 2).await.unwrap(), [0, 2]);
+        }
+    });
+}
+
+/// One of the nodes on the way is being rewritten: the other one is not left counted.
+#[test]
+fn a_ring_entry_that_is_refused_below_leaves_what_it_had_entered() {
+    run_control(|_| async {
+        let graph = graph();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let [small, large] = two_block_sizes(&graph, &image).await;
+        let (small, large) = (lane(&graph, small).await, lane(&graph, large).await);
+        let under_way = sent(&small, range(0, 1024), true).unwrap();
+        let done = Rc::new(std::cell::Cell::new(false));
+        Local::current().spawn({
+            let (large, done) = (large.clone(), done.clone());
+            async move {
+                // Whole blocks of the lower node, so only the upper one rewrites.
+                write(&large, 1024, &[2; 1024]).await.unwrap();
+                done.set(true);
+            }
+        });
+        assert!(sent(&large, range(65536, 4096), true).is_some());
+        assert!(is_over(&done).await, "what is under way below is nothing to it");
+        drop(under_way);
+        // Now the upper one refuses, which is asked after the lower one.
+        let above = sent(&large, range(0, 4096), true).unwrap();
+        done.set(false);
+        Local::current().spawn({
+            let (large, done) = (large.clone(), done.clone());
+            async move {
+                write(&large, 1024, &[3; 1024]).await.unwrap();
+                done.set(true);
+            }
+        });
+        assert!(!is_over(&done).await);
+        assert!(sent(&large, range(65536, 4096), true).is_none());
+        drop(above);
+        assert!(is_over(&done).await);
+        write(&small, 512, &[4; 512]).await.unwrap();
+        assert_eq!(read(&small, 1023, 1).await.unwrap(), [4]);
     });
 }

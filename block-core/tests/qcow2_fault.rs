@@ -44,6 +44,7 @@ fn subject(options: &'static str) -> Subject {
         above: None,
         resizes: true,
         buffers: true,
+        heals: |_| false,
         block: 1,
         check: |dir| qcow2::corrupt(&std::fs::read(dir.join("disk.img")).unwrap()).map(drop),
     }

@@ -20,7 +20,7 @@ use block_core::drivers::filter::throttle::turnstile::{Asking, Direction, Look, 
 use block_core::drivers::filter::throttle::{Limits, Rate, Rates};
 use block_core::graph::gate::{Gate, LaneCount};
 use block_core::graph::haste::Haste;
-use block_core::graph::tracked::Tracked;
+use block_core::graph::tracked::{Tracked, WriteCount};
 use block_core::graph::uses::{UseGuard, Uses};
 use shuttle::future::block_on;
 use shuttle::rand::{Rng, thread_rng};
@@ -275,10 +275,24 @@ impl Inside {
     }
 }
 
-/// One request over some of four blocks. One in four is abandoned before its turn, as a dropped future does.
-fn tracked_request(tracked: &Tracked, inside: &Inside) {
+/// One request over some of four blocks. One in four is abandoned before its turn, as a dropped future does. A plain
+/// one goes by a ring entry where it can, and now and then together with a second one.
+fn tracked_request(tracked: &Tracked, count: &WriteCount, inside: &Inside) {
     let (start, len) = (thread_rng().gen_range(0..4), thread_rng().gen_range(1..4));
     let (range, serialising) = (ByteRange::new(start, len).unwrap(), thread_rng().gen_bool(0.6));
+    if !serialising && thread_rng().gen_bool(0.75) {
+        let depth = thread_rng().gen_range(1..3);
+        let counted = (0..depth).filter(|_| tracked.try_write(count)).count();
+        (0..counted).for_each(|_| inside.begin(range, false));
+        for _ in 0..counted {
+            thread::yield_now();
+            inside.end(range, false);
+            tracked.wrote(count);
+        }
+        if counted > 0 {
+            return;
+        }
+    }
     let ticket = tracked.enter(range, serialising, &Arc::default());
     if thread_rng().gen_bool(0.25) {
         block_on(poll_fn(|cx| {
@@ -302,7 +316,11 @@ fn tracked_requests() {
         let io: Vec<_> = (0..4)
             .map(|_| {
                 let world = world.clone();
-                thread::spawn(move || (0..2).for_each(|_| tracked_request(&world.0, &world.1)))
+                thread::spawn(move || {
+                    let count = world.0.attach();
+                    (0..2).for_each(|_| tracked_request(&world.0, &count, &world.1));
+                    world.0.detach(&count);
+                })
             })
             .collect();
         io.into_iter().for_each(|io| io.join().unwrap());
@@ -444,6 +462,7 @@ fn canaries_are_caught() {
         ("tracked_plain_first", "tracked_requests"),
         ("tracked_circle", "tracked_requests"),
         ("haste_late_waker", "hurry_is_handed_on"),
+        ("tracked_uncounted", "tracked_requests"),
         ("throttle_unheard", "throttled_requests"),
         ("throttle_no_handover", "throttled_requests"),
     ];

@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use block_core::graph::Graph;
+use block_core::job::Jobs;
 use block_core::rt::Local;
 use block_core::rt::sync::Notify;
 
 use crate::commands::Commands;
-use crate::control::{Chardevs, Hub, Monitors};
+use crate::control::{Chardevs, Event, Hub, Monitors};
 use crate::export::Exports;
 use crate::object::Objects;
 
@@ -18,6 +19,8 @@ pub struct Daemon {
     pub local: Rc<Local>,
     /// The nodes.
     pub graph: Rc<Graph>,
+    /// Work that outlives its command.
+    pub jobs: Rc<Jobs>,
     /// Who serves them to guests.
     pub exports: Exports,
     /// IOThreads and the like.
@@ -39,10 +42,13 @@ impl Daemon {
     pub fn new(local: Rc<Local>) -> Rc<Self> {
         let hub = Hub::start(&local);
         let graph = Graph::new(hub.sink());
+        let told = hub.clone();
+        let jobs = Jobs::new(move |id, status| told.tell(Event::job_status_change(id, status)));
         Rc::new(Self {
             local,
             objects: Objects::new(graph.clone()),
             graph,
+            jobs,
             exports: Exports::default(),
             chardevs: Chardevs::default(),
             monitors: Monitors::default(),

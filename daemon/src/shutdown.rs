@@ -37,6 +37,7 @@ pub(crate) async fn run(daemon: &Rc<Daemon>, signals: &Signals, held: Held) -> E
 /// False: something was not closed as it should be, and may be lost.
 async fn orderly(daemon: &Rc<Daemon>) -> bool {
     export::end_all(daemon).await;
+    daemon.jobs.end_all().await;
     let closed = close_nodes(daemon).await;
     daemon.monitors.close(daemon, LAST_WORDS).await;
     closed

@@ -1,6 +1,7 @@
 //! Guests do I/O at depth 32 on two queues each and check every byte, while operators on two monitors change everything
 //! below and beside them: nodes are reopened, resized, added and removed, filters are put in and taken out, some of which
-//! inject errors, exports come and go under their guests, guests leave in the middle.
+//! inject errors, keep what a guest writes over, or log it; bitmaps come and go; one disk is a quorum of files, one of which
+//! comes and goes; exports come and go under their guests, guests leave in the middle.
 //!
 //! Ten seconds, or two minutes with `TRELLIS_LONG`, or as many minutes as `TRELLIS_MINUTES` says; `TRELLIS_SEED` chooses
 //! another sequence.
@@ -26,8 +27,14 @@ fn no_byte_is_lost_while_everything_changes() {
     let seed = std::env::var("TRELLIS_SEED").map_or(1, |seed| seed.parse().unwrap());
     let mut builder =
         Watched::builder().arg("--object", "iothread,id=shared").arg("--object", "throttle-group,id=unlimited");
+    for file in FILES {
+        builder = builder.image(file, DISK, ",discard=unmap");
+    }
+    let children = COPIES.iter().enumerate().map(|(number, copy)| format!(",children.{number}={copy}"));
+    let quorum = "driver=quorum,rewrite-corrupted=on,vote-threshold=2,discard=unmap";
+    builder = builder.arg("--blockdev", &format!("{quorum},node-name={QUORUM}{}", children.collect::<String>()));
     for disk in DISKS {
-        builder = builder.image(disk, DISK, ",discard=unmap").export(disk, disk, EXPORT);
+        builder = builder.export(disk, disk, EXPORT);
     }
     let mut server = builder.start();
     let stage = Stage::of(&server);
@@ -39,6 +46,10 @@ fn no_byte_is_lost_while_everything_changes() {
     let done = stage.play(&mut shadows, Random(seed), length());
     eprintln!("seed {seed}, {:?}: {done:?}", length());
     assert!(done.rounds > 100 && done.changes > 100 && done.filters > 20, "hardly anything happened: {done:?}");
+    assert!(
+        done.copies > 5 && done.bitmaps > 5 && done.snapshots > 5 && done.logs > 5,
+        "something never happened: {done:?}"
+    );
     assert!(done.errors > 0, "no injected error reached a guest: {done:?}");
     // Takes the events that wait for this client; the server watches for room in its socket until then.
     server.qmp("query-version", &json!({}));
@@ -70,8 +81,13 @@ struct Done {
     /// Requests that failed, as injected.
     errors: u64,
     changes: u64,
-    /// Filters that were put in and taken out.
+    /// Filters that were put in and taken out; of them those that kept what was written over, and those that logged it.
     filters: u64,
+    snapshots: u64,
+    logs: u64,
+    /// Bitmaps that came and went, and copies of the quorum.
+    bitmaps: u64,
+    copies: u64,
 }
 
 impl Stage {
@@ -91,10 +107,15 @@ impl Stage {
                 })
                 .collect();
             let second = Random(random.next());
-            let plumber = scope.spawn(move || Plumber(Operator::new(self, second)).work_until(end));
+            let plumber = scope.spawn(move || {
+                let mut plumber = Plumber(Operator::new(self, second));
+                plumber.work_until(end);
+                plumber.0.done
+            });
             let mut operator = Operator::new(self, Random(random.next()));
-            let mut done = Done { changes: operator.work_until(end), ..Done::default() };
-            done.filters = plumber.join().expect("the second operator is content");
+            operator.work_until(end);
+            let Done { filters, snapshots, logs, .. } = plumber.join().expect("the second operator is content");
+            let mut done = Done { filters, snapshots, logs, ..operator.done };
             for guest in guests {
                 let guest = guest.join().expect("the guest is content");
                 done.rounds += guest.rounds;
@@ -309,34 +330,60 @@ struct Operator<'s> {
     stage: &'s Stage,
     monitor: Qmp,
     random: Random,
+    done: Done,
 }
 
 impl<'s> Operator<'s> {
     fn new(stage: &'s Stage, random: Random) -> Self {
-        Self { stage, monitor: Qmp::connect(&stage.directory.join("control.sock")), random }
+        Self { stage, monitor: Qmp::connect(&stage.directory.join("control.sock")), random, done: Done::default() }
     }
 
-    fn work_until(&mut self, end: Instant) -> u64 {
-        let mut changes = 0;
+    fn work_until(&mut self, end: Instant) {
         while Instant::now() < end {
             let index = self.random.below(DISKS.len() as u64) as usize;
             let disk = DISKS[index];
-            match self.random.below(10) {
+            match self.random.below(13) {
                 0..=3 => self.reopen(disk),
+                4..=5 if disk == QUORUM => self.copy_goes_and_comes(),
                 4..=5 => self.resize(disk),
+                10..=12 => self.bitmap(disk),
                 6 => self.refusals(disk),
                 7 => self.add_and_remove(),
                 8 => self.move_export(index),
                 _ => drop(self.ask("query-named-block-nodes", &json!({}))),
             }
-            changes += 1;
+            self.done.changes += 1;
             pause(Duration::from_millis(self.random.below(5)));
         }
-        changes
+    }
+
+    /// It comes back as it was, while the guest has gone on: two of three copies are right.
+    fn copy_goes_and_comes(&mut self) {
+        let [.., last] = COPIES;
+        self.ask("x-blockdev-change", &json!({ "parent": QUORUM, "child": format!("children.{}", COPIES.len() - 1) }));
+        pause(Duration::from_millis(self.random.below(5)));
+        self.ask("x-blockdev-change", &json!({ "parent": QUORUM, "node": last }));
+        self.done.copies += 1;
+    }
+
+    /// Each write is noted in it, for a while.
+    fn bitmap(&mut self, disk: &str) {
+        let bitmap = json!({ "node": disk, "name": "stress" });
+        let mut made = bitmap.clone();
+        made["granularity"] = json!(512_u64 << self.random.below(8));
+        self.ask("block-dirty-bitmap-add", &made);
+        pause(Duration::from_millis(self.random.below(5)));
+        let between = ["block-dirty-bitmap-clear", "block-dirty-bitmap-disable", "query-named-block-nodes"];
+        let between = between[self.random.below(3) as usize];
+        let arguments = if between.starts_with("query") { json!({}) } else { bitmap.clone() };
+        self.ask(between, &arguments);
+        self.ask("block-dirty-bitmap-remove", &bitmap);
+        self.done.bitmaps += 1;
     }
 
     /// The node is drained under its guest.
     fn reopen(&mut self, disk: &str) {
+        let disk = if disk == QUORUM { COPIES[self.random.below(COPIES.len() as u64) as usize] } else { disk };
         let direct = self.random.below(2) == 0;
         let zeroes = ["off", "on", "unmap"][self.random.below(3) as usize];
         let options = json!({ "driver": "file", "node-name": disk, "filename": self.stage.path(disk, "img"),
@@ -344,10 +391,15 @@ impl<'s> Operator<'s> {
         self.ask("blockdev-reopen", &json!({ "options": [options] }));
     }
 
-    /// Never below what the guest uses.
+    /// Never below what the guest uses. Not while what is written over is kept.
     fn resize(&mut self, disk: &str) {
         let size = DISK + self.random.below(64) * 4096;
-        self.ask("block_resize", &json!({ "node-name": disk, "size": size }));
+        let arguments = json!({ "node-name": disk, "size": size });
+        let reply = self.monitor.ask(&json!({ "execute": "block_resize", "arguments": arguments }));
+        let kept = reply["error"]["desc"]
+            .as_str()
+            .is_some_and(|desc| desc.starts_with("Permission conflict") || desc.starts_with("The size may not change"));
+        assert!(kept || reply.get("return").is_some(), "block_resize {arguments}: {reply}");
     }
 
     fn refusals(&mut self, disk: &str) {
@@ -379,7 +431,18 @@ impl<'s> Operator<'s> {
         let stage = self.stage;
         let _door = stage.doors[index].lock().unwrap();
         self.ask("block-export-del", &json!({ "id": DISKS[index], "mode": "hard" }));
-        self.ask("block-export-add", &add(stage, DISKS[index], DISKS[index], DISKS[index]));
+        let export = add(stage, DISKS[index], DISKS[index], DISKS[index]);
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            let reply = self.monitor.ask(&json!({ "execute": "block-export-add", "arguments": export }));
+            // A filter that keeps what is written over bears no writer beside it; it is on its way out.
+            let beside = reply["error"]["desc"].as_str().is_some_and(|desc| desc.contains("not shared by node"));
+            if !beside || Instant::now() > until {
+                assert!(reply.get("return").is_some(), "block-export-add {export}: {reply}");
+                return;
+            }
+            pause(Duration::from_millis(1));
+        }
     }
 
     fn ask(&mut self, command: &str, arguments: &Value) -> Value {
@@ -398,25 +461,30 @@ impl<'s> Operator<'s> {
 struct Plumber<'s>(Operator<'s>);
 
 impl Plumber<'_> {
-    fn work_until(&mut self, end: Instant) -> u64 {
-        let mut filters = 0;
+    fn work_until(&mut self, end: Instant) {
         while Instant::now() < end {
             let disk = DISKS[self.0.random.below(DISKS.len() as u64) as usize];
             let height = 1 + self.0.random.below(3);
-            filters += self.plumb(disk, height);
+            self.plumb(disk, height);
         }
-        filters
     }
 
     /// Some filters above each other, for a while.
-    fn plumb(&mut self, disk: &str, height: u64) -> u64 {
+    fn plumb(&mut self, disk: &str, height: u64) {
         let mut below = vec![disk.to_owned()];
         for level in 0..height {
             let name = format!("{disk}-filter{level}");
             let top = below.last().unwrap().clone();
             let filter = self.filter(&name, &top);
-            self.0.ask("blockdev-add", &filter);
+            let reply = self.0.monitor.ask(&json!({ "execute": "blockdev-add", "arguments": filter }));
+            if is_being_resized(&reply) {
+                break;
+            }
+            assert!(reply.get("return").is_some(), "{filter}: {reply}");
             self.lead(disk, &name);
+            self.0.done.filters += 1;
+            self.0.done.snapshots += u64::from(filter["driver"] == "copy-before-write");
+            self.0.done.logs += u64::from(filter["driver"] == "blklogwrites");
             below.push(name);
         }
         pause(Duration::from_millis(self.0.random.below(10)));
@@ -426,14 +494,17 @@ impl Plumber<'_> {
             let gone = self.flushing("blockdev-del", &json!({ "node-name": filter }));
             assert!(gone.get("return").is_some(), "{filter}: {gone}");
         }
-        height
     }
 
     fn filter(&mut self, name: &str, below: &str) -> Value {
         let errno = 5;
         let event = ["read_aio", "write_aio", "flush_to_disk"][self.0.random.below(3) as usize];
         let rule = json!([{ "event": event, "errno": errno, "once": true }]);
-        match self.0.random.below(5) {
+        let nowhere = json!({ "driver": "null-co", "size": 1_u64 << 40, "read-zeroes": true });
+        match self.0.random.below(8) {
+            5 => json!({ "driver": "copy-before-write", "node-name": name, "file": below, "target": nowhere,
+                "on-cbw-error": "break-snapshot", "discard": "unmap" }),
+            6 | 7 => json!({ "driver": "blklogwrites", "node-name": name, "file": below, "log": nowhere }),
             0 => json!({ "driver": "throttle", "node-name": name, "throttle-group": "unlimited", "file": below }),
             1 => json!({ "driver": "copy-on-read", "node-name": name, "file": below }),
             2 => json!({ "driver": "raw", "node-name": name, "file": below, "discard": "unmap" }),
@@ -453,8 +524,14 @@ impl Plumber<'_> {
         };
         let reply = self.flushing(command, &arguments);
         let moved = reply["error"]["desc"].as_str().is_some_and(|desc| desc.contains(&format!("Export '{disk}'")));
-        assert!(moved || reply.get("return").is_some(), "{command} {arguments}: {reply}");
+        let is_done = moved || is_being_resized(&reply) || reply.get("return").is_some();
+        assert!(is_done, "{command} {arguments}: {reply}");
     }
+}
+
+/// The other operator resizes just then what a new filter would not have resized.
+fn is_being_resized(reply: &Value) -> bool {
+    reply["error"]["desc"].as_str().is_some_and(|desc| desc.contains("'resize' is used by block_resize"))
 }
 
 impl Plumber<'_> {
@@ -509,7 +586,11 @@ impl Random {
     }
 }
 
-const DISKS: [&str; 3] = ["d0", "d1", "d2"];
+const DISKS: [&str; 4] = ["d0", "d1", "d2", QUORUM];
+/// Three copies of the last disk.
+const QUORUM: &str = "q";
+const COPIES: [&str; 3] = ["q0", "q1", "q2"];
+const FILES: [&str; 6] = ["d0", "d1", "d2", "q0", "q1", "q2"];
 const EXPORT: &str = ",writable=on,num-queues=2,iothread=shared";
 const DISK: u64 = 4 << 20;
 const BLOCK: u64 = 4096;

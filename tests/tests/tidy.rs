@@ -15,6 +15,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("graph", &["base", "rt", "bitmap"]),
     ("pipeline", &["base", "rt", "bitmap", "graph"]),
     ("port", &["base", "rt", "graph", "pipeline"]),
+    ("job", &["base", "rt"]),
     ("drivers/protocol", &["base", "rt", "bitmap", "graph", "pipeline", "port"]),
     ("drivers/format", &["base", "rt", "bitmap", "graph", "pipeline", "port"]),
     ("drivers/filter", &["base", "rt", "bitmap", "graph", "pipeline", "port"]),

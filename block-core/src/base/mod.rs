@@ -1,6 +1,9 @@
 //! Words that every room uses: ranges, units and the two kinds of error. No I/O, no threads, no `unsafe`.
 
 mod canary;
+#[cfg(counted)]
+#[doc(hidden)] // public for one test alone
+pub mod counted;
 mod error;
 mod range;
 pub(crate) mod shim;

@@ -15,6 +15,7 @@ use super::geometry::Geometry;
 use super::id::ChildId;
 use super::objects::Objects;
 use super::options::NodeOptions;
+use super::passage::DirectPlan;
 use super::permission::{Perms, Role};
 use crate::base::{ByteRange, Error, IoError};
 use crate::rt::IoBuf;
@@ -95,20 +96,24 @@ pub struct DirectRequest {
     pub memory_bits: usize,
 }
 
+/// Where a direct request's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingEntry {
+    /// Valid as long as the view is pinned.
+    pub fd: std::os::fd::RawFd,
+    /// Where in the file, in bytes.
+    pub offset: u64,
+    /// The write carries `RWF_DSYNC`.
+    pub dsync: bool,
+    /// The bytes are in memory, so nothing is waited for: the thread fetches them itself.
+    pub at_once: bool,
+}
+
 /// How a direct request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direct {
     /// By one ring entry. A result other than the full length is settled by the driver.
-    Ring {
-        /// Valid as long as the view is pinned.
-        fd: std::os::fd::RawFd,
-        /// Where in the file, in bytes.
-        offset: u64,
-        /// The write carries `RWF_DSYNC`.
-        dsync: bool,
-        /// The bytes are in memory, so nothing is waited for: the thread fetches them itself.
-        at_once: bool,
-    },
+    Ring(RingEntry),
     /// It is done, and no buffer was touched.
     Done,
     /// It is done once the buffer has been filled with zeroes.
@@ -371,44 +376,6 @@ pub trait Driver: Send + Sync + 'static {
         Self: Sized,
     {
         std::future::ready(())
-    }
-}
-
-/// A direct answer with the nodes that it passes through, for their statistics.
-#[derive(Clone, Copy, Debug)]
-pub struct DirectPlan {
-    /// What to do.
-    pub answer: Direct,
-    /// View slots of the nodes passed, top first; deeper chains take the async path.
-    pub(crate) trail: Trail,
-}
-
-impl DirectPlan {
-    /// The answer of the node that gives it; nodes above add themselves on the way up.
-    pub fn new(answer: Direct) -> Self {
-        Self { answer, trail: Trail::default() }
-    }
-}
-
-/// Up to eight view slots.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Trail {
-    slots: [u8; 8],
-    len: u8,
-}
-
-impl Trail {
-    /// `None` where the chain is too deep, or the view too large, for the direct path.
-    #[inline]
-    pub(crate) fn push(&mut self, slot: u32) -> Option<()> {
-        *self.slots.get_mut(usize::from(self.len))? = u8::try_from(slot).ok()?;
-        self.len += 1;
-        Some(())
-    }
-
-    #[inline]
-    pub(crate) fn slots(&self) -> &[u8] {
-        &self.slots[..usize::from(self.len)]
     }
 }
 

@@ -17,7 +17,7 @@ impl<'d> GraphEdit<'d> {
         self.check_descent(owner.id, &name, to)?;
         self.vertex_mut(to)?.parents.push(owner.id);
         self.unlink(old, owner.id)?;
-        self.replaced.push(old);
+        self.replaced.push((old, to));
         self.vertex_mut(owner.id)?.edges[child.0 as usize].to = to;
         self.perms_dirty.extend([owner.id, to]);
         self.geometry_dirty.insert(owner.id);

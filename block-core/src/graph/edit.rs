@@ -137,8 +137,8 @@ pub struct GraphEdit<'d> {
     new_roots: Vec<NodeId>,
     /// Nodes that an edge has led to and leads to no more.
     cut_off: Vec<NodeId>,
-    /// Those of them for which another node has come.
-    pub(super) replaced: Vec<NodeId>,
+    /// Those of them for which another node has come, with that one.
+    pub(super) replaced: Vec<(NodeId, NodeId)>,
     brand: Brand<'d>,
 }
 
@@ -326,8 +326,8 @@ pub(crate) struct Outcome {
 /// Nodes that some of their users leave.
 #[derive(Default)]
 pub(crate) struct Leaving {
-    /// Those that were written, and that are used no more where another one has come.
-    pub(crate) replaced: Vec<NodeId>,
+    /// Those that were written, and that are used no more where another one has come, with that one.
+    pub(crate) replaced: Vec<(NodeId, NodeId)>,
     /// Those that users could make grow, and no longer can.
     pub(crate) calmed: Vec<NodeId>,
 }
@@ -464,7 +464,7 @@ impl GraphEdit<'_> {
             let writes = PermSet::WRITE | PermSet::WRITE_UNCHANGED;
             self.base.vertex(*id).is_some_and(|vertex| !(vertex.perms.uses & writes).is_empty())
         };
-        let replaced = self.replaced.iter().copied().filter(written).collect();
+        let replaced = self.replaced.iter().copied().filter(|(old, _)| written(old)).collect();
         let calmed = self.touched.iter().filter(|(id, now)| self.is_calmed(**id, now.as_ref())).map(|(id, _)| *id);
         let leaving = Leaving { replaced, calmed: calmed.collect() };
         Outcome { relock, affected_roots, news, leaving, new_roots: self.new_roots, touched: self.touched }

@@ -1,5 +1,5 @@
-//! A root's gate: may a request come in, and when is nobody inside? With `uses.rs` the only file of the graph with
-//! memory orderings; both are model-checked (`block-core/tests/graph_loom.rs`, `block-core/tests/schedules.rs`).
+//! A root's gate: may a request come in, and when is nobody inside? With `uses.rs` and `tracked.rs` the only file of the
+//! graph with memory orderings; all are model-checked (`block-core/tests/graph_loom.rs`, `block-core/tests/schedules.rs`).
 //!
 //! Each thread counts its own requests in its own *lane*; only that thread writes the lane, so counting is a plain
 //! store. The STOPPED bit and the lanes form the classic store/load pair: whoever comes second must see the other.

@@ -8,14 +8,14 @@ use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use super::cx::IoCx;
-use super::driver::DirectPlan;
 use super::gate::{Gate, LaneCount};
 use super::haste::Haste;
-use super::stats::{Counters, OpKind};
-use super::view::View;
+use super::node::NodeShared;
+use super::stats::Counters;
+use super::tracked::WriteCount;
+use super::view::{Placed, View};
 use crate::rt::{Counted, Hold, Local, Remote};
 
 /// What a root is to the threads that use it. Sent to them by whoever made the root.
@@ -106,11 +106,25 @@ pub struct Lane {
     me: Weak<Self>,
 }
 
-/// A view with this thread's counters for each of its nodes.
+/// A view with what this thread counts for each of its nodes.
 pub(crate) struct Pinned {
     version: u64,
     pub(crate) view: Arc<View>,
-    counters: Box<[Option<Arc<Counters>>]>,
+    counts: Box<[Option<Counts>]>,
+}
+
+/// What one thread counts for one node under one root.
+struct Counts {
+    done: Arc<Counters>,
+    /// Direct writes under way, where the node keeps writes apart.
+    writes: Option<Arc<WriteCount>>,
+}
+
+impl Counts {
+    fn new(node: &Placed) -> Self {
+        let writes = node.tracks().then(|| node.shared.tracked.attach());
+        Self { done: node.shared.stats.counters(), writes }
+    }
 }
 
 impl Pinned {
@@ -118,21 +132,33 @@ impl Pinned {
         // The version first: a newer view under an older version is refreshed again, never the other way round.
         let version = gate.version();
         let view = gate.view();
-        let counters = view.nodes().map(|node| node.map(|node| node.shared.stats.counters())).collect();
-        Self { version, view, counters }
+        let counts = view.nodes().map(|node| node.map(Counts::new)).collect();
+        Self { version, view, counts }
+    }
+
+    #[inline]
+    fn counts(&self, slot: u32) -> &Counts {
+        self.counts[slot as usize].as_ref().expect("only slot 0 is no node")
     }
 
     #[inline]
     pub(crate) fn counters(&self, slot: u32) -> &Counters {
-        self.counters[slot as usize].as_ref().expect("only slot 0 is no node")
+        &self.counts(slot).done
+    }
+
+    /// Direct writes under way at a node that keeps writes apart.
+    #[inline]
+    pub(crate) fn writes(&self, slot: u32) -> &WriteCount {
+        self.counts(slot).writes.as_ref().expect("a plan says that the node keeps writes apart")
     }
 }
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        for (node, counters) in self.view.nodes().zip(&self.counters) {
-            if let (Some(node), Some(counters)) = (node, counters) {
-                node.shared.stats.retire(counters);
+        for (node, counts) in self.view.nodes().zip(&self.counts) {
+            if let (Some(node), Some(counts)) = (node, counts) {
+                node.shared.stats.retire(&counts.done);
+                counts.writes.iter().for_each(|writes| node.shared.tracked.detach(writes));
             }
         }
     }
@@ -180,16 +206,6 @@ impl Lane {
     /// The thread that this lane belongs to.
     pub fn local(&self) -> &Rc<Local> {
         &self.local
-    }
-
-    /// What goes by a direct plan is done: counts it at every node that it passed through.
-    #[inline]
-    pub fn direct_done(&self, plan: &DirectPlan, write: bool, bytes: u64, time: Duration) {
-        let pinned = self.pinned.borrow();
-        let kind = if write { OpKind::Write } else { OpKind::Read };
-        for slot in plan.trail.slots() {
-            pinned.counters(u32::from(*slot)).done(kind, 1, bytes, time);
-        }
     }
 
     /// The published view is new only if nobody was inside when it was published, so nobody but the caller is.
@@ -295,6 +311,11 @@ impl ViewPin {
     #[inline]
     pub(crate) fn pinned(&self) -> &Pinned {
         &self.pinned
+    }
+
+    #[inline]
+    pub(crate) fn node(&self, slot: u32) -> &NodeShared {
+        &self.pinned.view.placed(slot).shared
     }
 
     pub(crate) fn gate(&self) -> &Gate<Arc<View>> {

@@ -27,6 +27,7 @@ mod lane;
 mod node;
 mod objects;
 mod options;
+mod passage;
 mod permission;
 mod picture;
 mod prepare;
@@ -51,8 +52,8 @@ pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    ChildChange, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Place, Preallocation,
-    ReopenRequest, Settled, WriteFlags,
+    ChildChange, Direct, DirectRequest, Driver, DriverInfo, End, Extent, Place, Preallocation, ReopenRequest,
+    RingEntry, Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
@@ -63,6 +64,7 @@ pub use lane::{Lane, Root, ViewPin};
 pub use node::{EventSink, NodeEvent, QuorumOp};
 pub use objects::Objects;
 pub use options::{DetectZeroes, DiscardMode, NodeOptions};
+pub use passage::{DirectPlan, Passage, Passed};
 pub use permission::{PermSet, Perms, Role};
 pub use picture::{EdgeReport, VertexReport};
 pub use prepare::Locks;

@@ -73,6 +73,7 @@ pub(crate) struct NodeShared {
     /// `u64::MAX`: not armed. Else a byte offset.
     threshold: AtomicU64,
     loss_told: AtomicBool,
+    inherits_loss: AtomicBool,
     failures: Mutex<Option<Instant>>,
     events: EventSink,
 }
@@ -86,6 +87,7 @@ impl NodeShared {
             uses: Uses::new(),
             threshold: AtomicU64::new(u64::MAX),
             loss_told: AtomicBool::new(false),
+            inherits_loss: AtomicBool::new(false),
             failures: Mutex::default(),
             events,
         }
@@ -98,6 +100,16 @@ impl NodeShared {
     /// An operator is told that the last flush failed. True: that was said before.
     pub(crate) fn tell_loss(&self) -> bool {
         self.loss_told.swap(true, Relaxed)
+    }
+
+    /// What was written to the node that this one stands on may be lost, and this one's flushes do not go there.
+    #[inline]
+    pub(crate) fn inherits_loss(&self) -> bool {
+        self.inherits_loss.load(Relaxed)
+    }
+
+    pub(crate) fn set_inherits_loss(&self, loss: bool) {
+        self.inherits_loss.store(loss, Relaxed);
     }
 
     /// A request of one of the node's users failed. A guest can have this said as often as it likes.

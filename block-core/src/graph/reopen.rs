@@ -10,7 +10,9 @@ use super::drain::Drained;
 use super::driver::{DynDriver, ReopenRequest};
 use super::edit::{DrainedSet, GraphEdit};
 use super::id::NodeId;
+use super::node::NodeShared;
 use super::options::NodeOptions;
+use super::shape::Vertex;
 use super::transaction::{Pending, Step};
 use crate::base::{Error, IoError, Result, ResultExt};
 
@@ -36,7 +38,7 @@ impl Permit {
 impl Reopen {
     /// This reopen as a part of a transaction.
     pub fn step(self) -> Box<dyn Step> {
-        Box::new(ReopenStep { what: self, ready: None })
+        Box::new(ReopenStep { what: self, ready: None, shared: None })
     }
 }
 
@@ -44,6 +46,7 @@ struct ReopenStep {
     what: Reopen,
     /// The new configuration; dropping it aborts.
     ready: Option<Arc<dyn DynDriver>>,
+    shared: Option<Arc<NodeShared>>,
 }
 
 impl Step for ReopenStep {
@@ -55,6 +58,8 @@ impl Step for ReopenStep {
     fn prepare<'a>(&'a mut self, drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
         Box::pin(async {
             self.ready = Some(drained.reopened(&self.what).await?);
+            let shared = |vertex: &Vertex| vertex.node().map(|node| node.shared.clone());
+            self.shared = drained.graph().vertex(self.what.node, shared).flatten();
             Ok(())
         })
     }
@@ -74,6 +79,10 @@ impl Step for ReopenStep {
     fn commit(&mut self) {
         // The graph has it now; another copy would keep the node from closing.
         self.ready = None;
+        // Whoever reopens a node has heard that its flushes fail, and goes on from here.
+        if let Some(shared) = self.shared.take() {
+            shared.set_inherits_loss(false);
+        }
     }
 
     fn abort(&mut self) -> Pending<'_, ()> {

@@ -2,9 +2,10 @@
 //!
 //! Only the owning thread writes a set, so counting is a load and a store; nothing is shared but the reading.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
+
+use crate::base::shim::{AtomicU64, Mutex, Ordering::Relaxed};
 
 /// The kinds of request that are counted apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,6 +9,8 @@ use super::control::{Committed, Graph, Permit};
 use super::drain::Drained;
 use super::edit::{DrainedSet, GraphEdit};
 use super::id::NodeId;
+use super::permission::Role;
+use super::shape::{Vertex, Vertices};
 use crate::base::{IoError, Result, ResultExt};
 
 /// The future of a step's part.
@@ -87,25 +89,68 @@ impl Drained<'_> {
 
     async fn publish(self, steps: &[Box<dyn Step>]) -> Result<Committed<()>> {
         let leaving = self.preview(|edit, set| edit_all(steps, edit, set))?;
-        for node in leaving.replaced {
-            self.flush_replaced(node).await?;
+        let mut lossy = Vec::new();
+        for (node, by) in leaving.replaced {
+            if self.flush_replaced(node).await? == Flushed::Lossy {
+                lossy.push((node, by));
+            }
         }
         self.calm(leaving.calmed).await;
         let locks = self.prepare(|edit, set| edit_all(steps, edit, set)).await?;
-        let committed = self.write(|edit, set| edit_all(steps, edit, set));
+        let committed = self.write(|edit, set| {
+            edit_all(steps, edit, set)?;
+            // All is prepared, so this is published.
+            edit.bequeath_loss(&lossy);
+            Ok(())
+        });
         drop(locks);
         committed
     }
 
     /// What was written before is stable when nobody flushes the node any more (design, invariant 10). That an earlier
     /// flush failed is known already: a change is the way out.
-    async fn flush_replaced(&self, node: NodeId) -> Result<()> {
+    async fn flush_replaced(&self, node: NodeId) -> Result<Flushed> {
         match self.own_io(node).with(async |child| child.finish_and_flush().await).await {
-            Ok(()) | Err(IoError::FlushLatched) => Ok(()),
+            Ok(()) => Ok(Flushed::Well),
+            Err(IoError::FlushLatched) => Ok(Flushed::Lossy),
             Err(error) => {
                 Err(error).doing(|| format!("Could not flush {} before it is replaced", self.described(node)))
             }
         }
+    }
+}
+
+/// How a node that is replaced has been flushed.
+#[derive(PartialEq, Eq)]
+enum Flushed {
+    Well,
+    /// An earlier flush failed: what was written then may be lost.
+    Lossy,
+}
+
+impl GraphEdit<'_> {
+    /// An overlay that comes above a node whose data may be lost, in that node's place, takes over that flushes fail: its
+    /// own would succeed. What stands elsewhere, or passes flushes on, does not.
+    fn bequeath_loss(&self, replaced: &[(NodeId, NodeId)]) {
+        for (node, by) in replaced {
+            for heir in self.below([*by]).into_iter().filter(|id| self.stands_on(*id, *node)) {
+                let parts = self.vertex(heir).and_then(Vertex::node);
+                parts.iter().for_each(|parts| parts.shared.set_inherits_loss(true));
+            }
+        }
+    }
+
+    /// As an overlay, with nothing but filters between.
+    fn stands_on(&self, id: NodeId, base: NodeId) -> bool {
+        let edges = self.vertex(id).into_iter().flat_map(|vertex| &vertex.edges);
+        edges.filter(|edge| edge.role == Role::Cow).any(|edge| self.filters(edge.to, base))
+    }
+
+    fn filters(&self, id: NodeId, base: NodeId) -> bool {
+        let vertex = self.vertex(id);
+        let child = vertex.and_then(Vertex::node).and_then(|node| node.body.filtered());
+        let below = child.zip(vertex).map(|(child, vertex)| child.of(&vertex.edges).to);
+        id == base || below.is_some_and(|below| self.filters(below, base))
     }
 }
 

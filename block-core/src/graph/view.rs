@@ -9,6 +9,7 @@ use super::node::NodeShared;
 use super::options::NodeOptions;
 use super::permission::PermSet;
 use super::uses::UseGuard;
+use crate::base::SECTOR;
 use crate::bitmap::Bitmap;
 
 /// Exactly the nodes that a root reaches. Slot 0 stands for the root itself, whose edges lead to its tops.
@@ -36,6 +37,15 @@ pub(crate) struct Placed {
     pub(crate) bitmaps: Box<[Arc<Bitmap>]>,
     /// Declared last: it says that the parts above are gone.
     pub(crate) _guard: UseGuard,
+}
+
+impl Placed {
+    /// Overlapping requests are kept apart here. Guests' requests are whole sectors, so only a node with larger blocks
+    /// ever sees a read-modify-write, and only there anybody has to be kept apart.
+    #[inline]
+    pub(crate) fn tracks(&self) -> bool {
+        u64::from(self.geometry.limits.request_alignment) > SECTOR
+    }
 }
 
 impl View {

@@ -26,7 +26,8 @@ fn is_one_request(child: Child<'_>, at: ByteRange, buf: &IoBuf) -> bool {
 
 async fn read_in_pieces(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
     let mut done = 0;
-    for piece in pieces(child, at, &buf)? {
+    let unit = child.geometry().limits.request_alignment;
+    for piece in pieces(child, at, &buf, unit)? {
         let part = buf.slice(done, piece.len());
         read_piece(child, piece, part).await?;
         done += piece.len();
@@ -47,7 +48,7 @@ async fn read_piece(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(), I
 
 pub(super) async fn write(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
     child.placed().shared.writing_up_to(at.end());
-    if is_one_request(child, at, &buf) && !child.tracks() {
+    if is_one_request(child, at, &buf) && !child.placed().tracks() {
         return send(child, at, buf, flags).await;
     }
     Box::pin(write_in_pieces(child, at, buf, flags)).await
@@ -55,7 +56,10 @@ pub(super) async fn write(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: Wr
 
 async fn write_in_pieces(child: Child<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
     let mut done = 0;
-    for piece in pieces(child, at, &buf)? {
+    let limits = child.geometry().limits;
+    // A cluster is compressed as a whole.
+    let unit = if flags.compressed { limits.compressed_cluster } else { limits.request_alignment };
+    for piece in pieces(child, at, &buf, unit)? {
         let part = buf.slice(done, piece.len());
         write_piece(child, piece, part, flags).await?;
         done += piece.len();
@@ -147,12 +151,11 @@ fn bounce_for(child: Child<'_>, wide: ByteRange) -> Result<IoBuf, IoError> {
 }
 
 /// What goes into one request each: as much as the node takes, or less where it has to be bounced. The seams are at
-/// whole blocks, so that only the ends of the range can cover a part of one.
-fn pieces(child: Child<'_>, at: ByteRange, buf: &IoBuf) -> Result<impl Iterator<Item = ByteRange>, IoError> {
-    let limits = child.geometry().limits;
-    let unit = u64::from(limits.request_alignment);
-    let as_it_is = at.is_aligned(unit) && fits(child, buf);
+/// multiples of `unit`, so that only the ends of the range can cover a part of one.
+fn pieces(child: Child<'_>, at: ByteRange, buf: &IoBuf, unit: u32) -> Result<impl Iterator<Item = ByteRange>, IoError> {
+    let (limits, unit) = (child.geometry().limits, u64::from(unit));
+    let as_it_is = at.is_aligned(limits.request_alignment.into()) && fits(child, buf);
     let most = if as_it_is { limits.max_transfer } else { limits.max_transfer.min(MAX_BOUNCE) };
-    let pieces = aligned(child, at)?.pieces(crate::base::align_down(most, unit).max(unit));
+    let pieces = at.widened(unit).ok_or(IoError::OutOfRange)?.pieces(crate::base::align_down(most, unit).max(unit));
     Ok(pieces.filter_map(move |piece| piece.intersection(at)))
 }

@@ -41,8 +41,8 @@ impl<'g> Child<'g> {
     async fn write_uncounted(self, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
         self.check(at, wanted(flags))?;
         let _recorded = self.recorded(at);
-        if flags.compressed && self.geometry().limits.compressed_cluster == 0 {
-            return Err(IoError::Unsupported);
+        if flags.compressed {
+            self.check_compressed(at)?;
         }
         if at.is_empty() {
             return self.made_stable(flags).await;
@@ -94,7 +94,11 @@ impl<'g> Child<'g> {
     pub async fn flush(self) -> Result<(), IoError> {
         let begun = Instant::now();
         let ignored = self.options().no_flush;
-        let result = if ignored { Ok(()) } else { self.placed().body.flush(self.cx()).await };
+        let result = match () {
+            () if ignored => Ok(()),
+            () if self.placed().shared.inherits_loss() => Err(IoError::FlushLatched),
+            () => self.placed().body.flush(self.cx()).await,
+        };
         self.counted(OpKind::Flush, ByteRange::whole(0), begun, result)
     }
 
@@ -190,6 +194,17 @@ impl<'g> Child<'g> {
         Ok(())
     }
 
+    /// Only whole clusters are compressed; the last one may be cut off by the end of the node.
+    fn check_compressed(self, at: ByteRange) -> Result<(), IoError> {
+        let limits = self.geometry().limits;
+        let cluster = u64::from(limits.compressed_cluster);
+        if cluster == 0 || limits.max_transfer < cluster {
+            return Err(IoError::Unsupported);
+        }
+        let ends_well = at.end().is_multiple_of(cluster) || at.end() == self.size();
+        if at.start().is_multiple_of(cluster) && ends_well { Ok(()) } else { Err(IoError::Misaligned) }
+    }
+
     /// Marks the range in the node's bitmaps when the value is dropped: after the change, however that ended.
     fn recorded(self, at: ByteRange) -> Recorded<'g> {
         Recorded { bitmaps: &self.placed().bitmaps, at }
@@ -252,18 +267,11 @@ impl<'g> Child<'g> {
     }
 
     /// Registers a request with its node, where overlaps can matter, and waits for those in the way.
-    ///
-    /// Guests' requests are whole sectors, so only a node with larger blocks ever sees a read-modify-write, and only
-    /// there anybody has to be kept apart.
     pub(super) async fn tracked(self, at: ByteRange, serialising: bool) -> Option<Ticket<'g>> {
-        if !self.tracks() {
+        if !self.placed().tracks() {
             return None;
         }
         Some(self.cx().alone(&self.placed().shared.tracked, at, serialising).await)
-    }
-
-    pub(super) fn tracks(self) -> bool {
-        u64::from(self.geometry().limits.request_alignment) > crate::base::SECTOR
     }
 }
 

@@ -1,6 +1,6 @@
 //! The direct path: the same checks as for any request, and an answer from memory instead of a future.
 
-use crate::graph::{Child, DetectZeroes, DirectPlan, DirectRequest, OpKind, PermSet, Settled};
+use crate::graph::{Child, DetectZeroes, Direct, DirectPlan, DirectRequest, OpKind, PermSet, Settled};
 
 impl Child<'_> {
     /// A ring entry for the request, or `None` where it has to take the async path, which also finds the right error.
@@ -13,10 +13,7 @@ impl Child<'_> {
         let fits = request.at.is_aligned(u64::from(limits.request_alignment))
             && request.memory_bits & (limits.memory_alignment as usize - 1) == 0
             && request.at.len() <= limits.max_transfer;
-        // Reads are kept apart from nobody: a read-modify-write gives their sectors back as they were.
-        // A bitmap is marked when a write is over, so that who copies what is dirty misses none.
-        let is_async = request.write && (self.tracks() || !self.placed().bitmaps.is_empty());
-        if !fits || is_async || request.at.is_empty() {
+        if !fits || request.at.is_empty() {
             return None;
         }
         let fua = request.fua && !options.no_flush;
@@ -27,10 +24,26 @@ impl Child<'_> {
         let mut plan = placed.body.direct(self.cx(), DirectRequest { fua, ..request })?;
         plan.trail.push(self.slot())?;
         if request.write {
+            self.owes(&mut plan, request)?;
             placed.shared.writing_up_to(request.at.end());
             self.counters().wrote_up_to(request.at.end());
         }
         Some(plan)
+    }
+
+    /// What a write owes the node for the time that its ring entry takes. Reads are kept apart from nobody: a
+    /// read-modify-write gives their sectors back as they were.
+    #[inline]
+    fn owes(self, plan: &mut DirectPlan, request: DirectRequest) -> Option<()> {
+        let (apart, recorded) = (self.placed().tracks(), !self.placed().bitmaps.is_empty());
+        if (apart || recorded) && !matches!(plan.answer, Direct::Ring(_)) {
+            return None;
+        }
+        if apart {
+            plan.trail.keep_apart();
+        }
+        // A bitmap is marked when a write is over, so that who copies what is dirty misses none.
+        if recorded { plan.trail.record(request.at.start()) } else { Some(()) }
     }
 
     /// A ring entry of [`Child::direct`] ended with `result` (bytes, or a negative errno) instead of the full length.

@@ -14,6 +14,9 @@ pub(super) async fn write(child: Child<'_>, at: ByteRange, flags: WriteFlags) ->
     child.placed().shared.writing_up_to(at.end());
     let flags = child.native(flags);
     let [head, whole, tail] = at.cut_at_units(unit(child));
+    if flags.no_fallback && (head.is_some() || tail.is_some()) {
+        return Err(IoError::Unsupported);
+    }
     if let Some(head) = head {
         with_buffer(child, head, flags).await?;
     }

@@ -5,11 +5,10 @@ use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use crate::base::{ByteRange, IoError, Result};
 use crate::graph::{
-    Child, ChildId, DirectPlan, DirectRequest, Extent, Geometry, JobCx, Lane, NewRoot, NodeId, Permit, Perms, Root,
+    Child, ChildId, DirectRequest, Extent, Geometry, JobCx, Lane, NewRoot, NodeId, Passed, Permit, Perms, Root,
     Settled, ViewPin, WriteFlags,
 };
 use crate::rt::{IoBuf, Local};
@@ -140,16 +139,11 @@ impl PortLane {
         top(pin).geometry()
     }
 
-    /// A ring entry for the request, or `None`: it takes the async path.
+    /// The request without a future, from memory or by a ring entry; `None`: it takes the async path.
     #[inline]
-    pub fn direct(&self, pin: &ViewPin, request: DirectRequest) -> Option<DirectPlan> {
-        top(pin).direct(request)
-    }
-
-    /// A direct request moved all its bytes: counts it at every node that it went through.
-    #[inline]
-    pub fn direct_done(&self, plan: &DirectPlan, request: DirectRequest, time: Duration) {
-        self.lane.direct_done(plan, request.write, request.at.len(), time);
+    pub fn direct(&self, pin: &ViewPin, request: DirectRequest) -> Option<Passed> {
+        let plan = top(pin).direct(request)?;
+        pin.pass(plan, request)
     }
 
     /// A direct request ended with `result` (bytes, or a negative errno) instead of its full length.

@@ -92,6 +92,19 @@ pub async fn together<F: Future>(futures: impl IntoIterator<Item = F>) -> Vec<F:
     all.into_iter().filter_map(|(_, value)| value).collect()
 }
 
+/// Lets the thread's other tasks go on first: for work that is long and never waits.
+pub async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// A mutex for tasks of one thread, which may be held across a pause point. First come, first served.
 #[derive(Default)]
 pub struct LocalMutex<T> {

@@ -171,6 +171,12 @@ impl Model {
         self.wrong(bytes, |sector| &sector.now)
     }
 
+    /// A crash may leave one value only of this sector.
+    pub fn is_settled(&self, sector: u64) -> bool {
+        let sector = self.sectors.get(usize::try_from(sector).unwrap());
+        sector.is_none_or(|sector| sector.after_crash.len() == 1)
+    }
+
     /// What is wrong with what a crash has left. What is missing at the end counts as zeroes.
     pub fn wrong_after_crash(&self, bytes: &[u8]) -> Vec<Wrong> {
         self.wrong(bytes, |sector| &sector.after_crash)
@@ -300,9 +306,16 @@ pub enum Harm {
     Leaked,
     /// No value that anybody wrote.
     Torn,
+    /// It cannot be read, although it was stable.
+    Unreadable,
 }
 
 impl Wrong {
+    /// A sector that cannot be read.
+    pub fn unreadable(sector: u64) -> Self {
+        Self { sector, harm: Harm::Unreadable, found: "an error".into(), allowed: Vec::new() }
+    }
+
     fn new(seed: u64, sector: u64, found: &[u8; SECTOR], allowed: &[Value]) -> Self {
         let harm = match Stamp::read(found) {
             Some(stamp) if (stamp.seed, stamp.sector) != (seed, sector) => Harm::Leaked,

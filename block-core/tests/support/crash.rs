@@ -1,6 +1,6 @@
 //! What a crash may leave of a disk, and whether that is allowed.
 //!
-//! A [`Trial`] does random work through a stack of nodes over a [`Disk`], and then goes through the disk's log. At each
+//! A [`Trial`] does random work through a stack of nodes over one or more [`Disk`]s, and then goes through their log. At each
 //! place where the power may fail it makes the images that may be found: everything up to there; all subsets of what no
 //! flush has made stable (64 of them at random, where there are more than eight changes); the last write torn at each
 //! sector; a change of the size lost. Each image is opened again, and every sector has to hold an allowed value. A test
@@ -31,8 +31,8 @@ impl<T: AsyncFn(&Rc<Graph>) -> NodeId> Stack for T {}
 pub struct Trial {
     /// Of all that is random; not 0.
     pub seed: u64,
-    /// What is on the disk at the beginning: an empty image.
-    pub image: Vec<u8>,
+    /// What is on each of the disks at the beginning: empty images. The first one is the node `disk`, then `disk1` and so on.
+    pub images: Vec<Vec<u8>>,
     /// How the disk wants its requests.
     pub limits: Limits,
     /// Bytes of the stack's top, all zero at the beginning.
@@ -51,12 +51,13 @@ pub struct Report {
     /// Of them with a torn write, and with a part of what no flush had made stable.
     pub tears: usize,
     pub subsets: usize,
-    /// Images that cannot be read, or written to afterwards.
-    pub unreadable: usize,
     /// Sectors, over all images.
     pub lost: usize,
     pub leaked: usize,
     pub torn: usize,
+    /// Sectors that could not be read, though they were stable; and those that were not.
+    pub unreadable: usize,
+    pub undecided: usize,
     /// The first thing that is wrong.
     pub first: Option<String>,
 }
@@ -73,7 +74,7 @@ impl Trial {
 
     async fn work(&self, stack: impl Stack) -> Vec<Event> {
         let log = Log::default();
-        let (graph, top, port) = self.opened(self.image.clone(), &log, &stack).await;
+        let (graph, top, port) = self.opened(self.images.clone(), &log, &stack).await;
         let lane = port.handle().lane(&Local::current());
         let user = Rc::new(User { lane, log: log.clone(), model: RefCell::new(Model::new(self.seed, self.size)) });
         let mut random = Random(self.seed);
@@ -96,9 +97,11 @@ impl Trial {
         log.events()
     }
 
-    async fn opened(&self, image: Vec<u8>, log: &Log, stack: &impl Stack) -> (Rc<Graph>, NodeId, Port) {
+    async fn opened(&self, images: Vec<Vec<u8>>, log: &Log, stack: &impl Stack) -> (Rc<Graph>, NodeId, Port) {
         let graph = Graph::new(Arc::new(|_| ()));
-        graph.permit().add(Disk::node(image, self.limits, log)).await.unwrap();
+        for (number, image) in images.into_iter().enumerate() {
+            graph.permit().add(Disk::node(number, image, self.limits, log)).await.unwrap();
+        }
         let top = stack(&graph).await;
         let perms = Perms { uses: PermSet::CONSISTENT_READ | PermSet::WRITE, shares: PermSet::ALL };
         let port = attach(&graph, top, perms).await.unwrap();
@@ -117,31 +120,53 @@ impl Trial {
                 }
             }
             heard = cut.at;
-            let image = cut.image(&self.image, log);
-            let checked = (self.check)(&image);
-            let found = self.found(image, &stack).await;
-            let wrong = found.as_ref().map_or(Vec::new(), |found| model.wrong_after_crash(found));
-            report.unreadable += usize::from(found.is_err());
-            report.add(&cut, checked.and(found.map(drop)), &wrong);
+            let images = cut.images(&self.images, log);
+            let checked = (self.check)(&images[0]);
+            let (found, unreadable, used) = self.found(images, &stack).await;
+            let mut wrong = model.wrong_after_crash(&found);
+            wrong.retain(|wrong| !unreadable.contains(&wrong.sector));
+            let (settled, undecided): (Vec<u64>, Vec<u64>) =
+                unreadable.into_iter().partition(|sector| model.is_settled(*sector));
+            wrong.extend(settled.into_iter().map(Wrong::unreadable));
+            report.undecided += undecided.len();
+            report.add(&cut, checked.and(used), &wrong);
         }
         report
     }
 
-    /// Opens the image, and gives what is in it after it has shown that it can be used.
-    async fn found(&self, image: Vec<u8>, stack: &impl Stack) -> Result<Vec<u8>, String> {
-        let (_graph, _top, port) = self.opened(image, &Log::default(), stack).await;
+    /// Opens the images; gives what is in them, which sectors cannot be read, and whether they can be used.
+    async fn found(&self, images: Vec<Vec<u8>>, stack: &impl Stack) -> (Vec<u8>, Vec<u64>, Result<(), String>) {
+        let (_graph, _top, port) = self.opened(images, &Log::default(), stack).await;
         let lane = port.handle().lane(&Local::current());
-        let bytes = read(&lane, range(0, port.geometry().size)).await;
-        let bytes = bytes.map_err(|error| format!("it cannot be read: {error}"))?;
+        let all = range(0, port.geometry().size);
+        let (bytes, unreadable) = match read(&lane, all).await {
+            Ok(bytes) => (bytes, Vec::new()),
+            Err(_) => by_sectors(&lane, all).await,
+        };
         let used = async {
             write(&lane, 0, &[1; SECTOR], WriteFlags::default()).await?;
             flush(&lane).await?;
             read(&lane, range(0, SECTOR as u64)).await
         };
-        let used = used.await.map_err(|error| format!("it cannot be used: {error}"))?;
-        assert_eq!(used, [1; SECTOR]);
-        Ok(bytes)
+        let used = used.await.map_err(|error| format!("it cannot be used: {error}"));
+        let used = used.map(|bytes| assert_eq!(bytes, [1; SECTOR]));
+        (bytes, unreadable, used)
     }
+}
+
+/// Copies that are not the same may still agree on single sectors.
+async fn by_sectors(lane: &PortLane, all: ByteRange) -> (Vec<u8>, Vec<u64>) {
+    let (mut bytes, mut unreadable) = (Vec::new(), Vec::new());
+    for sector in all.pieces(SECTOR as u64) {
+        match read(lane, sector).await {
+            Ok(found) => bytes.extend(found),
+            Err(_) => {
+                unreadable.push(sector.start() / SECTOR as u64);
+                bytes.resize(usize::try_from(sector.end()).unwrap(), 0);
+            }
+        }
+    }
+    (bytes, unreadable)
 }
 
 const ROUNDS: usize = 12;
@@ -157,6 +182,7 @@ impl Report {
         self.lost += count(Harm::Lost);
         self.leaked += count(Harm::Leaked);
         self.torn += count(Harm::Torn);
+        self.unreadable += count(Harm::Unreadable);
         let first = checked.err().or_else(|| wrong.first().map(Wrong::to_string));
         if let (None, Some(first)) = (&self.first, first) {
             self.first = Some(format!("line {} of the log, {:?}: {first}", cut.at, cut.how));
@@ -253,14 +279,14 @@ pub fn cuts(log: &[Event], random: &mut Random) -> Vec<Cut> {
     let mut cache = Cache { log, stable: Vec::new(), pending: Vec::new(), begun: HashMap::new() };
     for (line, event) in log.iter().enumerate() {
         match event {
-            Event::Change(change) => {
+            Event::Change(_, change) => {
                 cache.pending.push(line);
                 cuts.extend(cache.at_change(line + 1, change));
             }
-            Event::FlushBegun(number) => drop(cache.begun.insert(*number, line)),
-            Event::FlushEnded(number) => {
+            Event::FlushBegun(disk, number) => drop(cache.begun.insert((*disk, *number), line)),
+            Event::FlushEnded(disk, number) => {
                 cuts.extend(cache.subsets(line, random));
-                cache.settle(*number);
+                cache.settle(*disk, *number);
             }
             Event::Told(_) => {}
         }
@@ -277,7 +303,7 @@ struct Cache<'a> {
     /// The others so far.
     pending: Vec<usize>,
     /// At which line each flush began.
-    begun: HashMap<u64, usize>,
+    begun: HashMap<(usize, u64), usize>,
 }
 
 impl Cache<'_> {
@@ -316,38 +342,40 @@ impl Cache<'_> {
         Cut { at, how, kept }
     }
 
-    fn settle(&mut self, flush: u64) {
-        let begun = self.begun[&flush];
-        let (stable, pending) = self.pending.iter().partition(|line| **line < begun);
+    fn settle(&mut self, disk: usize, flush: u64) {
+        let begun = self.begun[&(disk, flush)];
+        let is_there = |line: usize| matches!(&self.log[line], Event::Change(on, _) if *on == disk);
+        let (stable, pending) = self.pending.iter().partition(|line| **line < begun && is_there(**line));
         self.stable.extend::<Vec<_>>(stable);
         self.pending = pending;
     }
 
     /// It was written through; or it is the size with which something was written through that needs it.
     fn stays(&self, line: usize) -> bool {
-        let is_stable = |line: usize| matches!(&self.log[line], Event::Change(change) if change.is_stable());
+        let is_stable = |line: usize| matches!(&self.log[line], Event::Change(_, change) if change.is_stable());
         let last = self.pending.iter().rev().copied().find(|line| is_stable(*line));
         is_stable(line) || (self.is_truncate(line) && last.is_some_and(|last| line < last))
     }
 
     fn is_truncate(&self, line: usize) -> bool {
-        matches!(&self.log[line], Event::Change(Change::Truncate { .. }))
+        matches!(&self.log[line], Event::Change(_, Change::Truncate { .. }))
     }
 }
 
 impl Cut {
-    fn image(&self, start: &[u8], log: &[Event]) -> Vec<u8> {
-        let mut image = start.to_vec();
+    fn images(&self, start: &[Vec<u8>], log: &[Event]) -> Vec<Vec<u8>> {
+        let mut images = start.to_vec();
         for line in &self.kept {
-            let Event::Change(change) = &log[*line] else { unreachable!("only changes are kept") };
+            let Event::Change(disk, change) = &log[*line] else { unreachable!("only changes are kept") };
+            let image = &mut images[*disk];
             match (self.how, change) {
                 (How::Torn(torn), Change::Write { at, bytes, stable }) if self.kept.last() == Some(line) => {
                     let at = range(at.start(), torn as u64);
-                    Change::Write { at, bytes: bytes[..torn].to_vec(), stable: *stable }.apply(&mut image);
+                    Change::Write { at, bytes: bytes[..torn].to_vec(), stable: *stable }.apply(image);
                 }
-                _ => change.apply(&mut image),
+                _ => change.apply(image),
             }
         }
-        image
+        images
     }
 }

@@ -20,12 +20,12 @@ use crate::allowed::Told;
 /// One line of the log.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// It is in the disk's cache; stable only after a flush, or if it says so.
-    Change(Change),
-    /// A flush has begun; what was changed before it is stable at its end.
-    FlushBegun(u64),
+    /// It is in the cache of the disk with this number; stable only after a flush, or if it says so.
+    Change(usize, Change),
+    /// A flush has begun; what was changed on that disk before it is stable at its end.
+    FlushBegun(usize, u64),
     /// That flush has ended.
-    FlushEnded(u64),
+    FlushEnded(usize, u64),
     /// What the user was told.
     Told(Told),
 }
@@ -70,6 +70,7 @@ impl Log {
 
 /// The node.
 pub struct Disk {
+    number: usize,
     image: Mutex<Vec<u8>>,
     limits: Limits,
     log: Log,
@@ -77,13 +78,13 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// A node called `disk` that holds the image.
-    pub fn node(image: Vec<u8>, limits: Limits, log: &Log) -> NewNode {
+    /// A node that holds the image; called `disk` if it is the one with number 0, else `disk1` and so on.
+    pub fn node(number: usize, image: Vec<u8>, limits: Limits, log: &Log) -> NewNode {
         let (size, log) = (image.len() as u64, log.clone());
         NewNode::new(
-            "disk".into(),
+            if number == 0 { "disk".into() } else { format!("disk{number}") },
             NodeOptions { discard: block_core::graph::DiscardMode::Unmap, ..NodeOptions::default() },
-            |_| (Self { image: Mutex::new(image), limits, log, flushes: Mutex::default() }, size),
+            |_| (Self { number, image: Mutex::new(image), limits, log, flushes: Mutex::default() }, size),
         )
     }
 
@@ -92,7 +93,7 @@ impl Disk {
         let mut image = self.image.lock().unwrap();
         if end > image.len() as u64 {
             image.resize(len(end), 0);
-            self.log.push(Event::Change(Change::Truncate { size: end }));
+            self.log.push(Event::Change(self.number, Change::Truncate { size: end }));
         }
     }
 
@@ -100,7 +101,7 @@ impl Disk {
     async fn change(&self, change: Change) {
         pause().await;
         change.apply(&mut self.image.lock().unwrap());
-        self.log.push(Event::Change(change));
+        self.log.push(Event::Change(self.number, change));
         pause().await;
     }
 }
@@ -145,9 +146,9 @@ impl Driver for Disk {
             *flushes += 1;
             *flushes
         };
-        self.log.push(Event::FlushBegun(number));
+        self.log.push(Event::FlushBegun(self.number, number));
         pause().await;
-        self.log.push(Event::FlushEnded(number));
+        self.log.push(Event::FlushEnded(self.number, number));
         Ok(())
     }
 

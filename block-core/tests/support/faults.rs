@@ -9,11 +9,13 @@
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use block_core::base::{ByteRange, IoError};
-use block_core::graph::{Extent, Graph, NewNode, NodeId, NodeReport, PermSet, Perms, Place, Preallocation, WriteFlags};
+use block_core::drivers::filter::throttle::{Limits, ThrottleGroup, ThrottleLimits};
+use block_core::graph::{Extent, Graph, NodeId, NodeReport, PermSet, Perms, Place, Preallocation, WriteFlags};
 use block_core::port::{Port, PortHandle, PortLane};
 use block_core::rt::fault::{Fault, Faults, Plan, Site};
 use block_core::rt::{IoThread, run_control};
@@ -37,18 +39,24 @@ pub struct Subject {
     pub prepare: Box<dyn Fn(&Path)>,
     /// What `blockdev-add` is given. The node is called `subject`.
     pub options: Value,
-    /// A node to stand between that one and its user, which no catalog has.
-    pub above: Option<fn(NodeId) -> NewNode>,
+    /// Nodes to stand between that one and its user, which no catalog has.
+    pub above: Option<Above>,
     /// `block_resize` works.
     pub resizes: bool,
     /// Tables are kept in memory: what no flush made stable may be lost with a flush that failed, and a write of a table is
     /// made again before anybody has to know that it failed.
     pub buffers: bool,
+    /// What failed once there is made good by copies elsewhere.
+    pub heals: fn(&[Site]) -> bool,
     /// Its blocks: a short transfer that is no multiple of them fails, rather than being continued.
     pub block: u64,
     /// Looks at the files of a disk that is closed; an error says what is wrong (`qemu-img check`).
     pub check: fn(&Path) -> Result<(), String>,
 }
+
+/// Puts nodes above the one that the options make; gives them, top first. Where one cannot be made it leaves none.
+pub type Above =
+    Box<dyn for<'g> Fn(&'g Rc<Graph>, NodeId) -> Pin<Box<dyn Future<Output = Result<Vec<NodeId>, String>> + 'g>>>;
 
 /// The faults that are tried, each at every call.
 pub const PLANS: [(Fault, bool); 10] = [
@@ -66,11 +74,20 @@ pub const PLANS: [(Fault, bool); 10] = [
 
 /// Runs the scenario with each fault at each call; gives how many faults there were, or what is wrong.
 pub fn at_every_call(subject: &Subject, scenario: impl AsyncFn(&mut Scene<'_>)) -> Result<u64, String> {
+    with_plans(subject, &PLANS, scenario)
+}
+
+/// The same with some of the faults.
+pub fn with_plans(
+    subject: &Subject,
+    plans: &[(Fault, bool)],
+    scenario: impl AsyncFn(&mut Scene<'_>),
+) -> Result<u64, String> {
     let faults = Faults::default();
     let _entered = faults.enter();
     let thread = io_thread();
     let mut points = 0;
-    for (fault, lasting) in PLANS {
+    for (fault, lasting) in plans.iter().copied() {
         for nth in 1.. {
             assert!(nth < 10_000, "{}: the scenario does not come to an end", subject.name);
             let plan = Plan { nth, fault, lasting };
@@ -141,6 +158,11 @@ impl<'a> Scene<'a> {
         Ok(scene.struck.len())
     }
 
+    /// What fails in this run.
+    pub fn plan(&self) -> Plan {
+        self.plan
+    }
+
     /// From now on the plan is in force.
     pub fn arm(&self) {
         self.faults.arm(self.plan);
@@ -183,8 +205,10 @@ impl<'a> Scene<'a> {
         let added = add(&self.graph, self.options()).await;
         let Some(node) = self.note("open", added) else { return };
         let mut nodes = vec![node];
-        if let Some(above) = self.subject.above {
-            nodes.insert(0, self.graph.permit().add(above(node)).await.unwrap());
+        if let Some(above) = &self.subject.above {
+            let above = above(&self.graph, node).await;
+            let Some(above) = self.note("open above", above) else { return self.remove(nodes).await };
+            nodes.splice(0..0, above);
         }
         let attached = attach(&self.graph, nodes[0], user()).await;
         match self.note("use", attached) {
@@ -330,7 +354,7 @@ impl<'a> Scene<'a> {
         let harmless = match fault {
             Fault::Errno(libc::EINTR) => !lasting,
             Fault::Errno(libc::EAGAIN) => !lasting && moves_data,
-            Fault::Errno(_) => self.struck.is_empty(),
+            Fault::Errno(_) => self.struck.is_empty() || (!lasting && (self.subject.heals)(&self.struck)),
             Fault::Short => self.subject.block == 1,
             Fault::Lie => false,
         };
@@ -407,8 +431,11 @@ async fn holes(lane: &PortLane, size: u64) -> Result<Vec<Range<u64>>, IoError> {
     Ok(holes)
 }
 
+/// With a throttle group called `free`.
 fn graph() -> Rc<Graph> {
-    Graph::new(Arc::new(|_| ()))
+    let graph = Graph::new(Arc::new(|_| ()));
+    graph.objects().insert("free", ThrottleGroup::new(ThrottleLimits::default().over(Limits::default()).unwrap()));
+    graph
 }
 
 /// One who writes, and bears that the size changes, which is writing too.

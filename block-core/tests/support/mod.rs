@@ -22,6 +22,7 @@ use block_core::graph::{
 };
 use block_core::pipeline::{Filter, Filtered, Request};
 use block_core::rt::IoBuf;
+use block_core::rt::sync::yield_now;
 use std::rc::Rc;
 
 /// What a test sees of a [`Mem`] node.
@@ -36,6 +37,8 @@ pub struct Seen {
     pub largest: AtomicU64,
     /// The next this many reads fail.
     pub fail_reads: AtomicU64,
+    /// Zeroing frees space, as the limits of a [`Mem::freeing`] promise.
+    pub frees: AtomicBool,
     pub flush_error: Mutex<Option<IoError>>,
     pub read_error: Mutex<Option<IoError>>,
     pub write_error: Mutex<Option<IoError>>,
@@ -79,6 +82,11 @@ impl Mem {
         Self { limits: Limits { max_transfer, ..self.limits }, ..self }
     }
 
+    /// Promises that zeroing can free space. Whether it does is in `seen.frees`.
+    pub fn freeing(self) -> Self {
+        Self { limits: Limits { unmap_zeroes: true, ..self.limits }, ..self }
+    }
+
     fn check(&self, at: ByteRange) {
         assert!(at.is_aligned(u64::from(self.limits.request_alignment)), "{at:?} came unaligned to the driver");
         assert!(at.len() <= self.limits.max_transfer, "{at:?} is more than the driver takes at once");
@@ -95,7 +103,7 @@ impl Driver for Mem {
 
     async fn read(&self, _: &u64, _: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
         self.check(at);
-        yield_once().await;
+        yield_now().await;
         let fails = self.seen.fail_reads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         if fails.is_ok() {
             return Err(IoError::Os(5));
@@ -109,15 +117,19 @@ impl Driver for Mem {
     async fn write(&self, _: &u64, _: IoCx<'_>, at: ByteRange, buf: IoBuf, _: WriteFlags) -> Result<(), IoError> {
         self.check(at);
         self.seen.writes.fetch_add(1, Ordering::Relaxed);
-        yield_once().await;
+        yield_now().await;
         self.seen.write_error.lock().unwrap().map_or(Ok(()), Err)?;
         let mut bytes = self.bytes.lock().unwrap();
         buf.read_at(0, &mut bytes[at.start() as usize..at.end() as usize]);
         Ok(())
     }
 
-    async fn write_zeroes(&self, _: &u64, _: IoCx<'_>, _: ByteRange, _: WriteFlags) -> Result<(), IoError> {
-        Err(IoError::Unsupported)
+    async fn write_zeroes(&self, _: &u64, _: IoCx<'_>, at: ByteRange, _: WriteFlags) -> Result<(), IoError> {
+        if !self.seen.frees.load(Ordering::Relaxed) {
+            return Err(IoError::Unsupported);
+        }
+        self.bytes.lock().unwrap()[at.start() as usize..at.end() as usize].fill(0);
+        Ok(())
     }
 
     async fn discard(&self, _: &u64, _: IoCx<'_>, _: ByteRange) -> Result<(), IoError> {
@@ -165,18 +177,6 @@ impl Driver for Mem {
     async fn close(self) {
         self.seen.closed.store(true, Ordering::Release);
     }
-}
-
-async fn yield_once() {
-    let mut yielded = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// A valve that tests open and shut; requests park at it. It says nothing about draining but `unless_hurried`.

@@ -47,13 +47,32 @@ impl NewOverlay {
             (Mem::new(vec![0xee; room as usize], &seen), room)
         });
         let store = super::add(graph, store).await;
-        let table = Arc::new(Table::new(self.cluster, self.size.div_ceil(self.cluster)));
-        let node = NewNode::new(name.into(), self.options, |edges| {
+        let table = self.table();
+        (self.over(name, store, &table), table, seen)
+    }
+
+    /// An empty table for it.
+    pub fn table(&self) -> Arc<Table> {
+        Arc::new(Table::new(self.cluster, self.size.div_ceil(self.cluster)))
+    }
+
+    /// The overlay above a store that is there already, which may hold what the table says.
+    pub fn over(&self, name: &str, store: NodeId, table: &Arc<Table>) -> NewNode {
+        NewNode::new(name.into(), self.options, |edges| {
             let store = edges.to("store", store, Role::Metadata);
             let backing = self.backing.map(|backing| edges.to("backing", backing, Role::Cow));
-            (Mapped(Overlay { store, table: table.clone() }), Shape { size: self.size, backing })
-        });
-        (node, table, seen)
+            (Mapped(Overlay { store, table: table.clone(), kept_in: None }), Shape { size: self.size, backing })
+        })
+    }
+
+    /// The same with a table that each flush makes stable, in the first sector of `place`.
+    pub fn kept(&self, name: &str, store: NodeId, place: NodeId, table: &Arc<Table>) -> NewNode {
+        NewNode::new(name.into(), self.options, |edges| {
+            let store = edges.to("store", store, Role::Metadata);
+            let kept_in = Some(edges.to("table", place, Role::Metadata));
+            let backing = self.backing.map(|backing| edges.to("backing", backing, Role::Cow));
+            (Mapped(Overlay { store, table: table.clone(), kept_in }), Shape { size: self.size, backing })
+        })
     }
 
     /// Adds both.
@@ -97,6 +116,22 @@ impl Table {
     /// What the overlay has of cluster `number`.
     pub fn at(&self, number: u64) -> Cluster {
         self.state.lock().unwrap().clusters[number as usize]
+    }
+
+    /// As the sector in which it is kept has it.
+    fn to_bytes(&self) -> [u8; 512] {
+        let mut bytes = [0; 512];
+        for (byte, cluster) in bytes.iter_mut().zip(&self.state.lock().unwrap().clusters) {
+            *byte = *cluster as u8;
+        }
+        bytes
+    }
+
+    /// What such a sector says.
+    pub fn learn(&self, bytes: &[u8]) {
+        for (cluster, byte) in self.state.lock().unwrap().clusters.iter_mut().zip(bytes) {
+            *cluster = [Cluster::Absent, Cluster::Zero, Cluster::Data][usize::from(*byte)];
+        }
     }
 
     /// How many clusters are not the backing node's.
@@ -163,6 +198,7 @@ impl Drop for Held<'_> {
 pub struct Overlay {
     store: ChildId,
     table: Arc<Table>,
+    kept_in: Option<ChildId>,
 }
 
 /// Its configuration.
@@ -246,7 +282,12 @@ impl Format for Overlay {
 
     fn geometry(&self, shape: &Shape, children: &[Geometry]) -> Result<Geometry> {
         let limits = self.store.of(children).limits.passed_on();
-        Ok(Geometry { size: shape.size, limits: Limits { compressed_cluster: self.table.cluster as u32, ..limits } })
+        // What is to be stable needs its table too, and so a flush.
+        let fua = limits.fua && self.kept_in.is_none();
+        Ok(Geometry {
+            size: shape.size,
+            limits: Limits { compressed_cluster: self.table.cluster as u32, fua, ..limits },
+        })
     }
 
     fn map_now(&self, shape: &Shape, at: ByteRange, _: Access) -> Option<Extent> {
@@ -295,7 +336,14 @@ impl Format for Overlay {
     }
 
     async fn flush(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {
-        cx.child(self.store).flush().await
+        let Some(kept_in) = self.kept_in else { return cx.child(self.store).flush().await };
+        // One after the other, or an older table could be written over a newer one.
+        let _held = self.table.hold(u64::MAX).await;
+        let table = self.table.to_bytes();
+        cx.child(self.store).flush().await?;
+        let at = ByteRange::new(0, 512).unwrap();
+        cx.child(kept_in).write(at, IoBuf::from_slice(&table)?, WriteFlags::default()).await?;
+        cx.child(kept_in).flush().await
     }
 
     /// Whole clusters, as many as the store has room for; what is new reads as zeroes.

@@ -8,6 +8,7 @@ mod chardev;
 mod export;
 mod graph;
 mod introspection;
+mod job;
 mod object;
 mod process;
 mod qom;
@@ -23,6 +24,7 @@ use qmp::wire::NegotiateArguments;
 use qmp::{Error, Result};
 
 pub(crate) use blockdev::{no_such_device, signed};
+pub(crate) use job::JobStatus;
 
 use crate::control;
 use crate::daemon::Daemon;
@@ -91,6 +93,7 @@ impl Table {
         graph::register(&mut table);
         bitmap::register(&mut table);
         transaction::register(&mut table);
+        job::register(&mut table);
         export::register(&mut table);
         object::register(&mut table);
         qom::register(&mut table);

@@ -4,10 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use block_core::base::{ByteRange, IoError, SECTOR};
 use block_core::graph::{NodeEvent, QuorumOp};
+use block_core::job::Status;
 use qmp::Qapi;
 use qmp::schema::{Collector, Value};
 
-use crate::commands::signed;
+use crate::commands::{JobStatus, signed};
 
 /// An event with the time at which it happened.
 #[derive(Clone, Debug)]
@@ -116,11 +117,21 @@ struct QuorumFailure {
     sectors_count: i64,
 }
 
+/// A job has come to another part of its life.
+#[derive(Clone, Debug, Qapi)]
+struct JobStatusChange {
+    /// The job.
+    id: String,
+    /// Where it is now.
+    status: JobStatus,
+}
+
 /// Adds all events to the schema.
 pub(crate) fn describe(collector: &mut Collector) {
     collector.event::<BlockExportDeleted>("BLOCK_EXPORT_DELETED", &[]);
     collector.event::<BlockIoError>("BLOCK_IO_ERROR", &[]);
     collector.event::<BlockWriteThreshold>("BLOCK_WRITE_THRESHOLD", &[]);
+    collector.event::<JobStatusChange>("JOB_STATUS_CHANGE", &[]);
     collector.event::<QuorumReportBad>("QUORUM_REPORT_BAD", &[]);
     collector.event::<QuorumFailure>("QUORUM_FAILURE", &[]);
 }
@@ -129,6 +140,11 @@ impl Event {
     /// An export is gone.
     pub fn export_deleted(id: &str) -> Self {
         Self::now("BLOCK_EXPORT_DELETED", &BlockExportDeleted { id: id.to_owned() }, None)
+    }
+
+    /// A job has come to another part of its life.
+    pub fn job_status_change(id: &str, status: Status) -> Self {
+        Self::now("JOB_STATUS_CHANGE", &JobStatusChange { id: id.to_owned(), status: status.into() }, None)
     }
 
     /// Something happened to a node.

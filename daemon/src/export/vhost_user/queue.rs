@@ -268,11 +268,12 @@ impl Queue {
         let flight = state.slots.flight(slot);
         let kernel = flight.kernel.take().expect("a direct request");
         let map = flight.answer.map.clone();
-        match self.lane.settle(&kernel.pin, kernel.request, result) {
+        let (pin, request) = (kernel.passage.pin(), kernel.passage.request());
+        match self.lane.settle(pin, request, result) {
             Settled::Failed(_) => self.finish(state, slot, Status::IoErr),
             Settled::Again => {
                 let buffer = map.buffer(state.slots.pieces(slot));
-                self.spawn(slot, kernel.pin, Job::from_direct(kernel.request, buffer));
+                self.spawn(slot, pin.fork(), Job::from_direct(request, buffer));
             }
         }
     }
@@ -315,12 +316,12 @@ impl Source for Queue {
         let state = &mut *self.state.borrow_mut();
         state.transfers.over(slot);
         let kernel = state.slots.flight(slot).kernel.as_ref().expect("a direct request");
-        let whole = u64::try_from(result).is_ok_and(|moved| moved == kernel.request.at.len());
+        let whole = u64::try_from(result).is_ok_and(|moved| moved == kernel.passage.request().at.len());
         if !whole {
             return self.settle(state, slot, result);
         }
         let time = self.local.batch_time().saturating_duration_since(kernel.started);
-        self.lane.direct_done(&kernel.plan, kernel.request, time);
+        kernel.passage.count(time);
         self.finish(state, slot, Status::Ok);
     }
 

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::time::Instant;
 
-use block_core::graph::{DirectPlan, DirectRequest, ViewPin};
+use block_core::graph::Passage;
 
 use super::memory::{Mapped, Piece};
 
@@ -22,9 +22,7 @@ pub(super) struct Answer {
 
 /// A request that went to the kernel on the direct path.
 pub(super) struct InKernel {
-    pub(super) plan: DirectPlan,
-    pub(super) request: DirectRequest,
-    pub(super) pin: ViewPin,
+    pub(super) passage: Passage,
     pub(super) started: Instant,
 }
 

@@ -1,10 +1,9 @@
 //! One visit to a ring: each chain is parsed and answered, sent to the kernel, or made a task.
 
 use std::rc::Rc;
-use std::time::Duration;
 
 use block_core::base::ByteRange;
-use block_core::graph::{Direct, DirectPlan, DirectRequest, Limits, ViewPin, WriteFlags};
+use block_core::graph::{DirectRequest, Limits, Passed, RingEntry, ViewPin, WriteFlags};
 use block_core::rt::IoBuf;
 
 use super::chain::{Broken, Chain};
@@ -83,12 +82,12 @@ impl Visit<'_> {
         let written = if write { 0 } else { u32::try_from(len).expect("checked when the chain was read") };
         let request =
             DirectRequest { write, at, fua: write && self.settings.fua, memory_bits: self.memory_bits(pieces) };
-        let plan = match pieces.len() <= self.limits.max_segments {
+        let passed = match pieces.len() <= self.limits.max_segments {
             true => self.queue.lane.direct(self.pin, request),
             false => None,
         };
-        match plan {
-            Some(plan) => self.direct(plan, request, pieces, to, written),
+        match passed {
+            Some(passed) => self.direct(passed, write, pieces, to, written),
             None => {
                 let job = Job::from_direct(request, self.map.buffer(pieces));
                 let answer = self.answer(to, written);
@@ -100,28 +99,30 @@ impl Visit<'_> {
     }
 
     #[inline]
-    fn direct(&mut self, plan: DirectPlan, request: DirectRequest, pieces: &[Piece], to: (u16, Piece), written: u32) {
-        match plan.answer {
-            Direct::Ring { fd, offset, dsync, at_once } => {
-                let (pin, started) = (self.pin.fork(), self.queue.local.batch_time());
-                let kernel = Some(InKernel { plan, request, pin, started });
+    fn direct(&mut self, passed: Passed, write: bool, pieces: &[Piece], to: (u16, Piece), written: u32) {
+        match passed {
+            Passed::Ring(RingEntry { fd, offset, dsync, at_once }, passage) => {
+                let kernel = Some(InKernel { passage, started: self.queue.local.batch_time() });
                 let answer = self.answer(to, written);
                 let slot = self.slots.take(Flight { answer, kernel }, pieces);
-                let target = Target { write: request.write, dsync, fd, offset, at_once };
+                let target = Target { write, dsync, fd, offset, at_once };
                 let source = (&*self.queue.local, self.queue.source());
                 self.transfers.push(slot, target, self.map, pieces, source);
             }
-            Direct::Done | Direct::Zeroed => {
-                if plan.answer == Direct::Zeroed {
-                    pieces.iter().for_each(|piece| self.map.clear(*piece));
-                }
-                self.queue.lane.direct_done(&plan, request, Duration::ZERO);
-                if !request.write {
-                    self.log(pieces);
-                }
-                self.done(to, written, Status::Ok);
+            Passed::Zeroed => {
+                pieces.iter().for_each(|piece| self.map.clear(*piece));
+                self.done_directly(write, pieces, to, written);
             }
+            Passed::Done => self.done_directly(write, pieces, to, written),
         }
+    }
+
+    #[inline]
+    fn done_directly(&mut self, write: bool, pieces: &[Piece], to: (u16, Piece), written: u32) {
+        if !write {
+            self.log(pieces);
+        }
+        self.done(to, written, Status::Ok);
     }
 
     fn task(&mut self, to: (u16, Piece), job: Job) {

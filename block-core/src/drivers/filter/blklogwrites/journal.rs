@@ -1,9 +1,11 @@
 //! Where in the log the next entry goes, and which entries are there: numbers only, no I/O.
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use crate::base::{ByteRange, IoError};
+use crate::graph::haste::Haste;
 
 /// The log of a node that is in use. Requests of all threads come here for their places, one after another.
 pub(super) struct Journal {
@@ -17,8 +19,10 @@ struct Places {
     next: u64,
     /// Entries that have a place.
     entries: u64,
-    /// Entries that have a place and are not there yet.
-    pending: BTreeSet<u64>,
+    /// Entries that have a place and are not there yet, with how to hurry those who write them.
+    pending: BTreeMap<u64, Arc<Haste>>,
+    /// Those who wait for entries of others.
+    waiting: Vec<Waker>,
     /// Entries that the superblock counts.
     counted: u64,
     /// The superblock has to count this many.
@@ -29,54 +33,89 @@ struct Places {
     broken: Option<IoError>,
 }
 
-/// An entry's place in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    number: u64,
+/// An entry's place in the log. Dropped before it is settled, the entry is missing.
+pub(super) struct Place<'j> {
+    journal: &'j Journal,
+    pub(super) number: u64,
     /// Its bytes, data included.
     pub(super) at: ByteRange,
+    is_settled: bool,
 }
 
 /// The places of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Placed {
+pub(super) struct Placed<'j> {
     /// The disk has another size than it had under the entry before: a remark that says so goes first.
-    pub(super) resized: Option<Place>,
-    pub(super) entry: Place,
+    pub(super) resized: Option<Place<'j>>,
+    pub(super) entry: Place<'j>,
 }
+
+/// A change of the disk that has no place yet. Dropped before it is told that there is one, the log lacks it.
+pub(super) struct Owed<'j>(Option<&'j Journal>);
 
 impl Journal {
     /// A log that has `entries` entries, the last of which ends before sector `next`.
     pub(super) fn new(sector: u32, next: u64, entries: u64) -> Self {
-        let pending = BTreeSet::new();
-        let places = Places { next, entries, pending, counted: entries, due: 0, size: None, broken: None };
+        let (pending, waiting) = (BTreeMap::new(), Vec::new());
+        let places = Places { next, entries, pending, waiting, counted: entries, due: 0, size: None, broken: None };
         Self { sector, places: Mutex::new(places) }
     }
 
-    /// The next place for an entry with `data` sectors, made under a disk of `size` bytes. `room`: bytes of the log.
-    pub(super) fn place(&self, data: u64, size: u64, room: u64) -> Result<Placed, IoError> {
+    /// The disk is about to be changed.
+    pub(super) fn owes(&self) -> Owed<'_> {
+        Owed(Some(self))
+    }
+
+    /// The next place for an entry with `data` sectors, made under a disk of `size` bytes. `room`: bytes of the log;
+    /// `haste`: that of who writes the entry.
+    pub(super) fn place(&self, data: u64, size: u64, room: u64, haste: &Arc<Haste>) -> Result<Placed<'_>, IoError> {
         let mut places = self.lock();
         if let Some(error) = places.broken {
             return Err(error);
         }
         let other_size = places.size.replace(size).is_some_and(|before| before != size);
-        let resized = if other_size { Some(places.take(self.sector, 0, room)?) } else { None };
-        let entry = places.take(self.sector, data, room)?;
-        Ok(Placed { resized, entry })
+        let mut take = |data| places.take(self.sector, data, room, haste);
+        let resized = if other_size { Some(take(0)?) } else { None };
+        let entry = take(data)?;
+        let place = |(number, at)| Place { journal: self, number, at, is_settled: false };
+        Ok(Placed { resized: resized.map(place), entry: place(entry) })
     }
 
-    /// The entry is there, or it failed. `due`: the superblock has to count it. Gives true where the superblock has to
-    /// be written.
-    pub(super) fn settle(&self, place: Place, result: Result<(), IoError>, due: bool) -> bool {
+    fn settle(&self, number: u64, result: Result<(), IoError>, due: bool) -> bool {
+        let (is_due, waiting) = {
+            let mut places = self.lock();
+            match result {
+                Ok(()) => _ = places.pending.remove(&number),
+                Err(error) => _ = places.broken.get_or_insert(error),
+            }
+            if due {
+                places.due = places.due.max(number + 1);
+            }
+            let is_due = places.due > places.counted && places.complete() > places.counted;
+            (is_due, std::mem::take(&mut places.waiting))
+        };
+        waiting.into_iter().for_each(Waker::wake);
+        is_due
+    }
+
+    /// Ready when the entry is there with all before it; an error where one of them is missing.
+    pub(super) fn poll_complete(&self, number: u64, cx: &Context<'_>) -> Poll<Result<(), IoError>> {
         let mut places = self.lock();
-        match result {
-            Ok(()) => _ = places.pending.remove(&place.number),
-            Err(error) => _ = places.broken.get_or_insert(error),
+        if places.complete() > number {
+            return Poll::Ready(Ok(()));
         }
-        if due {
-            places.due = places.due.max(place.number + 1);
+        if let Some(error) = places.broken {
+            return Poll::Ready(Err(error));
         }
-        places.due > places.counted && places.complete() > places.counted
+        if !places.waiting.iter().any(|known| known.will_wake(cx.waker())) {
+            places.waiting.push(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    /// Hurries those who write the entries before this one.
+    pub(super) fn hurry_before(&self, number: u64) {
+        let before: Vec<_> = self.lock().pending.range(..number).map(|(_, haste)| haste.clone()).collect();
+        before.iter().for_each(|haste| haste.hurry());
     }
 
     /// Fails once an entry is missing.
@@ -86,7 +125,12 @@ impl Journal {
 
     /// Something was written that the log will not have.
     pub(super) fn end(&self, error: IoError) -> IoError {
-        *self.lock().broken.get_or_insert(error)
+        let (error, waiting) = {
+            let mut places = self.lock();
+            (*places.broken.get_or_insert(error), std::mem::take(&mut places.waiting))
+        };
+        waiting.into_iter().for_each(Waker::wake);
+        error
     }
 
     /// How many entries are there with all before them, if the superblock does not say so.
@@ -105,20 +149,53 @@ impl Journal {
     }
 }
 
-impl Place {
+impl Place<'_> {
     /// The entry is the last of `interval` since a multiple of that.
-    pub(super) fn ends(self, interval: u64) -> bool {
+    pub(super) fn ends(&self, interval: u64) -> bool {
         (self.number + 1).is_multiple_of(interval)
+    }
+
+    /// The entry is there, or it failed. `due`: the superblock has to count it. Gives true where the superblock has to
+    /// be written.
+    pub(super) fn settle(mut self, result: Result<(), IoError>, due: bool) -> bool {
+        self.is_settled = true;
+        self.journal.settle(self.number, result, due)
     }
 }
 
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.journal.settle(self.number, Err(GIVEN_UP), false);
+        }
+    }
+}
+
+impl Owed<'_> {
+    /// The change has its place, or there was none.
+    pub(super) fn paid(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        if let Some(journal) = self.0 {
+            journal.end(GIVEN_UP);
+        }
+    }
+}
+
+/// Why a log ends where a request was dropped halfway.
+const GIVEN_UP: IoError = IoError::Os(libc::ECANCELED);
+
 impl Places {
     fn complete(&self) -> u64 {
-        self.pending.first().copied().unwrap_or(self.entries)
+        self.pending.first_key_value().map_or(self.entries, |(number, _)| *number)
     }
 
     /// Who finds no room has written what the log will not have: the log ends here.
-    fn take(&mut self, sector: u32, data: u64, room: u64) -> Result<Place, IoError> {
+    fn take(&mut self, sector: u32, data: u64, room: u64, haste: &Arc<Haste>) -> Result<(u64, ByteRange), IoError> {
         let bytes = |sectors: u64| sectors.checked_mul(sector.into());
         let end = data.checked_add(1).and_then(|len| self.next.checked_add(len));
         let at = end.and_then(|end| ByteRange::between(bytes(self.next)?, bytes(end)?)).filter(|at| at.end() <= room);
@@ -129,8 +206,8 @@ impl Places {
         let number = self.entries;
         self.entries += 1;
         self.next = end;
-        self.pending.insert(number);
-        Ok(Place { number, at })
+        self.pending.insert(number, haste.clone());
+        Ok((number, at))
     }
 }
 
@@ -140,8 +217,16 @@ mod tests {
 
     const ROOM: u64 = 1 << 20;
 
-    fn place(journal: &Journal, data: u64) -> Place {
-        journal.place(data, 4096, ROOM).unwrap().entry
+    fn placed(journal: &Journal, data: u64, size: u64) -> Result<Placed<'_>, IoError> {
+        journal.place(data, size, ROOM, &Arc::default())
+    }
+
+    fn place(journal: &Journal, data: u64) -> Place<'_> {
+        placed(journal, data, 4096).unwrap().entry
+    }
+
+    fn is_complete(journal: &Journal, number: u64) -> Poll<Result<(), IoError>> {
+        journal.poll_complete(number, &Context::from_waker(Waker::noop()))
     }
 
     #[test]
@@ -149,39 +234,61 @@ mod tests {
         let journal = Journal::new(512, 1, 0);
         let (first, second) = (place(&journal, 1), place(&journal, 2));
         assert_eq!((first.at, second.at), (ByteRange::new(512, 1024).unwrap(), ByteRange::new(1536, 1536).unwrap()));
-        assert!(!journal.settle(second, Ok(()), true), "the first is not there yet");
+        let number = second.number;
+        assert!(!second.settle(Ok(()), true), "the first is not there yet");
+        assert_eq!(is_complete(&journal, number), Poll::Pending);
         assert_eq!(journal.uncounted(), None);
-        assert!(journal.settle(first, Ok(()), false), "the second is still owed");
+        assert!(first.settle(Ok(()), false), "the second is still owed");
+        assert_eq!(is_complete(&journal, number), Poll::Ready(Ok(())));
         assert_eq!(journal.uncounted(), Some(2));
         journal.counted(2);
-        assert!(!journal.settle(place(&journal, 0), Ok(()), false));
+        assert!(!place(&journal, 0).settle(Ok(()), false));
     }
 
     #[test]
     fn a_log_ends_before_a_missing_entry() {
         let journal = Journal::new(512, 1, 0);
         let (first, second) = (place(&journal, 1), place(&journal, 1));
-        journal.settle(first, Err(IoError::Os(5)), true);
-        journal.settle(second, Ok(()), true);
+        first.settle(Err(IoError::Os(5)), true);
+        second.settle(Ok(()), true);
         assert_eq!(journal.uncounted(), None);
-        assert_eq!(journal.place(0, 4096, ROOM), Err(IoError::Os(5)));
+        assert_eq!(placed(&journal, 0, 4096).err(), Some(IoError::Os(5)));
         let full = Journal::new(512, 1, 0);
-        assert_eq!(full.place(1, 4096, 1024), Err(IoError::NoSpace));
-        assert_eq!(full.place(0, 4096, 1024), Err(IoError::NoSpace), "it would fit, but one is missing before it");
+        let place = |data| full.place(data, 4096, 1024, &Arc::default()).err();
+        assert_eq!(place(1), Some(IoError::NoSpace));
+        assert_eq!(place(0), Some(IoError::NoSpace), "it would fit, but one is missing before it");
     }
 
     #[test]
     fn another_size_is_remarked_once_and_first() {
         let journal = Journal::new(512, 1, 0);
-        assert_eq!(journal.place(1, 4096, ROOM).unwrap().resized, None);
-        let placed = journal.place(1, 8192, ROOM).unwrap();
-        assert!(placed.resized.unwrap().number < placed.entry.number);
-        assert_eq!(journal.place(1, 8192, ROOM).unwrap().resized, None);
+        let first = placed(&journal, 1, 4096).unwrap();
+        assert!(first.resized.is_none());
+        let second = placed(&journal, 1, 8192).unwrap();
+        assert!(second.resized.as_ref().unwrap().number < second.entry.number);
+        assert!(placed(&journal, 1, 8192).unwrap().resized.is_none());
     }
 
     #[test]
     fn an_interval_ends_with_its_last_entry() {
         let journal = Journal::new(512, 1, 6);
-        assert!(!place(&journal, 0).ends(4) && place(&journal, 0).ends(4) && place(&journal, 0).ends(1));
+        let places = [place(&journal, 0), place(&journal, 0), place(&journal, 0)];
+        assert_eq!(places.each_ref().map(|place| place.ends(4)), [false, true, false]);
+        assert!(places[2].ends(1));
+    }
+
+    #[test]
+    fn what_is_dropped_halfway_ends_the_log() {
+        let journal = Journal::new(512, 1, 0);
+        let (first, second) = (place(&journal, 0), place(&journal, 0));
+        let number = second.number;
+        second.settle(Ok(()), true);
+        drop(first);
+        assert_eq!(is_complete(&journal, number), Poll::Ready(Err(GIVEN_UP)));
+        let journal = Journal::new(512, 1, 0);
+        journal.owes().paid();
+        journal.goes_on().unwrap();
+        drop(journal.owes());
+        assert_eq!(journal.goes_on(), Err(GIVEN_UP));
     }
 }

@@ -7,17 +7,18 @@
 //! writing ends, and what is there can be replayed.
 //!
 //! A change of the disk's size is a mark with the text `size=` and the bytes in decimal digits, before the first entry
-//! that was made under the new size. A flush that failed is a mark `flush failed`.
+//! that was made under the new size. A flush that failed is a mark `flush failed`. Of a write that failed the log has what
+//! the disk has there; a discard that failed may have happened.
 
 mod journal;
 mod layout;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::OnceLock;
 
 use qmp::Qapi;
 
-use self::journal::{Journal, Place, Placed};
+use self::journal::{Journal, Placed};
 use self::layout::{Entry, Superblock, is_sector_size};
 use crate::base::{ByteRange, Error, IoError, Result, Sparingly};
 use crate::drivers::{Open, Opened, Site};
@@ -41,6 +42,8 @@ const SECTOR: u32 = 512;
 const INTERVAL: u64 = 4096;
 /// Data is logged in pieces of at most this many bytes, and what their log sectors have besides.
 const PIECE: u64 = 1 << 20;
+/// Zeroes have one entry for this many bytes at the most.
+const ZEROES_AT_ONCE: u64 = 64 << 20;
 
 impl Open for BlkLogWritesOptions {
     type Driver = Filtered<BlkLogWrites>;
@@ -136,19 +139,51 @@ impl BlkLogWrites {
         let sector = u64::from(journal.sector);
         let wide = at.widened(sector).ok_or(IoError::OutOfRange)?;
         let alone = cx.alone(&self.writing, wide, true).await;
+        let owed = journal.owes();
         let result = work.await;
+        if result.is_err() && flags & layout::DISCARD == 0 {
+            self.log_what_is_there(conf, cx, journal, wide).await?;
+            owed.paid();
+            return result;
+        }
         let whole = if flags & layout::DISCARD != 0 { at.whole_units(sector) } else { Some(wide) };
-        let Some(whole) = whole else { return result };
+        let Some(whole) = whole else {
+            owed.paid();
+            return result;
+        };
         let payload = if whole == at { Ok(payload) } else { self.as_it_is_now(cx, whole, payload).await };
         let payload = payload.map_err(|error| self.ended(journal.end(error)))?;
         let data = if flags & layout::DISCARD != 0 { 0 } else { whole.len() / sector };
-        let placed = journal.place(data, cx.child(self.file).size(), cx.child(self.log).size());
-        let placed = placed.map_err(|error| self.ended(error))?;
+        let placed = self.place(cx, journal, data)?;
+        owed.paid();
         drop(alone);
         let entry = Entry { sector: whole.start() / sector, sectors: whole.len() / sector, flags, text: 0 };
-        // What failed may have been written in part, so it is in the log as well.
         let is_logged = self.put(conf, cx, journal, placed, entry, payload).await;
         result.and(is_logged)
+    }
+
+    /// What failed may have been written in part, or not at all: the log gets what the disk has now.
+    async fn log_what_is_there(
+        &self,
+        conf: &Conf,
+        cx: IoCx<'_>,
+        journal: &Journal,
+        whole: ByteRange,
+    ) -> Result<(), IoError> {
+        let sector = u64::from(journal.sector);
+        for piece in whole.pieces(PIECE.max(sector)) {
+            let payload = self.as_it_is_now(cx, piece, Payload::Zeroes).await;
+            let payload = payload.map_err(|error| self.ended(journal.end(error)))?;
+            let placed = self.place(cx, journal, piece.len() / sector)?;
+            let entry = Entry { sector: piece.start() / sector, sectors: piece.len() / sector, flags: 0, text: 0 };
+            self.put(conf, cx, journal, placed, entry, payload).await?;
+        }
+        Ok(())
+    }
+
+    fn place<'j>(&self, cx: IoCx<'_>, journal: &'j Journal, data: u64) -> Result<Placed<'j>, IoError> {
+        let (size, room) = (cx.child(self.file).size(), cx.child(self.log).size());
+        journal.place(data, size, room, cx.haste()).map_err(|error| self.ended(error))
     }
 
     /// A write that begins or ends inside a log sector is logged with what is beside it.
@@ -169,20 +204,29 @@ impl BlkLogWrites {
         conf: &Conf,
         cx: IoCx<'_>,
         journal: &Journal,
-        placed: Placed,
+        placed: Placed<'_>,
         entry: Entry,
         payload: Payload,
     ) -> Result<(), IoError> {
         let log = cx.child(self.log);
         if let Some(place) = placed.resized {
             let (mark, text) = mark(format!("size={}", cx.child(self.file).size()));
-            let result = write_entry(log, journal, place, mark, text).await;
-            journal.settle(place, result, false);
+            let result = write_entry(log, journal, place.at, mark, text).await;
+            place.settle(result, false);
             result.map_err(|error| self.ended(error))?;
         }
-        let result = write_entry(log, journal, placed.entry, entry, payload).await;
-        let due = entry.flags & (layout::FLUSH | layout::FUA) != 0 || placed.entry.ends(conf.interval);
-        if journal.settle(placed.entry, result, due) {
+        let (number, counts) = (placed.entry.number, entry.flags & (layout::FLUSH | layout::FUA) != 0);
+        let result = write_entry(log, journal, placed.entry.at, entry, payload).await;
+        let due = counts || placed.entry.ends(conf.interval);
+        let mut is_due = placed.entry.settle(result, due);
+        if counts && result.is_ok() {
+            // Whoever is told that this is stable can count on the superblock, which counts no entry before a gap.
+            let complete = poll_fn(|task| journal.poll_complete(number, task));
+            let complete = cx.handing_on(complete, || journal.hurry_before(number)).await;
+            complete.map_err(|error| self.ended(error))?;
+            is_due = true;
+        }
+        if is_due {
             self.count(log, journal).await.map_err(|error| self.ended(error))?;
         }
         result.map_err(|error| self.ended(error))
@@ -224,12 +268,13 @@ impl BlkLogWrites {
             self.complain(&format!("the log cannot be continued: {why}"));
             IoError::Os(libc::EINVAL)
         };
-        let superblock = Superblock::parse(&bytes_at(log, 0).await?).map_err(|why| refused(why.to_string()))?;
+        let mut window = Window::default();
+        let superblock = Superblock::parse(&window.bytes_at(log, 0).await?).map_err(|why| refused(why.to_string()))?;
         let (mut next, sector) = (1_u64, u64::from(superblock.sector));
         for number in 0..superblock.entries {
             let beyond = || refused(format!("the log ends before its entry {number}"));
             let start = next.checked_mul(sector).filter(|start| *start < log.size()).ok_or_else(beyond)?;
-            let entry = Entry::parse(&bytes_at(log, start).await?);
+            let entry = Entry::parse(&window.bytes_at(log, start).await?);
             let len = entry.len().ok_or_else(|| refused(format!("entry {number} of the log makes no sense")))?;
             next = next.checked_add(len).ok_or_else(beyond)?;
         }
@@ -252,31 +297,52 @@ fn mark(text: String) -> (Entry, Payload) {
     (Entry { sector: 0, sectors: 0, flags: layout::MARK, text: text.len() as u64 }, Payload::Text(text))
 }
 
-async fn bytes_at<const N: usize>(log: Child<'_>, start: u64) -> Result<[u8; N], IoError> {
-    let buf = IoBuf::alloc(N, 1)?;
-    log.read(ByteRange::new(start, buf.len()).ok_or(IoError::OutOfRange)?, buf.clone()).await?;
-    let mut bytes = [0; N];
-    buf.read_at(0, &mut bytes);
-    Ok(bytes)
+/// What was read of a log: entries stand close together, and each of them is a few bytes.
+#[derive(Default)]
+struct Window {
+    buf: Option<(ByteRange, IoBuf)>,
+}
+
+impl Window {
+    /// What a log that is continued is read in, in bytes.
+    const BYTES: u64 = 256 << 10;
+
+    async fn bytes_at<const N: usize>(&mut self, log: Child<'_>, start: u64) -> Result<[u8; N], IoError> {
+        let at = ByteRange::new(start, N as u64).ok_or(IoError::OutOfRange)?;
+        let (range, buf) = match self.buf.take().filter(|(range, _)| range.intersection(at) == Some(at)) {
+            Some(there) => there,
+            None => {
+                let left = log.size().saturating_sub(start).clamp(at.len(), Self::BYTES);
+                let range = ByteRange::new(start, left).ok_or(IoError::OutOfRange)?;
+                let buf = IoBuf::private(left)?;
+                log.read(range, buf.clone()).await?;
+                (range, buf)
+            }
+        };
+        let mut bytes = [0; N];
+        buf.read_at(start - range.start(), &mut bytes);
+        self.buf = Some((range, buf));
+        Ok(bytes)
+    }
 }
 
 async fn write_entry(
     log: Child<'_>,
     journal: &Journal,
-    place: Place,
+    at: ByteRange,
     entry: Entry,
     payload: Payload,
 ) -> Result<(), IoError> {
     let head = IoBuf::private(journal.sector.into())?;
     head.write_at(0, &entry.to_bytes());
-    let (head_at, data_at) = place.at.split(head.len());
+    let (head_at, data_at) = at.split(head.len());
     match payload {
         Payload::Nothing => log.write(head_at, head, WriteFlags::default()).await,
         Payload::Text(text) => {
             head.write_at(Entry::BYTES as u64, text.as_bytes());
             log.write(head_at, head, WriteFlags::default()).await
         }
-        Payload::Data(data) => log.write(place.at, IoBuf::concat(&[head, data]), WriteFlags::default()).await,
+        Payload::Data(data) => log.write(at, IoBuf::concat(&[head, data]), WriteFlags::default()).await,
         Payload::Zeroes => {
             if let Some(data_at) = data_at {
                 log.write_zeroes(data_at, WriteFlags::default()).await?;
@@ -328,7 +394,9 @@ impl Filter for BlkLogWrites {
     /// large, takes no memory.
     async fn write_zeroes(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
         let sector = self.journal(conf, cx).await?.sector;
-        for part in at.cut_at_units(sector.into()).into_iter().flatten() {
+        // One that fails is read back: not for longer than it takes to read so much.
+        let most = ZEROES_AT_ONCE.max(sector.into());
+        for part in at.cut_at_units(sector.into()).into_iter().flatten().flat_map(|part| part.pieces(most)) {
             let work = cx.child(self.file).write_zeroes(part, flags);
             self.logged(conf, cx, part, (flags_of(flags), Payload::Zeroes), work).await?;
         }
@@ -347,7 +415,7 @@ impl Filter for BlkLogWrites {
         }
         let journal = self.journal(conf, cx).await?;
         let file = cx.child(self.file);
-        let placed = journal.place(0, file.size(), cx.child(self.log).size()).map_err(|error| self.ended(error))?;
+        let placed = self.place(cx, journal, 0)?;
         let result = file.flush().await;
         let (entry, payload) = match result {
             Ok(()) => (Entry { sector: 0, sectors: 0, flags: layout::FLUSH, text: 0 }, Payload::Nothing),

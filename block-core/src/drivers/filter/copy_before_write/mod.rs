@@ -21,7 +21,7 @@ use crate::graph::{
     WriteFlags,
 };
 use crate::pipeline::{Content, Filter, Filtered, Request};
-use crate::rt::sync::oneshot;
+use crate::rt::sync::{oneshot, yield_now};
 use crate::rt::{IoBuf, within};
 
 /// Keeps what its child had, by copying what is about to be overwritten.
@@ -213,7 +213,8 @@ impl CopyBeforeWrite {
     async fn read_some(&self, cx: IoCx<'_>, at: ByteRange, buf: &IoBuf) -> Result<u64, IoError> {
         let snapshot = self.snapshot();
         snapshot.check()?;
-        let look = snapshot.clusters.look(at, cx.haste()).ok_or(NO_ACCESS)?;
+        // Who writes there waits for this.
+        let look = snapshot.clusters.look(at.split(READ_AT_ONCE).0, cx.haste()).ok_or(NO_ACCESS)?;
         let child = cx.child(self.on(look.side));
         child.read(at.split(look.len).0, buf.slice(0, look.len)).await?;
         snapshot.check()?;
@@ -261,6 +262,8 @@ async fn release(cx: IoCx<'_>, clusters: &Arc<Clusters>, whole: ByteRange) {
             }
         }
         clusters.release_copied(piece);
+        // There may be very many of them, and the thread has others to serve.
+        yield_now().await;
     }
 }
 
@@ -372,5 +375,7 @@ impl Filter for CopyBeforeWrite {
 const DEFAULT_CLUSTER: u64 = 64 << 10;
 /// Bytes that are copied at once.
 const COPIED_AT_ONCE: u64 = 1 << 20;
+/// Bytes of the snapshot that a reader keeps from being overwritten at once.
+const READ_AT_ONCE: u64 = 1 << 20;
 /// Bytes whose clusters are looked at in one go.
 const LOOKED_AT_ONCE: u64 = 1 << 30;

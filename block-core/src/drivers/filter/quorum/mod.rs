@@ -9,6 +9,8 @@
 mod options;
 mod vote;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
@@ -29,7 +31,12 @@ impl Open for QuorumOptions {
 
     async fn open(&self, site: Site<'_>) -> Result<Opened<Quorum>> {
         let conf = Conf::new(self, site.children.len(), site.common)?;
-        let driver = Quorum { name: site.name.to_owned(), events: site.events, tracked: Tracked::default() };
+        let driver = Quorum {
+            name: site.name.to_owned(),
+            events: site.events,
+            tracked: Tracked::default(),
+            cannot_free: AtomicBool::default(),
+        };
         Ok(Opened { driver, conf, options: site.common })
     }
 }
@@ -40,6 +47,8 @@ pub struct Quorum {
     events: EventSink,
     /// Who writes, and who found a disagreement.
     tracked: Tracked,
+    /// A copy could not free what others could.
+    cannot_free: AtomicBool,
 }
 
 /// What one copy reads.
@@ -92,11 +101,28 @@ impl Driver for Quorum {
 
     /// What is discarded may read as before or as zeroes, and copies that differ in that would disagree. So it is zeroed,
     /// which frees the space where every copy can do that, and stays otherwise.
+    ///
+    /// What a copy promises need not be what its file system does. Copies that could free nothing, where others did, are
+    /// filled with zeroes to agree with them; that is worth nothing, and is done once.
     async fn discard(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Done {
-        if !copies(cx).all(|copy| copy.geometry().limits.unmap_zeroes) {
+        if !copies(cx).all(|copy| copy.geometry().limits.unmap_zeroes) || self.cannot_free.load(Ordering::Relaxed) {
             return Err(IoError::Unsupported);
         }
-        self.write_zeroes(conf, cx, at, WriteFlags { may_unmap: true, ..WriteFlags::default() }).await
+        // Parts of what a copy zeroes at once it would write.
+        let Some(at) = at.whole_units(zeroed_at_once(cx)) else { return Ok(()) };
+        let _alone = self.alone(cx, at).await;
+        let free = WriteFlags { may_unmap: true, no_fallback: true, ..WriteFlags::default() };
+        let mut results = together(copies(cx).map(|copy| copy.write_zeroes(at, free))).await;
+        if results.iter().all(|result| *result == Err(IoError::Unsupported)) {
+            return Err(IoError::Unsupported);
+        }
+        for (copy, result) in copies(cx).zip(&mut results) {
+            if *result == Err(IoError::Unsupported) {
+                self.cannot_free.store(true, Ordering::Relaxed);
+                *result = copy.write_zeroes(at, WriteFlags::default()).await;
+            }
+        }
+        self.decided(conf, cx, QuorumOp::Write, at, &results)
     }
 
     async fn flush(&self, conf: &Conf, cx: IoCx<'_>) -> Done {
@@ -153,6 +179,19 @@ const PIECE: u64 = 1 << 20;
 
 fn copies(cx: IoCx<'_>) -> impl Iterator<Item = Child<'_>> {
     ChildId::all(cx.children()).map(move |id| cx.child(id))
+}
+
+/// What is aligned to this many bytes, no copy has to write in part.
+fn zeroed_at_once(cx: IoCx<'_>) -> u64 {
+    let units = copies(cx).map(|copy| {
+        let limits = copy.geometry().limits;
+        u64::from(limits.request_alignment.max(limits.write_zeroes_alignment))
+    });
+    units.fold(1, |all, unit| match (all, unit) {
+        _ if all % unit == 0 => all,
+        _ if unit % all == 0 => unit,
+        _ => all.saturating_mul(unit),
+    })
 }
 
 /// A guest can change its memory while it is written from; all copies get the same.

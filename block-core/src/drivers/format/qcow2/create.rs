@@ -71,7 +71,7 @@ pub async fn create(file: Child<'_>, data: Option<Child<'_>>, options: &CreateOp
     if file.moving_end().is_some() {
         file.set_end(0, Preallocation::Off).await.doing(doing)?;
     } else {
-        put(file, 0, &[0; SECTOR as usize]).await.doing(doing)?;
+        put(file, 0, &[0; 512]).await.doing(doing)?;
     }
     plan.write(file, data).await.doing(doing)?;
     file.flush().await.doing(doing)?;
@@ -201,7 +201,7 @@ impl<'a> Plan<'a> {
     fn header(&self) -> Result<Vec<u8>> {
         let (options, bits) = (self.options, self.layout.cluster_bits);
         let cluster = to_usize(self.layout.cluster());
-        let mut bytes = vec![0; if options.version == 2 { V2_LENGTH as usize } else { LENGTH }];
+        let mut bytes = vec![0; to_usize(if options.version == 2 { V2_LENGTH } else { LENGTH }.into())];
         let mut field = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         field(0, &MAGIC);
         field(4, &u32::from(options.version).to_be_bytes());
@@ -220,7 +220,7 @@ impl<'a> Plan<'a> {
             field(80, &(if options.lazy_refcounts { LAZY_REFCOUNTS } else { 0 }).to_be_bytes());
             field(header::AT_AUTOCLEAR, &(if options.data_file_raw { RAW_DATA_FILE } else { 0 }).to_be_bytes());
             field(96, &u32::from(self.layout.refcount_order).to_be_bytes());
-            field(100, &(LENGTH as u32).to_be_bytes());
+            field(100, &LENGTH.to_be_bytes());
             field(104, &[u8::from(options.zstd)]);
         }
         extension(&mut bytes, BACKING_FORMAT, options.backing_format.as_deref());
@@ -241,7 +241,7 @@ impl<'a> Plan<'a> {
 }
 
 /// Of a header of version 3.
-const LENGTH: usize = 112;
+const LENGTH: u32 = 112;
 
 fn layout(options: &CreateOptions, external: bool) -> Result<Layout> {
     let refuse = |text: &'static str| Err(Error::new(text));

@@ -48,7 +48,7 @@ impl Extensions {
     pub(super) fn parse(header: &Header, cluster: &[u8]) -> Result<Self> {
         let mut found = Self::default();
         let mut at = usize::try_from(header.length).unwrap_or(usize::MAX);
-        let name = header.backing.and_then(|name| Some(name.start()..name.end()));
+        let name = header.backing.map(|name| name.start()..name.end());
         let end = name.as_ref().map_or(cluster.len(), |name| cluster.len().min(place(name.start)));
         while let Some(head) = cluster.get(at..).and_then(|rest| rest.get(..8)) {
             let field = Fields(head);

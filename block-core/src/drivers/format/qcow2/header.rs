@@ -204,7 +204,7 @@ impl Header {
 }
 
 fn check_length(version: u8, length: u32, cluster_bits: u8) -> Result<()> {
-    if version == 3 && (length < V3_LENGTH || length % 8 != 0) {
+    if version == 3 && (length < V3_LENGTH || !length.is_multiple_of(8)) {
         return Err(Error::new(format!("header_length is {length}; it is a multiple of 8 from {V3_LENGTH} on")));
     }
     if u64::from(length) > 1 << cluster_bits {

@@ -20,8 +20,8 @@ impl Image {
         buf: &IoBuf,
     ) -> Result<(), IoError> {
         let size = self.layout.cluster();
-        let ends = at.end() == shape.size || at.end() % size == 0;
-        if at.start() % size != 0 || !ends {
+        let ends = at.end() == shape.size || at.end().is_multiple_of(size);
+        if !at.start().is_multiple_of(size) || !ends {
             return Err(IoError::Misaligned);
         }
         for piece in at.pieces(size) {
@@ -80,7 +80,7 @@ impl Image {
         if end > Compressed::limit(self.layout) {
             return Err(IoError::NoSpace);
         }
-        self.meta().packed = (end % self.layout.cluster() != 0).then_some(end);
+        self.meta().packed = (!end.is_multiple_of(self.layout.cluster())).then_some(end);
         Ok(Compressed { start, len })
     }
 

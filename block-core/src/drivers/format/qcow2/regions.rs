@@ -35,7 +35,6 @@ impl Regions {
     }
 
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "it is less than the number of words")]
     fn place(&self, cluster: u64) -> (usize, u64) {
         ((cluster / 64 % self.bits.len() as u64) as usize, 1 << (cluster % 64))
     }

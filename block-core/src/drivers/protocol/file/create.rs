@@ -66,7 +66,8 @@ fn open(filename: &str) -> Result<(OwnedFd, bool)> {
 
 fn fill(fd: OwnedFd, options: &CreateOptions) -> Result<()> {
     let claim = Claim::new(Arc::new(Locks::new(open_again(&fd, false, false).map_err(reason)?)));
-    let shares = PermSet::ALL.without(PermSet::RESIZE);
+    // Stricter than QEMU, which empties a file that somebody writes to if that somebody bears other writers.
+    let shares = PermSet::ALL.without(PermSet::WRITE | PermSet::RESIZE);
     claim.tighten(Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares }, Locking::Auto, &options.filename)?;
     system_call(|| ftruncate(&fd, 0)).map_err(|errno| reason(errno.into()))?;
     if options.nocow {

@@ -1,7 +1,8 @@
 //! `file` and `host_device`: a regular file or a block device of the host.
 //!
 //! * `options` is what operators say; `open` turns it into a [`Conf`]: what was opened is what is checked.
-//! * `io` moves bytes, `zero` makes and finds holes, `flush` makes stable and remembers when that failed.
+//! * `io` moves bytes, `zero` makes and finds holes, `flush` makes stable and remembers when that failed;
+//!   `turned` remembers that the file system became read-only.
 //! * `lock` keeps other programs (QEMU's too) off the image; `resize` and `create` change files; `status` reports.
 //!
 //! Every system call that may wait runs on the ring or on a helper thread. A small read from tmpfs does not, unless its
@@ -16,6 +17,7 @@ mod open;
 mod options;
 mod resize;
 mod status;
+mod turned;
 mod zero;
 
 use std::os::fd::AsRawFd;
@@ -25,12 +27,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::flush::Flusher;
 use self::lock::{Claim, Locks};
 use self::status::Counts;
+use self::turned::Turned;
 use self::zero::Remembered;
 use crate::base::{ByteRange, IoError, Result};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
     Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx, NodeOptions, Perms,
-    Preallocation, ReopenRequest, Settled, WriteFlags,
+    Preallocation, ReopenRequest, RingEntry, Settled, WriteFlags,
 };
 use crate::rt::{Engine, IoBuf, SharedFd, blocking};
 
@@ -54,7 +57,7 @@ pub struct File {
     remembered: Remembered,
 }
 
-/// One way of having the file open. A reopen makes a new one, with a descriptor and a flush latch of its own.
+/// One way of having the file open. A reopen makes a new one, with a descriptor and latches of its own.
 pub struct Conf {
     options: FileOptions,
     fd: SharedFd,
@@ -64,6 +67,7 @@ pub struct Conf {
     engine: Engine,
     alignment: Alignment,
     flusher: Arc<Flusher>,
+    turned: Arc<Turned>,
     /// `O_DIRECT`.
     direct: bool,
     /// On tmpfs.
@@ -121,17 +125,22 @@ impl Driver for File {
     #[inline]
     fn direct(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
         let moves_end = request.write && request.at.end() > conf.end();
-        if conf.engine != Engine::Ring || moves_end {
+        let refuses = request.write && conf.turned.is_read_only();
+        if conf.engine != Engine::Ring || moves_end || refuses {
             return None;
         }
         let dsync = request.write && request.fua;
         let at_once = conf.in_memory && !request.write && request.at.len() <= AT_ONCE;
         let (fd, offset) = (conf.fd.as_raw_fd(), request.at.start());
-        Some(DirectPlan::new(Direct::Ring { fd, offset, dsync, at_once }))
+        Some(DirectPlan::new(Direct::Ring(RingEntry { fd, offset, dsync, at_once })))
     }
 
     fn settle(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled {
-        io::settle(conf, request, result)
+        let settled = io::settle(conf, request, result);
+        if let Settled::Failed(error) = settled {
+            conf.turned.heard(error);
+        }
+        settled
     }
 
     async fn read(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
@@ -146,19 +155,20 @@ impl Driver for File {
         buf: IoBuf,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
-        io::write(conf, cx, at, buf, flags.fua).await?;
+        conf.turned.unless_read_only(io::write(conf, cx, at, buf, flags.fua)).await?;
         conf.reaches(at.end());
         Ok(())
     }
 
     async fn write_zeroes(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
-        zero::write_zeroes(self.kind, &self.remembered, conf, cx, at, flags).await?;
+        let zeroed = zero::write_zeroes(self.kind, &self.remembered, conf, cx, at, flags);
+        conf.turned.unless_read_only(zeroed).await?;
         conf.reaches(at.end());
         Ok(())
     }
 
     async fn discard(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
-        let result = zero::discard(self.kind, &self.remembered, conf, cx, at).await;
+        let result = conf.turned.unless_read_only(zero::discard(self.kind, &self.remembered, conf, cx, at)).await;
         self.counts.discarded(at.len(), result);
         result
     }
@@ -254,6 +264,7 @@ impl Conf {
             options: self.options.clone(),
             fd: self.fd.clone(),
             flusher: self.flusher.clone(),
+            turned: self.turned.clone(),
             claim: self.claim.clone(),
             end: AtomicU64::new(size),
             ..*self

@@ -235,6 +235,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
         engine,
         alignment,
         flusher: Arc::default(),
+        turned: Arc::default(),
         direct: common.direct,
         in_memory,
         active: common.active,
