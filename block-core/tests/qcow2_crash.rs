@@ -36,7 +36,7 @@ fn check(image: &[u8]) -> Result<(), String> {
     let number = JUDGED[0].fetch_add(1, Relaxed);
     JUDGED[1].fetch_add(usize::from(judged.leaks > 0), Relaxed);
     JUDGED[2].fetch_add(judged.leaks, Relaxed);
-    if number % 199 == 0 {
+    if number.is_multiple_of(199) {
         let leaks = qcow2::qemu_check(image)?;
         if leaks != (judged.leaks > 0) {
             return Err(format!("QEMU finds leaks: {leaks}, we find {}", judged.leaks));

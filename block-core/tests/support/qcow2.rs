@@ -54,7 +54,7 @@ pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
         }
     }
     let count = |number: u64| -> Result<u64, String> {
-        let per_block = cluster * 8 >> order;
+        let per_block = (cluster * 8) >> order;
         let block = blocks.get((number / per_block) as usize).copied().unwrap_or(0);
         if block == 0 { Ok(0) } else { image.refcount(block, number % per_block, order) }
     };

@@ -3,7 +3,7 @@
 use serde_json::json;
 use std::sync::atomic::Ordering::Acquire;
 
-use super::header::{CORRUPT_BIT, Compression, EXTENDED_L2, LAZY_REFCOUNTS};
+use super::header::{CORRUPT_BIT, Compression, DIRTY, EXTENDED_L2, LAZY_REFCOUNTS};
 use super::{Image, Shape};
 use crate::graph::DriverInfo;
 
@@ -34,6 +34,14 @@ impl Image {
             put("data-file-raw", self.raw_data.into());
         }
         let specific = Some(json!({ "type": "qcow2", "data": data }));
-        DriverInfo { driver: "qcow2", specific, ..DriverInfo::default() }
+        let backing = self.extensions.backing_file.clone();
+        DriverInfo {
+            driver: "qcow2",
+            specific,
+            cluster_size: Some(self.layout.cluster()),
+            dirty: Some(header.has(DIRTY)),
+            backing: backing.map(|name| (name, self.extensions.backing_format.clone())),
+            ..DriverInfo::default()
+        }
     }
 }

@@ -57,8 +57,8 @@ use self::slices::Slices;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    ChildChange, ChildId, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Preallocation, ReopenRequest,
-    WriteFlags,
+    ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Preallocation,
+    ReopenRequest, WriteFlags,
 };
 use crate::pipeline::{Access, Format};
 use crate::rt::IoBuf;
@@ -66,6 +66,7 @@ use crate::rt::IoBuf;
 /// An open image.
 pub struct Image {
     name: String,
+    events: EventSink,
     file: ChildId,
     /// Where guest data is, if that is another file.
     data: Option<ChildId>,
@@ -132,6 +133,7 @@ impl Image {
         if self.is_corrupt.swap(true, Release) {
             return CORRUPT;
         }
+        (self.events)(NodeEvent::ImageCorrupted { node: self.name.clone(), what: what.to_owned(), at });
         tracing::error!("the image of '{}' is corrupt, and is not written any more: {what}, at {at:?}", self.name);
         if self.layout.version >= 3 {
             let bits = self.header.incompatible | CORRUPT_BIT;

@@ -214,6 +214,7 @@ impl Qcow2Options {
         meta.watched(|cluster| regions.mark(cluster));
         Ok(Image {
             name: site.name.to_owned(),
+            events: site.events.clone(),
             file: site.child("file"),
             data: site.optional("data-file"),
             raw_data: header.autoclear & RAW_DATA_FILE != 0,
