@@ -101,9 +101,10 @@ impl Stage {
                 assert_eq!(node, "n");
                 Some((*write, *error))
             }
-            NodeEvent::WriteThreshold { .. } | NodeEvent::QuorumReportBad { .. } | NodeEvent::QuorumFailure { .. } => {
-                None
-            }
+            NodeEvent::WriteThreshold { .. }
+            | NodeEvent::QuorumReportBad { .. }
+            | NodeEvent::QuorumFailure { .. }
+            | NodeEvent::ImageCorrupted { .. } => None,
         };
         self.events.lock().unwrap().iter().filter_map(error).collect()
     }

@@ -12,7 +12,7 @@ use block_core::graph::{
     ChildChange, ChildId, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeId, NodeOptions, Perms,
     Place, Preallocation, ReopenRequest, Role, WriteFlags,
 };
-use block_core::pipeline::{Format, Mapped, Ticket};
+use block_core::pipeline::{Access, Format, Mapped, Ticket};
 use block_core::rt::IoBuf;
 
 use super::{Mem, Seen};
@@ -297,11 +297,11 @@ impl Format for Overlay {
         })
     }
 
-    fn map_now(&self, shape: &Shape, at: ByteRange) -> Option<Extent> {
+    fn map_now(&self, shape: &Shape, at: ByteRange, _: Access) -> Option<Extent> {
         Some(self.extent(shape, at))
     }
 
-    async fn map(&self, shape: &Shape, _: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+    async fn map(&self, shape: &Shape, _: IoCx<'_>, at: ByteRange, _: Access) -> Result<Extent, IoError> {
         Ok(self.extent(shape, at))
     }
 
