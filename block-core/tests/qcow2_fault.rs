@@ -22,7 +22,7 @@ use faults::{SIZE, Subject};
 use scenarios::fault_at_every_call;
 use serde_json::json;
 
-fault_at_every_call! { subjects();
+fault_at_every_call! { subjects(), faults::PLANS;
     opening_and_closing reading mapping writing_blocks writing_parts writing_through writing_zeroes unmapping discarding
     flushing growing shrinking
 }
