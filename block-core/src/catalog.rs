@@ -30,6 +30,7 @@ use crate::drivers::filter::preallocate::PreallocateOptions;
 use crate::drivers::filter::quorum::QuorumOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::filter::throttle::ThrottleOptions;
+use crate::drivers::format::qcow2::Qcow2Options;
 use crate::drivers::format::raw::RawOptions;
 use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
@@ -39,7 +40,8 @@ pub use self::add::add;
 pub use self::create::{BlockdevCreateOptions, BlockdevCreateOptionsFile, PreallocMode, create};
 pub use self::describe::info;
 pub use self::options::{
-    BlockdevOptions, BlockdevRef, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption, MAX_DEPTH,
+    BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption,
+    MAX_DEPTH,
 };
 pub use self::reopen::{reopen, reopen_steps};
 
@@ -120,6 +122,16 @@ drivers! {
     "raw" Raw(RawNode): RawOptions {
         /// Where the bytes are.
         file: BlockdevRef = Data
+    }
+    /// A disk in a file that grows with what is written to it.
+    "qcow2" Qcow2(Qcow2Node): Qcow2Options {
+        /// The image.
+        file: BlockdevRef = Metadata,
+        /// Where guest data is, for an image that keeps it in another file.
+        data_file: Option<BlockdevRef> = Data,
+        /// What the image stands on. It has to be given where the image names a backing file: no file is opened because an
+        /// image names it.
+        backing: Option<BlockdevRefOrNull> = Cow
     }
     /// Keeps what its child had, by copying what is about to be overwritten.
     "copy-before-write" CopyBeforeWrite(CopyBeforeWriteNode): CopyBeforeWriteOptions {

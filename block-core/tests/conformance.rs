@@ -64,6 +64,7 @@ fn subjects(driver: &str, dir: &Path) -> Vec<Subject> {
             null(json!({ "driver": driver, "size": SIZE, "read-zeroes": true, "latency-ns": 1000 })),
         ],
         "raw" => raw_subjects(dir),
+        "qcow2" => qcow2_subjects(dir),
         "copy-before-write" => vec![copy_before_write(dir)],
         "snapshot-access" => vec![snapshot_access(dir)],
         "throttle" => ["free", "limited"].map(|group| throttled(dir, group)).into(),
@@ -163,6 +164,26 @@ fn raw_subjects(dir: &Path) -> Vec<Subject> {
         raw(json!({ "file": below }), 0, true),
         raw(json!({ "file": below, "offset": 1536 }), 1536, true),
         raw(json!({ "file": direct, "offset": 512, "size": SIZE }), 512, false),
+    ]
+}
+
+/// Small clusters, subclusters, and an image over another.
+fn qcow2_subjects(dir: &Path) -> Vec<Subject> {
+    let made = |name: &str, options: &[&str], more: Value| {
+        let path = dir.join(name).to_str().unwrap().to_owned();
+        let size = SIZE.to_string();
+        let arguments = [&["create", "-q", "-f", "qcow2"], options, &[path.as_str(), size.as_str()]].concat();
+        let status = std::process::Command::new("timeout").args(["60", "qemu-img"]).args(arguments).status();
+        assert!(status.unwrap().success(), "qemu-img makes an image");
+        let file = json!({ "driver": "file", "filename": path });
+        let options = json!({ "driver": "qcow2", "node-name": "subject", "discard": "unmap", "file": file });
+        Subject { options: with(options, &more), keeps: true, resizes: true, seen_in: None, _held: None }
+    };
+    vec![
+        made("small.qcow2", &["-o", "cluster_size=512"], json!({ "discard-no-unref": true })),
+        made("plain.qcow2", &["-o", "compat=0.10"], json!({ "detect-zeroes": "on" })),
+        made("subclusters.qcow2", &["-o", "extended_l2=on,cluster_size=16k"], json!({})),
+        made("over.qcow2", &["-b", "base.raw", "-F", "raw", "-u"], json!({ "backing": "base" })),
     ]
 }
 

@@ -70,6 +70,7 @@ fn in_file(parent: &str, name: &str, block: u64, more: &Value) -> Subject {
         options,
         above: None,
         resizes: true,
+        buffers: false,
         heals: |_| false,
         block,
         check: |_| Ok(()),

@@ -10,7 +10,7 @@ use super::children::{GivenChild, GivenNode};
 use super::options::{BlockdevOptions, MAX_DEPTH, check_name};
 use crate::base::{Error, Result};
 use crate::drivers::{Open, Opened, Site};
-use crate::graph::{Edges, Graph, GraphEdit, NewNode, NodeId, NodeOptions, Permit};
+use crate::graph::{Edges, Graph, GraphEdit, NewNode, NodeId, NodeOptions, Permit, Role};
 
 /// Opens a node with its inline children and adds them: all of them, or none.
 pub async fn add(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId> {
@@ -38,6 +38,14 @@ pub(super) struct Opening {
     names: HashSet<String>,
     /// How many definitions the current one is in.
     depth: usize,
+}
+
+/// What an inline child takes from its parent. A backing node is only read, whatever becomes of the layer above it.
+pub(super) fn as_parent_of(role: Role, parent: NodeOptions) -> NodeOptions {
+    match role {
+        Role::Cow => NodeOptions { read_only: true, auto_read_only: false, ..parent },
+        _ => parent,
+    }
 }
 
 /// A node of the tree, before its driver is opened.
@@ -71,15 +79,20 @@ impl Opening {
     pub(super) async fn node<O: Open>(&mut self, header: Header, children: &[GivenChild<'_>], own: &O) -> Result<()> {
         let Header { name, mut common, inline } = header;
         let (mut edges, mut named) = (Edges::default(), Vec::new());
+        let mut nulls = Vec::new();
         for GivenChild { edge, role, node } in children {
-            let (child, below) = self.child(*node, common).await?;
+            let Some((child, below)) = self.child(*node, *role, common).await? else {
+                nulls.push(edge.clone());
+                continue;
+            };
             // Who may turn read-only does so over what cannot be written.
             common.read_only |= common.auto_read_only && below.read_only;
             named.push((edge.clone(), edges.to(edge.clone(), child, *role)));
         }
         let (objects, events) = (self.graph.objects(), self.graph.events());
         let (graph, tree) = (&self.graph, &self.opened[..]);
-        let site = Site { name: &name, common, children: &named, edges: &edges, objects, events, graph, tree };
+        let site =
+            Site { name: &name, common, children: &named, nulls: &nulls, edges: &edges, objects, events, graph, tree };
         let Opened { driver, conf, options } = own.open(site).await?;
         let node = NewNode::new(name, options, |declared| {
             *declared = edges;
@@ -91,17 +104,23 @@ impl Opening {
     }
 
     /// A child, opened if it is defined in place, and its options.
-    async fn child(&mut self, child: GivenNode<'_>, parent: NodeOptions) -> Result<(NodeId, NodeOptions)> {
+    async fn child(
+        &mut self,
+        child: GivenNode<'_>,
+        role: Role,
+        parent: NodeOptions,
+    ) -> Result<Option<(NodeId, NodeOptions)>> {
         match child {
+            GivenNode::Null => Ok(None),
             GivenNode::Defined(options) => {
-                self.define(options, Some(parent)).await?;
+                self.define(options, Some(as_parent_of(role, parent))).await?;
                 let below = self.opened.last().expect("it has just been opened");
-                Ok((below.id(), below.options()))
+                Ok(Some((below.id(), below.options())))
             }
             GivenNode::Named(name) => {
                 let known = self.graph.find(name).and_then(|id| self.graph.node(id));
                 let missing = || Error::new(format!("Cannot find device='{name}' nor node-name='{name}'"));
-                known.map(|node| (node.id, node.options)).ok_or_else(missing)
+                known.map(|node| Some((node.id, node.options))).ok_or_else(missing)
             }
         }
     }

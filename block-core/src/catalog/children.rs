@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::options::{BlockdevOptions, BlockdevRef};
+use super::options::{BlockdevOptions, BlockdevRef, BlockdevRefOrNull};
 use crate::graph::Role;
 
 /// A child as the options give it.
@@ -20,6 +20,8 @@ pub(super) enum GivenNode<'a> {
     Defined(&'a BlockdevOptions),
     /// One that is there.
     Named(&'a str),
+    /// None, and that was said.
+    Null,
 }
 
 /// A type that a child's member may have.
@@ -40,7 +42,7 @@ impl BlockdevRef {
 /// One that has to be given.
 impl ChildMember for BlockdevRef {
     fn given(&self, member: &'static str, role: Role) -> Vec<GivenChild<'_>> {
-        vec![GivenChild { edge: member.into(), role, node: self.node() }]
+        vec![GivenChild { edge: edge(member), role, node: self.node() }]
     }
 }
 
@@ -48,6 +50,18 @@ impl ChildMember for BlockdevRef {
 impl ChildMember for Option<BlockdevRef> {
     fn given(&self, member: &'static str, role: Role) -> Vec<GivenChild<'_>> {
         self.iter().flat_map(|child| child.given(member, role)).collect()
+    }
+}
+
+/// One that may be left out, or be said not to be there.
+impl ChildMember for Option<BlockdevRefOrNull> {
+    fn given(&self, member: &'static str, role: Role) -> Vec<GivenChild<'_>> {
+        let node = |child| match child {
+            &BlockdevRefOrNull::Null => GivenNode::Null,
+            BlockdevRefOrNull::Definition(options) => GivenNode::Defined(options),
+            BlockdevRefOrNull::Reference(name) => GivenNode::Named(name),
+        };
+        self.iter().map(|child| GivenChild { edge: edge(member), role, node: node(child) }).collect()
     }
 }
 
@@ -63,7 +77,12 @@ impl ChildMember for Vec<BlockdevRef> {
 /// The name of a node that is there already, or nothing.
 impl ChildMember for Option<String> {
     fn given(&self, member: &'static str, role: Role) -> Vec<GivenChild<'_>> {
-        let named = |name| GivenChild { edge: member.into(), role, node: GivenNode::Named(name) };
+        let named = |name| GivenChild { edge: edge(member), role, node: GivenNode::Named(name) };
         self.iter().map(|name| named(name)).collect()
     }
+}
+
+/// What QMP calls the edge of a member.
+fn edge(member: &'static str) -> Cow<'static, str> {
+    if member.contains('_') { member.replace('_', "-").into() } else { member.into() }
 }

@@ -30,6 +30,18 @@ pub enum BlockdevRef {
     Reference(String),
 }
 
+/// A node by its name, or defined in place, or none.
+#[derive(Clone, Debug, PartialEq, Qapi)]
+#[qapi(alternate)]
+pub enum BlockdevRefOrNull {
+    /// A new node. It takes options that it does not give from the node that it is defined in.
+    Definition(Box<BlockdevOptions>),
+    /// The node-name of a node that is there already.
+    Reference(String),
+    /// None.
+    Null,
+}
+
 /// What every node accepts. A node that is defined inside another takes what is absent from that one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Qapi)]
 #[qapi(name = "BlockdevOptionsBase")]

@@ -8,6 +8,7 @@ use std::rc::Rc;
 
 use qmp::schema::Union;
 
+use super::add::as_parent_of;
 use super::children::{GivenChild, GivenNode};
 use super::options::BlockdevOptions;
 use crate::base::{Error, Result};
@@ -80,8 +81,14 @@ impl Reopening {
             let old = parent.children.iter().find(|(name, _)| *name == given.edge);
             let old = old.and_then(|(_, id)| self.graph.node(*id));
             match (given.node, old) {
+                (GivenNode::Null, None) => {}
+                (GivenNode::Null, Some(_)) if can_change(&given.edge) => {
+                    let current = self.current.last_mut().expect("children are read below their node");
+                    let (parent, child) = (current.report.id, given.edge.clone());
+                    current.children.push(Change::Repoint { parent, child, to: None });
+                }
                 (GivenNode::Defined(options), Some(old)) if is_again(options, &old) => {
-                    self.node(old.id, options, Some(common))?;
+                    self.node(old.id, options, Some(as_parent_of(given.role, common)))?;
                 }
                 (GivenNode::Named(name), Some(old)) if *name == old.name => {}
                 (GivenNode::Named(name), _) if can_change(&given.edge) => self.repoint(given, name)?,

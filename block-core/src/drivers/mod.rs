@@ -34,6 +34,8 @@ pub struct Site<'a> {
     pub common: NodeOptions,
     /// The children, by the names that the catalog's line and QMP give them.
     pub children: &'a [(Cow<'static, str>, ChildId)],
+    /// Children that the options say the node has not got.
+    pub nulls: &'a [Cow<'static, str>],
     /// What options may refer to by id.
     pub objects: &'a Objects,
     /// Where the node's events go.
@@ -71,6 +73,11 @@ impl Site<'_> {
     /// Reads from a child. From now on no other program may write to it, if it was defined with this node.
     pub async fn visit<R>(&self, child: ChildId, work: impl AsyncFnOnce(Child<'_>) -> R) -> Result<R> {
         self.graph.visit(self.tree, self.edges.leads_to(child), self.common, work).await
+    }
+
+    /// The options say something of the child: a node, or that there is none.
+    pub fn is_given(&self, name: &str) -> bool {
+        self.optional(name).is_some() || self.nulls.iter().any(|edge| edge == name)
     }
 
     /// A child that need not be there.

@@ -149,6 +149,12 @@ pub struct DriverInfo {
     pub filename: String,
     /// Bytes that the image occupies, where known.
     pub allocated: Option<u64>,
+    /// Bytes in a cluster, for images that have them.
+    pub cluster_size: Option<u64>,
+    /// Whether the image was not closed in good order, for images that know.
+    pub dirty: Option<bool>,
+    /// What the image says that it stands on: the file's name and its format.
+    pub backing: Option<(String, Option<String>)>,
     /// `image.format-specific` of `query-named-block-nodes`: QMP's tagged `{type, data}` object.
     pub specific: Option<serde_json::Value>,
     /// `driver-specific` of `query-blockstats`.

@@ -41,6 +41,15 @@ pub enum NodeEvent {
         /// Where; empty for a flush.
         at: ByteRange,
     },
+    /// The tables of an image contradict each other; nothing is written to it any more (QMP: `BLOCK_IMAGE_CORRUPTED`).
+    ImageCorrupted {
+        /// The node's name.
+        node: String,
+        /// What is wrong.
+        what: String,
+        /// Where in the file.
+        at: ByteRange,
+    },
     /// Too few copies in a quorum agreed (QMP: `QUORUM_FAILURE`).
     QuorumFailure {
         /// The quorum's name.

@@ -5,10 +5,19 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildChange, ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx,
-    Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent,
+    Geometry, IoCx, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
+
+/// What somebody wants to know a place for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// What is there.
+    Read,
+    /// Where data may be written in place. [`Place::Data`] says so; any other place needs [`Format::allocate`] first.
+    Write,
+}
 
 /// A driver that knows the bytes of an image and moves none of its guest's.
 pub trait Format: Send + Sync + 'static {
@@ -18,17 +27,42 @@ pub trait Format: Send + Sync + 'static {
     type Ticket<'t>: Ticket
     where
         Self: 't;
+    /// Data may get another place while requests run. Then a request that did not go well is looked up again.
+    const MOVES: bool = false;
 
     /// Size and limits, from the configuration and the children (in edge order).
     fn geometry(&self, conf: &Self::Conf, children: &[Geometry]) -> Result<Geometry, Error>;
 
     /// Where the first bytes of the range live, if that can be said from memory. It may not block nor allocate.
-    fn map_now(&self, conf: &Self::Conf, at: ByteRange) -> Option<Extent>;
+    fn map_now(&self, conf: &Self::Conf, at: ByteRange, access: Access) -> Option<Extent>;
 
     /// Where the first bytes of the range live.
-    fn map(&self, conf: &Self::Conf, cx: IoCx<'_>, at: ByteRange) -> impl Future<Output = Result<Extent, IoError>>;
+    fn map(
+        &self,
+        conf: &Self::Conf,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        access: Access,
+    ) -> impl Future<Output = Result<Extent, IoError>>;
 
-    /// Room for the first bytes of a range that [`Format::map`] did not find in a child. A ticket that is dropped
+    /// In bytes: the last such unit of a child need not be there in full. What is missing of it reads as zeroes, and is
+    /// there when it is written. Data behind it is none. Without it a child may be as short as it likes.
+    fn unit(&self) -> u64 {
+        i64::MAX as u64
+    }
+
+    /// Fills `buf` from a range that [`Format::map`] gave as [`Place::Encoded`]. `false`: it is not that any more.
+    fn read_encoded(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _at: ByteRange,
+        _buf: IoBuf,
+    ) -> impl Future<Output = Result<bool, IoError>> {
+        std::future::ready(Err(IoError::Unsupported))
+    }
+
+    /// Room for the first bytes of a range that [`Format::map`] gave no place to write at. A ticket that is dropped
     /// leaks its room until nothing can still write there; it is never handed out before.
     fn allocate<'t>(
         &'t self,
@@ -102,6 +136,16 @@ pub trait Format: Send + Sync + 'static {
     /// See [`Driver::reopen`].
     fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
 
+    /// See [`Driver::set_active`].
+    fn set_active(
+        &self,
+        _conf: &Self::Conf,
+        _common: NodeOptions,
+        _perms: Perms,
+    ) -> impl Future<Output = Result<Option<Self::Conf>, Error>> {
+        std::future::ready(Ok(None))
+    }
+
     /// See [`Driver::info`].
     fn info(&self, conf: &Self::Conf) -> impl Future<Output = DriverInfo>;
 }
@@ -134,50 +178,120 @@ const FILE: ChildId = ChildId::FIRST;
 /// Makes a [`Driver`] of a [`Format`].
 pub struct Mapped<F>(pub F);
 
-impl<F: Format> Mapped<F> {
-    async fn read_extent(&self, cx: IoCx<'_>, extent: Extent, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
-        match extent.place {
-            Place::Data { child, offset } => {
-                cx.child(FILE).announce(DebugEvent::ReadAio).await;
-                cx.child(child).read(range(offset, at.len())?, buf).await
-            }
-            Place::Zero { .. } => {
-                buf.fill(0);
-                Ok(())
-            }
-            Place::Below(child) => {
-                cx.child(FILE).announce(DebugEvent::ReadBackingAio).await;
-                read_below(cx, child, at, buf).await
-            }
-            Place::Passed(child) => cx.child(child).read(at, buf).await,
-            Place::Here | Place::Encoded => Err(IoError::Unsupported),
+/// Fills `buf` with what a guest of the format sees.
+pub async fn read_mapped<F: Format>(
+    format: &F,
+    conf: &F::Conf,
+    cx: IoCx<'_>,
+    at: ByteRange,
+    buf: IoBuf,
+) -> Result<(), IoError> {
+    let mut left = Some(at);
+    while let Some(now) = left {
+        let extent = format.map(conf, cx, now, Access::Read).await?;
+        let (piece, rest) = now.split(extent.len);
+        let part = buf.slice(piece.start() - at.start(), piece.len());
+        if read_extent(format, conf, cx, extent, piece, part).await? {
+            left = rest;
         }
     }
+    Ok(())
+}
 
-    /// In place where the image has the data already, else into fresh room.
-    async fn write_some(
-        &self,
-        conf: &F::Conf,
-        cx: IoCx<'_>,
-        at: ByteRange,
-        buf: &IoBuf,
-        flags: WriteFlags,
-    ) -> Result<u64, IoError> {
-        let extent = self.0.map(conf, cx, at).await?;
-        if let Place::Data { child, offset } = extent.place {
-            cx.child(FILE).announce(DebugEvent::WriteAio).await;
-            cx.child(child).write(range(offset, extent.len)?, buf.slice(0, extent.len), flags).await?;
-            return Ok(extent.len);
+/// `false`: the bytes have moved since they were looked up.
+async fn read_extent<F: Format>(
+    format: &F,
+    conf: &F::Conf,
+    cx: IoCx<'_>,
+    extent: Extent,
+    at: ByteRange,
+    buf: IoBuf,
+) -> Result<bool, IoError> {
+    match extent.place {
+        Place::Data { child, offset } => {
+            cx.child(FILE).announce(DebugEvent::ReadAio).await;
+            let (child, at) = (cx.child(child), range(offset, at.len())?);
+            if at.end() <= child.size() {
+                child.read(at, buf).await?;
+            } else {
+                Box::pin(read_over_end(child, at, format.unit(), buf)).await?;
+            }
         }
-        let whole = ByteRange::new(at.start(), extent.len).ok_or(IoError::OutOfRange)?;
-        let ticket = self.0.allocate(conf, cx, whole).await?;
-        let room = ticket.extent();
-        let Place::Data { child, offset } = room.place else { return Err(IoError::Unsupported) };
-        cx.child(FILE).announce(DebugEvent::WriteAio).await;
-        cx.child(child).write(range(offset, room.len)?, buf.slice(0, room.len), flags).await?;
-        ticket.commit().await?;
-        Ok(room.len)
+        Place::Zero { .. } => buf.fill(0),
+        Place::Below(child) => {
+            cx.child(FILE).announce(DebugEvent::ReadBackingAio).await;
+            read_below(cx, child, at, buf).await?;
+        }
+        Place::Passed(child) => cx.child(child).read(at, buf).await?,
+        Place::Encoded => return format.read_encoded(conf, cx, at, buf).await,
+        Place::Here => return Err(IoError::Unsupported),
     }
+    Ok(true)
+}
+
+/// Writes `buf` as a guest of the format: in place where the image has the data already, else into fresh room.
+pub async fn write_mapped<F: Format>(
+    format: &F,
+    conf: &F::Conf,
+    cx: IoCx<'_>,
+    at: ByteRange,
+    buf: &IoBuf,
+    flags: WriteFlags,
+) -> Result<(), IoError> {
+    let mut left = Some(at);
+    while let Some(now) = left {
+        let part = buf.slice(now.start() - at.start(), now.len());
+        let done = write_some(format, conf, cx, now, &part, flags).await?;
+        left = now.split(done).1;
+    }
+    Ok(())
+}
+
+async fn write_some<F: Format>(
+    format: &F,
+    conf: &F::Conf,
+    cx: IoCx<'_>,
+    at: ByteRange,
+    buf: &IoBuf,
+    flags: WriteFlags,
+) -> Result<u64, IoError> {
+    let extent = format.map(conf, cx, at, Access::Write).await?;
+    if let Place::Data { child, offset } = extent.place {
+        let (child, at) = (cx.child(child), range(offset, extent.len)?);
+        if at.end() > child.size() {
+            within_unit(child, at, format.unit())?;
+        }
+        cx.child(FILE).announce(DebugEvent::WriteAio).await;
+        child.write(at, buf.slice(0, extent.len), flags).await?;
+        return Ok(extent.len);
+    }
+    let whole = ByteRange::new(at.start(), extent.len).ok_or(IoError::OutOfRange)?;
+    let ticket = format.allocate(conf, cx, whole).await?;
+    let room = ticket.extent();
+    let Place::Data { child, offset } = room.place else { return Err(IoError::Unsupported) };
+    cx.child(FILE).announce(DebugEvent::WriteAio).await;
+    cx.child(child).write(range(offset, room.len)?, buf.slice(0, room.len), flags).await?;
+    ticket.commit().await?;
+    Ok(room.len)
+}
+
+/// Where data is supposed to be, there has to be a part of it.
+fn within_unit(child: Child<'_>, at: ByteRange, unit: u64) -> Result<(), IoError> {
+    match child.size().checked_next_multiple_of(unit) {
+        Some(end) if at.end() <= end => Ok(()),
+        _ => Err(IoError::OutOfRange),
+    }
+}
+
+/// What a file has not got of its last unit is zeroes; what is missing behind that is missing.
+async fn read_over_end(child: Child<'_>, at: ByteRange, unit: u64, buf: IoBuf) -> Result<(), IoError> {
+    within_unit(child, at, unit)?;
+    let inside = ByteRange::whole(child.size()).intersection(at).map_or(0, ByteRange::len);
+    if inside > 0 {
+        child.read(range(at.start(), inside)?, buf.slice(0, inside)).await?;
+    }
+    buf.slice(inside, at.len() - inside).fill(0);
+    Ok(())
 }
 
 /// A backing file may be shorter than its overlay: past its end there are zeroes.
@@ -204,27 +318,34 @@ impl<F: Format> Driver for Mapped<F> {
 
     #[inline]
     fn direct(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
-        let (child, at) = self.direct_place(conf, request)?;
-        cx.child(child).direct(DirectRequest { at, ..request })
+        let access = if request.write { Access::Write } else { Access::Read };
+        let extent = self.0.map_now(conf, request.at, access)?;
+        if extent.len != request.at.len() {
+            return None;
+        }
+        match extent.place {
+            Place::Data { child, offset } => {
+                let at = ByteRange::new(offset, extent.len)?;
+                cx.child(child).direct(DirectRequest { at, ..request })
+            }
+            Place::Zero { .. } if !request.write => Some(DirectPlan::new(Direct::Zeroed)),
+            _ => None,
+        }
     }
 
     fn settle(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled {
-        match self.direct_place(conf, request) {
-            Some((child, at)) => cx.child(child).settle(DirectRequest { at, ..request }, result),
-            None => Settled::Again,
+        let access = if request.write { Access::Write } else { Access::Read };
+        match self.0.map_now(conf, request.at, access) {
+            Some(Extent { len, place: Place::Data { child, offset } }) if !F::MOVES && len == request.at.len() => {
+                let at = ByteRange::new(offset, len);
+                at.map_or(Settled::Again, |at| cx.child(child).settle(DirectRequest { at, ..request }, result))
+            }
+            _ => Settled::Again,
         }
     }
 
     async fn read(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
-        let mut left = Some(at);
-        while let Some(now) = left {
-            let extent = self.0.map(conf, cx, now).await?;
-            let (piece, rest) = now.split(extent.len);
-            let part = buf.slice(piece.start() - at.start(), piece.len());
-            self.read_extent(cx, extent, piece, part).await?;
-            left = rest;
-        }
-        Ok(())
+        read_mapped(&self.0, conf, cx, at, buf).await
     }
 
     async fn write(
@@ -238,13 +359,7 @@ impl<F: Format> Driver for Mapped<F> {
         if flags.compressed {
             return self.0.write_compressed(conf, cx, at, buf, flags).await;
         }
-        let mut left = Some(at);
-        while let Some(now) = left {
-            let part = buf.slice(now.start() - at.start(), now.len());
-            let done = self.write_some(conf, cx, now, &part, flags).await?;
-            left = now.split(done).1;
-        }
-        Ok(())
+        write_mapped(&self.0, conf, cx, at, &buf, flags).await
     }
 
     async fn write_zeroes(
@@ -267,7 +382,7 @@ impl<F: Format> Driver for Mapped<F> {
     }
 
     async fn map(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
-        self.0.map(conf, cx, at).await
+        self.0.map(conf, cx, at, Access::Read).await
     }
 
     async fn truncate(
@@ -311,21 +426,11 @@ impl<F: Format> Driver for Mapped<F> {
         self.0.reopen(conf, request).await
     }
 
+    async fn set_active(&self, conf: &F::Conf, common: NodeOptions, perms: Perms) -> Result<Option<F::Conf>, Error> {
+        self.0.set_active(conf, common, perms).await
+    }
+
     async fn info(&self, conf: &F::Conf) -> DriverInfo {
         self.0.info(conf).await
-    }
-}
-
-impl<F: Format> Mapped<F> {
-    /// The one place in one child where all of the request's bytes are, if memory says so.
-    #[inline]
-    fn direct_place(&self, conf: &F::Conf, request: DirectRequest) -> Option<(ChildId, ByteRange)> {
-        let extent = self.0.map_now(conf, request.at)?;
-        match extent.place {
-            Place::Data { child, offset } if extent.len == request.at.len() => {
-                Some((child, ByteRange::new(offset, extent.len)?))
-            }
-            _ => None,
-        }
     }
 }

@@ -13,5 +13,5 @@ mod status;
 mod zeroes;
 
 pub use filter::{Filter, Filtered, Request};
-pub use format::{Format, Mapped, NoTicket, Ticket};
+pub use format::{Access, Format, Mapped, NoTicket, Ticket, read_mapped, write_mapped};
 pub use status::{Content, Status};

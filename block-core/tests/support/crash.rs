@@ -122,32 +122,35 @@ impl Trial {
             heard = cut.at;
             let images = cut.images(&self.images, log);
             let checked = (self.check)(&images[0]);
-            let (found, unreadable) = self.found(images, &stack).await;
+            let (found, unreadable, used) = self.found(images, &stack).await;
             let mut wrong = model.wrong_after_crash(&found);
             wrong.retain(|wrong| !unreadable.contains(&wrong.sector));
             let (settled, undecided): (Vec<u64>, Vec<u64>) =
                 unreadable.into_iter().partition(|sector| model.is_settled(*sector));
             wrong.extend(settled.into_iter().map(Wrong::unreadable));
             report.undecided += undecided.len();
-            report.add(&cut, checked, &wrong);
+            report.add(&cut, checked.and(used), &wrong);
         }
         report
     }
 
-    /// Opens the images, and gives what is in them after it has shown that they can be used; and which sectors cannot be
-    /// read.
-    async fn found(&self, images: Vec<Vec<u8>>, stack: &impl Stack) -> (Vec<u8>, Vec<u64>) {
+    /// Opens the images; gives what is in them, which sectors cannot be read, and whether they can be used.
+    async fn found(&self, images: Vec<Vec<u8>>, stack: &impl Stack) -> (Vec<u8>, Vec<u64>, Result<(), String>) {
         let (_graph, _top, port) = self.opened(images, &Log::default(), stack).await;
         let lane = port.handle().lane(&Local::current());
         let all = range(0, port.geometry().size);
-        let found = match read(&lane, all).await {
+        let (bytes, unreadable) = match read(&lane, all).await {
             Ok(bytes) => (bytes, Vec::new()),
             Err(_) => by_sectors(&lane, all).await,
         };
-        write(&lane, 0, &[1; SECTOR], WriteFlags::default()).await.unwrap();
-        flush(&lane).await.unwrap();
-        assert_eq!(read(&lane, range(0, SECTOR as u64)).await.unwrap(), [1; SECTOR]);
-        found
+        let used = async {
+            write(&lane, 0, &[1; SECTOR], WriteFlags::default()).await?;
+            flush(&lane).await?;
+            read(&lane, range(0, SECTOR as u64)).await
+        };
+        let used = used.await.map_err(|error| format!("it cannot be used: {error}"));
+        let used = used.map(|bytes| assert_eq!(bytes, [1; SECTOR]));
+        (bytes, unreadable, used)
     }
 }
 

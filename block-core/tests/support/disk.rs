@@ -10,7 +10,7 @@ use std::task::Poll;
 
 use block_core::base::{ByteRange, IoError, Result};
 use block_core::graph::{
-    Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NewNode, NodeOptions, Place, Preallocation, ReopenRequest,
+    Driver, DriverInfo, End, Extent, Geometry, IoCx, Limits, NewNode, NodeOptions, Place, Preallocation, ReopenRequest,
     WriteFlags,
 };
 use block_core::rt::IoBuf;
@@ -88,6 +88,15 @@ impl Disk {
         )
     }
 
+    /// A write past the end moves it; which of the two a crash leaves is open.
+    fn reach(&self, end: u64) {
+        let mut image = self.image.lock().unwrap();
+        if end > image.len() as u64 {
+            image.resize(len(end), 0);
+            self.log.push(Event::Change(self.number, Change::Truncate { size: end }));
+        }
+    }
+
     /// Some time passes before and after, so that requests overlap in every way.
     async fn change(&self, change: Change) {
         pause().await;
@@ -110,12 +119,18 @@ impl Driver for Disk {
         Ok(())
     }
 
+    fn end(&self, _: &u64) -> End {
+        End::At(self.image.lock().unwrap().len() as u64)
+    }
+
     async fn write(&self, _: &u64, _: IoCx<'_>, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
+        self.reach(at.end());
         self.change(Change::Write { at, bytes: buf.to_vec(), stable: flags.fua }).await;
         Ok(())
     }
 
     async fn write_zeroes(&self, _: &u64, _: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
+        self.reach(at.end());
         self.change(Change::Zeroes { at, stable: flags.fua }).await;
         Ok(())
     }

@@ -149,6 +149,12 @@ struct ImageInfo {
     actual_size: Option<i64>,
     /// Bytes that a guest sees.
     virtual_size: i64,
+    /// Bytes in a cluster.
+    cluster_size: Option<i64>,
+    /// What the image says that it stands on.
+    backing_filename: Option<String>,
+    /// The format of that, as the image says.
+    backing_filename_format: Option<String>,
     /// What only this driver says.
     format_specific: Option<Value>,
 }
@@ -221,6 +227,8 @@ async fn query_block(_: Rc<Daemon>, _: Empty) -> Result<Vec<Value>> {
 impl BlockDeviceInfo {
     fn of(node: &NodeReport, info: DriverInfo) -> Self {
         let options = &node.options;
+        let (backing_filename, backing_filename_format) =
+            info.backing.map_or((None, None), |(name, format)| (Some(name), format));
         Self {
             file: info.filename.clone(),
             node_name: Some(node.name.clone()),
@@ -243,9 +251,12 @@ impl BlockDeviceInfo {
             image: ImageInfo {
                 filename: info.filename,
                 format: info.driver.to_owned(),
-                dirty_flag: None,
+                dirty_flag: info.dirty,
                 actual_size: info.allocated.map(signed),
                 virtual_size: signed(node.geometry.size),
+                cluster_size: info.cluster_size.map(signed),
+                backing_filename,
+                backing_filename_format,
                 format_specific: info.specific,
             },
             cache: CacheInfo { writeback: true, direct: options.direct, no_flush: options.no_flush },

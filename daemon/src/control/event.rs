@@ -30,6 +30,18 @@ struct BlockExportDeleted {
     id: String,
 }
 
+/// A guest's requests wait, and none has ended for a while: storage hangs, or a throttle holds them. Told once; what ends
+/// it is in the log.
+#[derive(Clone, Debug, Qapi)]
+struct BlockExportStalled {
+    /// The export's id.
+    id: String,
+    /// Requests that wait.
+    in_flight: u32,
+    /// No request has ended for so long, at least.
+    seconds: u64,
+}
+
 /// A write went past a node's threshold, which is disarmed now.
 #[derive(Clone, Debug, Qapi)]
 struct BlockWriteThreshold {
@@ -95,6 +107,23 @@ struct QuorumReportBad {
     sectors_count: i64,
 }
 
+/// The tables of an image contradict each other.
+#[derive(Clone, Debug, Qapi)]
+struct BlockImageCorrupted {
+    /// Always empty: there are no named devices here.
+    device: String,
+    /// The node.
+    node_name: Option<String>,
+    /// What is wrong.
+    msg: String,
+    /// Where in the file, in bytes.
+    offset: Option<i64>,
+    /// How many bytes of it.
+    size: Option<i64>,
+    /// Nothing is written to the image any more. Always true.
+    fatal: bool,
+}
+
 /// What the copies in a quorum were asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
 enum QuorumOpType {
@@ -129,6 +158,8 @@ struct JobStatusChange {
 /// Adds all events to the schema.
 pub(crate) fn describe(collector: &mut Collector) {
     collector.event::<BlockExportDeleted>("BLOCK_EXPORT_DELETED", &[]);
+    collector.event::<BlockExportStalled>("X_BLOCK_EXPORT_STALLED", &[]);
+    collector.event::<BlockImageCorrupted>("BLOCK_IMAGE_CORRUPTED", &[]);
     collector.event::<BlockIoError>("BLOCK_IO_ERROR", &[]);
     collector.event::<BlockWriteThreshold>("BLOCK_WRITE_THRESHOLD", &[]);
     collector.event::<JobStatusChange>("JOB_STATUS_CHANGE", &[]);
@@ -140,6 +171,11 @@ impl Event {
     /// An export is gone.
     pub fn export_deleted(id: &str) -> Self {
         Self::now("BLOCK_EXPORT_DELETED", &BlockExportDeleted { id: id.to_owned() }, None)
+    }
+
+    /// Nothing gets on in an export.
+    pub fn export_stalled(id: &str, in_flight: u32, seconds: u64) -> Self {
+        Self::now("X_BLOCK_EXPORT_STALLED", &BlockExportStalled { id: id.to_owned(), in_flight, seconds }, None)
     }
 
     /// A job has come to another part of its life.
@@ -169,6 +205,17 @@ impl Event {
                     reason: error.to_string(),
                 };
                 Self::now("BLOCK_IO_ERROR", &data, Some(key))
+            }
+            NodeEvent::ImageCorrupted { node, what, at } => {
+                let data = BlockImageCorrupted {
+                    device: String::new(),
+                    node_name: Some(node),
+                    msg: what,
+                    offset: i64::try_from(at.start()).ok(),
+                    size: i64::try_from(at.len()).ok(),
+                    fatal: true,
+                };
+                Self::now("BLOCK_IMAGE_CORRUPTED", &data, None)
             }
             NodeEvent::QuorumReportBad { node, op, error, at } => {
                 let key = format!("QUORUM_REPORT_BAD {node}");

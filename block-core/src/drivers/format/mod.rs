@@ -1,3 +1,4 @@
 //! Image formats: they say where guest data is, and `pipeline` moves it.
 
+pub mod qcow2;
 pub mod raw;

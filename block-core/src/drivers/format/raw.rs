@@ -10,7 +10,7 @@ use crate::graph::{
     ChildId, DebugEvent, DriverInfo, End, Extent, Geometry, IoCx, Limits, PermSet, Perms, Place, Preallocation,
     ReopenRequest, Role, WriteFlags,
 };
-use crate::pipeline::{Format, Mapped, NoTicket};
+use crate::pipeline::{Access, Format, Mapped, NoTicket};
 
 /// The bytes of the file as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Qapi)]
@@ -110,11 +110,11 @@ impl Format for Raw {
     }
 
     #[inline]
-    fn map_now(&self, window: &Window, at: ByteRange) -> Option<Extent> {
+    fn map_now(&self, window: &Window, at: ByteRange, _: Access) -> Option<Extent> {
         Some(window.extent(self.file, at))
     }
 
-    async fn map(&self, window: &Window, _cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+    async fn map(&self, window: &Window, _: IoCx<'_>, at: ByteRange, _: Access) -> Result<Extent, IoError> {
         Ok(window.extent(self.file, at))
     }
 

@@ -53,6 +53,7 @@ pub(super) fn info(kind: Kind, filename: &str, allocated: Option<u64>, counts: &
             "discard-nb-failed": counts.discards_failed.load(Relaxed),
             "discard-bytes-ok": counts.discarded_bytes.load(Relaxed),
         })),
+        ..DriverInfo::default()
     }
 }
 

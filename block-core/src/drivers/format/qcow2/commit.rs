@@ -1,0 +1,301 @@
+//! Writing the tables down, in an order that a crash may cut anywhere: guest data and refcounts first, then what leads to
+//! them, and only then lower refcounts. Between the steps the file is flushed, where there is anything to keep apart.
+//!
+//! | step | what | a crash behind it leaves |
+//! |---|---|---|
+//! | 1 | new refcount blocks, flush | clusters that nobody knows of |
+//! | 2 | the refcount table, other blocks; flush, which also makes guest data stable | leaks |
+//! | 3 | L2 slices, the L1 table; flush | leaks, where these led to something before |
+//! | 4 | lower refcounts of what is free; the file is told of holes | – |
+//!
+//! The next flush makes step 4 stable. One commit runs at a time; who comes while one runs waits
+//! for the next, and all who wait for the same one share it.
+
+use std::collections::BTreeSet;
+
+use super::Image;
+use super::entry::{CORRUPT, table_of};
+use super::meta::{Meta, Run};
+use super::tables::put;
+use crate::base::{ByteRange, IoError};
+use crate::graph::{DebugEvent, IoCx, WriteFlags};
+use crate::rt::IoBuf;
+use crate::rt::sync::together;
+
+/// What one commit writes: copies, made under the lock at one moment.
+#[derive(Default)]
+struct Work {
+    new_blocks: Vec<(u64, u64, Vec<u8>)>,
+    blocks: Vec<(u64, u64, Vec<u8>)>,
+    table: Vec<Sector>,
+    table_entries: BTreeSet<usize>,
+    slices: Vec<(u64, u64, Vec<u8>)>,
+    l1: Vec<Sector>,
+    l1_entries: BTreeSet<usize>,
+    freed: Vec<Run>,
+}
+
+/// Where it goes, and what.
+type Sector = (u64, Vec<u8>);
+
+impl Image {
+    /// Whatever was done before this is in the file and stable when it ends.
+    pub(super) async fn commit(&self, cx: IoCx<'_>) -> Result<(), IoError> {
+        let wanted = self.meta().begun + 1;
+        let _turn = self.committing.at(0).await;
+        let (number, work) = {
+            let mut meta = self.meta();
+            if meta.ended >= wanted {
+                return Ok(());
+            }
+            meta.begun += 1;
+            (meta.begun, Work::take(&mut meta, self)?)
+        };
+        let mut unwritten = Unwritten { image: self, work: Some(work) };
+        if let Some(work) = &unwritten.work {
+            self.write_down(cx, work).await?;
+        }
+        let work = unwritten.work.take().unwrap_or_default();
+        {
+            let mut meta = self.meta();
+            meta.settled();
+            meta.ended = number;
+        }
+        if !work.freed.is_empty() {
+            self.lower(cx, &work.freed).await;
+            self.write_lowered(cx).await;
+        }
+        Ok(())
+    }
+
+    /// What was lowered goes to the file at once, so that a crash leaves fewer leaks; the next flush makes it stable. Blocks
+    /// that the file does not know yet come with the next commit.
+    async fn write_lowered(&self, cx: IoCx<'_>) {
+        let mut unwritten = Unwritten { image: self, work: Some(Work::lowered(&mut self.meta())) };
+        let Some(work) = &unwritten.work else { return };
+        if self.put_all(cx, work.blocks.iter().map(|(_, at, bytes)| (*at, bytes))).await.is_ok() {
+            unwritten.work = None;
+            self.meta().settled();
+        }
+    }
+
+    async fn write_down(&self, cx: IoCx<'_>, work: &Work) -> Result<(), IoError> {
+        let file = cx.child(self.file);
+        if !work.new_blocks.is_empty() {
+            file.announce(DebugEvent::RefblockAllocWrite).await;
+            self.put_all(cx, work.new_blocks.iter().map(|(_, at, bytes)| (*at, bytes))).await?;
+            file.flush().await?;
+        }
+        if !work.blocks.is_empty() {
+            file.announce(DebugEvent::RefblockUpdate).await;
+            self.put_all(cx, work.blocks.iter().map(|(_, at, bytes)| (*at, bytes))).await?;
+        }
+        if !work.table.is_empty() {
+            file.announce(DebugEvent::RefblockAllocHookup).await;
+            self.put_all(cx, work.table.iter().map(|(at, bytes)| (*at, bytes))).await?;
+        }
+        if let Some(data) = self.data {
+            cx.child(data).flush().await?;
+        }
+        if !work.slices.is_empty() || !work.l1.is_empty() {
+            file.flush().await?;
+            self.put_all(cx, work.slices.iter().map(|(_, at, bytes)| (*at, bytes))).await?;
+            self.put_all(cx, work.l1.iter().map(|(at, bytes)| (*at, bytes))).await?;
+        }
+        file.announce(DebugEvent::FlushToDisk).await;
+        file.flush().await
+    }
+
+    async fn put_all(&self, cx: IoCx<'_>, all: impl Iterator<Item = (u64, &Vec<u8>)>) -> Result<(), IoError> {
+        let all: Vec<_> = all.collect();
+        for some in all.chunks(AT_ONCE) {
+            let written = together(some.iter().map(|(at, bytes)| put(cx.child(self.file), *at, bytes))).await;
+            written.into_iter().collect::<Result<(), IoError>>()?;
+        }
+        Ok(())
+    }
+
+    /// Nothing in the file leads to these clusters any more. What cannot be lowered now is tried again with the next
+    /// commit.
+    async fn lower(&self, cx: IoCx<'_>, freed: &[Run]) {
+        for run in freed {
+            cx.child(self.file).announce(DebugEvent::ClusterFree).await;
+            let mut empty = None;
+            for cluster in run.cluster..run.cluster + run.count {
+                match self.lower_one(cx, cluster).await {
+                    Ok(false) => {}
+                    Ok(true) => self.punch_later(cx, &mut empty, Run { cluster, count: 1, ..*run }).await,
+                    Err(error) => {
+                        tracing::warn!("a refcount of '{}' cannot be lowered: {error}", self.name);
+                        self.meta().freed.push(Run { cluster, count: run.cluster + run.count - cluster, ..*run });
+                        break;
+                    }
+                }
+            }
+            if let Some(last) = empty {
+                self.punch(cx, last).await;
+            }
+        }
+    }
+
+    /// True where the cluster is free now.
+    async fn lower_one(&self, cx: IoCx<'_>, cluster: u64) -> Result<bool, IoError> {
+        let layout = self.layout;
+        let count = loop {
+            let changed = self.meta().refs.change(layout, cluster, false);
+            match changed {
+                Some(changed) => break changed,
+                None => self.load_block(cx, cluster / layout.block_entries()).await?,
+            }
+        };
+        let Ok(count) = count else {
+            let at = ByteRange::new(cluster << layout.cluster_bits, layout.cluster()).ok_or(CORRUPT)?;
+            self.corrupt(cx, "a cluster that was in use has refcount 0", at).await;
+            return Ok(false);
+        };
+        if count == 0 {
+            self.meta().refs.rest(cluster);
+        }
+        Ok(count == 0)
+    }
+
+    /// Collects neighbours, so that the file is told of them at once.
+    async fn punch_later(&self, cx: IoCx<'_>, before: &mut Option<Run>, run: Run) {
+        match before {
+            Some(last) if last.cluster + last.count == run.cluster => last.count += run.count,
+            other => {
+                if let Some(last) = other.replace(run) {
+                    self.punch(cx, last).await;
+                }
+            }
+        }
+    }
+
+    /// The file below need not keep these. It may have no use for knowing.
+    async fn punch(&self, cx: IoCx<'_>, run: Run) {
+        if !run.punch {
+            return;
+        }
+        let bits = self.layout.cluster_bits;
+        let file = cx.child(self.file);
+        let at = ByteRange::new(run.cluster << bits, run.count << bits);
+        if let Some(at) = at.and_then(|at| at.intersection(ByteRange::whole(file.size()))) {
+            // A discard is a hint.
+            let _ = file.discard(at).await;
+        }
+    }
+}
+
+/// Writes of one step that run side by side.
+const AT_ONCE: usize = 32;
+
+impl Work {
+    fn take(meta: &mut Meta, image: &Image) -> Result<Self, IoError> {
+        let layout = image.layout;
+        let mut work = Self::default();
+        // What cannot be placed is an error before anything is taken.
+        let mut slices = Vec::new();
+        for slice in &meta.dirty {
+            let table = table_of(meta.l1.get(layout.l1_index(*slice)).copied().unwrap_or(0), layout)?;
+            let bytes = image.slices.bytes(*slice).ok_or(CORRUPT)?;
+            slices.push((*slice, table.ok_or(CORRUPT)? + layout.slice_offset(*slice), bytes));
+        }
+        work.slices = slices;
+        let table = &meta.refs.table;
+        for (index, cached) in &mut meta.refs.blocks {
+            if !cached.dirty {
+                continue;
+            }
+            let at = usize::try_from(*index).ok().and_then(|index| table.get(index)).copied().ok_or(CORRUPT)?;
+            let list = if cached.new { &mut work.new_blocks } else { &mut work.blocks };
+            list.push((*index, at, cached.block.bytes().to_vec()));
+        }
+        for index in work.new_blocks.iter().chain(&work.blocks).map(|(index, ..)| *index) {
+            if let Some(cached) = meta.refs.blocks.get_mut(&index) {
+                (cached.dirty, cached.new, cached.writing) = (false, false, true);
+            }
+        }
+        meta.busy = std::mem::take(&mut meta.dirty);
+        work.table_entries = std::mem::take(&mut meta.refs.table_dirty);
+        work.table = sectors(&work.table_entries, &meta.refs.table, meta.refs.table_at);
+        work.l1_entries = std::mem::take(&mut meta.l1_dirty);
+        work.l1 = sectors(&work.l1_entries, &meta.l1, meta.l1_at);
+        work.freed = std::mem::take(&mut meta.freed);
+        Ok(work)
+    }
+
+    /// Refcount blocks alone.
+    fn lowered(meta: &mut Meta) -> Self {
+        let (table, mut work) = (&meta.refs.table, Self::default());
+        for (index, cached) in meta.refs.blocks.iter_mut().filter(|(_, cached)| cached.dirty && !cached.new) {
+            if let Some(at) = usize::try_from(*index).ok().and_then(|index| table.get(index)) {
+                work.blocks.push((*index, *at, cached.block.bytes().to_vec()));
+                (cached.dirty, cached.writing) = (false, true);
+            }
+        }
+        work
+    }
+
+    /// It is still to be done.
+    fn put_back(self, meta: &mut Meta) {
+        meta.settled();
+        meta.dirty.extend(self.slices.iter().map(|(slice, ..)| *slice));
+        for (index, ..) in &self.new_blocks {
+            if let Some(cached) = meta.refs.blocks.get_mut(index) {
+                (cached.dirty, cached.new) = (true, true);
+            }
+        }
+        for (index, ..) in &self.blocks {
+            if let Some(cached) = meta.refs.blocks.get_mut(index) {
+                cached.dirty = true;
+            }
+        }
+        meta.refs.table_dirty.extend(self.table_entries);
+        meta.l1_dirty.extend(self.l1_entries);
+        let since = std::mem::replace(&mut meta.freed, self.freed);
+        meta.freed.extend(since);
+    }
+}
+
+/// The sectors of a table that have the entries, each once.
+fn sectors(entries: &BTreeSet<usize>, table: &[u64], at: u64) -> Vec<Sector> {
+    let numbers: BTreeSet<usize> = entries.iter().map(|entry| entry / ENTRIES).collect();
+    let sector = |number: usize| {
+        let words = table.iter().skip(number * ENTRIES).take(ENTRIES);
+        (at + (number * ENTRIES * 8) as u64, words.flat_map(|word| word.to_be_bytes()).collect())
+    };
+    numbers.into_iter().map(sector).collect()
+}
+
+/// Table entries in a sector.
+const ENTRIES: usize = 64;
+
+/// Work that goes back to where it came from, unless it is taken out of this.
+struct Unwritten<'a> {
+    image: &'a Image,
+    work: Option<Work>,
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            work.put_back(&mut self.image.meta());
+        }
+    }
+}
+
+/// Changes fields of the header: the sector that they are in is written as a whole.
+pub(super) async fn write_header(image: &Image, cx: IoCx<'_>, at: usize, field: &[u8]) -> Result<(), IoError> {
+    let _turn = image.header_turn.at(0).await;
+    let bytes = {
+        let meta = image.meta();
+        let mut bytes = meta.header.clone();
+        bytes.get_mut(at..at + field.len()).ok_or(CORRUPT)?.copy_from_slice(field);
+        bytes
+    };
+    let buf = IoBuf::from_slice(&bytes)?;
+    let whole = ByteRange::new(0, bytes.len() as u64).ok_or(CORRUPT)?;
+    cx.child(image.file).write(whole, buf, WriteFlags::default()).await?;
+    image.meta().header = bytes;
+    Ok(())
+}

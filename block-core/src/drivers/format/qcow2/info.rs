@@ -1,0 +1,47 @@
+//! What queries say about an image: `ImageInfoSpecificQCow2` and what is common to images.
+
+use serde_json::json;
+use std::sync::atomic::Ordering::Acquire;
+
+use super::header::{CORRUPT_BIT, Compression, DIRTY, EXTENDED_L2, LAZY_REFCOUNTS};
+use super::{Image, Shape};
+use crate::graph::DriverInfo;
+
+impl Image {
+    pub(super) fn described(&self, _: &Shape) -> DriverInfo {
+        let header = &self.header;
+        let compression = match self.compression {
+            Compression::Zlib => "zlib",
+            Compression::Zstd => "zstd",
+        };
+        let mut data = json!({ "compat": if header.version == 2 { "0.10" } else { "1.1" } });
+        let mut put = |name: &str, value: serde_json::Value| {
+            drop(data.as_object_mut().map(|data| data.insert(name.into(), value)))
+        };
+        put("compression-type", compression.into());
+        if header.version >= 3 {
+            put("lazy-refcounts", (header.compatible & LAZY_REFCOUNTS != 0).into());
+        }
+        put("refcount-bits", (1u64 << header.refcount_order).into());
+        if header.version >= 3 {
+            put("corrupt", (header.has(CORRUPT_BIT) || self.is_corrupt.load(Acquire)).into());
+            put("extended-l2", header.has(EXTENDED_L2).into());
+        }
+        if self.data.is_some() {
+            if let Some(name) = &self.extensions.data_file {
+                put("data-file", name.as_str().into());
+            }
+            put("data-file-raw", self.raw_data.into());
+        }
+        let specific = Some(json!({ "type": "qcow2", "data": data }));
+        let backing = self.extensions.backing_file.clone();
+        DriverInfo {
+            driver: "qcow2",
+            specific,
+            cluster_size: Some(self.layout.cluster()),
+            dirty: Some(header.has(DIRTY)),
+            backing: backing.map(|name| (name, self.extensions.backing_format.clone())),
+            ..DriverInfo::default()
+        }
+    }
+}

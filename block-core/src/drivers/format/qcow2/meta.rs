@@ -1,0 +1,386 @@
+//! The image's tables in memory, as they are going to be: what the lock guards. No I/O here, and nothing that waits.
+//!
+//! What has changed is marked; `commit.rs` writes it down in an order that a crash may cut anywhere.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use super::entry::{CORRUPT, OFFSET};
+use super::header::MAX_HOST;
+use super::layout::Layout;
+use super::options::Checks;
+use super::refcounts::Block;
+use crate::base::{ByteRange, IoError, is_aligned};
+
+/// See the module's head.
+pub(super) struct Meta {
+    pub(super) layout: Layout,
+    /// The first 512 bytes of the file.
+    pub(super) header: Vec<u8>,
+    pub(super) l1: Vec<u64>,
+    /// Where the L1 table is.
+    pub(super) l1_at: u64,
+    /// Entries of it that are not in the file yet.
+    pub(super) l1_dirty: BTreeSet<usize>,
+    /// Slices of L2 tables that are not in the file yet.
+    pub(super) dirty: BTreeSet<u64>,
+    /// Slices that are being written: not to be forgotten.
+    pub(super) busy: BTreeSet<u64>,
+    /// The L2 tables, by L1 index, of which it has been made sure that they may be written.
+    pub(super) own_tables: HashSet<usize>,
+    pub(super) refs: Refs,
+    /// Clusters that nothing in memory refers to any more; in the file something may.
+    pub(super) freed: Vec<Run>,
+    /// Room of writes that came to nothing. Something may still write there until the node is drained.
+    pub(super) abandoned: Vec<Run>,
+    /// Tables that only the header or a snapshot refers to, with what they are.
+    pub(super) fixed: Vec<(ByteRange, &'static str)>,
+    /// Over which tables nothing else may be written.
+    pub(super) checks: Checks,
+    /// The host cluster that the next compressed data may go on in, and the byte where.
+    pub(super) packed: Option<u64>,
+    /// How many commits have begun, and the last of them that ended well.
+    pub(super) begun: u64,
+    pub(super) ended: u64,
+}
+
+/// Host clusters, counted from the beginning of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) cluster: u64,
+    pub(super) count: u64,
+    /// The file below may be told that they are not needed.
+    pub(super) punch: bool,
+}
+
+/// Refcounts, and which clusters may be handed out.
+pub(super) struct Refs {
+    pub(super) table: Vec<u64>,
+    /// Where the refcount table is.
+    pub(super) table_at: u64,
+    /// Entries of it that are not in the file yet.
+    pub(super) table_dirty: BTreeSet<usize>,
+    pub(super) blocks: HashMap<u64, Cached>,
+    /// Blocks that are kept although nothing of them has to be written.
+    pub(super) room: usize,
+    /// No cluster before this one is handed out until the node is drained.
+    pub(super) next: u64,
+    /// The first cluster that the file cannot have.
+    pub(super) limit: u64,
+    /// Clusters from `next` on that were set free since, first and number: a request that began before may still be
+    /// using them.
+    pub(super) resting: BTreeMap<u64, u64>,
+    /// From this cluster on the file is a hole.
+    pub(super) fresh: u64,
+    clock: u64,
+}
+
+/// A refcount block in memory.
+pub(super) struct Cached {
+    pub(super) block: Block,
+    pub(super) dirty: bool,
+    /// The file has no such block yet, so nothing may lead to it before it is written.
+    pub(super) new: bool,
+    /// A copy of it is being written: what is in the file may be older.
+    pub(super) writing: bool,
+    used: u64,
+}
+
+/// What has to be done before clusters can be had.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// They are the caller's now.
+    Clusters(Run),
+    /// A refcount block has to be read.
+    Block(u64),
+    /// The refcount table has to become larger.
+    TableIsFull,
+}
+
+impl Meta {
+    /// Which table that is watched has a part of the range, if one has. Goes through all of them.
+    pub(super) fn owner_of(&self, at: ByteRange) -> Option<&'static str> {
+        let (cluster, checks) = (self.layout.cluster(), self.checks);
+        let hits = |offset: u64| offset != 0 && ByteRange::new(offset, cluster).is_some_and(|table| table.overlaps(at));
+        if let Some((_, what)) = self.fixed.iter().find(|(range, _)| range.overlaps(at)) {
+            return Some(what);
+        }
+        if checks.l1 && self.l1_range().overlaps(at) {
+            return Some("the active L1 table");
+        }
+        if checks.refcount_table && self.refs.range().overlaps(at) {
+            return Some("the refcount table");
+        }
+        if checks.refcount_block && self.refs.table.iter().any(|offset| hits(*offset)) {
+            return Some("a refcount block");
+        }
+        (checks.l2 && self.l1.iter().any(|entry| hits(entry & OFFSET))).then_some("an active L2 table")
+    }
+
+    /// Shows `mark` every cluster of the tables that are watched.
+    pub(super) fn watched(&self, mut mark: impl FnMut(u64)) {
+        let (bits, checks) = (self.layout.cluster_bits, self.checks);
+        let mut all: Vec<ByteRange> = self.fixed.iter().map(|(range, _)| *range).collect();
+        all.extend(checks.l1.then(|| self.l1_range()));
+        all.extend(checks.refcount_table.then(|| self.refs.range()));
+        for range in all.into_iter().filter(|range| !range.is_empty()) {
+            (range.start() >> bits..=(range.end() - 1) >> bits).for_each(&mut mark);
+        }
+        let blocks = self.refs.table.iter().filter(|offset| checks.refcount_block && **offset != 0);
+        blocks.for_each(|offset| mark(offset >> bits));
+        let tables = self.l1.iter().map(|entry| entry & OFFSET).filter(|offset| checks.l2 && *offset != 0);
+        tables.for_each(|offset| mark(offset >> bits));
+    }
+
+    /// The same for a place where a table of kind `own` is going to be written.
+    pub(super) fn other_owner_of(&self, at: ByteRange, own: &str) -> Option<&'static str> {
+        self.owner_of(at).filter(|owner| *owner != own)
+    }
+
+    pub(super) fn l1_range(&self) -> ByteRange {
+        ByteRange::new(self.l1_at, self.l1.len() as u64 * 8).unwrap_or(ByteRange::whole(0))
+    }
+
+    /// Nothing in memory refers to the clusters any more.
+    pub(super) fn free(&mut self, run: Run) {
+        match self.freed.last_mut() {
+            Some(last) if last.cluster + last.count == run.cluster && last.punch == run.punch => {
+                last.count += run.count
+            }
+            _ => self.freed.push(run),
+        }
+    }
+
+    /// Nothing is being written any more.
+    pub(super) fn settled(&mut self) {
+        self.busy.clear();
+        self.refs.blocks.values_mut().for_each(|cached| cached.writing = false);
+    }
+
+    /// Nothing waits to be written.
+    pub(super) fn is_clean(&self) -> bool {
+        self.dirty.is_empty()
+            && self.l1_dirty.is_empty()
+            && self.freed.is_empty()
+            && self.refs.table_dirty.is_empty()
+            && self.refs.blocks.values().all(|cached| !cached.dirty)
+    }
+
+    /// So much waits that whoever adds to it should write it down first.
+    pub(super) fn is_full(&self, slices: usize) -> bool {
+        let blocks = self.refs.blocks.values().filter(|cached| cached.dirty).count();
+        self.dirty.len() > (slices / 2).clamp(1, 4096) || self.freed.len() > 4096 || blocks > self.refs.room.max(64)
+    }
+
+    /// Nobody uses anything any more: what was set free or came to nothing can be handed out again.
+    pub(super) fn drained(&mut self) {
+        let abandoned = std::mem::take(&mut self.abandoned);
+        abandoned.into_iter().for_each(|run| self.free(run));
+        self.packed = None;
+    }
+}
+
+impl Refs {
+    pub(super) fn new(table: Vec<u64>, table_at: u64, room: usize, fresh: u64) -> Self {
+        Self {
+            table,
+            table_at,
+            table_dirty: BTreeSet::new(),
+            blocks: HashMap::new(),
+            room: room.max(4),
+            next: 1,
+            limit: u64::MAX,
+            resting: BTreeMap::new(),
+            fresh,
+            clock: 0,
+        }
+    }
+
+    pub(super) fn range(&self) -> ByteRange {
+        ByteRange::new(self.table_at, self.table.len() as u64 * 8).unwrap_or(ByteRange::whole(0))
+    }
+
+    /// Where block `index` is: `None` where there is none.
+    pub(super) fn block_at(&self, index: u64, layout: Layout) -> Result<Option<u64>, IoError> {
+        let offset = usize::try_from(index).ok().and_then(|index| self.table.get(index)).copied().unwrap_or(0);
+        if !is_aligned(offset, layout.cluster()) || offset >= MAX_HOST {
+            return Err(CORRUPT);
+        }
+        Ok((offset != 0).then_some(offset))
+    }
+
+    /// Keeps a block that was read; forgets one that has not been used for long.
+    pub(super) fn keep(&mut self, index: u64, block: Block) {
+        if self.blocks.len() >= self.room {
+            let loose = self.blocks.iter().filter(|(_, cached)| !cached.dirty && !cached.writing);
+            let oldest = loose.min_by_key(|(_, cached)| cached.used).map(|(index, _)| *index);
+            oldest.map(|oldest| self.blocks.remove(&oldest));
+        }
+        let used = self.tick();
+        self.blocks.insert(index, Cached { block, dirty: false, new: false, writing: false, used });
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Takes up to `wanted` free clusters that lie one after another, none of them one that `owned` says is a table's.
+    pub(super) fn take(&mut self, layout: Layout, wanted: u64, owned: impl Fn(u64) -> bool) -> Result<Found, IoError> {
+        let entries = layout.block_entries();
+        loop {
+            let limit = self.limit.min(MAX_HOST >> layout.cluster_bits);
+            if self.next >= limit {
+                return Err(IoError::NoSpace);
+            }
+            let (index, first) = (self.next / entries, self.next % entries);
+            if index >= self.table.len() as u64 {
+                return Ok(Found::TableIsFull);
+            }
+            if self.block_at(index, layout)?.is_none() {
+                self.add_block(layout, index, &owned);
+                continue;
+            }
+            let used = self.tick();
+            let Some(cached) = self.blocks.get_mut(&index) else { return Ok(Found::Block(index)) };
+            cached.used = used;
+            let base = index * entries;
+            let resting = &self.resting;
+            let is_free =
+                |at: u64| cached.block.get(layout, at) == 0 && !rests(resting, base + at) && !owned(base + at);
+            let free = (first..entries.min(limit - base)).find(|at| is_free(*at));
+            let Some(start) = free else {
+                self.next = base + entries;
+                continue;
+            };
+            let last = entries.min(start + wanted).min(limit.saturating_sub(base));
+            let end = (start..last).take_while(|at| is_free(*at)).count() as u64 + start;
+            (start..end).for_each(|at| cached.block.set(layout, at, 1));
+            cached.dirty = true;
+            self.next = base + end;
+            return Ok(Found::Clusters(Run { cluster: base + start, count: end - start, punch: false }));
+        }
+    }
+
+    /// A new block in the first cluster that it describes and that may be handed out; if there is none, the search goes
+    /// on behind it.
+    fn add_block(&mut self, layout: Layout, index: u64, owned: impl Fn(u64) -> bool) {
+        let entries = layout.block_entries();
+        let first = self.next.max(index * entries);
+        let Some(cluster) = (first..(index + 1) * entries).find(|cluster| *cluster != 0 && !owned(*cluster)) else {
+            self.next = (index + 1) * entries;
+            return;
+        };
+        let mut block = Block::empty(layout);
+        block.set(layout, cluster % entries, 1);
+        self.hook(layout, index, cluster, block);
+        self.next = cluster + 1;
+    }
+
+    /// The table leads to a new block in `cluster` from now on.
+    pub(super) fn hook(&mut self, layout: Layout, index: u64, cluster: u64, block: Block) {
+        let used = self.tick();
+        self.blocks.insert(index, Cached { block, dirty: true, new: true, writing: false, used });
+        let place = usize::try_from(index).unwrap_or(usize::MAX);
+        if let Some(entry) = self.table.get_mut(place) {
+            *entry = cluster << layout.cluster_bits;
+            self.table_dirty.insert(place);
+        }
+    }
+
+    /// Changes the refcount of a cluster whose block is in memory. `None`: it is not.
+    pub(super) fn change(&mut self, layout: Layout, cluster: u64, up: bool) -> Option<Result<u64, IoError>> {
+        let (index, at) = (cluster / layout.block_entries(), cluster % layout.block_entries());
+        let used = self.tick();
+        let cached = self.blocks.get_mut(&index)?;
+        cached.used = used;
+        let old = cached.block.get(layout, at);
+        let new = if up { old.checked_add(1).filter(|new| *new <= layout.max_refcount()) } else { old.checked_sub(1) };
+        let Some(new) = new else { return Some(Err(CORRUPT)) };
+        cached.block.set(layout, at, new);
+        cached.dirty = true;
+        Some(Ok(new))
+    }
+
+    /// The refcount of a cluster whose block is in memory.
+    pub(super) fn get(&mut self, layout: Layout, cluster: u64) -> Option<u64> {
+        let (index, at) = (cluster / layout.block_entries(), cluster % layout.block_entries());
+        let used = self.tick();
+        let cached = self.blocks.get_mut(&index)?;
+        cached.used = used;
+        Some(cached.block.get(layout, at))
+    }
+
+    /// A cluster has become free. Whoever found it by an older entry may still be using it.
+    pub(super) fn rest(&mut self, cluster: u64) {
+        if cluster < self.next {
+            return;
+        }
+        let before = self.resting.range(..=cluster).next_back().map(|(first, count)| (*first, *count));
+        match before {
+            Some((first, count)) if first + count == cluster => drop(self.resting.insert(first, count + 1)),
+            Some((first, count)) if first + count > cluster => {}
+            _ => drop(self.resting.insert(cluster, 1)),
+        }
+    }
+
+    /// All free clusters may be handed out.
+    pub(super) fn wake(&mut self, fresh: u64) {
+        self.resting.clear();
+        self.next = 1;
+        self.fresh = self.fresh.max(fresh);
+    }
+}
+
+fn rests(resting: &BTreeMap<u64, u64>, cluster: u64) -> bool {
+    resting.range(..=cluster).next_back().is_some_and(|(first, count)| cluster < first + count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYOUT: Layout =
+        Layout { cluster_bits: 9, refcount_order: 4, extended: false, version: 3, external: false, slice_entries: 64 };
+
+    fn run(found: Found) -> (u64, u64) {
+        let Found::Clusters(run) = found else { panic!("{found:?}") };
+        (run.cluster, run.count)
+    }
+
+    #[test]
+    fn clusters_are_handed_out_once_and_blocks_describe_themselves() {
+        let mut refs = Refs::new(vec![0; 2], 512, 8, 0);
+        let owned = |cluster| cluster < 3;
+        assert_eq!(run(refs.take(LAYOUT, 3, owned).unwrap()), (4, 3), "the one before is the block's own");
+        assert_eq!(refs.table[0], 3 << 9);
+        assert_eq!(run(refs.take(LAYOUT, 300, owned).unwrap()), (7, 249), "up to the end of what the block describes");
+        assert_eq!(run(refs.take(LAYOUT, 1, owned).unwrap()), (257, 1));
+        assert_eq!(refs.table[1], 256 << 9);
+    }
+
+    #[test]
+    fn what_was_freed_rests() {
+        let mut refs = Refs::new(vec![5 << 9, 0], 512, 8, 0);
+        let mut take = |refs: &mut Refs, count| refs.take(LAYOUT, count, |_| false).unwrap();
+        assert_eq!(take(&mut refs, 1), Found::Block(0));
+        refs.keep(0, Block::empty(LAYOUT));
+        assert_eq!(run(take(&mut refs, 2)), (1, 2));
+        refs.rest(4);
+        refs.rest(5);
+        refs.rest(1);
+        assert_eq!(run(take(&mut refs, 9)), (3, 1));
+        assert_eq!(run(take(&mut refs, 2)), (6, 2));
+        assert_eq!(refs.change(LAYOUT, 1, false), Some(Ok(0)));
+        refs.wake(0);
+        assert_eq!(run(take(&mut refs, 9)), (1, 1));
+        assert_eq!(refs.change(LAYOUT, 300, false), None);
+        assert_eq!(refs.change(LAYOUT, 200, false), Some(Err(CORRUPT)));
+    }
+
+    #[test]
+    fn the_table_ends() {
+        let mut refs = Refs::new(vec![0x4000], 512, 8, 0);
+        refs.keep(0, Block::from_bytes(vec![1; 512]));
+        assert_eq!(refs.take(LAYOUT, 1, |_| false).unwrap(), Found::TableIsFull);
+    }
+}

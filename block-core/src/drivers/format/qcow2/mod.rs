@@ -1,0 +1,258 @@
+//! qcow2: a disk in a file that grows with what is written to it, over a backing file or not.
+//!
+//! The facts are those of the format's specification (QEMU's `docs/interop/qcow2.rst`); words are its too. One room a file:
+//!
+//! | | |
+//! |---|---|
+//! | `header` `extensions` `entry` `refcounts` `snapshots` `layout` | bytes of the image, parsed into what cannot be wrong |
+//! | `compression` | bytes to bytes |
+//! | `slices` `meta` `regions` `turns` | tables in memory, and who may use them when |
+//! | `open` `map` `tables` | reading |
+//! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
+//! | `commit` | writing the change down so that a crash may come at any time |
+//!
+//! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
+//! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
+
+mod allocate;
+mod commit;
+mod compression;
+mod create;
+mod entry;
+mod extensions;
+mod header;
+mod info;
+mod layout;
+mod map;
+mod meta;
+mod open;
+mod options;
+mod packed;
+mod refcounts;
+mod regions;
+mod resize;
+mod slices;
+mod snapshots;
+mod tables;
+mod turns;
+mod write;
+mod zero;
+
+use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use self::create::{CreateOptions, create};
+pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
+pub use self::write::Room;
+
+use self::commit::write_header;
+use self::entry::CORRUPT;
+use self::extensions::Extensions;
+use self::header::{AT_AUTOCLEAR, AT_INCOMPATIBLE, CORRUPT_BIT, Compression, Header, RAW_DATA_FILE};
+use self::layout::Layout;
+use self::meta::Meta;
+use self::options::Discards;
+use self::regions::Regions;
+use self::slices::Slices;
+use self::turns::Turns;
+use crate::base::{ByteRange, Error, IoError, Result};
+use crate::graph::{
+    ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Perms,
+    Preallocation, ReopenRequest, WriteFlags,
+};
+use crate::pipeline::{Access, Format};
+use crate::rt::IoBuf;
+
+/// An open image.
+pub struct Image {
+    name: String,
+    events: EventSink,
+    file: ChildId,
+    /// Where guest data is, if that is another file.
+    data: Option<ChildId>,
+    /// That file is the disk, byte for byte.
+    raw_data: bool,
+    layout: Layout,
+    /// As it was when the image was opened.
+    header: Header,
+    extensions: Extensions,
+    /// How many there are.
+    snapshots: usize,
+    compression: Compression,
+    options: Qcow2Options,
+    slices: Slices,
+    regions: Regions,
+    meta: Mutex<Meta>,
+    // Turns, in the order in which one task may take several.
+    guests: Turns,
+    tables: Turns,
+    packing: Turns,
+    loads: Turns,
+    committing: Turns,
+    blocks: Turns,
+    header_turn: Turns,
+    /// The header says nothing any more that a write would make untrue.
+    is_ready: AtomicBool,
+    /// Tables have been found to contradict each other: nothing is written any more.
+    is_corrupt: AtomicBool,
+}
+
+/// What requests only read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Of the disk, in bytes.
+    size: u64,
+    backing: Option<ChildId>,
+    discards: Discards,
+}
+
+impl Image {
+    fn meta(&self) -> MutexGuard<'_, Meta> {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Before the first write: what the header says of the image has to stay true.
+    async fn ready(&self, cx: IoCx<'_>) -> Result<(), IoError> {
+        if self.is_corrupt.load(Acquire) {
+            return Err(CORRUPT);
+        }
+        if self.is_ready.load(Acquire) {
+            return Ok(());
+        }
+        let known = self.header.autoclear & if self.data.is_some() { RAW_DATA_FILE } else { 0 };
+        if self.header.autoclear != known {
+            write_header(self, cx, AT_AUTOCLEAR, &known.to_be_bytes()).await?;
+            cx.child(self.file).flush().await?;
+        }
+        self.is_ready.store(true, Release);
+        Ok(())
+    }
+
+    /// The tables contradict each other: says so, in the image too, and gives the error that the request gets.
+    async fn corrupt(&self, cx: IoCx<'_>, what: &str, at: ByteRange) -> IoError {
+        if self.is_corrupt.swap(true, Release) {
+            return CORRUPT;
+        }
+        (self.events)(NodeEvent::ImageCorrupted { node: self.name.clone(), what: what.to_owned(), at });
+        tracing::error!("the image of '{}' is corrupt, and is not written any more: {what}, at {at:?}", self.name);
+        if self.layout.version >= 3 {
+            let bits = self.header.incompatible | CORRUPT_BIT;
+            if let Err(error) = write_header(self, cx, AT_INCOMPATIBLE, &bits.to_be_bytes()).await {
+                tracing::error!("the image of '{}' could not be marked corrupt: {error}", self.name);
+            }
+        }
+        CORRUPT
+    }
+
+    fn limits(&self, file: Limits) -> Limits {
+        let (cluster, granule) = (1u32 << self.layout.cluster_bits, self.layout.granule());
+        Limits {
+            max_transfer: Limits::ANY.max_transfer,
+            max_write_zeroes: u64::MAX,
+            max_discard: u64::MAX,
+            write_zeroes_alignment: u32::try_from(granule).unwrap_or(cluster),
+            discard_alignment: cluster,
+            fua: false,
+            unmap_zeroes: self.layout.version >= 3,
+            discard: true,
+            compressed_cluster: if self.data.is_some() { 0 } else { cluster },
+            request_alignment: 1,
+            memory_alignment: 1,
+            ..file.passed_on()
+        }
+    }
+}
+
+impl Format for Image {
+    type Conf = Shape;
+    type Ticket<'t> = Room<'t>;
+    const MOVES: bool = true;
+
+    fn geometry(&self, shape: &Shape, children: &[Geometry]) -> Result<Geometry> {
+        let file = children.first().map_or(Limits::ANY, |file| file.limits);
+        Ok(Geometry { size: shape.size, limits: self.limits(file) })
+    }
+
+    #[inline]
+    fn map_now(&self, shape: &Shape, at: ByteRange, access: Access) -> Option<Extent> {
+        if access == Access::Write && (!self.is_ready.load(Acquire) || self.is_corrupt.load(Acquire)) {
+            return None;
+        }
+        self.place_now(shape, at, access)
+    }
+
+    async fn map(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange, access: Access) -> Result<Extent, IoError> {
+        if access == Access::Write {
+            self.ready(cx).await?;
+        }
+        self.place(shape, cx, at, access).await
+    }
+
+    /// The tail of a cluster that was never written is not written either. A data file may be as short as it likes.
+    fn unit(&self) -> u64 {
+        if self.data.is_some() { i64::MAX as u64 } else { self.layout.cluster() }
+    }
+
+    async fn read_encoded(&self, _: &Shape, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<bool, IoError> {
+        self.unpacked(cx, at, &buf).await
+    }
+
+    async fn allocate<'t>(&'t self, shape: &'t Shape, cx: IoCx<'t>, at: ByteRange) -> Result<Room<'t>, IoError> {
+        self.room(shape, cx, at).await
+    }
+
+    async fn write_compressed(
+        &self,
+        shape: &Shape,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: IoBuf,
+        _: WriteFlags,
+    ) -> Result<(), IoError> {
+        self.write_packed(shape, cx, at, &buf).await
+    }
+
+    async fn write_zeroes(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
+        self.zero(shape, cx, at, flags).await
+    }
+
+    async fn discard(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
+        self.forget(shape, cx, at).await
+    }
+
+    async fn flush(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {
+        self.commit(cx).await
+    }
+
+    async fn finish(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {
+        self.settle(cx).await
+    }
+
+    async fn truncate(&self, shape: &Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {
+        self.resize(*shape, cx, size, how).await
+    }
+
+    fn with_children(&self, shape: &Shape, change: ChildChange<'_>) -> Result<Option<Shape>> {
+        Ok(match change {
+            ChildChange::Comes("backing", id) => Some(Shape { backing: Some(id), ..*shape }),
+            ChildChange::Goes("backing", _) => Some(Shape { backing: None, ..*shape }),
+            ChildChange::Comes(..) | ChildChange::Goes(..) => None,
+        })
+    }
+
+    async fn reopen(&self, shape: &Shape, request: ReopenRequest<'_>) -> Result<Shape> {
+        let own: &Qcow2Options = request.options.downcast_ref().expect("the catalog reopens with options of its kind");
+        if !own.is_same_but_for_discards(&self.options) {
+            return Err(Error::new("Only the options about discards can be changed while a qcow2 image is open"));
+        }
+        Ok(Shape { discards: own.discards(self.layout.version, request.common)?, ..*shape })
+    }
+
+    async fn set_active(&self, _: &Shape, _: NodeOptions, _: Perms) -> Result<Option<Shape>> {
+        Err(Error::new("A qcow2 node cannot be made inactive, or active again, yet"))
+    }
+
+    async fn info(&self, shape: &Shape) -> DriverInfo {
+        self.described(shape)
+    }
+}

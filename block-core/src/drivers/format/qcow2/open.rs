@@ -1,0 +1,257 @@
+//! Opening an image: header, extensions and tables are read and judged, and nothing is written yet.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use super::extensions::Extensions;
+use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
+use super::layout::Layout;
+use super::meta::{Meta, Refs};
+use super::options::Qcow2Options;
+use super::regions::Regions;
+use super::slices::Slices;
+use super::snapshots::{self, Snapshot};
+use super::tables::fetch;
+use super::turns::Turns;
+use super::{Image, Shape};
+use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
+use crate::drivers::{Open, Opened, Site};
+use crate::graph::Child;
+use crate::pipeline::Mapped;
+
+impl Open for Qcow2Options {
+    type Driver = Mapped<Image>;
+
+    async fn open(&self, site: Site<'_>) -> Result<Opened<Mapped<Image>>> {
+        if !site.common.active {
+            return Err(Error::new("A qcow2 node cannot be inactive yet"));
+        }
+        let file = site.child("file");
+        let read = site.visit(file, async |child| Read::all(child).await).await?;
+        let read = read.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
+        let writable = !site.common.read_only;
+        let refused = read.check(&site).and_then(|()| if writable { read.check_writable() } else { Ok(()) });
+        refused.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
+        let size = read.header.size;
+        let discards = self.discards(read.header.version, site.common)?;
+        let image = self.image(read, &site)?;
+        let shape = Shape { size, backing: site.optional("backing"), discards };
+        Ok(Opened { driver: Mapped(image), conf: shape, options: site.common })
+    }
+}
+
+/// What is read of an image before anything is done with it.
+pub(super) struct Read {
+    pub(super) header: Header,
+    pub(super) extensions: Extensions,
+    /// Of the file, in bytes.
+    end: u64,
+    sector: Vec<u8>,
+    l1: Vec<u64>,
+    refcount_table: Vec<u64>,
+    pub(super) snapshots: Vec<Snapshot>,
+}
+
+impl Read {
+    async fn all(file: Child<'_>) -> Result<Self> {
+        let end = file.size();
+        let sector = part(file, ByteRange::whole(SECTOR)).await.doing(|| "Could not read the header")?;
+        let header = Header::parse(&sector)?;
+        let cluster = ByteRange::whole(1 << header.cluster_bits);
+        let cluster = part(file, cluster).await.doing(|| "Could not read the header extensions")?;
+        let extensions = Extensions::parse(&header, &cluster)?;
+        let unknown = header.unknown_features();
+        if unknown != 0 {
+            let name = extensions.name_of(unknown);
+            return Err(Error::new(format!("The image has an incompatible feature that is not known: {name}")));
+        }
+        let l1 = table(file, header.l1).await.doing(|| "Could not read the L1 table")?;
+        let refcount_table = table(file, header.refcount_table).await.doing(|| "Could not read the refcount table")?;
+        let snapshots = match header.snapshots {
+            0 => Vec::new(),
+            _ => {
+                let at = ByteRange::new(header.snapshots_offset, snapshots::MAX_TABLE);
+                let at = at.ok_or_else(|| Error::new("snapshots_offset is no place for a table"))?;
+                let bytes = part(file, at).await.doing(|| "Could not read the snapshot table")?;
+                snapshots::parse(&header, &bytes)?
+            }
+        };
+        Ok(Self { header, extensions, end, sector, l1, refcount_table, snapshots })
+    }
+
+    /// What has to be true for any use.
+    fn check(&self, site: &Site<'_>) -> Result<()> {
+        let Self { header, extensions, .. } = self;
+        if header.crypt != 0 {
+            let kind = if header.crypt == 1 { "AES" } else { "LUKS" };
+            return Err(Error::new(format!("The image is encrypted ({kind}), which is not supported yet")));
+        }
+        if let Some(name) = extensions.backing_file.as_ref().filter(|_| !site.is_given("backing")) {
+            let format = extensions.backing_format.as_deref().unwrap_or("not recorded");
+            return Err(Error::new(format!(
+                "The image names the backing file '{name}' (format: {format}), and no file is opened because an image \
+                 names it: give 'backing', which may be a node-name, a definition, or null"
+            )));
+        }
+        let external = header.has(DATA_FILE);
+        match (external, site.optional("data-file")) {
+            (true, None) => {
+                let name = extensions.data_file.as_deref().unwrap_or("not recorded");
+                Err(Error::new(format!(
+                    "The image keeps its data in another file (name: {name}), and no file is opened because an image \
+                     names it: give 'data-file'"
+                )))
+            }
+            (false, Some(_)) => {
+                Err(Error::new("'data-file' can only be given for an image that keeps its data in another file"))
+            }
+            (true, Some(_)) if header.autoclear & RAW_DATA_FILE != 0 && site.optional("backing").is_some() => {
+                Err(Error::new("An image whose data file is raw cannot have a backing file"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What has to be true before anything is written.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        let Self { header, .. } = self;
+        if header.has(CORRUPT_BIT) {
+            return Err(Error::new("The image is marked corrupt, so it can only be opened with 'read-only'"));
+        }
+        if header.has(DIRTY) {
+            return Err(Error::new(
+                "The image was not closed and its refcounts have to be repaired ('qemu-img check -r all'), so it can only \
+                 be opened with 'read-only'",
+            ));
+        }
+        if self.extensions.bitmaps.is_some() && header.autoclear & BITMAPS != 0 {
+            return Err(Error::new(
+                "The image has persistent dirty bitmaps, which cannot be kept up to date yet, so it can only be opened \
+                 with 'read-only'",
+            ));
+        }
+        let tables = self.tables();
+        for (number, (range, what)) in tables.iter().enumerate() {
+            if let Some((_, other)) = tables.iter().skip(number + 1).find(|(other, _)| other.overlaps(*range)) {
+                return Err(Error::new(format!("In the image {what} lies over {other}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// What lies where from the beginning.
+    fn tables(&self) -> Vec<(ByteRange, &'static str)> {
+        let Self { header, .. } = self;
+        let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
+        all.extend([(header.l1, "the active L1 table"), (header.refcount_table, "the refcount table")]);
+        all.extend(self.fixed().into_iter().filter(|(_, what)| *what == SNAPSHOTS));
+        all
+    }
+
+    /// Tables that nothing in memory leads to.
+    fn fixed(&self) -> Vec<(ByteRange, &'static str)> {
+        let Self { header, extensions, snapshots, .. } = self;
+        let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
+        let len = snapshots.iter().map(|snapshot| snapshot.len).sum();
+        all.extend(ByteRange::new(header.snapshots_offset, len).filter(|at| !at.is_empty()).map(|at| (at, SNAPSHOTS)));
+        all.extend(snapshots.iter().map(|snapshot| (snapshot.l1, INACTIVE_L1)));
+        all.extend(extensions.bitmaps.map(|bitmaps| (bitmaps.directory, DIRECTORY)));
+        all
+    }
+}
+
+pub(super) const HEADER: &str = "the header";
+pub(super) const SNAPSHOTS: &str = "the snapshot table";
+pub(super) const INACTIVE_L1: &str = "a snapshot's L1 table";
+pub(super) const DIRECTORY: &str = "the bitmap directory";
+
+impl Qcow2Options {
+    fn image(&self, read: Read, site: &Site<'_>) -> Result<Image> {
+        let fixed = read.fixed();
+        let Read { header, extensions, end, sector, l1, refcount_table, snapshots } = read;
+        let mut layout = Layout {
+            cluster_bits: header.cluster_bits,
+            refcount_order: header.refcount_order,
+            extended: header.has(EXTENDED_L2),
+            version: header.version,
+            external: header.has(DATA_FILE),
+            slice_entries: 1,
+        };
+        layout.slice_entries = self.slice_entries(layout)?;
+        let caches = self.caches(layout, header.size)?;
+        let checks = self.checks()?;
+        let fixed = fixed.into_iter().filter(|(_, what)| match *what {
+            HEADER => checks.header,
+            SNAPSHOTS => checks.snapshot_table,
+            INACTIVE_L1 => checks.inactive_l1,
+            _ => checks.bitmaps,
+        });
+        let meta = Meta {
+            layout,
+            header: sector,
+            l1_at: header.l1.start(),
+            l1,
+            l1_dirty: BTreeSet::new(),
+            dirty: BTreeSet::new(),
+            busy: BTreeSet::new(),
+            own_tables: HashSet::new(),
+            refs: Refs::new(
+                refcount_table,
+                header.refcount_table.start(),
+                caches.blocks,
+                end.div_ceil(layout.cluster()),
+            ),
+            freed: Vec::new(),
+            abandoned: Vec::new(),
+            fixed: fixed.collect(),
+            checks,
+            packed: None,
+            begun: 0,
+            ended: 0,
+        };
+        let regions = Regions::new(end / layout.cluster());
+        meta.watched(|cluster| regions.mark(cluster));
+        Ok(Image {
+            name: site.name.to_owned(),
+            events: site.events.clone(),
+            file: site.child("file"),
+            data: site.optional("data-file"),
+            raw_data: header.autoclear & RAW_DATA_FILE != 0,
+            compression: header.compression,
+            options: self.clone(),
+            slices: Slices::new(layout, caches.slices),
+            regions,
+            meta: Mutex::new(meta),
+            loads: Turns::default(),
+            tables: Turns::default(),
+            blocks: Turns::default(),
+            guests: Turns::default(),
+            committing: Turns::default(),
+            packing: Turns::default(),
+            header_turn: Turns::default(),
+            is_ready: AtomicBool::new(false),
+            is_corrupt: AtomicBool::new(false),
+            snapshots: snapshots.len(),
+            extensions,
+            header,
+            layout,
+        })
+    }
+}
+
+const SECTOR: u64 = 512;
+
+/// As much of the range as the file has.
+async fn part(file: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
+    match ByteRange::whole(file.size()).intersection(at) {
+        None => Ok(Vec::new()),
+        Some(inside) => fetch(file, inside.start(), inside.len()).await,
+    }
+}
+
+/// A table of words. One that the file does not have all of is not there.
+async fn table(file: Child<'_>, at: ByteRange) -> Result<Vec<u64>, IoError> {
+    let bytes = if at.is_empty() { Vec::new() } else { fetch(file, at.start(), at.len()).await? };
+    Ok(bytes.chunks_exact(8).map(|word| u64::from_be_bytes(word.try_into().unwrap_or_default())).collect())
+}

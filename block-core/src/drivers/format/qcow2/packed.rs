@@ -1,0 +1,102 @@
+//! Writing clusters compressed. They are packed one after another, over the borders of host clusters where the next one
+//! follows; each of them holds a reference to every host cluster that it has bytes in.
+
+use super::entry::{Compressed, L2Entry};
+use super::meta::Run;
+use super::tables::put;
+use super::{Image, Shape, compression};
+use crate::base::{ByteRange, IoError};
+use crate::graph::{DebugEvent, IoCx, WriteFlags};
+use crate::pipeline;
+use crate::rt::IoBuf;
+
+impl Image {
+    /// Whole clusters; the last one of the disk may be a part.
+    pub(super) async fn write_packed(
+        &self,
+        shape: &Shape,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: &IoBuf,
+    ) -> Result<(), IoError> {
+        let size = self.layout.cluster();
+        let ends = at.end() == shape.size || at.end().is_multiple_of(size);
+        if !at.start().is_multiple_of(size) || !ends {
+            return Err(IoError::Misaligned);
+        }
+        for piece in at.pieces(size) {
+            let part = buf.slice(piece.start() - at.start(), piece.len());
+            self.write_one(shape, cx, piece, part).await?;
+        }
+        Ok(())
+    }
+
+    async fn write_one(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        // A copy: the guest may change its memory while it is read twice.
+        let mut bytes = buf.to_vec();
+        bytes.resize(usize::try_from(self.layout.cluster()).map_err(|_| IoError::NoMemory)?, 0);
+        let Some(packed) = compression::pack(self.compression, &bytes) else {
+            return pipeline::write_mapped(self, shape, cx, at, &buf, WriteFlags::default()).await;
+        };
+        self.ready(cx).await?;
+        let whole = self.layout.around(at.start());
+        let _turn = self.guests.take(whole).await;
+        self.own_table(cx, at.start()).await?;
+        let old = self.entry(cx, at.start()).await?.parse(self.layout, whole.start())?;
+        let place = self.take_bytes(cx, packed.len() as u64).await?;
+        cx.child(self.file).announce(DebugEvent::WriteCompressed).await;
+        let linked = async {
+            put(cx.child(self.file), place.start, &packed).await?;
+            let entry = place.entry(self.layout);
+            let gone: Vec<Run> = self.runs_of(old, shape.discards.other).into_iter().collect();
+            cx.child(self.file).announce(DebugEvent::L2UpdateCompressed).await;
+            self.link(cx, at.start(), &[L2Entry { bitmap: 0, ..entry }], &gone).await
+        };
+        let linked = linked.await;
+        if linked.is_err() {
+            let taken = self.runs_of(super::entry::Cluster::Compressed(place), false);
+            self.meta().abandoned.extend(taken);
+        }
+        linked
+    }
+
+    /// Room for so many bytes, at most a cluster, with a reference to each host cluster that it is in.
+    async fn take_bytes(&self, cx: IoCx<'_>, len: u64) -> Result<Compressed, IoError> {
+        let _turn = self.packing.at(0).await;
+        cx.child(self.file).announce(DebugEvent::ClusterAllocBytes).await;
+        let bits = self.layout.cluster_bits;
+        let before = self.meta().packed.take();
+        let left = before.map_or(0, |at| self.layout.around(at).end() - at);
+        let start = match before {
+            Some(at) if len <= left && self.refer(cx, at >> bits).await? => at,
+            Some(at) => {
+                let run = self.take(cx, 1).await?;
+                let follows = run.cluster == (at >> bits) + 1 && len > left;
+                if follows && self.refer(cx, at >> bits).await? { at } else { run.cluster << bits }
+            }
+            None => self.take(cx, 1).await?.cluster << bits,
+        };
+        let end = start + len;
+        if end > Compressed::limit(self.layout) {
+            return Err(IoError::NoSpace);
+        }
+        self.meta().packed = (!end.is_multiple_of(self.layout.cluster())).then_some(end);
+        Ok(Compressed { start, len })
+    }
+
+    /// One reference more to a cluster; `false`: it has as many as it can have.
+    async fn refer(&self, cx: IoCx<'_>, cluster: u64) -> Result<bool, IoError> {
+        loop {
+            {
+                let mut meta = self.meta();
+                match meta.refs.get(self.layout, cluster) {
+                    // Its only user is gone, or there are too many.
+                    Some(count) if count == 0 || count == self.layout.max_refcount() => return Ok(false),
+                    Some(_) => return Ok(meta.refs.change(self.layout, cluster, true).is_some_and(|now| now.is_ok())),
+                    None => {}
+                }
+            }
+            self.load_block(cx, cluster / self.layout.block_entries()).await?;
+        }
+    }
+}

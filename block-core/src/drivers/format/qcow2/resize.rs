@@ -1,0 +1,185 @@
+//! Changing the size of the disk, and leaving the image in order.
+
+use super::commit::write_header;
+use super::entry::CORRUPT;
+use super::header::{AT_L1, AT_SIZE, MAX_L1};
+use super::meta::Run;
+use super::tables::put;
+use super::{Image, Shape};
+use crate::base::{ByteRange, Error, IoError, Result, ResultExt, align_up};
+use crate::graph::{DebugEvent, Extent, IoCx, Place, Preallocation, WriteFlags};
+use crate::pipeline::{self, Ticket};
+use crate::rt::IoBuf;
+
+impl Image {
+    /// Nobody else is inside, and nobody uses what was freed any more: all is written, and what is free may be used again.
+    pub(super) async fn settle(&self, cx: IoCx<'_>) -> Result<(), IoError> {
+        self.meta().drained();
+        // Refcounts that a commit lowers are written by the next one.
+        for _ in 0..ROUNDS {
+            self.commit(cx).await?;
+            if self.meta().is_clean() {
+                break;
+            }
+        }
+        cx.child(self.file).flush().await?;
+        let fresh = cx.child(self.file).size().div_ceil(self.layout.cluster());
+        self.meta().refs.wake(fresh);
+        Ok(())
+    }
+
+    /// Another size for the disk; nobody else is inside.
+    pub(super) async fn resize(&self, shape: Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {
+        if how != Preallocation::Off && size < shape.size {
+            return Err(Error::new("Preallocation is for images that grow"));
+        }
+        if self.snapshots > 0 {
+            return Err(Error::new("An image with internal snapshots cannot be resized yet"));
+        }
+        if self.data.is_some() {
+            return Err(Error::new("An image that keeps its data in another file cannot be resized yet"));
+        }
+        self.ready(cx).await.doing(|| "The image cannot be written")?;
+        let doing = || format!("Could not resize the image of '{}'", self.name);
+        if size < shape.size {
+            self.cut(shape, cx, size).await.doing(doing)?;
+            self.settle(cx).await.doing(doing)?;
+        } else {
+            self.settle(cx).await.doing(doing)?;
+            self.grow_l1(cx, size).await?;
+            match how {
+                Preallocation::Off => self.cover(shape, cx, size).await,
+                Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => {
+                    self.preallocate(Shape { size, ..shape }, cx, shape.size, how).await
+                }
+            }
+            .doing(doing)?;
+            self.settle(cx).await.doing(doing)?;
+        }
+        if let Err(error) = self.write_size(cx, size).await {
+            // Whoever asked is told that nothing has changed.
+            let _ = self.write_size(cx, shape.size).await;
+            return Err(error).doing(doing);
+        }
+        Ok(Shape { size, ..shape })
+    }
+
+    /// The next flush makes it stable, as with any other node that is resized.
+    async fn write_size(&self, cx: IoCx<'_>, size: u64) -> Result<(), IoError> {
+        write_header(self, cx, AT_SIZE, &size.to_be_bytes()).await
+    }
+
+    /// What is behind the new end is gone for good: it does not come back when the disk grows.
+    async fn cut(&self, shape: Shape, cx: IoCx<'_>, size: u64) -> Result<(), IoError> {
+        let edge = align_up(size, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
+        self.blank(&shape, cx, size, edge.min(shape.size)).await?;
+        let end = align_up(shape.size, self.layout.cluster()).unwrap_or(shape.size);
+        match ByteRange::between(edge, end).filter(|gone| !gone.is_empty()) {
+            Some(gone) => self.cut_off(&shape, cx, gone).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What lies below the part that is new must not come to light there.
+    async fn cover(&self, shape: Shape, cx: IoCx<'_>, size: u64) -> Result<(), IoError> {
+        let Some(backing) = shape.backing else { return Ok(()) };
+        let grown = Shape { size, ..shape };
+        let end = size.min(cx.child(backing).size());
+        let edge = align_up(shape.size, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
+        self.blank(&grown, cx, shape.size, edge.min(end)).await?;
+        let Some(new) = ByteRange::between(edge, end).filter(|new| !new.is_empty()) else { return Ok(()) };
+        let new = new.widened(self.layout.cluster()).ok_or(IoError::OutOfRange)?;
+        match self.zero(&grown, cx, new, WriteFlags::default()).await {
+            Err(IoError::Unsupported) => self.blank(&grown, cx, edge, end).await,
+            other => other,
+        }
+    }
+
+    /// Every cluster from `start` up to the end has room, and zeroes in it: written, unless tables are all that is wanted and
+    /// the room is a hole in the file.
+    async fn preallocate(&self, shape: Shape, cx: IoCx<'_>, start: u64, how: Preallocation) -> Result<(), IoError> {
+        let zeroes = IoBuf::private(BUFFER)?;
+        let file = cx.child(self.file);
+        let mut left = ByteRange::between(start, shape.size).filter(|new| !new.is_empty());
+        while let Some(now) = left {
+            let room = self.room(&shape, cx, now.split(BUFFER).0).await?;
+            let Extent { len, place: Place::Data { child, offset } } = room.extent() else { return Err(CORRUPT) };
+            let end = align_up(offset + len, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
+            if how == Preallocation::Metadata && room.is_fresh() && file.moving_end().is_some() {
+                if file.size() < end {
+                    file.set_end(end, Preallocation::Off).await?;
+                }
+            } else {
+                let at = ByteRange::new(offset, len).ok_or(IoError::OutOfRange)?;
+                cx.child(child).write(at, zeroes.slice(0, len), WriteFlags::default()).await?;
+            }
+            room.commit().await?;
+            left = now.split(len).1;
+        }
+        Ok(())
+    }
+
+    /// Zeroes, by writing them.
+    async fn blank(&self, shape: &Shape, cx: IoCx<'_>, start: u64, end: u64) -> Result<(), IoError> {
+        let Some(at) = ByteRange::between(start, end).filter(|at| !at.is_empty()) else { return Ok(()) };
+        let zeroes = IoBuf::private(at.len().min(BUFFER))?;
+        for piece in at.pieces(BUFFER) {
+            pipeline::write_mapped(self, shape, cx, piece, &zeroes.slice(0, piece.len()), WriteFlags::default())
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// An L1 table for a disk of `size` bytes. The new one is in the file before the header leads to it.
+    async fn grow_l1(&self, cx: IoCx<'_>, size: u64) -> Result<()> {
+        let wanted = self.layout.l1_entries(size);
+        let (mut l1, old) = {
+            let meta = self.meta();
+            (meta.l1.clone(), meta.l1_range())
+        };
+        if wanted <= l1.len() as u64 {
+            return Ok(());
+        }
+        if wanted * 8 > MAX_L1 {
+            return Err(Error::new("The image cannot be that large with clusters of its size"));
+        }
+        let doing = || "Could not make the L1 table larger";
+        let file = cx.child(self.file);
+        file.announce(DebugEvent::L1GrowAllocTable).await;
+        let (cluster, bits) = (self.layout.cluster(), self.layout.cluster_bits);
+        let run = self.take_table(cx, (wanted * 8).div_ceil(cluster)).await.doing(doing)?;
+        let entries = usize::try_from(wanted).map_err(|_| Error::new("The image cannot be that large"))?;
+        l1.resize(entries, 0);
+        let at = run.cluster << bits;
+        let written = async {
+            let mut bytes: Vec<u8> = l1.iter().flat_map(|entry| entry.to_be_bytes()).collect();
+            bytes.resize(bytes.len().next_multiple_of(usize::try_from(cluster).unwrap_or(512)), 0);
+            file.announce(DebugEvent::L1GrowWriteTable).await;
+            put(file, at, &bytes).await?;
+            // The table's refcounts come before what leads to it.
+            self.commit(cx).await?;
+            file.announce(DebugEvent::L1GrowActivateTable).await;
+            let field = [&u32::try_from(wanted).unwrap_or(u32::MAX).to_be_bytes()[..], &at.to_be_bytes()].concat();
+            write_header(self, cx, AT_L1, &field).await?;
+            file.flush().await
+        };
+        if let Err(error) = written.await {
+            self.meta().abandoned.push(run);
+            return Err(error).doing(doing);
+        }
+        let mut meta = self.meta();
+        meta.l1 = l1;
+        meta.l1_at = at;
+        if !old.is_empty() {
+            let count = old.len().div_ceil(cluster);
+            meta.free(Run { cluster: old.start() >> bits, count, punch: true });
+        }
+        Ok(())
+    }
+}
+
+/// Commits until nothing is left to be written: one for what was changed, one for what that set free, one for refcount
+/// blocks that were too many for memory.
+const ROUNDS: usize = 3;
+/// Zeroes that are written at once, in bytes.
+const BUFFER: u64 = 1 << 20;

@@ -1,0 +1,158 @@
+//! Slices of L2 tables in memory. A look-up that finds its slice takes no lock, writes no memory that others read, and
+//! allocates nothing; everything else happens under the lock of `meta.rs`.
+//!
+//! A place has a sequence number, odd while it is changed. Who looks reads it before and after; where it has moved, what
+//! was read is thrown away. All of it is atomics, so a reader that loses the race has read old numbers and nothing worse.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
+
+use super::entry::L2Entry;
+use super::layout::Layout;
+
+/// The cache. Its memory is taken place by place, as it is needed.
+pub(super) struct Slices {
+    layout: Layout,
+    places: Box<[Place]>,
+    ways: usize,
+    /// Where the next search for a victim begins.
+    hand: AtomicU64,
+}
+
+/// A place for one slice.
+#[derive(Default)]
+struct Place {
+    /// The slice's number and one; 0: empty.
+    tag: AtomicU64,
+    sequence: AtomicU64,
+    used: AtomicBool,
+    words: OnceLock<Box<[AtomicU64]>>,
+}
+
+/// Slices that may be in one place or another.
+const WAYS: usize = 8;
+
+impl Slices {
+    /// With room for `count` slices (at least 2).
+    pub(super) fn new(layout: Layout, count: usize) -> Self {
+        let ways = count.clamp(2, WAYS);
+        let count = count.max(2).next_multiple_of(ways);
+        let places = (0..count).map(|_| Place::default()).collect();
+        Self { layout, places, ways, hand: AtomicU64::new(0) }
+    }
+
+    /// Slices that fit.
+    pub(super) fn capacity(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Shows `take` the entries of a slice from `first` on until it says `false`. `None`: the slice is not here, or it was
+    /// changed meanwhile and what was shown is worth nothing.
+    #[inline]
+    pub(super) fn look(&self, slice: u64, first: u64, mut take: impl FnMut(L2Entry) -> bool) -> Option<()> {
+        let place = self.find(slice)?;
+        let sequence = place.sequence.load(Acquire);
+        if sequence & 1 == 1 || place.tag.load(Relaxed) != slice + 1 {
+            return None;
+        }
+        let words = place.words.get()?;
+        let step = if self.layout.extended { 2 } else { 1 };
+        let first = usize::try_from(first).ok()? * step;
+        for entry in words.get(first..)?.chunks_exact(step) {
+            let word = entry[0].load(Relaxed);
+            let bitmap = if step == 2 { entry[1].load(Relaxed) } else { 0 };
+            if !take(L2Entry { word, bitmap }) {
+                break;
+            }
+        }
+        fence(Acquire);
+        if place.sequence.load(Relaxed) != sequence {
+            return None;
+        }
+        if !place.used.load(Relaxed) {
+            place.used.store(true, Relaxed);
+        }
+        Some(())
+    }
+
+    #[inline]
+    fn find(&self, slice: u64) -> Option<&Place> {
+        self.set(slice).iter().find(|place| place.tag.load(Acquire) == slice + 1)
+    }
+
+    #[inline]
+    fn set(&self, slice: u64) -> &[Place] {
+        let sets = self.places.len() / self.ways;
+        let first = usize::try_from(slice % sets as u64).unwrap_or(0) * self.ways;
+        &self.places[first..first + self.ways]
+    }
+
+    // ---- under the lock ----------------------------------------------------------------------------------------
+
+    /// True where the slice is here.
+    pub(super) fn has(&self, slice: u64) -> bool {
+        self.find(slice).is_some()
+    }
+
+    /// Puts a slice in. `false`: no place can be cleared, as `keep` says of those that are there.
+    pub(super) fn insert(&self, slice: u64, bytes: &[u8], keep: impl Fn(u64) -> bool) -> bool {
+        let Some(place) = self.victim(slice, keep) else { return false };
+        let words = place.words.get_or_init(|| {
+            let count = self.layout.slice_entries * self.layout.words();
+            (0..count).map(|_| AtomicU64::new(0)).collect()
+        });
+        place.change(|| {
+            place.tag.store(slice + 1, Relaxed);
+            place.used.store(true, Relaxed);
+            for (word, bytes) in words.iter().zip(bytes.chunks_exact(8)) {
+                word.store(u64::from_be_bytes(bytes.try_into().unwrap_or_default()), Relaxed);
+            }
+        });
+        true
+    }
+
+    fn victim(&self, slice: u64, keep: impl Fn(u64) -> bool) -> Option<&Place> {
+        let set = self.set(slice);
+        let hand = usize::try_from(self.hand.fetch_add(1, Relaxed)).unwrap_or(0);
+        let turn = |step: usize| &set[(hand.wrapping_add(step)) % set.len()];
+        let loose = |place: &Place| match place.tag.load(Relaxed) {
+            0 => true,
+            tag => !keep(tag - 1),
+        };
+        let rounds = (0..2 * set.len()).map(turn);
+        let empty = set.iter().find(|place| place.tag.load(Relaxed) == 0);
+        empty.or_else(|| rounds.into_iter().find(|place| loose(place) && !place.used.swap(false, Relaxed)))
+    }
+
+    /// Changes an entry. `false`: the slice is not here.
+    pub(super) fn set_entry(&self, slice: u64, index: u64, entry: L2Entry) -> bool {
+        let Some(place) = self.find(slice) else { return false };
+        let Some(words) = place.words.get() else { return false };
+        let step = if self.layout.extended { 2 } else { 1 };
+        let first = usize::try_from(index).unwrap_or(0) * step;
+        place.change(|| {
+            words[first].store(entry.word, Relaxed);
+            if step == 2 {
+                words[first + 1].store(entry.bitmap, Relaxed);
+            }
+        });
+        true
+    }
+
+    /// A slice as it is in the file.
+    pub(super) fn bytes(&self, slice: u64) -> Option<Vec<u8>> {
+        let words = self.find(slice)?.words.get()?;
+        Some(words.iter().flat_map(|word| word.load(Relaxed).to_be_bytes()).collect())
+    }
+}
+
+impl Place {
+    /// One at a time: the caller has the lock.
+    fn change(&self, change: impl FnOnce()) {
+        let sequence = self.sequence.load(Relaxed);
+        self.sequence.store(sequence + 1, Relaxed);
+        fence(Release);
+        change();
+        self.sequence.store(sequence + 2, Release);
+    }
+}

@@ -1,0 +1,213 @@
+//! Images that are nonsense: an error that names what is wrong, or errors where it is used; never a panic, a hang, or much
+//! memory, and never a write over the image's own tables.
+
+use std::sync::Arc;
+
+use block_core::base::IoError;
+use block_core::graph::{Graph, WriteFlags};
+use block_core::rt::{Local, run_control};
+use serde_json::json;
+
+use crate::bench::{add, attach, enter, flush, range, read, with, write, writer};
+use crate::peer::{KINDS, Kind, create, node, run};
+use crate::random::Random;
+
+const SIZE: u64 = 4 << 20;
+
+/// An image with data, zeroes and something compressed.
+fn valid(kind: Kind) -> Vec<u8> {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = create(dir.path(), "valid.qcow2", kind, SIZE, None);
+    let packed = format!("write -c -P 9 {} {}", 8 * kind.cluster, kind.cluster);
+    let data = format!("write -P 5 0 {}", 3 * kind.cluster);
+    run("qemu-io", &["-f", "qcow2", "-c", &data, "-c", "write -z 1M 64k", "-c", &packed, &path]);
+    std::fs::read(path).unwrap()
+}
+
+/// What came of an image.
+#[derive(Debug, PartialEq, Eq)]
+enum Outcome {
+    Refused(String),
+    Opened { read: Result<(), IoError>, written: Result<(), IoError> },
+}
+
+/// Opens the bytes, reads and writes all over the disk, and closes it.
+fn used(bytes: &[u8], more: &serde_json::Value) -> (Outcome, Vec<u8>) {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("hostile.qcow2");
+    std::fs::write(&path, bytes).unwrap();
+    let options = with(node(path.to_str().unwrap(), KINDS[0], None), &json!({ "node-name": "top" }));
+    let outcome = run_control(async |_| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        let node = match add(&graph, with(options, more)).await {
+            Ok(node) => node,
+            Err(error) => {
+                assert!(graph.find("top").is_none());
+                return Outcome::Refused(error);
+            }
+        };
+        let port = attach(&graph, node, writer()).await.unwrap();
+        let (lane, size) = (port.handle().lane(&Local::current()), port.geometry().size);
+        let (mut all_read, mut written) = (Ok(()), Ok(()));
+        let places = [0, 4096, 65536, 131_072, 1 << 20, 524_288, SIZE / 2, SIZE - 512];
+        for start in places.into_iter().filter(|start| start + 512 <= size) {
+            all_read = all_read.and(read(&lane, range(start, 512)).await.map(drop));
+            written = written.and(write(&lane, start, &[7; 512], WriteFlags::default()).await);
+        }
+        let len = size.min(65536);
+        let zeroed = lane.write_zeroes(&enter(&lane).await, range(0, len), WriteFlags::default()).await;
+        let discarded = lane.discard(&enter(&lane).await, range(0, len)).await;
+        written = written.and(zeroed).and(discarded).and(flush(&lane).await);
+        drop(lane);
+        port.detach(&mut graph.permit()).await.unwrap();
+        // The second time nobody minds what cannot be written.
+        if graph.permit().remove(node).await.is_err() {
+            let _ = graph.permit().remove(node).await;
+        }
+        Outcome::Opened { read: all_read, written }
+    });
+    (outcome, std::fs::read(path).unwrap())
+}
+
+fn changed(bytes: &[u8], at: usize, value: u64) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    bytes
+}
+
+fn word(bytes: &[u8], at: u64) -> u64 {
+    u64::from_be_bytes(bytes[at as usize..at as usize + 8].try_into().unwrap())
+}
+
+const COPIED: u64 = 1 << 63;
+
+/// IMG-16 to IMG-20: an L1 entry that leads somewhere else. It is never written through.
+#[test]
+fn img_16_to_20_an_l1_entry_into_other_tables_is_not_written_through() {
+    let bytes = valid(KINDS[0]);
+    let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
+    let block = word(&bytes, refcounts);
+    for target in [refcounts, block, l1] {
+        let (outcome, after) = used(&changed(&bytes, l1 as usize, target | COPIED), &json!({}));
+        let Outcome::Opened { written, .. } = outcome else { panic!("{outcome:?}") };
+        assert!(written.is_err(), "an L2 table at {target:#x} was written");
+        let table = target as usize..target as usize + 4096;
+        let mut expected = changed(&bytes, l1 as usize, target | COPIED);
+        expected.truncate(after.len());
+        assert!(after[table.clone()] == expected[table], "the table at {target:#x} was changed");
+        assert_eq!(after[79] & 2, 2, "the image is marked corrupt");
+    }
+    for target in [0x7000_0000u64, (1 << 55) | COPIED, 0x1_0200 | COPIED] {
+        let (outcome, _) = used(&changed(&bytes, l1 as usize, target), &json!({}));
+        assert!(matches!(outcome, Outcome::Opened { read: Err(_), .. }), "{target:#x}: {outcome:?}");
+    }
+}
+
+/// IMG-21 to IMG-24: an L2 entry that leads into tables. Guest data is never written over them.
+#[test]
+fn img_21_to_24_guest_data_is_not_written_over_tables() {
+    let bytes = valid(KINDS[0]);
+    let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
+    let (block, l2) = (word(&bytes, refcounts), word(&bytes, l1) & !COPIED);
+    for target in [refcounts, block, l1, l2] {
+        let image = changed(&bytes, l2 as usize, target | COPIED);
+        let (outcome, after) = used(&image, &json!({}));
+        let Outcome::Opened { written, .. } = outcome else { panic!("{outcome:?}") };
+        assert!(written.is_err(), "guest data at {target:#x} was written");
+        assert!(after[target as usize..target as usize + 512] == image[target as usize..target as usize + 512]);
+        assert_eq!(after[79] & 2, 2, "the image is marked corrupt");
+    }
+    // Compressed data past the end, and garbage.
+    for entry in [(1u64 << 62) | 0x3fff_ffff, (1 << 62) | 0x20] {
+        let (outcome, _) = used(&changed(&bytes, l2 as usize, entry), &json!({}));
+        assert!(matches!(outcome, Outcome::Opened { read: Err(_), .. }), "{outcome:?}");
+    }
+}
+
+/// IMG-25 to IMG-31: refcount blocks that are not there. What has to allocate fails; nothing else does.
+#[test]
+fn img_25_to_31_refcount_blocks_that_are_not_there_stop_allocations() {
+    let bytes = valid(KINDS[0]);
+    let refcounts = word(&bytes, 48) as usize;
+    for block in [0x200u64, 0x7000_0000, 1 << 63] {
+        let (outcome, _) = used(&changed(&bytes, refcounts, block), &json!({}));
+        assert!(matches!(outcome, Outcome::Opened { read: Ok(()), written: Err(_) }), "{block:#x}: {outcome:?}");
+    }
+    // A table that says nothing of the first clusters: they are not handed out, since tables are in them.
+    let (outcome, after) = used(&changed(&bytes, refcounts, 0), &json!({}));
+    assert!(matches!(outcome, Outcome::Opened { .. }), "{outcome:?}");
+    assert!(after[..4] == bytes[..4]);
+    let (outcome, _) = used(&changed(&bytes, 48, 0), &json!({}));
+    assert!(matches!(&outcome, Outcome::Refused(why) if why.contains("lies over")), "{outcome:?}");
+}
+
+/// IMG-32 to IMG-36.
+#[test]
+fn img_32_to_36_features_are_judged() {
+    let bytes = valid(KINDS[0]);
+    let refused = |value: u64, more: serde_json::Value| match used(&changed(&bytes, 72, value), &more).0 {
+        Outcome::Refused(why) => why,
+        opened @ Outcome::Opened { .. } => panic!("{opened:?}"),
+    };
+    assert!(refused(1 << 63, json!({})).contains("incompatible feature"));
+    assert!(refused(1, json!({})).contains("repaired"));
+    assert!(refused(2, json!({})).contains("corrupt"));
+    assert!(refused(4, json!({})).contains("data-file"));
+    let read_only = json!({ "read-only": true });
+    let reading = |value| {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("image");
+        std::fs::write(&path, changed(&bytes, 72, value)).unwrap();
+        run_control(async |_| {
+            let graph = Graph::new(Arc::new(|_| ()));
+            let options = with(node(path.to_str().unwrap(), KINDS[0], None), &json!({ "node-name": "top" }));
+            add(&graph, with(options, &read_only)).await.map(drop)
+        })
+    };
+    reading(1).unwrap();
+    reading(2).unwrap();
+    let (_, after) = used(&changed(&bytes, 88, 1 << 40), &json!({}));
+    assert_eq!(word(&after, 88), 0, "an unknown autoclear bit is cleared by writing");
+}
+
+/// Valid images with one to three fields changed, at places that matter. Everything may happen but harm.
+#[test]
+fn images_with_wrong_fields_do_no_harm() {
+    let kinds = [KINDS[0], KINDS[2], KINDS[5], KINDS[10]];
+    let cases: u64 = std::env::var("TRELLIS_CASES").ok().and_then(|count| count.parse().ok()).unwrap_or(400);
+    let (mut refused, mut opened) = (0, 0);
+    for (number, kind) in kinds.into_iter().enumerate() {
+        let bytes = valid(kind);
+        let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
+        let tables = [0, 0, 0, l1, refcounts, word(&bytes, refcounts), word(&bytes, l1) & !COPIED];
+        let mut random = Random(0xfeed + number as u64);
+        for case in 0..cases {
+            let mut image = bytes.clone();
+            for _ in 0..1 + random.below(3) {
+                let table = tables[random.below(tables.len() as u64) as usize];
+                let at = (table + random.below(if table == 0 { 160 } else { 64 })) as usize;
+                let value = match random.below(6) {
+                    0 => 0,
+                    1 => u64::MAX,
+                    2 => 1 << random.below(64),
+                    3 => word(&image, at as u64) ^ 1 << random.below(64),
+                    4 => tables[random.below(tables.len() as u64) as usize] | COPIED,
+                    _ => random.next(),
+                };
+                let len = [1, 2, 4, 8][random.below(4) as usize].min(image.len() - at);
+                image[at..at + len].copy_from_slice(&value.to_be_bytes()[8 - len..]);
+            }
+            if random.below(20) == 0 {
+                image.truncate(random.below(image.len() as u64) as usize);
+            }
+            match used(&image, &json!({})).0 {
+                Outcome::Refused(_) => refused += 1,
+                Outcome::Opened { .. } => opened += 1,
+            }
+            if case % 100 == 99 {
+                eprintln!("{}: {refused} refused, {opened} opened", kind.options);
+            }
+        }
+    }
+    assert!(refused > 0 && opened > 0);
+}

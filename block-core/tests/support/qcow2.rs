@@ -1,0 +1,136 @@
+//! A judge of qcow2 images that is quick enough for every state that a crash may leave: references are counted and
+//! compared with refcounts. It knows nothing of the driver; QEMU's judge is asked from time to time.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses a part")]
+
+use std::collections::HashMap;
+use std::process::Command;
+
+/// What is wrong with the image. What nobody refers to and has a refcount is a leak, and nothing wrong.
+pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
+    let image = Image(image);
+    let bits = image.u32(20)?;
+    let (cluster, size) = (1u64 << bits, image.0.len() as u64);
+    let is_old = image.u32(4)? == 2;
+    let extended = !is_old && image.u64(72)? & 16 != 0;
+    let order = if is_old { 4 } else { image.u32(96)? };
+    let mut references: HashMap<u64, u64> = HashMap::new();
+    let mut refer = |start: u64, len: u64| {
+        (start >> bits..=(start + len - 1) >> bits).for_each(|one| *references.entry(one).or_default() += 1);
+    };
+    refer(0, cluster);
+    let (l1, entries) = (image.u64(40)?, u64::from(image.u32(36)?));
+    refer(l1, entries * 8);
+    let (table, clusters) = (image.u64(48)?, u64::from(image.u32(56)?));
+    refer(table, clusters << bits);
+    let mut blocks = Vec::new();
+    for entry in 0..(clusters << bits) / 8 {
+        let block = image.u64(table + entry * 8)?;
+        if block != 0 {
+            refer(block, cluster);
+        }
+        blocks.push(block);
+    }
+    let mut copied = Vec::new();
+    let step = if extended { 16 } else { 8 };
+    for entry in 0..entries {
+        let word = image.u64(l1 + entry * 8)?;
+        let l2 = word & OFFSET;
+        if l2 == 0 {
+            continue;
+        }
+        refer(l2, cluster);
+        copied.push((l2, word, "an L2 table"));
+        for entry in 0..cluster / step {
+            let word = image.u64(l2 + entry * step)?;
+            if word & (1 << 62) != 0 {
+                let split = 62 - (bits - 8);
+                let start = word & ((1 << split) - 1);
+                let sectors = (word & !(3 << 62)) >> split;
+                refer(start, (sectors + 1) * 512 - start % 512);
+            } else if word & OFFSET != 0 {
+                refer(word & OFFSET, cluster);
+                copied.push((word & OFFSET, word, "guest data"));
+            }
+        }
+    }
+    let count = |number: u64| -> Result<u64, String> {
+        let per_block = (cluster * 8) >> order;
+        let block = blocks.get((number / per_block) as usize).copied().unwrap_or(0);
+        if block == 0 { Ok(0) } else { image.refcount(block, number % per_block, order) }
+    };
+    let mut judged = Judged::default();
+    for (number, references) in &references {
+        let count = count(*number)?;
+        if count < *references {
+            return Err(format!("cluster {number} has {references} references and refcount {count}"));
+        }
+    }
+    for (start, word, what) in copied {
+        let count = count(start >> bits)?;
+        if (word >> 63 == 1) != (count == 1) && (word >> 63 == 1) {
+            return Err(format!("{what} at {start:#x} says that it is alone, and has refcount {count}"));
+        }
+    }
+    for number in 0..size.div_ceil(cluster) {
+        judged.clusters += 1;
+        judged.leaks += usize::from(count(number)? > references.get(&number).copied().unwrap_or(0));
+    }
+    Ok(judged)
+}
+
+/// What was counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Judged {
+    pub clusters: usize,
+    pub leaks: usize,
+}
+
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+struct Image<'a>(&'a [u8]);
+
+impl Image<'_> {
+    fn u64(&self, at: u64) -> Result<u64, String> {
+        let bytes = usize::try_from(at).ok().and_then(|at| self.0.get(at..at + 8));
+        let bytes = bytes.ok_or_else(|| format!("the image ends before {at:#x}"))?;
+        Ok(u64::from_be_bytes(bytes.try_into().unwrap()))
+    }
+
+    fn u32(&self, at: u64) -> Result<u32, String> {
+        Ok((self.u64(at)? >> 32) as u32)
+    }
+
+    fn refcount(&self, block: u64, index: u64, order: u32) -> Result<u64, String> {
+        let bits = 1u64 << order;
+        let at = block + index * bits / 8;
+        let byte = |at: u64| usize::try_from(at).ok().and_then(|at| self.0.get(at)).copied().unwrap_or(0);
+        if bits < 8 {
+            return Ok(u64::from(byte(at)) >> (index * bits % 8) & ((1 << bits) - 1));
+        }
+        Ok((0..bits / 8).fold(0, |value, number| value << 8 | u64::from(byte(at + number))))
+    }
+}
+
+/// What QEMU's judge says: `Ok(true)` where it finds leaks.
+pub fn qemu_check(image: &[u8]) -> Result<bool, String> {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    std::fs::write(file.path(), image).unwrap();
+    let path = file.path().to_str().unwrap();
+    let output = Command::new("timeout").args(["60", "qemu-img", "check", "-f", "qcow2", path]).output().unwrap();
+    match output.status.code() {
+        Some(0) => Ok(false),
+        Some(3) => Ok(true),
+        _ => Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
+/// A fresh image that QEMU makes.
+pub fn fresh(options: &str, size: u64) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    let path = file.path().to_str().unwrap();
+    let status = Command::new("timeout")
+        .args(["60", "qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, &size.to_string()])
+        .status();
+    assert!(status.unwrap().success());
+    std::fs::read(path).unwrap()
+}
