@@ -161,7 +161,16 @@ impl<'d> GraphEdit<'d> {
         let placeholder = Geometry { size: 0, limits: Limits::ANY };
         let guard = shared.uses.guard();
         let (body, options, explicit) = (new.body, new.options, new.explicit);
-        let parts = NodeParts { body, shared, options, geometry: placeholder, bitmaps: Vec::new(), explicit, guard };
+        let parts = NodeParts {
+            body,
+            shared,
+            options,
+            geometry: placeholder,
+            bitmaps: Vec::new(),
+            is_supposed: false,
+            explicit,
+            guard,
+        };
         let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges.0)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {
