@@ -156,6 +156,7 @@ impl GraphEdit<'_> {
         let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
         parts.geometry.size = size;
         parts.resize_bitmaps()?;
+        self.supposed.insert(id, size);
         self.geometry_dirty.extend(parents);
         Ok(())
     }
