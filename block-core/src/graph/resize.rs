@@ -157,6 +157,7 @@ impl GraphEdit<'_> {
         parts.geometry.size = size;
         parts.is_supposed = true;
         parts.resize_bitmaps()?;
+        self.supposed.insert(id, size);
         self.geometry_dirty.extend(parents);
         Ok(())
     }
