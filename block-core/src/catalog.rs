@@ -37,7 +37,10 @@ use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
 pub use self::add::add;
-pub use self::create::{BlockdevCreateOptions, BlockdevCreateOptionsFile, PreallocMode, create};
+pub use self::create::{
+    BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2, PreallocMode, Qcow2CompressionType,
+    Qcow2Version, create,
+};
 pub use self::describe::info;
 pub use self::options::{
     BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption,
