@@ -36,7 +36,7 @@ use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
-pub use self::add::add;
+pub use self::add::{add, add_unnamed};
 pub use self::create::{
     BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2, PreallocMode, Qcow2CompressionType,
     Qcow2Version, create,

@@ -21,7 +21,7 @@ pub async fn add(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId
 }
 
 /// The same for a node that need not have a name: whoever adds it removes it.
-pub(super) async fn add_unnamed(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId> {
+pub async fn add_unnamed(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId> {
     let mut opening = Opening { graph: permit.graph().clone(), opened: Vec::new(), names: HashSet::new(), depth: 0 };
     opening.define(&options, None).await?;
     let opened = opening.opened;
