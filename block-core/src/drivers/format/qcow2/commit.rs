@@ -12,6 +12,7 @@
 //! for the next, and all who wait for the same one share it.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::Acquire;
 
 use super::Image;
 use super::entry::{CORRUPT, table_of};
@@ -41,6 +42,9 @@ type Sector = (u64, Vec<u8>);
 impl Image {
     /// Whatever was done before this is in the file and stable when it ends.
     pub(super) async fn commit(&self, cx: IoCx<'_>) -> Result<(), IoError> {
+        if self.is_corrupt.load(Acquire) {
+            return Err(CORRUPT);
+        }
         let wanted = self.meta().begun + 1;
         let _turn = self.committing.at(0).await;
         let (number, work) = {
