@@ -97,7 +97,7 @@ impl Image {
     /// more, which are the caller's.
     pub(super) async fn grow_refcounts(&self, cx: IoCx<'_>, extra: u64) -> Result<Run, IoError> {
         // No commit may come between: it would write entries of the old table.
-        let _turn = self.committing.at(0).await;
+        let _turn = self.committing.at(cx, 0).await;
         let Some(plan) = self.plan(extra)? else {
             return Ok(Run { cluster: 0, count: 0, punch: false });
         };

@@ -46,7 +46,7 @@ impl Image {
             return Err(CORRUPT);
         }
         let wanted = self.meta().begun + 1;
-        let _turn = self.committing.at(0).await;
+        let _turn = self.committing.at(cx, 0).await;
         let (number, work) = {
             let mut meta = self.meta();
             if meta.ended >= wanted {
@@ -290,7 +290,7 @@ impl Drop for Unwritten<'_> {
 
 /// Changes fields of the header: the sector that they are in is written as a whole.
 pub(super) async fn write_header(image: &Image, cx: IoCx<'_>, at: usize, field: &[u8]) -> Result<(), IoError> {
-    let _turn = image.header_turn.at(0).await;
+    let _turn = image.header_turn.at(cx, 0).await;
     let bytes = {
         let meta = image.meta();
         let mut bytes = meta.header.clone();

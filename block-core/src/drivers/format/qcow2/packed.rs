@@ -40,7 +40,7 @@ impl Image {
         };
         self.ready(cx).await?;
         let whole = self.layout.around(at.start());
-        let _turn = self.guests.take(whole).await;
+        let _turn = self.guests.take(cx, whole).await;
         self.own_table(cx, at.start()).await?;
         let old = self.entry(cx, at.start()).await?.parse(self.layout, whole.start())?;
         let place = self.take_bytes(cx, packed.len() as u64).await?;
@@ -62,7 +62,7 @@ impl Image {
 
     /// Room for so many bytes, at most a cluster, with a reference to each host cluster that it is in.
     async fn take_bytes(&self, cx: IoCx<'_>, len: u64) -> Result<Compressed, IoError> {
-        let _turn = self.packing.at(0).await;
+        let _turn = self.packing.at(cx, 0).await;
         cx.child(self.file).announce(DebugEvent::ClusterAllocBytes).await;
         let bits = self.layout.cluster_bits;
         let before = self.meta().packed.take();

@@ -105,7 +105,7 @@ impl Image {
     async fn clusters(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange, work: Work) -> Result<(), IoError> {
         let layout = self.layout;
         let wide = at.widened(layout.cluster()).ok_or(IoError::OutOfRange)?;
-        let _turn = self.guests.take(wide).await;
+        let _turn = self.guests.take(cx, wide).await;
         if !self.load(cx, layout.slice_of(at.start())).await?
             && (!matches!(work, Work::Zero { .. }) || !self.stands_on(shape))
         {
