@@ -60,6 +60,7 @@ fn subject(name: &str, files: &'static [&'static str], options: impl Fn(&dyn Fn(
         options,
         above: None,
         resizes: true,
+        buffers: false,
         heals: |_| false,
         block: 1,
         check: |_| Ok(()),
