@@ -311,8 +311,41 @@ fn an_overlay_that_stands_on_something_when_its_turn_comes_is_not_appended() {
         stand.unwrap().close(&mut permit).await;
         until(|| result.borrow().is_some()).await;
         let error = result.take().unwrap().unwrap_err().full();
-        assert_eq!(error, "node 'overlay' has a backing node already");
+        assert_eq!(error, "The overlay already has a backing image");
         assert_eq!(graph.child_node(overlay, "backing"), Some(other));
+    });
+}
+
+/// What goes with a node is looked up again once nobody else changes it: its inline child may have gone meanwhile.
+#[test]
+fn a_node_is_removed_that_gets_another_child_while_its_removal_waits() {
+    run_control(async |local| {
+        let graph = graph();
+        let inline = add(&graph, mem("inline", 1, &Arc::default()).inline()).await;
+        let other = add(&graph, mem("other", 2, &Arc::default())).await;
+        let filter = add(&graph, park("filter", inline, &Arc::default(), true)).await;
+        let mut holder = graph.permit();
+        let held = holder.drain(&[filter]).await.unwrap();
+        let results = Rc::new(RefCell::new(Vec::new()));
+        let (changing, told) = (graph.clone(), results.clone());
+        local.spawn(async move {
+            let change = Change::Repoint { parent: filter, child: "file".into(), to: Some((other, Role::Filtered)) };
+            let done = changing.permit().transact(vec![Box::new(change)]).await;
+            told.borrow_mut().push(done);
+        });
+        local.sleep(Duration::from_millis(5)).await;
+        let (removing, told) = (graph.clone(), results.clone());
+        local.spawn(async move {
+            let done = removing.permit().remove(filter).await;
+            told.borrow_mut().push(done);
+        });
+        local.sleep(Duration::from_millis(5)).await;
+        drop(held);
+        while results.borrow().len() < 2 {
+            local.sleep(Duration::from_millis(1)).await;
+        }
+        assert!(results.borrow().iter().all(Result::is_ok), "{results:?}");
+        assert_eq!(graph.nodes().len(), 1, "what came stays, since it was added by name");
     });
 }
 
@@ -446,7 +479,7 @@ fn an_overlay_is_appended_under_load() {
         assert_eq!((read_byte(&reader.handle()).await, table.allocated()), (Ok(9), 1));
         assert_eq!(graph.node(base).unwrap().totals.ops[1].ops, 0, "the base is not written any more");
         let error = graph.permit().append(overlay, base).await.unwrap_err().full();
-        assert_eq!(error, "node 'overlay' has a backing node already");
+        assert_eq!(error, "The overlay is already in use");
         reader.detach(&mut graph.permit()).await.unwrap();
         writer.detach(&mut graph.permit()).await.unwrap();
     });

@@ -14,8 +14,9 @@ use std::time::Duration;
 use block_core::base::{ByteRange, IoError};
 use block_core::graph::{Change, Graph, NodeId, NodeOptions, PermSet, Perms, Reopen, Role, Step};
 use block_core::port::{Port, PortOptions};
+use block_core::rt::sync::oneshot;
 use block_core::rt::{IoBuf, Local, run_control};
-use support::user::{READER, WRITER, a_while, beside, until};
+use support::user::{READER, WRITER, a_while, beside, io_thread, until};
 use support::{Seen, SlowLocks, Valve, add, graph, impatient, mem, park, slow, tiny};
 
 async fn attach(graph: &Rc<Graph>, node: NodeId, perms: Perms) -> Result<Port, String> {
@@ -226,6 +227,35 @@ fn an_idle_lane_of_a_removed_port_keeps_no_node() {
         assert_eq!(*removed.borrow(), Some(Ok(())));
         assert!(seen.closed.load(Ordering::Acquire));
         assert!(lane.try_enter().is_none(), "nobody comes in any more");
+    });
+}
+
+/// The same for who has kept a handle, and makes a lane when the port is gone already; and for lanes that come and go on
+/// another thread while it goes.
+#[test]
+fn a_handle_of_a_removed_port_keeps_no_node() {
+    run_control(|_| async {
+        let graph = graph();
+        let thread = io_thread();
+        for round in 0..50 {
+            let seen = Arc::<Seen>::default();
+            let node = add(&graph, mem("node", 0, &seen)).await;
+            let port = attach(&graph, node, READER).await.unwrap();
+            let (handle, (done, made)) = (port.handle(), oneshot());
+            let lanes = handle.clone();
+            thread.remote().spawn(move |local| async move {
+                let lanes: Vec<_> = (0..round).map(|_| lanes.lane(&local)).collect();
+                let _ = done.send(());
+                local.sleep(Duration::from_millis(1)).await;
+                drop(lanes);
+            });
+            port.detach(&mut graph.permit()).await.unwrap();
+            let late = handle.lane(&Local::current());
+            assert!(late.try_enter().is_none(), "nobody comes in any more");
+            graph.permit().remove(node).await.unwrap();
+            assert!(seen.closed.load(Ordering::Acquire));
+            made.await.unwrap();
+        }
     });
 }
 

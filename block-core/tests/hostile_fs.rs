@@ -15,7 +15,7 @@
 //! | FS-16 | a write past the new end makes the file long again, and is no error; the event in `tests/tests/hostile_fs.rs` |
 //! | FS-18 | a file system is not remounted under who writes: EROFS by a plan. Writes are refused from then on; that a disk is read-only is told to a guest when it connects, and cannot be taken back |
 //! | FS-19 | no NFS is here: its errors by a plan. Whose lock a server has forgotten gets EIO from Linux for every read and write (`nfs.recover_lost_locks` is off by default), so the writing stops there |
-//! | FS-20 | a `null-co` that takes long (a frozen file system can freeze its machine); nothing times requests yet; the ending in `tests/tests/hostile_fs.rs` |
+//! | FS-20 | a `null-co` that takes long (a frozen file system can freeze its machine); the event and the ending in `tests/tests/hostile_fs.rs` |
 //! | FS-21, FS-22 | in `crash.rs` |
 //! | FS-23 | no format has metadata yet |
 //!
@@ -101,9 +101,10 @@ impl Stage {
                 assert_eq!(node, "n");
                 Some((*write, *error))
             }
-            NodeEvent::WriteThreshold { .. } | NodeEvent::QuorumReportBad { .. } | NodeEvent::QuorumFailure { .. } => {
-                None
-            }
+            NodeEvent::WriteThreshold { .. }
+            | NodeEvent::QuorumReportBad { .. }
+            | NodeEvent::QuorumFailure { .. }
+            | NodeEvent::ImageCorrupted { .. } => None,
         };
         self.events.lock().unwrap().iter().filter_map(error).collect()
     }

@@ -8,10 +8,14 @@ mod bench;
 mod support;
 
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bench::{attach, enter, range, read, write, writer};
-use block_core::graph::{Preallocation, WriteFlags};
+use block_core::base::Result;
+use block_core::graph::{
+    ChildId, DriverInfo, NewNode, NodeOptions, Perms, Preallocation, ReopenRequest, Role, WriteFlags,
+};
+use block_core::pipeline::{Filter, Filtered};
 use block_core::port::PortLane;
 use block_core::rt::sync::oneshot;
 use block_core::rt::{Local, run_control};
@@ -104,5 +108,50 @@ fn what_an_overlay_grows_by_reads_as_zeroes() {
         let seen = read(&port.handle().lane(&local), range(4096, 8192)).await.unwrap();
         assert_eq!(seen, [[7; 4096], [0; 4096]].concat());
         port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+/// A filter that keeps what it was told.
+struct Told {
+    file: ChildId,
+    active: Arc<Mutex<Vec<bool>>>,
+}
+
+impl Filter for Told {
+    type Conf = ();
+
+    fn child(&self) -> ChildId {
+        self.file
+    }
+
+    async fn reopen(&self, (): &(), _: ReopenRequest<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    async fn set_active(&self, (): &(), common: NodeOptions, _: Perms) -> Result<Option<()>> {
+        self.active.lock().unwrap().push(common.active);
+        Ok(None)
+    }
+
+    fn info(&self, (): &()) -> DriverInfo {
+        DriverInfo { driver: "told", ..DriverInfo::default() }
+    }
+}
+
+/// Authors of formats and filters hear, as those of protocols do, when their node becomes active or inactive.
+#[test]
+fn formats_and_filters_are_told_of_activity() {
+    run_control(async |_| {
+        let graph = graph();
+        let (overlay, table) = NewOverlay::above(None).add(&graph, "overlay").await;
+        let told: Arc<Mutex<Vec<bool>>> = Arc::default();
+        let filter = NewNode::new("filter".into(), NodeOptions::default(), |edges| {
+            let file = edges.to("file", overlay, Role::Filtered);
+            (Filtered(Told { file, active: told.clone() }), ())
+        });
+        let filter = add(&graph, filter).await;
+        graph.permit().deactivate(Some(filter)).await.unwrap();
+        graph.permit().activate(Some(filter)).await.unwrap();
+        assert_eq!((table.told_active(), told.lock().unwrap().clone()), (vec![false, true], vec![false, true]));
     });
 }

@@ -29,7 +29,11 @@ fn range(start: u64, len: u64) -> ByteRange {
 
 /// A user's way to a node, which may write the incomplete block at its end. The port lives as long as the graph.
 async fn lane(graph: &Rc<Graph>, node: NodeId) -> Rc<PortLane> {
-    let options = PortOptions { name: "test port".into(), perms: writer() };
+    lane_with(graph, node, writer()).await
+}
+
+async fn lane_with(graph: &Rc<Graph>, node: NodeId, perms: Perms) -> Rc<PortLane> {
+    let options = PortOptions { name: "test port".into(), perms };
     let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.unwrap();
     port.handle().lane(&Local::current())
 }
@@ -188,6 +192,11 @@ async fn two_block_sizes(graph: &Rc<Graph>, image: &tempfile::NamedTempFile) -> 
     [small, catalogued(graph, large).await]
 }
 
+/// The same for a node that somebody sees through a window, who bears no other size.
+async fn lane_beside_a_window(graph: &Rc<Graph>, node: NodeId) -> Rc<PortLane> {
+    lane_with(graph, node, Perms { uses: PermSet::WRITE, shares: PermSet::ALL }).await
+}
+
 fn sent(lane: &PortLane, at: ByteRange, write: bool) -> Option<Passage> {
     let pin = lane.try_enter().unwrap();
     match lane.direct(&pin, DirectRequest { write, at, fua: false, memory_bits: 0 })? {
@@ -209,7 +218,7 @@ fn a_ring_entry_and_a_rewrite_of_a_block_keep_each_other_out() {
         let graph = graph();
         let image = tempfile::NamedTempFile::new().unwrap();
         let [small, large] = two_block_sizes(&graph, &image).await;
-        let (small, large) = (lane(&graph, small).await, lane(&graph, large).await);
+        let (small, large) = (lane_beside_a_window(&graph, small).await, lane(&graph, large).await);
         for rewriter in [&small, &large] {
             let (first, second) = (sent(&large, range(0, 4096), true).unwrap(), sent(&large, range(8192, 4096), true));
             let done = Rc::new(std::cell::Cell::new(false));
@@ -240,7 +249,7 @@ fn a_ring_entry_that_is_refused_below_leaves_what_it_had_entered() {
         let graph = graph();
         let image = tempfile::NamedTempFile::new().unwrap();
         let [small, large] = two_block_sizes(&graph, &image).await;
-        let (small, large) = (lane(&graph, small).await, lane(&graph, large).await);
+        let (small, large) = (lane_beside_a_window(&graph, small).await, lane(&graph, large).await);
         let under_way = sent(&small, range(0, 1024), true).unwrap();
         let done = Rc::new(std::cell::Cell::new(false));
         Local::current().spawn({

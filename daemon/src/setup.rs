@@ -88,6 +88,7 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
     }
     notify::ready("serving");
     notify::keep_watchdog(&daemon.local);
+    export::keep_watch(daemon);
     match first(signals.next(), daemon.asked_to_quit()).await {
         First::This(signal) => tracing::info!("{signal}: ending"),
         First::That(()) => tracing::info!("ending as asked"),

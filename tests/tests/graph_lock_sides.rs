@@ -120,8 +120,11 @@ fn sources(directory: &Path) -> Box<dyn Iterator<Item = String>> {
 }
 
 fn is_callback(name: &str) -> bool {
-    name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_') && name != "compressed"
+    name.chars().all(|letter| letter.is_ascii_lowercase() || letter == '_') && !BESIDES.contains(&name)
 }
+
+/// A flag and a driver that cells speak of.
+const BESIDES: [&str; 2] = ["compressed", "preallocate"];
 
 /// What rows mention besides: callbacks of edges (`BdrvChildClass`), and functions of the block layer itself.
 const GENERIC: [&str; 5] = ["attach", "detach", "change_aio_ctx", "bdrv_co_pwrite_sync", "bdrv_refresh_total_sectors"];

@@ -171,6 +171,8 @@ fn fs_20_a_disk_that_hangs_does_not_keep_us_for_ever() {
     guest.submit(0, &chain);
     let nodes = stage.monitor.execute("query-named-block-nodes", &json!({}));
     assert_eq!(nodes.as_array().unwrap().len(), 1, "the operator is served meanwhile");
+    let stalled = stage.monitor.event("X_BLOCK_EXPORT_STALLED");
+    assert_eq!(stalled, json!({ "id": "e", "in-flight": 1, "seconds": 10 }));
     stage.signal("TERM");
     pause(Duration::from_millis(500));
     assert_eq!(stage.server.ended(), None, "it waits for the guest's request");

@@ -477,7 +477,7 @@ impl Plumber<'_> {
             let top = below.last().unwrap().clone();
             let filter = self.filter(&name, &top);
             let reply = self.0.monitor.ask(&json!({ "execute": "blockdev-add", "arguments": filter }));
-            if is_being_resized(&reply) {
+            if is_in_the_way(&reply) {
                 break;
             }
             assert!(reply.get("return").is_some(), "{filter}: {reply}");
@@ -504,7 +504,7 @@ impl Plumber<'_> {
         match self.0.random.below(8) {
             5 => json!({ "driver": "copy-before-write", "node-name": name, "file": below, "target": nowhere,
                 "on-cbw-error": "break-snapshot", "discard": "unmap" }),
-            6 | 7 => json!({ "driver": "blklogwrites", "node-name": name, "file": below, "log": nowhere }),
+            6 => json!({ "driver": "blklogwrites", "node-name": name, "file": below, "log": nowhere }),
             0 => json!({ "driver": "throttle", "node-name": name, "throttle-group": "unlimited", "file": below }),
             1 => json!({ "driver": "copy-on-read", "node-name": name, "file": below }),
             2 => json!({ "driver": "raw", "node-name": name, "file": below, "discard": "unmap" }),
@@ -524,14 +524,18 @@ impl Plumber<'_> {
         };
         let reply = self.flushing(command, &arguments);
         let moved = reply["error"]["desc"].as_str().is_some_and(|desc| desc.contains(&format!("Export '{disk}'")));
-        let is_done = moved || is_being_resized(&reply) || reply.get("return").is_some();
+        let is_done = moved || is_in_the_way(&reply) || reply.get("return").is_some();
         assert!(is_done, "{command} {arguments}: {reply}");
     }
 }
 
-/// The other operator resizes just then what a new filter would not have resized.
-fn is_being_resized(reply: &Value) -> bool {
-    reply["error"]["desc"].as_str().is_some_and(|desc| desc.contains("'resize' is used by block_resize"))
+/// The other operator resizes just then what a filter would not have resized, or has moved the export away from under it,
+/// to where it writes beside it.
+fn is_in_the_way(reply: &Value) -> bool {
+    let desc = reply["error"]["desc"].as_str().unwrap_or_default();
+    desc.contains("'resize' is used by block_resize")
+        || desc.starts_with("The size may not change")
+        || (desc.contains("'write' is used by export") && desc.contains("not shared by node"))
 }
 
 impl Plumber<'_> {

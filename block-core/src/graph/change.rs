@@ -5,8 +5,9 @@ use std::borrow::Cow;
 use super::blockers::Operation;
 use super::control::{Graph, Permit};
 use super::drain::Drained;
+use super::driver::ChildChange;
 use super::edit::{DrainedSet, GraphEdit};
-use super::id::NodeId;
+use super::id::{ChildId, NodeId};
 use super::permission::Role;
 use super::shape::Vertices;
 use super::transaction::{Pending, Step};
@@ -54,6 +55,15 @@ pub enum Change {
         /// What QMP calls the edge.
         child: Cow<'static, str>,
     },
+}
+
+impl Change {
+    /// `overlay`, which nobody uses and which has no backing node, shall stand on `base`, and all users of `base` shall use
+    /// it: two steps of a transaction.
+    pub fn append(overlay: NodeId, base: NodeId) -> Vec<Box<dyn Step>> {
+        let put = Self::Replace { from: base, to: overlay };
+        vec![Box::new(Standing { overlay, base }), Box::new(put)]
+    }
 }
 
 impl Step for Change {
@@ -140,8 +150,7 @@ impl Permit {
 
     /// Makes `overlay`, which has no backing node, stand on `base` and lets all users of `base` use it.
     pub async fn append(&mut self, overlay: NodeId, base: NodeId) -> Result<()> {
-        let put = Change::Replace { from: base, to: overlay };
-        self.transact(vec![Box::new(Standing { overlay, base }), Box::new(put)]).await
+        self.transact(Change::append(overlay, base)).await
     }
 
     /// Lets `overlay` stand on another node, or on none.
@@ -191,14 +200,47 @@ struct Standing {
 
 impl Step for Standing {
     fn drains(&self, graph: &Graph) -> Result<Vec<NodeId>> {
-        if graph.child(self.overlay, BACKING).is_some() {
-            return Err(Error::new(format!("{} has a backing node already", graph.described(self.overlay))));
-        }
+        graph.check_overlay(self.overlay)?;
+        graph.check_free_base(self.base)?;
         Ok(vec![self.overlay])
     }
 
     fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
         edit.add_child(set.owner(self.overlay)?, BACKING, self.base, Role::Cow)
+    }
+}
+
+impl Graph {
+    /// A node can become the overlay of another one. In QEMU's words, as operators know them.
+    fn check_overlay(&self, overlay: NodeId) -> Result<()> {
+        if self.vertex(overlay, |vertex| vertex.parents.is_empty()) != Some(true) {
+            return Err(Error::new("The overlay is already in use"));
+        }
+        if self.child(overlay, BACKING).is_some() {
+            return Err(Error::new("The overlay already has a backing image"));
+        }
+        let body = self.borrow_body(overlay).ok_or_else(super::edit::no_such_node)?.body;
+        let next = self.vertex(overlay, |vertex| ChildId::number(vertex.edges.len())).unwrap_or(ChildId::FIRST);
+        match body.with_children(ChildChange::Comes(BACKING, next))? {
+            Some(_) => Ok(()),
+            None => Err(Error::new("The overlay does not support backing images")),
+        }
+    }
+
+    /// Nothing stands on a node already: what an overlay of it changed would be seen there.
+    fn check_free_base(&self, base: NodeId) -> Result<()> {
+        let shape = self.shape.borrow();
+        let vertex = shape.vertex(base).ok_or_else(super::edit::no_such_node)?;
+        let parents = vertex.parents.iter().filter_map(|id| shape.vertex(*id));
+        let mut standing =
+            parents.filter(|parent| parent.edges.iter().any(|edge| edge.to == base && edge.role == Role::Cow));
+        match standing.next() {
+            None => Ok(()),
+            Some(overlay) => {
+                let (name, overlay) = (&vertex.name, &overlay.name);
+                Err(Error::new(format!("Node '{name}' is busy: node is used as backing hd of '{overlay}'")))
+            }
+        }
     }
 }
 

@@ -448,8 +448,16 @@ impl Permit {
     /// first: if that fails, this fails, once. The nodes are closed before this returns, so that their files and locks
     /// are free.
     pub async fn remove(&mut self, id: NodeId) -> Result<()> {
-        let family = self.graph.family(id);
-        let drained = self.drain(&family).await?;
+        let mut family = self.graph.family(id);
+        let drained = loop {
+            let drained = self.drain(&family).await?;
+            let now = drained.graph().family(id);
+            if now == family {
+                break drained;
+            }
+            // Another command gave the node other children while this one waited.
+            family = now;
+        };
         drained.check_unused(id)?;
         let finished = drained.finished(id, &family).await;
         if let Err(error) = finished

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use super::driver::{Body, Driver, DynDriver};
+use super::driver::{Body, Driver, DynDriver, End};
 use super::geometry::{Geometry, Limits};
 use super::id::{ChildId, NodeId};
 use super::lane::Root;
@@ -134,6 +134,8 @@ pub struct GraphEdit<'d> {
     pub(super) geometry_dirty: BTreeSet<NodeId>,
     /// Vertices that requests see differently than before.
     pub(super) seen_differently: BTreeSet<NodeId>,
+    /// Sizes in bytes that nodes are to have and do not have yet, see [`Permit::resize`](super::control::Permit::resize).
+    pub(super) supposed: BTreeMap<NodeId, u64>,
     new_roots: Vec<NodeId>,
     /// Nodes that an edge has led to and leads to no more.
     cut_off: Vec<NodeId>,
@@ -143,6 +145,17 @@ pub struct GraphEdit<'d> {
 }
 
 impl Vertices for GraphEdit<'_> {
+    fn moving_end(&self, vertex: &Vertex) -> Option<u64> {
+        match vertex.node()?.body.end() {
+            End::Fixed => None,
+            End::At(end) => Some(end),
+            End::Of(child) => {
+                let to = child.of(&vertex.edges).to;
+                self.supposed.get(&to).copied().or_else(|| self.moving_end(self.vertex(to)?))
+            }
+        }
+    }
+
     fn vertex(&self, id: NodeId) -> Option<&Vertex> {
         match self.touched.get(&id) {
             Some(touched) => touched.as_ref(),
@@ -161,7 +174,16 @@ impl<'d> GraphEdit<'d> {
         let placeholder = Geometry { size: 0, limits: Limits::ANY };
         let guard = shared.uses.guard();
         let (body, options, explicit) = (new.body, new.options, new.explicit);
-        let parts = NodeParts { body, shared, options, geometry: placeholder, bitmaps: Vec::new(), explicit, guard };
+        let parts = NodeParts {
+            body,
+            shared,
+            options,
+            geometry: placeholder,
+            bitmaps: Vec::new(),
+            is_supposed: false,
+            explicit,
+            guard,
+        };
         let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges.0)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {
@@ -346,6 +368,7 @@ pub(crate) fn evaluate<'d, R>(
         perms_dirty: BTreeSet::new(),
         geometry_dirty: BTreeSet::new(),
         seen_differently: BTreeSet::new(),
+        supposed: BTreeMap::new(),
         new_roots: Vec::new(),
         cut_off: Vec::new(),
         replaced: Vec::new(),
@@ -446,7 +469,11 @@ impl GraphEdit<'_> {
     }
 
     fn child_geometries(&self, vertex: &Vertex) -> Vec<Geometry> {
-        vertex.edges.iter().filter_map(|edge| self.geometry_now(self.vertex(edge.to)?)).collect()
+        let of = |id: NodeId| {
+            let now = self.geometry_now(self.vertex(id)?)?;
+            Some(Geometry { size: self.supposed.get(&id).copied().unwrap_or(now.size), ..now })
+        };
+        vertex.edges.iter().filter_map(|edge| of(edge.to)).collect()
     }
 
     fn finish(self) -> Outcome {

@@ -23,6 +23,11 @@ impl ChildId {
     /// The first child: a root's only one.
     pub(crate) const FIRST: Self = Self(0);
 
+    /// The child with this number, from 0 on.
+    pub(super) fn number(number: usize) -> Self {
+        Self(u32::try_from(number).expect("a node has few children"))
+    }
+
     /// What belongs to this child, in a list in edge order.
     pub fn of<T>(self, all: &[T]) -> &T {
         all.get(self.0 as usize).expect("a list in edge order has an entry for each child")

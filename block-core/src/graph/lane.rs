@@ -56,6 +56,8 @@ impl Root {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Relaxed);
         let count = self.0.gate.attach();
+        // Before it looks at the view: a poke that comes between would miss it, and the old view would stay.
+        self.threads().push((id, local.remote()));
         let lane = Rc::new_cyclic(|me| Lane {
             id,
             root: self.0.clone(),
@@ -66,7 +68,6 @@ impl Root {
             me: me.clone(),
         });
         LANES.with_borrow_mut(|lanes| lanes.insert(id, Rc::downgrade(&lane)));
-        self.threads().push((id, local.remote()));
         lane
     }
 

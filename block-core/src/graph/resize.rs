@@ -155,7 +155,9 @@ impl GraphEdit<'_> {
         let parents = vertex.parents.clone();
         let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
         parts.geometry.size = size;
+        parts.is_supposed = true;
         parts.resize_bitmaps()?;
+        self.supposed.insert(id, size);
         self.geometry_dirty.extend(parents);
         Ok(())
     }

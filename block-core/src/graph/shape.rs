@@ -49,6 +49,8 @@ pub(crate) struct NodeParts {
     pub(crate) options: NodeOptions,
     pub(crate) geometry: Geometry,
     pub(crate) bitmaps: Vec<NodeBitmap>,
+    /// Its size is one that it shall have, and not yet its driver's.
+    pub(crate) is_supposed: bool,
     /// Added by name by an operator, not as somebody's inline child.
     pub(crate) explicit: bool,
     /// Whoever has a copy, across a pause point too, holds up the closing of the node. Declared last: see [`UseGuard`].
@@ -114,7 +116,11 @@ pub(crate) trait Vertices {
 
     /// See [`Child::moving_end`](super::cx::Child::moving_end).
     fn moving_end(&self, vertex: &Vertex) -> Option<u64> {
-        match vertex.node()?.body.end() {
+        let node = vertex.node()?;
+        if node.is_supposed {
+            return Some(node.geometry.size);
+        }
+        match node.body.end() {
             End::Fixed => None,
             End::At(end) => Some(end),
             End::Of(child) => self.moving_end(self.vertex(child.of(&vertex.edges).to)?),

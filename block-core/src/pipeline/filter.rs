@@ -7,8 +7,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx, OpKind, Pause,
-    Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    ChildId, DebugEvent, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx, NodeOptions,
+    OpKind, Pause, Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -187,6 +187,16 @@ pub trait Filter: Send + Sync + 'static {
     /// Prepares a configuration for new options.
     fn reopen(&self, conf: &Self::Conf, request: ReopenRequest<'_>) -> impl Future<Output = Result<Self::Conf, Error>>;
 
+    /// See [`Driver::set_active`].
+    fn set_active(
+        &self,
+        _conf: &Self::Conf,
+        _common: NodeOptions,
+        _perms: Perms,
+    ) -> impl Future<Output = Result<Option<Self::Conf>, Error>> {
+        std::future::ready(Ok(None))
+    }
+
     /// The driver's name, and what else there is to say.
     fn info(&self, conf: &Self::Conf) -> DriverInfo;
 }
@@ -299,6 +309,10 @@ impl<F: Filter> Driver for Filtered<F> {
 
     async fn reopen(&self, conf: &F::Conf, request: ReopenRequest<'_>) -> Result<F::Conf, Error> {
         self.0.reopen(conf, request).await
+    }
+
+    async fn set_active(&self, conf: &F::Conf, common: NodeOptions, perms: Perms) -> Result<Option<F::Conf>, Error> {
+        self.0.set_active(conf, common, perms).await
     }
 
     async fn info(&self, conf: &F::Conf) -> DriverInfo {

@@ -141,6 +141,7 @@ pub trait Format: Send + Sync + 'static {
         &self,
         _conf: &Self::Conf,
         _common: NodeOptions,
+        _perms: Perms,
     ) -> impl Future<Output = Result<Option<Self::Conf>, Error>> {
         std::future::ready(Ok(None))
     }
@@ -425,8 +426,8 @@ impl<F: Format> Driver for Mapped<F> {
         self.0.reopen(conf, request).await
     }
 
-    async fn set_active(&self, conf: &F::Conf, common: NodeOptions, _: Perms) -> Result<Option<F::Conf>, Error> {
-        self.0.set_active(conf, common).await
+    async fn set_active(&self, conf: &F::Conf, common: NodeOptions, perms: Perms) -> Result<Option<F::Conf>, Error> {
+        self.0.set_active(conf, common, perms).await
     }
 
     async fn info(&self, conf: &F::Conf) -> DriverInfo {

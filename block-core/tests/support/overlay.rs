@@ -9,8 +9,8 @@ use std::task::{Poll, Waker};
 
 use block_core::base::{ByteRange, Error, IoError, Result, align_down, is_aligned};
 use block_core::graph::{
-    ChildChange, ChildId, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeId, NodeOptions, Place,
-    Preallocation, ReopenRequest, Role, WriteFlags,
+    ChildChange, ChildId, DriverInfo, Extent, Geometry, Graph, IoCx, Limits, NewNode, NodeId, NodeOptions, Perms,
+    Place, Preallocation, ReopenRequest, Role, WriteFlags,
 };
 use block_core::pipeline::{Access, Format, Mapped, Ticket};
 use block_core::rt::IoBuf;
@@ -104,12 +104,14 @@ struct State {
     held: HashSet<u64>,
     waiting: Vec<Waker>,
     compressed: Vec<ByteRange>,
+    told_active: Vec<bool>,
 }
 
 impl Table {
     fn new(cluster: u64, count: u64) -> Self {
         let clusters = vec![Cluster::Absent; count as usize];
-        let state = State { clusters, held: HashSet::new(), waiting: Vec::new(), compressed: Vec::new() };
+        let (held, waiting, compressed, told_active) = Default::default();
+        let state = State { clusters, held, waiting, compressed, told_active };
         Self { cluster, state: Mutex::new(state) }
     }
 
@@ -142,6 +144,11 @@ impl Table {
     /// The compressed writes so far.
     pub fn compressed(&self) -> Vec<ByteRange> {
         self.state.lock().unwrap().compressed.clone()
+    }
+
+    /// What the format was told when the node became active or inactive.
+    pub fn told_active(&self) -> Vec<bool> {
+        self.state.lock().unwrap().told_active.clone()
     }
 
     fn set(&self, number: u64, cluster: Cluster) {
@@ -368,6 +375,11 @@ impl Format for Overlay {
 
     async fn reopen(&self, shape: &Shape, _: ReopenRequest<'_>) -> Result<Shape> {
         Ok(*shape)
+    }
+
+    async fn set_active(&self, shape: &Shape, common: NodeOptions, _: Perms) -> Result<Option<Shape>> {
+        self.table.state.lock().unwrap().told_active.push(common.active);
+        Ok(Some(*shape))
     }
 
     async fn info(&self, _: &Shape) -> DriverInfo {

@@ -12,6 +12,7 @@ mod job;
 mod object;
 mod process;
 mod qom;
+mod snapshot;
 mod transaction;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -96,6 +97,7 @@ impl Table {
         job::register(&mut table);
         export::register(&mut table);
         object::register(&mut table);
+        snapshot::register(&mut table);
         qom::register(&mut table);
         chardev::register(&mut table);
         process::register(&mut table);

@@ -10,6 +10,7 @@ use qmp::schema::Empty;
 use qmp::{Error, Qapi, Result};
 
 use super::bitmap::{BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, step};
+use super::snapshot::BlockdevSnapshot;
 use super::{Table, no_such_device};
 use crate::daemon::Daemon;
 use crate::refused;
@@ -67,6 +68,8 @@ enum TransactionAction {
     #[qapi(rename = "x-blockdev-replace")]
     BlockdevReplace(ReplaceWrapper),
     /// As the command of this name.
+    BlockdevSnapshot(SnapshotWrapper),
+    /// As the command of this name.
     BlockDirtyBitmapAdd(BitmapAddWrapper),
     /// As the command of this name.
     BlockDirtyBitmapRemove(BitmapWrapper),
@@ -78,6 +81,13 @@ enum TransactionAction {
     BlockDirtyBitmapDisable(BitmapWrapper),
     /// As the command of this name.
     BlockDirtyBitmapMerge(BitmapMergeWrapper),
+}
+
+/// The action `blockdev-snapshot`.
+#[derive(Clone, Debug, Qapi)]
+struct SnapshotWrapper {
+    /// What the command takes.
+    data: BlockdevSnapshot,
 }
 
 /// The action `block-dirty-bitmap-add`.
@@ -199,6 +209,7 @@ impl TransactionAction {
                 catalog::reopen_steps(&daemon.graph, &wrapper.data.options).await.map_err(refused)
             }
             Self::BlockdevReplace(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
+            Self::BlockdevSnapshot(wrapper) => wrapper.data.steps(daemon),
             Self::BlockDirtyBitmapAdd(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
             Self::BlockDirtyBitmapRemove(wrapper) => Ok(vec![step(daemon, wrapper.data, BitmapAction::Remove)?]),
             Self::BlockDirtyBitmapClear(wrapper) => Ok(vec![step(daemon, wrapper.data, BitmapAction::Clear)?]),

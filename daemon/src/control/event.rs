@@ -30,6 +30,18 @@ struct BlockExportDeleted {
     id: String,
 }
 
+/// A guest's requests wait, and none has ended for a while: storage hangs, or a throttle holds them. Told once; what ends
+/// it is in the log.
+#[derive(Clone, Debug, Qapi)]
+struct BlockExportStalled {
+    /// The export's id.
+    id: String,
+    /// Requests that wait.
+    in_flight: u32,
+    /// No request has ended for so long, at least.
+    seconds: u64,
+}
+
 /// A write went past a node's threshold, which is disarmed now.
 #[derive(Clone, Debug, Qapi)]
 struct BlockWriteThreshold {
@@ -146,6 +158,7 @@ struct JobStatusChange {
 /// Adds all events to the schema.
 pub(crate) fn describe(collector: &mut Collector) {
     collector.event::<BlockExportDeleted>("BLOCK_EXPORT_DELETED", &[]);
+    collector.event::<BlockExportStalled>("X_BLOCK_EXPORT_STALLED", &[]);
     collector.event::<BlockImageCorrupted>("BLOCK_IMAGE_CORRUPTED", &[]);
     collector.event::<BlockIoError>("BLOCK_IO_ERROR", &[]);
     collector.event::<BlockWriteThreshold>("BLOCK_WRITE_THRESHOLD", &[]);
@@ -158,6 +171,11 @@ impl Event {
     /// An export is gone.
     pub fn export_deleted(id: &str) -> Self {
         Self::now("BLOCK_EXPORT_DELETED", &BlockExportDeleted { id: id.to_owned() }, None)
+    }
+
+    /// Nothing gets on in an export.
+    pub fn export_stalled(id: &str, in_flight: u32, seconds: u64) -> Self {
+        Self::now("X_BLOCK_EXPORT_STALLED", &BlockExportStalled { id: id.to_owned(), in_flight, seconds }, None)
     }
 
     /// A job has come to another part of its life.

@@ -5,6 +5,7 @@
 mod options;
 mod threads;
 pub mod vhost_user;
+mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -25,6 +26,9 @@ use crate::daemon::Daemon;
 use crate::object::IoThreadObject;
 use crate::{all, refused};
 use vhost_user::{QueueReport, VhostUserExport};
+use watch::{Found, Watch};
+
+pub use watch::keep_watch;
 
 /// An element of `query-block-exports`.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -106,6 +110,7 @@ struct Running {
     port: Port,
     /// The thread of each queue; kept, so that none is removed under it.
     threads: Vec<Rc<IoThreadObject>>,
+    watch: Cell<Watch>,
 }
 
 /// The server, shared with the port's news. Absent before it is there and when it is being stopped.
@@ -202,6 +207,11 @@ impl Exports {
         self.list.borrow().iter().filter_map(|export| export.details()).collect()
     }
 
+    /// Those of which looking at them shows something new.
+    fn look(&self) -> Vec<(String, Found)> {
+        self.list.borrow().iter().filter_map(|export| Some((export.id.clone(), export.look()?))).collect()
+    }
+
     /// The ids of those that nobody is adding or removing.
     fn removable(&self) -> Vec<String> {
         let settled = |export: &&Rc<Export>| !export.stopping.get() && export.running.borrow().is_some();
@@ -254,9 +264,19 @@ impl Export {
         }
     }
 
+    fn look(&self) -> Option<Found> {
+        let running = self.running.borrow();
+        let Running { server, port, watch, .. } = running.as_ref()?;
+        let answered = server.borrow().as_ref()?.report().queues.iter().map(|queue| queue.requests).sum();
+        let mut now = watch.get();
+        let found = now.look(answered, port.in_flight());
+        watch.set(now);
+        found
+    }
+
     fn details(&self) -> Option<ExportDetails> {
         let running = self.running.borrow();
-        let Running { server, port, threads } = running.as_ref()?;
+        let Running { server, port, threads, .. } = running.as_ref()?;
         let report = server.borrow().as_ref()?.report();
         let queues = report.queues.iter().zip(threads);
         Some(ExportDetails {
@@ -308,7 +328,7 @@ async fn start(daemon: &Rc<Daemon>, common: &CommonOptions, own: VhostUserBlkOpt
     match VhostUserExport::start(server_options, port.handle(), remotes) {
         Ok(started) => {
             server.replace(Some(started));
-            Ok(Running { server, port, threads })
+            Ok(Running { server, port, threads, watch: Cell::default() })
         }
         Err(error) => {
             port.detach(&mut permit).await.map_err(refused)?;

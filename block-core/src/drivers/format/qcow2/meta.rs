@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn what_was_freed_rests() {
         let mut refs = Refs::new(vec![5 << 9, 0], 512, 8, 0);
-        let mut take = |refs: &mut Refs, count| refs.take(LAYOUT, count, |_| false).unwrap();
+        let take = |refs: &mut Refs, count| refs.take(LAYOUT, count, |_| false).unwrap();
         assert_eq!(take(&mut refs, 1), Found::Block(0));
         refs.keep(0, Block::empty(LAYOUT));
         assert_eq!(run(take(&mut refs, 2)), (1, 2));

@@ -57,8 +57,8 @@ use self::slices::Slices;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Preallocation,
-    ReopenRequest, WriteFlags,
+    ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Perms,
+    Preallocation, ReopenRequest, WriteFlags,
 };
 use crate::pipeline::{Access, Format};
 use crate::rt::IoBuf;
@@ -253,7 +253,7 @@ impl Format for Image {
         Ok(Shape { discards: own.discards(self.layout.version, request.common)?, ..*shape })
     }
 
-    async fn set_active(&self, _: &Shape, _: NodeOptions) -> Result<Option<Shape>> {
+    async fn set_active(&self, _: &Shape, _: NodeOptions, _: Perms) -> Result<Option<Shape>> {
         Err(Error::new("A qcow2 node cannot be made inactive, or active again, yet"))
     }
 
