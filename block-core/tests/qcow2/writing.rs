@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use block_core::base::{ByteRange, IoError};
-use block_core::graph::{Graph, Preallocation, WriteFlags};
+use block_core::graph::{DirectRequest, Graph, Passed, Preallocation, WriteFlags};
 use block_core::port::PortLane;
 use block_core::rt::{IoBuf, Local, run_control};
 use serde_json::{Value, json};
@@ -187,6 +187,38 @@ fn options_change_nothing_that_can_be_read() {
         for kind in [KINDS[0], KINDS[4], KINDS[10]] {
             swap(in_memory().path(), kind, 0x4000 + number as u64, number % 2 == 0, more, false);
         }
+    }
+}
+
+/// What is known of a cluster's place is enough for a ring entry: no future, no copy.
+#[test]
+fn requests_whose_place_is_known_go_straight_to_the_file() {
+    let dir = in_memory();
+    for kind in [KINDS[0], KINDS[10]] {
+        let path = create(dir.path(), "top.qcow2", kind, 1 << 20, None);
+        run_control(async |_| {
+            let graph = Graph::new(Arc::new(|_| ()));
+            let ring = with(file(&path), &json!({ "aio": "io_uring" }));
+            let options = with(node(&path, kind, None), &json!({ "node-name": "top", "file": ring }));
+            let node = add(&graph, options).await.unwrap();
+            let port = attach(&graph, node, writer()).await.unwrap();
+            let lane = port.handle().lane(&Local::current());
+            let sent = |start: u64, write: bool| {
+                let pin = lane.try_enter().unwrap();
+                lane.direct(&pin, DirectRequest { write, at: range(start, 4096), fua: false, memory_bits: 0 })
+            };
+            assert!(sent(0, true).is_none(), "there is no room yet");
+            write(&lane, 0, &vec![7; 65536], PLAIN).await.unwrap();
+            lane.write_zeroes(&enter(&lane).await, range(65536, 65536), PLAIN).await.unwrap();
+            for write in [false, true] {
+                assert!(matches!(sent(8192, write), Some(Passed::Ring(..))), "{}", kind.options);
+                assert!(sent(65536 - 2048, write).is_none(), "two places are two requests");
+            }
+            assert!(matches!(sent(65536, false), Some(Passed::Zeroed)));
+            assert!(sent(65536, true).is_none() && sent(131_072, true).is_none());
+            lane.discard(&enter(&lane).await, range(0, 65536)).await.unwrap();
+            assert!(sent(8192, true).is_none(), "its room is gone");
+        });
     }
 }
 
