@@ -22,10 +22,7 @@ use faults::{SIZE, Subject};
 use scenarios::fault_at_every_call;
 use serde_json::json;
 
-fault_at_every_call! { subjects(), faults::PLANS;
-    opening_and_closing reading mapping writing_blocks writing_parts writing_through writing_zeroes unmapping discarding
-    flushing growing shrinking
-}
+fault_at_every_call! { subjects() }
 
 fn subjects() -> Vec<Subject> {
     ["cluster_size=512", "cluster_size=16K,extended_l2=on"].into_iter().map(subject).collect()

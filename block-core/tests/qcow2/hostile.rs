@@ -8,7 +8,7 @@ use block_core::graph::{Graph, WriteFlags};
 use block_core::rt::{Local, run_control};
 use serde_json::json;
 
-use crate::bench::{add, attach, enter, flush, range, read, with, write, writer};
+use crate::bench::{add, attach, enter, flush, range, read, reopen, with, write, writer};
 use crate::peer::{KINDS, Kind, create, node, run};
 use crate::random::Random;
 
@@ -161,7 +161,11 @@ fn img_32_to_36_features_are_judged() {
         run_control(async |_| {
             let graph = Graph::new(Arc::new(|_| ()));
             let options = with(node(path.to_str().unwrap(), KINDS[0], None), &json!({ "node-name": "top" }));
-            add(&graph, with(options, &read_only)).await.map(drop)
+            add(&graph, with(options.clone(), &read_only)).await.map(drop)?;
+            // What may not be written does not become writable later.
+            let refused = reopen(&graph, &[with(options, &json!({ "read-only": false }))]).await;
+            assert!(refused.is_err_and(|why| why.contains("can only be opened with 'read-only'")));
+            Ok::<(), String>(())
         })
     };
     reading(1).unwrap();
@@ -180,7 +184,7 @@ fn images_with_wrong_fields_do_no_harm() {
         let bytes = valid(kind);
         let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
         let tables = [0, 0, 0, l1, refcounts, word(&bytes, refcounts), word(&bytes, l1) & !COPIED];
-        let mut random = Random(0xfeed + number as u64);
+        let mut random = Random(0xfeed + number as u64 + (cases << 8));
         for case in 0..cases {
             let mut image = bytes.clone();
             for _ in 0..1 + random.below(3) {

@@ -73,7 +73,7 @@ pub(crate) fn create(dir: &Path, name: &str, kind: Kind, size: u64, backing: Opt
 
 /// Lets qemu-io do random work on an image.
 pub(crate) fn work(path: &str, kind: Kind, size: u64, random: &mut Random, steps: u64) {
-    let mut commands = Vec::new();
+    let (mut commands, mut packing) = (Vec::new(), Vec::new());
     for _ in 0..steps {
         let start = random.below(size / 512) * 512;
         let len = (1 + random.below((size - start) / 512).min(random.below(400))) * 512;
@@ -81,14 +81,29 @@ pub(crate) fn work(path: &str, kind: Kind, size: u64, random: &mut Random, steps
         let whole = |at: u64| at / kind.cluster * kind.cluster;
         let (first, clusters) = (whole(start), (1 + random.below(3)) * kind.cluster);
         let packed = !kind.external && first + clusters <= size && kind.cluster < 1 << 20;
-        commands.push(match random.below(8) {
+        let command = match random.below(8) {
             0..3 => format!("write -P {pattern} {start} {len}"),
             3 => format!("write -z {start} {len}"),
             4 => format!("write -z -u {start} {len}"),
             5 => format!("discard {start} {len}"),
-            _ if packed => format!("write -c -P {pattern} {first} {clusters}"),
+            6 if packed => {
+                packing.push(format!("write -c -P {pattern} {first} {clusters}"));
+                continue;
+            }
             _ => format!("write -P {pattern} {start} {}", len.min(1024)),
-        });
+        };
+        commands.push(command);
+    }
+    // QEMU goes on to pack into a cluster that was set free and has become another's since; so it packs first, and another
+    // process does the rest.
+    qemu_io(path, &packing);
+    qemu_io(path, &commands);
+    check(path);
+}
+
+fn qemu_io(path: &str, commands: &[String]) {
+    if commands.is_empty() {
+        return;
     }
     let mut arguments = vec!["-f", "qcow2", "-d", "unmap"];
     arguments.extend(commands.iter().flat_map(|command| ["-c", command.as_str()]));
@@ -109,7 +124,14 @@ pub(crate) fn contents(path: &str) -> Vec<u8> {
 
 /// QEMU finds nothing wrong with an image: no error, and no leak.
 pub(crate) fn check(path: &str) {
-    run("qemu-img", &["check", "-f", "qcow2", path]);
+    let output = Command::new("timeout").args(["60", "qemu-img", "check", "-f", "qcow2", path]).output().unwrap();
+    if !output.status.success() {
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if let Ok(kept) = std::env::var("TRELLIS_KEEP") {
+            std::fs::copy(path, kept).unwrap();
+        }
+        panic!("qemu-img check {path}: {said}");
+    }
 }
 
 pub(crate) fn file(path: &str) -> Value {

@@ -5,13 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use block_core::base::{ByteRange, IoError};
-use block_core::graph::{Graph, Preallocation, WriteFlags};
+use block_core::graph::{DirectRequest, Graph, Passed, Preallocation, WriteFlags};
 use block_core::port::PortLane;
 use block_core::rt::{IoBuf, Local, run_control};
 use serde_json::{Value, json};
 
-use crate::bench::{add, attach, enter, flush, io_thread, range, read, started, with, write, writer};
-use crate::peer::{KINDS, Kind, check, contents, create, file, node, work};
+use crate::bench::{Loop, add, attach, enter, flush, image, io_thread, range, read, started, with, write, writer};
+use crate::peer::{KINDS, Kind, check, contents, create, file, node, run, work};
 use crate::random::Random;
 
 const PLAIN: WriteFlags =
@@ -122,6 +122,9 @@ fn session(options: &Value, model: &mut Model, steps: u64, resizes: bool) {
 }
 
 fn swap(dir: &Path, kind: Kind, seed: u64, backed: bool, more: &Value, resizes: bool) {
+    // Other work than in other runs, where that is wanted.
+    let other: u64 = std::env::var("TRELLIS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0);
+    let seed = seed + (other << 20);
     let what = format!("seed {seed:#x}, {}, backed: {backed}, {more}", kind.options);
     eprintln!("{what}");
     let size = if kind.cluster > 1 << 20 { (9 << 20) + 1536 } else { (3 << 20) + 512 };
@@ -184,6 +187,80 @@ fn options_change_nothing_that_can_be_read() {
         for kind in [KINDS[0], KINDS[4], KINDS[10]] {
             swap(in_memory().path(), kind, 0x4000 + number as u64, number % 2 == 0, more, false);
         }
+    }
+}
+
+/// What is known of a cluster's place is enough for a ring entry: no future, no copy.
+#[test]
+fn requests_whose_place_is_known_go_straight_to_the_file() {
+    let dir = in_memory();
+    for kind in [KINDS[0], KINDS[10]] {
+        let path = create(dir.path(), "top.qcow2", kind, 1 << 20, None);
+        run_control(async |_| {
+            let graph = Graph::new(Arc::new(|_| ()));
+            let ring = with(file(&path), &json!({ "aio": "io_uring" }));
+            let options = with(node(&path, kind, None), &json!({ "node-name": "top", "file": ring }));
+            let node = add(&graph, options).await.unwrap();
+            let port = attach(&graph, node, writer()).await.unwrap();
+            let lane = port.handle().lane(&Local::current());
+            let sent = |start: u64, write: bool| {
+                let pin = lane.try_enter().unwrap();
+                lane.direct(&pin, DirectRequest { write, at: range(start, 4096), fua: false, memory_bits: 0 })
+            };
+            assert!(sent(0, true).is_none(), "there is no room yet");
+            write(&lane, 0, &vec![7; 65536], PLAIN).await.unwrap();
+            lane.write_zeroes(&enter(&lane).await, range(65536, 65536), PLAIN).await.unwrap();
+            for write in [false, true] {
+                assert!(matches!(sent(8192, write), Some(Passed::Ring(..))), "{}", kind.options);
+                assert!(sent(65536 - 2048, write).is_none(), "two places are two requests");
+            }
+            assert!(matches!(sent(65536, false), Some(Passed::Zeroed)));
+            assert!(sent(65536, true).is_none() && sent(131_072, true).is_none());
+            lane.discard(&enter(&lane).await, range(0, 65536)).await.unwrap();
+            assert!(sent(8192, true).is_none(), "its room is gone");
+        });
+    }
+}
+
+/// A device has an end that does not move: what does not fit is refused, and what did is kept.
+#[test]
+fn a_device_that_is_full_says_so() {
+    for kind in [KINDS[0], KINDS[4]] {
+        let dir = tempfile::tempdir().unwrap();
+        let device = Loop::over(&image(dir.path(), "device", 2 << 20, 0xee));
+        let options = ["create", "-q", "-f", "qcow2", "-o", kind.options, &device.path, "16M"];
+        run("qemu-img", &options);
+        let below = json!({ "driver": "host_device", "filename": device.path, "discard": "unmap" });
+        let options = with(node(&device.path, kind, None), &json!({ "node-name": "top", "file": below }));
+        let (written, seen) = run_control(async |_| {
+            let graph = Graph::new(Arc::new(|_| ()));
+            let node = add(&graph, options).await.unwrap();
+            let port = attach(&graph, node, writer()).await.unwrap();
+            let lane = port.handle().lane(&Local::current());
+            let mut written = Vec::new();
+            let failed = loop {
+                let start = written.len() as u64 * 70_000;
+                match write(&lane, start, &[written.len() as u8 + 1; 50_000], PLAIN).await {
+                    Ok(()) => written.push(start),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(failed, IoError::NoSpace);
+            flush(&lane).await.unwrap();
+            let end = *written.last().unwrap() + 70_000;
+            let seen = read(&lane, range(0, end)).await.unwrap();
+            drop(lane);
+            port.detach(&mut graph.permit()).await.unwrap();
+            graph.permit().remove(node).await.unwrap();
+            (written, seen)
+        });
+        assert!(written.len() > 15, "{}", written.len());
+        for (number, start) in written.iter().enumerate() {
+            let start = *start as usize;
+            assert!(seen[start..start + 50_000].iter().all(|byte| *byte == number as u8 + 1));
+            assert!(seen[start + 50_000..start + 70_000].iter().all(|byte| *byte == 0), "what is around it is zeroes");
+        }
+        check(&device.path);
     }
 }
 

@@ -61,7 +61,7 @@ impl Image {
     /// Exactly `count` clusters that lie one after another, for a table: no guest data goes there any more.
     pub(super) async fn take_table(&self, cx: IoCx<'_>, count: u64) -> Result<Run, IoError> {
         let mut whole: Option<Run> = None;
-        for _ in 0..MAX_TRIES {
+        for _ in 0..TRIES {
             let missing = count - whole.map_or(0, |run| run.count);
             let run = self.take(cx, missing).await?;
             let joined = match whole {
@@ -97,7 +97,7 @@ impl Image {
     /// more, which are the caller's.
     pub(super) async fn grow_refcounts(&self, cx: IoCx<'_>, extra: u64) -> Result<Run, IoError> {
         // No commit may come between: it would write entries of the old table.
-        let _turn = self.committing.at(0).await;
+        let _turn = self.committing.at(cx, 0).await;
         let Some(plan) = self.plan(extra)? else {
             return Ok(Run { cluster: 0, count: 0, punch: false });
         };
@@ -230,4 +230,4 @@ impl Growth {
 }
 
 /// Times that a long run is looked for among what is free.
-const MAX_TRIES: usize = 64;
+const TRIES: usize = 64;

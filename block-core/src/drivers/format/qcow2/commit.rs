@@ -12,6 +12,7 @@
 //! for the next, and all who wait for the same one share it.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering::Acquire;
 
 use super::Image;
 use super::entry::{CORRUPT, table_of};
@@ -41,8 +42,11 @@ type Sector = (u64, Vec<u8>);
 impl Image {
     /// Whatever was done before this is in the file and stable when it ends.
     pub(super) async fn commit(&self, cx: IoCx<'_>) -> Result<(), IoError> {
+        if self.is_corrupt.load(Acquire) {
+            return Err(CORRUPT);
+        }
         let wanted = self.meta().begun + 1;
-        let _turn = self.committing.at(0).await;
+        let _turn = self.committing.at(cx, 0).await;
         let (number, work) = {
             let mut meta = self.meta();
             if meta.ended >= wanted {
@@ -286,7 +290,7 @@ impl Drop for Unwritten<'_> {
 
 /// Changes fields of the header: the sector that they are in is written as a whole.
 pub(super) async fn write_header(image: &Image, cx: IoCx<'_>, at: usize, field: &[u8]) -> Result<(), IoError> {
-    let _turn = image.header_turn.at(0).await;
+    let _turn = image.header_turn.at(cx, 0).await;
     let bytes = {
         let meta = image.meta();
         let mut bytes = meta.header.clone();

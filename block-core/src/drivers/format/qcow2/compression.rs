@@ -82,7 +82,7 @@ mod tests {
     const BOTH: [Compression; 2] = [Compression::Zlib, Compression::Zstd];
 
     fn text(len: usize) -> Vec<u8> {
-        (0..len).map(|at| (at / 7 % 251) as u8).collect()
+        (0..=250u8).flat_map(|byte| [byte; 7]).cycle().take(len).collect()
     }
 
     #[test]
@@ -104,7 +104,7 @@ mod tests {
         let noise: Vec<u8> = (0..4096)
             .map(|_| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (state >> 56) as u8
+                state.to_be_bytes()[0]
             })
             .collect();
         assert!(BOTH.iter().all(|kind| pack(*kind, &noise).is_none()));

@@ -79,6 +79,8 @@ pub struct Image {
     /// How many there are.
     snapshots: usize,
     compression: Compression,
+    /// Why the image may not be written, if that is so.
+    refusal: Option<String>,
     options: Qcow2Options,
     slices: Slices,
     regions: Regions,
@@ -244,6 +246,9 @@ impl Format for Image {
         let own: &Qcow2Options = request.options.downcast_ref().expect("the catalog reopens with options of its kind");
         if !own.is_same_but_for_discards(&self.options) {
             return Err(Error::new("Only the options about discards can be changed while a qcow2 image is open"));
+        }
+        if let Some(refusal) = self.refusal.as_ref().filter(|_| !request.common.read_only) {
+            return Err(Error::new(refusal.clone()));
         }
         Ok(Shape { discards: own.discards(self.layout.version, request.common)?, ..*shape })
     }

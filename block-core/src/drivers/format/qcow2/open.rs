@@ -168,7 +168,7 @@ pub(super) const DIRECTORY: &str = "the bitmap directory";
 
 impl Qcow2Options {
     fn image(&self, read: Read, site: &Site<'_>) -> Result<Image> {
-        let fixed = read.fixed();
+        let (fixed, refusal) = (read.fixed(), read.check_writable().err().map(|refusal| refusal.full()));
         let Read { header, extensions, end, sector, l1, refcount_table, snapshots } = read;
         let mut layout = Layout {
             cluster_bits: header.cluster_bits,
@@ -219,6 +219,7 @@ impl Qcow2Options {
             data: site.optional("data-file"),
             raw_data: header.autoclear & RAW_DATA_FILE != 0,
             compression: header.compression,
+            refusal,
             options: self.clone(),
             slices: Slices::new(layout, caches.slices),
             regions,

@@ -1,7 +1,7 @@
 //! Writing clusters compressed. They are packed one after another, over the borders of host clusters where the next one
 //! follows; each of them holds a reference to every host cluster that it has bytes in.
 
-use super::entry::{Compressed, L2Entry};
+use super::entry::{Cluster, Compressed, L2Entry};
 use super::meta::Run;
 use super::tables::put;
 use super::{Image, Shape, compression};
@@ -40,7 +40,7 @@ impl Image {
         };
         self.ready(cx).await?;
         let whole = self.layout.around(at.start());
-        let _turn = self.guests.take(whole).await;
+        let _turn = self.guests.take(cx, whole).await;
         self.own_table(cx, at.start()).await?;
         let old = self.entry(cx, at.start()).await?.parse(self.layout, whole.start())?;
         let place = self.take_bytes(cx, packed.len() as u64).await?;
@@ -54,7 +54,7 @@ impl Image {
         };
         let linked = linked.await;
         if linked.is_err() {
-            let taken = self.runs_of(super::entry::Cluster::Compressed(place), false);
+            let taken = self.runs_of(Cluster::Compressed(place), false);
             self.meta().abandoned.extend(taken);
         }
         linked
@@ -62,7 +62,7 @@ impl Image {
 
     /// Room for so many bytes, at most a cluster, with a reference to each host cluster that it is in.
     async fn take_bytes(&self, cx: IoCx<'_>, len: u64) -> Result<Compressed, IoError> {
-        let _turn = self.packing.at(0).await;
+        let _turn = self.packing.at(cx, 0).await;
         cx.child(self.file).announce(DebugEvent::ClusterAllocBytes).await;
         let bits = self.layout.cluster_bits;
         let before = self.meta().packed.take();
@@ -77,11 +77,13 @@ impl Image {
             None => self.take(cx, 1).await?.cluster << bits,
         };
         let end = start + len;
+        let place = Compressed { start, len };
         if end > Compressed::limit(self.layout) {
+            self.meta().abandoned.extend(self.runs_of(Cluster::Compressed(place), false));
             return Err(IoError::NoSpace);
         }
         self.meta().packed = (!end.is_multiple_of(self.layout.cluster())).then_some(end);
-        Ok(Compressed { start, len })
+        Ok(place)
     }
 
     /// One reference more to a cluster; `false`: it has as many as it can have.

@@ -11,13 +11,13 @@ pub(super) struct Regions {
 }
 
 /// Bits at the most: 16 MiB of them.
-const MAX_BITS: u64 = 1 << 27;
-const MIN_BITS: u64 = 1 << 12;
+const MOST_BITS: u64 = 1 << 27;
+const LEAST_BITS: u64 = 1 << 12;
 
 impl Regions {
     /// For a file of so many clusters, which may become twice as many before clusters share bits.
     pub(super) fn new(clusters: u64) -> Self {
-        let bits = clusters.saturating_mul(2).clamp(MIN_BITS, MAX_BITS).next_power_of_two();
+        let bits = clusters.saturating_mul(2).clamp(LEAST_BITS, MOST_BITS).next_power_of_two();
         Self { bits: (0..bits / 64).map(|_| AtomicU64::new(0)).collect() }
     }
 

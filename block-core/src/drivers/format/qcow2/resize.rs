@@ -120,7 +120,7 @@ impl Image {
     }
 
     /// Zeroes, by writing them.
-    async fn blank(&self, shape: &Shape, cx: IoCx<'_>, start: u64, end: u64) -> Result<(), IoError> {
+    pub(super) async fn blank(&self, shape: &Shape, cx: IoCx<'_>, start: u64, end: u64) -> Result<(), IoError> {
         let Some(at) = ByteRange::between(start, end).filter(|at| !at.is_empty()) else { return Ok(()) };
         let zeroes = IoBuf::private(at.len().min(BUFFER))?;
         for piece in at.pieces(BUFFER) {

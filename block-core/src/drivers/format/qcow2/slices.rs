@@ -156,3 +156,103 @@ impl Place {
         self.sequence.store(sequence + 2, Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn layout(extended: bool) -> Layout {
+        let slice_entries = if extended { 32 } else { 64 };
+        Layout { cluster_bits: 16, refcount_order: 4, extended, version: 3, external: false, slice_entries }
+    }
+
+    fn filled(word: u64) -> Vec<u8> {
+        (0..64).flat_map(|_| word.to_be_bytes()).collect()
+    }
+
+    fn first(slices: &Slices, slice: u64) -> Option<u64> {
+        let mut found = 0;
+        slices.look(slice, 0, |entry| {
+            found = entry.word;
+            false
+        })?;
+        Some(found)
+    }
+
+    #[test]
+    fn what_is_kept_is_not_forgotten() {
+        let slices = Slices::new(layout(false), 8);
+        for slice in 0..8 {
+            assert!(slices.insert(slice, &filled(slice), |_| true));
+        }
+        assert!(!slices.insert(8, &filled(8), |_| true), "all are kept");
+        assert!(slices.insert(8, &filled(8), |other| other != 3));
+        assert_eq!((first(&slices, 3), first(&slices, 8), first(&slices, 4)), (None, Some(8), Some(4)));
+        assert!(slices.set_entry(4, 0, L2Entry { word: 77, bitmap: 0 }) && !slices.set_entry(3, 0, L2Entry::default()));
+        assert_eq!(first(&slices, 4), Some(77));
+        assert_eq!(slices.bytes(4).unwrap()[..8], 77u64.to_be_bytes());
+    }
+
+    /// Two words that belong together are never seen apart, and a slice is never taken for another.
+    #[test]
+    fn readers_beside_a_writer_see_whole_entries_of_their_slice() {
+        let slices = Slices::new(layout(true), 2);
+        let (seen, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(Relaxed) {
+                        for slice in 0..4 {
+                            let mut entry = L2Entry::default();
+                            let look = slices.look(slice, 5, |found| {
+                                entry = found;
+                                false
+                            });
+                            if look.is_some() {
+                                assert_eq!(entry.word, entry.bitmap);
+                                assert_eq!(entry.word % 4, slice);
+                                seen.fetch_add(1, Relaxed);
+                            }
+                        }
+                    }
+                });
+            }
+            let begun = Instant::now();
+            let mut value = 0;
+            while begun.elapsed() < Duration::from_millis(300) {
+                value += 4;
+                let slice = value / 4 % 4;
+                assert!(slices.insert(slice, &filled(slice), |_| false));
+                let word = value + slice;
+                slices.set_entry(slice, 5, L2Entry { word, bitmap: word });
+            }
+            stop.store(true, Relaxed);
+        });
+        assert!(seen.load(Relaxed) > 1000);
+    }
+
+    /// Figures for `docs/performance.md`: `cargo test --release -p block-core --lib looking_up -- --ignored --nocapture`.
+    #[test]
+    #[ignore = "prints figures, which mean something on an idle machine only"]
+    fn looking_up_a_cached_entry() {
+        let slices = Slices::new(layout(false), 1024);
+        (0..1024).for_each(|slice| assert!(slices.insert(slice, &filled(slice), |_| false)));
+        for threads in [1, 2] {
+            let begun = Instant::now();
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    scope.spawn(|| {
+                        (0..5_000_000u64).for_each(|number| {
+                            let slice = number.wrapping_mul(0x9e37_79b9) % 1024;
+                            assert_eq!(first(&slices, slice), Some(slice));
+                        });
+                    });
+                }
+            });
+            eprintln!("{threads} threads: {:.1} ns a look-up", begun.elapsed().as_secs_f64() * 1e9 / 5e6);
+        }
+    }
+}

@@ -29,7 +29,7 @@ impl Image {
     /// Sees to it that the slice is in memory. `false`: there is no table that it is part of.
     pub(super) async fn load(&self, cx: IoCx<'_>, slice: u64) -> Result<bool, IoError> {
         let layout = self.layout;
-        let _turn = self.loads.at(slice).await;
+        let _turn = self.loads.at(cx, slice).await;
         loop {
             let entry = {
                 let meta = self.meta();
@@ -108,7 +108,7 @@ impl Image {
         if entry & COPIED != 0 && self.meta().own_tables.contains(&index) {
             return Ok(());
         }
-        let _turn = self.tables.at(index as u64).await;
+        let _turn = self.tables.at(cx, index as u64).await;
         let entry = self.meta().l1.get(index).copied().ok_or(IoError::OutOfRange)?;
         let old = table_of(entry, layout)?;
         if let Some(old) = old {
@@ -158,7 +158,7 @@ impl Image {
 
     /// Sees to it that the refcount block is in memory.
     pub(super) async fn load_block(&self, cx: IoCx<'_>, index: u64) -> Result<(), IoError> {
-        let _turn = self.blocks.at(index).await;
+        let _turn = self.blocks.at(cx, index).await;
         let (offset, owner) = {
             let meta = self.meta();
             if meta.refs.blocks.contains_key(&index) {

@@ -68,7 +68,7 @@ impl Image {
         let layout = self.layout;
         let at = layout.within_slice(at).split(MAX_ROOM.max(layout.cluster())).0;
         let clusters = at.widened(layout.cluster()).ok_or(IoError::OutOfRange)?;
-        let turn = self.guests.take(clusters).await;
+        let turn = self.guests.take(cx, clusters).await;
         self.own_table(cx, at.start()).await?;
         let first = layout.around(at.start());
         let cluster = self.entry(cx, first.start()).await?.parse(layout, first.start())?;

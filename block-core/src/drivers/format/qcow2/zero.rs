@@ -43,7 +43,29 @@ impl Image {
         if self.layout.version < 3 || self.raw_data {
             return Err(IoError::Unsupported);
         }
-        self.all_clusters(shape, cx, at, Work::Zero { unmap: flags.may_unmap }).await
+        let mut left = Some(at);
+        let work = Work::Zero { unmap: flags.may_unmap };
+        while let Some(now) = left {
+            let piece = self.layout.within_slice(now);
+            match self.clusters(shape, cx, piece, work).await {
+                Err(IoError::Unsupported) if !flags.no_fallback => self.zero_one_by_one(shape, cx, piece, work).await?,
+                other => other?,
+            }
+            left = now.split(piece.len()).1;
+        }
+        Ok(())
+    }
+
+    /// A part of a compressed cluster is written; what is around it is not.
+    async fn zero_one_by_one(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange, work: Work) -> Result<(), IoError> {
+        let wide = at.widened(self.layout.cluster()).ok_or(IoError::OutOfRange)?;
+        for part in wide.pieces(self.layout.cluster()).filter_map(|whole| whole.intersection(at)) {
+            match self.clusters(shape, cx, part, work).await {
+                Err(IoError::Unsupported) => self.blank(shape, cx, part.start(), part.end()).await?,
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     /// Whole clusters are not needed.
@@ -83,7 +105,7 @@ impl Image {
     async fn clusters(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange, work: Work) -> Result<(), IoError> {
         let layout = self.layout;
         let wide = at.widened(layout.cluster()).ok_or(IoError::OutOfRange)?;
-        let _turn = self.guests.take(wide).await;
+        let _turn = self.guests.take(cx, wide).await;
         if !self.load(cx, layout.slice_of(at.start())).await?
             && (!matches!(work, Work::Zero { .. }) || !self.stands_on(shape))
         {
