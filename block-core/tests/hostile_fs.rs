@@ -5,7 +5,7 @@
 //! |---|---|
 //! | FS-01, FS-02 | jobs and metadata are later features; `fault.rs` has all N, here is what the answer is |
 //! | FS-03 | the event in `tests/tests/hostile_fs.rs` |
-//! | FS-04 | nothing allocates clusters yet: a full tmpfs, and `growing_with_reservation` of `fault.rs` |
+//! | FS-04 | a full tmpfs, below a raw disk and at every allocation of a qcow2 image; all other errors in `fault.rs` and `qcow2_fault.rs` |
 //! | FS-05 | no metadata is written back yet: data that cannot be; the exit status in `tests/tests/hostile_fs.rs` |
 //! | FS-06 | a limit on file sizes here and in `tests/tests/hostile_fs.rs`; EDQUOT by a plan, for want of quotas |
 //! | FS-09 | no linked entries are ever submitted |
@@ -17,7 +17,7 @@
 //! | FS-19 | no NFS is here: its errors by a plan. Whose lock a server has forgotten gets EIO from Linux for every read and write (`nfs.recover_lost_locks` is off by default), so the writing stops there |
 //! | FS-20 | a `null-co` that takes long (a frozen file system can freeze its machine); the event and the ending in `tests/tests/hostile_fs.rs` |
 //! | FS-21, FS-22 | in `crash.rs` |
-//! | FS-23 | no format has metadata yet |
+//! | FS-23 | qcow2 has no checksums: its sanity checks are shown by `images_with_wrong_fields_do_no_harm` of `qcow2/hostile.rs` |
 //!
 //! FS-20 does not hold for buffered io_uring writes on Linux 6.18: of 100 files on one ring, 5 waited as long as a
 //! neighbour's frozen file system (`fsfreeze`); with `aio=threads` none did. io-wq queues buffered writes by a hash of the
@@ -28,6 +28,8 @@
 #[path = "support/bench.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;
+#[path = "support/qcow2.rs"]
+mod qcow2;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -259,6 +261,58 @@ fn fs_04_a_full_disk_takes_writes_again_when_it_has_space() {
             stage.flush().await.unwrap();
             assert_eq!(stage.read(taken << 12, 4096).await, Ok(vec![9; 4096]));
             stage.end().await;
+        });
+    }
+}
+
+/// The space ends at one allocation after another: guest data, L2 tables, refcount blocks. There is never an image whose
+/// tables contradict each other, and all goes on once there is space.
+#[test]
+fn fs_04_an_image_on_a_full_disk_stays_whole() {
+    const PAGE: usize = 4096;
+    let fresh = qcow2::fresh("cluster_size=512", 1 << 20);
+    for pages in 1..=24 {
+        let mount = Mount::new(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"]);
+        let path = mount.path().join("x.img");
+        fs::write(&path, &fresh).unwrap();
+        let other = mount.path().join("other");
+        let taken = fresh.len().div_ceil(PAGE) + pages;
+        fs::write(&other, vec![0; (1 << 20) - taken * PAGE]).unwrap();
+        run_control(async |_| {
+            let options = json!({ "driver": "qcow2", "node-name": "n",
+                                  "file": { "driver": "file", "filename": path, "aio": "io_uring" } });
+            let stage = Stage::new(options).await;
+            // Far apart, so that there is a table for each few of them.
+            let place = |number: u64| (number * 37 % 256) << 12;
+            let mut written = 0;
+            let refused = loop {
+                let result = match stage.write(place(written), vec![9; 1024]).await {
+                    Ok(()) => stage.flush().await,
+                    error => error,
+                };
+                match result {
+                    Ok(()) => written += 1,
+                    Err(error) => break error,
+                }
+                assert!(written < 256, "the disk is not full");
+            };
+            assert_eq!(refused, IoError::NoSpace);
+            qcow2::corrupt(&fs::read(&path).unwrap()).unwrap_or_else(|wrong| panic!("{pages} pages: {wrong}"));
+            fs::remove_file(&other).unwrap();
+            for number in written..written + 20 {
+                stage.write(place(number), vec![9; 1024]).await.unwrap();
+            }
+            stage.flush().await.unwrap();
+            stage.end().await;
+            let judged = qcow2::corrupt(&fs::read(&path).unwrap());
+            judged.unwrap_or_else(|wrong| panic!("{pages} pages, at the end: {wrong}"));
+            let again = Stage::new(json!({ "driver": "qcow2", "node-name": "n",
+                                           "file": { "driver": "file", "filename": path } }))
+            .await;
+            for number in 0..written + 20 {
+                assert_eq!(again.read(place(number), 1024).await, Ok(vec![9; 1024]), "{pages} pages, write {number}");
+            }
+            again.end().await;
         });
     }
 }
