@@ -36,8 +36,11 @@ use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
-pub use self::add::add;
-pub use self::create::{BlockdevCreateOptions, BlockdevCreateOptionsFile, PreallocMode, create};
+pub use self::add::{add, add_unnamed};
+pub use self::create::{
+    BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2, PreallocMode, Qcow2CompressionType,
+    Qcow2Version, create,
+};
 pub use self::describe::info;
 pub use self::options::{
     BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption,

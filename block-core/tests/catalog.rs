@@ -42,6 +42,7 @@ fn the_catalog_knows_its_drivers() {
         "null-aio",
         "null-co",
         "preallocate",
+        "qcow2",
         "quorum",
         "raw",
         "snapshot-access",

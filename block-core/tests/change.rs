@@ -479,7 +479,7 @@ fn an_overlay_is_appended_under_load() {
         assert_eq!((read_byte(&reader.handle()).await, table.allocated()), (Ok(9), 1));
         assert_eq!(graph.node(base).unwrap().totals.ops[1].ops, 0, "the base is not written any more");
         let error = graph.permit().append(overlay, base).await.unwrap_err().full();
-        assert_eq!(error, "The overlay is already in use");
+        assert_eq!(error, "Node 'base' is busy: node is used as backing hd of 'overlay'");
         reader.detach(&mut graph.permit()).await.unwrap();
         writer.detach(&mut graph.permit()).await.unwrap();
     });

@@ -331,7 +331,10 @@ impl Scene {
             self.path.insert(at, Layer { id, name, options: None, beside: None, is_overlay: true });
             return Ok(());
         }
-        self.gone(id).await
+        // Another overlay stands on the base already.
+        let store = self.graph.find(&format!("{name}-store")).unwrap();
+        self.gone(id).await?;
+        self.gone(store).await
     }
 
     /// An overlay gets another backing node, which has the same bytes: the same behind a filter.

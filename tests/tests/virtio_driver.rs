@@ -12,8 +12,10 @@ use std::env;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
+use serde_json::json;
 use tempfile::TempDir;
 use trellis_bench::client::load::Random;
 use trellis_bench::client::{Connection, Request, Shape, wait_any};
@@ -22,17 +24,46 @@ use virtio_driver::VirtioBlkFeatureFlags as Feature;
 
 #[test]
 fn one_queue_keeps_what_it_was_told() {
-    Case { queues: 1, direct: false }.run();
+    Case { queues: 1, ..Case::RAW }.run();
 }
 
 #[test]
 fn two_queues_see_what_the_other_was_told() {
-    Case { queues: 2, direct: false }.run();
+    Case::RAW.run();
 }
 
 #[test]
 fn two_queues_without_the_page_cache() {
-    Case { queues: 2, direct: true }.run();
+    Case { direct: true, ..Case::RAW }.run();
+}
+
+#[test]
+fn one_queue_on_a_qcow2_image() {
+    Case { queues: 1, image: Image::Qcow2("cluster_size=4096,refcount_bits=1"), ..Case::RAW }.run();
+}
+
+#[test]
+fn four_queues_on_a_qcow2_image() {
+    Case { queues: 4, image: Image::Qcow2("extended_l2=on"), ..Case::RAW }.run();
+}
+
+/// Two IOThreads drive one node.
+#[test]
+fn two_threads_on_a_qcow2_image() {
+    for options in ["cluster_size=512", "cluster_size=64K", "cluster_size=2M,extended_l2=on"] {
+        Case { threads: Threads::Split, image: Image::Qcow2(options), ..Case::RAW }.run();
+    }
+}
+
+#[test]
+fn two_threads_on_a_qcow2_image_without_the_page_cache() {
+    Case { direct: true, threads: Threads::Split, image: Image::Qcow2("cluster_size=4096"), ..Case::RAW }.run();
+}
+
+/// The disk becomes the end of a chain of twenty images while it is used.
+#[test]
+fn snapshots_are_taken_under_load() {
+    Case { threads: Threads::Split, image: Image::Qcow2("cluster_size=64K"), snapshots: 20, ..Case::RAW }.run();
 }
 
 #[test]
@@ -55,22 +86,70 @@ fn the_shadow_notices_every_kind_of_wrong_sector() {
 struct Case {
     queues: usize,
     direct: bool,
+    threads: Threads,
+    image: Image,
+    /// Taken while requests are under way.
+    snapshots: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Image {
+    /// The disk's bytes as they are.
+    Raw,
+    /// A qcow2 image that `qemu-img create` makes with these options.
+    Qcow2(&'static str),
+}
+
+impl Image {
+    fn driver(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2(_) => "qcow2",
+        }
+    }
+
+    fn make(self, image: &Path) {
+        match self {
+            Self::Raw => File::create(image).unwrap().set_len(DISK as u64).unwrap(),
+            Self::Qcow2(options) => {
+                let size = DISK.to_string();
+                qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, image.to_str().unwrap(), &size]);
+            }
+        }
+    }
+}
+
+fn qemu_img(arguments: &[&str]) {
+    let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img is installed");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "qemu-img {arguments:?}: {}{said}", String::from_utf8_lossy(&output.stdout));
 }
 
 impl Case {
+    const RAW: Self = Self { queues: 2, direct: false, threads: Threads::Shared, image: Image::Raw, snapshots: 0 };
+
     fn run(&self) {
         let seed = env::var("TRELLIS_SEED").map_or(1, |seed| seed.parse().unwrap());
         let directory = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let image = directory.path().join("disk.img");
-        File::create(&image).unwrap().set_len(DISK as u64).unwrap();
+        self.image.make(&image);
         let server = Server::start(&server_program(), |sockets| self.arguments(&image, sockets)).unwrap();
         let mut shadow = Shadow::new();
-        self.exercise(&server, &mut shadow, seed);
+        let top = self.exercise(&server, directory.path(), &mut shadow, seed).unwrap_or(image);
         server.quit().unwrap();
-        shadow.check_file(&image, seed);
+        let top = top.to_str().unwrap();
+        if let Image::Raw = self.image {
+            shadow.check_file(Path::new(top), seed);
+        } else {
+            qemu_img(&["check", "-q", top]);
+            let copy = directory.path().join("copy.raw");
+            qemu_img(&["convert", "-O", "raw", top, copy.to_str().unwrap()]);
+            shadow.check_file(&copy, seed);
+        }
     }
 
-    fn exercise(&self, server: &Server, shadow: &mut Shadow, seed: u64) {
+    /// Gives the image that the disk ends with, if that is another one.
+    fn exercise(&self, server: &Server, folder: &Path, shadow: &mut Shadow, seed: u64) -> Option<PathBuf> {
         let _watch = server.watch(Duration::from_secs(120));
         let shape = Shape { queues: self.queues, depth: DEPTH, buffer_len: MAX_TRANSFER };
         let connection = Connection::open(&export_path(server.directory(), "e"), shape).unwrap();
@@ -78,18 +157,30 @@ impl Case {
         assert_eq!(connection.features & wanted, wanted, "discard, write-zeroes and flush are offered");
         assert_eq!(connection.capacity, DISK as u64);
         let mut client = Client::new(connection, shadow, seed);
-        client.random_requests();
+        let mut monitor = server.monitor(0, Duration::from_secs(60)).unwrap();
+        let (mut base, mut top) = ("disk".to_owned(), None);
+        for taken in 0..=self.snapshots {
+            client.random_requests(REQUESTS * (taken + 1) / (self.snapshots + 1));
+            if taken < self.snapshots {
+                let (name, file) = (format!("s{taken}"), folder.join(format!("s{taken}.qcow2")));
+                let arguments = json!({ "node-name": base, "snapshot-file": file, "snapshot-node-name": name });
+                monitor.run("blockdev-snapshot-sync", arguments).unwrap();
+                (base, top) = (name, Some(file));
+            }
+        }
+        client.drain();
         client.read_everything();
+        top
     }
 
     fn arguments(&self, image: &Path, sockets: &Path) -> Vec<String> {
         let direct = if self.direct { "on" } else { "off" };
         let common = format!("cache.direct={direct},discard=unmap");
         [
-            Threads::Shared.objects(),
+            self.threads.objects(),
             option("blockdev", &format!("file,node-name=file,filename={},aio=io_uring,{common}", image.display())),
-            option("blockdev", &format!("raw,node-name=disk,file=file,{common}")),
-            export(sockets, "e", "disk", self.queues, Threads::Shared),
+            option("blockdev", &format!("{},node-name=disk,file=file,{common}", self.image.driver())),
+            export(sockets, "e", "disk", self.queues, self.threads),
         ]
         .concat()
     }
@@ -129,14 +220,14 @@ impl<'a> Client<'a> {
         Self { connection, shadow, random: Random::new(seed), seed, generation: 0, requests: 0, pending }
     }
 
-    fn random_requests(&mut self) {
-        while self.requests < REQUESTS {
+    /// Until so many have been sent. Some are under way when this returns.
+    fn random_requests(&mut self, until: u64) {
+        while self.requests < until {
             for queue in 0..self.pending.len() {
                 self.fill(queue);
             }
             self.take_answers();
         }
-        self.drain();
     }
 
     /// One pass over the whole disk, so that nothing stays unread.
@@ -305,7 +396,7 @@ impl Shadow {
     /// After the server ended, the file itself must agree.
     fn check_file(&mut self, image: &Path, seed: u64) {
         let data = fs::read(image).unwrap();
-        assert_eq!(data.len(), DISK, "seed {seed}: the file changed its length");
+        assert_eq!(data.len(), DISK, "seed {seed}: the disk changed its length");
         for (sector, bytes) in data.chunks(SECTOR).enumerate() {
             self.check(sector, bytes).unwrap_or_else(|wrong| panic!("seed {seed}: in the file: {wrong}"));
         }

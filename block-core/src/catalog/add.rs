@@ -17,6 +17,11 @@ pub async fn add(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId
     if options.common.node_name.is_none() {
         return Err(Error::new("'node-name' must be specified for the root node"));
     }
+    add_unnamed(permit, options).await
+}
+
+/// The same for a node that need not have a name: whoever adds it removes it.
+pub async fn add_unnamed(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId> {
     let mut opening = Opening { graph: permit.graph().clone(), opened: Vec::new(), names: HashSet::new(), depth: 0 };
     opening.define(&options, None).await?;
     let opened = opening.opened;

@@ -1,10 +1,18 @@
-//! Making images: one variant a format, as `blockdev-create` has them.
+//! Making images: one variant a format, as `blockdev-create` has them. An image of a format is made in a node, which nobody
+//! else uses meanwhile.
+
+use std::rc::Rc;
 
 use qmp::Qapi;
 
-use crate::base::{Error, Result};
+use super::add::add_unnamed;
+use super::options::BlockdevRef;
+use crate::base::{Error, Result, ResultExt};
+use crate::drivers::format::qcow2;
 use crate::drivers::protocol::file::{self, EXTENT_SIZE_HINT};
-use crate::graph::Preallocation;
+use crate::graph::{Child, Graph, NodeId, PermSet, Perms, Preallocation};
+use crate::port::{PORT, Port, PortOptions};
+use crate::rt::Local;
 
 /// What is to be made.
 #[derive(Clone, Debug, PartialEq, Qapi)]
@@ -13,6 +21,9 @@ pub enum BlockdevCreateOptions {
     /// A regular file of the host.
     #[qapi(rename = "file")]
     File(BlockdevCreateOptionsFile),
+    /// A qcow2 image.
+    #[qapi(rename = "qcow2")]
+    Qcow2(BlockdevCreateOptionsQcow2),
 }
 
 /// A regular file of the host.
@@ -31,6 +42,56 @@ pub struct BlockdevCreateOptionsFile {
     /// Allocate in pieces of this many bytes (XFS); 0: as the file system likes. Elsewhere nothing.
     #[qapi(default = u64::from(EXTENT_SIZE_HINT))]
     pub extent_size_hint: u64,
+}
+
+/// A qcow2 image.
+#[derive(Clone, Debug, PartialEq, Qapi)]
+pub struct BlockdevCreateOptionsQcow2 {
+    /// The node that the image is made in. Its contents are lost.
+    pub file: BlockdevRef,
+    /// The node that holds the guest's data, if that is another one.
+    pub data_file: Option<BlockdevRef>,
+    /// Whether that node can be read without the image. False if absent.
+    pub data_file_raw: Option<bool>,
+    /// Whether clusters have subclusters. Needs version 3. False if absent.
+    pub extended_l2: Option<bool>,
+    /// Bytes of the disk; a multiple of 512.
+    pub size: u64,
+    /// The version of the format; v3 if absent.
+    pub version: Option<Qcow2Version>,
+    /// What the image says that it stands on. It is not looked at.
+    pub backing_file: Option<String>,
+    /// The format of that.
+    pub backing_fmt: Option<String>,
+    /// Bytes of a cluster; a power of two from 512 to 2 MiB, 64 KiB if absent.
+    pub cluster_size: Option<u64>,
+    /// How much is allocated from the beginning; nothing if absent.
+    pub preallocation: Option<PreallocMode>,
+    /// Whether the image says that its refcounts may be written late. Needs version 3. False if absent.
+    pub lazy_refcounts: Option<bool>,
+    /// Bits of a refcount; a power of two from 1 to 64, 16 if absent.
+    pub refcount_bits: Option<i64>,
+    /// How compressed clusters are compressed; zlib if absent.
+    pub compression_type: Option<Qcow2CompressionType>,
+}
+
+/// The version of the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
+#[qapi(name = "BlockdevQcow2Version")]
+pub enum Qcow2Version {
+    /// The older one (`compat=0.10`).
+    V2,
+    /// The one in use (`compat=1.1`).
+    V3,
+}
+
+/// How clusters are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
+pub enum Qcow2CompressionType {
+    /// Deflate.
+    Zlib,
+    /// Zstandard. Needs version 3.
+    Zstd,
 }
 
 /// How room is made.
@@ -58,10 +119,87 @@ impl From<PreallocMode> for Preallocation {
 }
 
 /// Makes an image. If that fails, what was not there before is gone again.
-pub async fn create(options: BlockdevCreateOptions) -> Result<()> {
+pub async fn create(graph: &Rc<Graph>, options: BlockdevCreateOptions) -> Result<()> {
     match options {
         BlockdevCreateOptions::File(own) => create_file(own).await,
+        BlockdevCreateOptions::Qcow2(own) => create_qcow2(graph, own).await,
     }
+}
+
+async fn create_qcow2(graph: &Rc<Graph>, own: BlockdevCreateOptionsQcow2) -> Result<()> {
+    if let Some(format) = own.backing_fmt.as_deref().filter(|format| !super::drivers().contains(format)) {
+        return Err(Error::new(format!("Unknown backing format '{format}'")));
+    }
+    let Some(data) = own.data_file.clone() else {
+        let options = own.parsed(None)?;
+        return in_node(graph, &own.file, async |file, _| qcow2::create(file, None, &options).await).await;
+    };
+    in_node(graph, &data, async |data, name| {
+        let options = own.parsed(Some(name))?;
+        in_node(graph, &own.file, async |file, _| qcow2::create(file, Some(data), &options).await).await
+    })
+    .await
+}
+
+impl BlockdevCreateOptionsQcow2 {
+    fn parsed(&self, data_file: Option<String>) -> Result<qcow2::CreateOptions> {
+        if data_file.is_none() && self.data_file_raw == Some(true) {
+            return Err(Error::new("data-file-raw requires data-file"));
+        }
+        let plain = qcow2::CreateOptions::of(self.size);
+        let refcount_bits = self.refcount_bits.map(u32::try_from).transpose();
+        Ok(qcow2::CreateOptions {
+            version: if self.version == Some(Qcow2Version::V2) { 2 } else { 3 },
+            cluster_size: self.cluster_size.unwrap_or(plain.cluster_size),
+            refcount_bits: refcount_bits
+                .map_err(|_| Error::new("Refcount width must be a power of two and may not exceed 64 bits"))?
+                .unwrap_or(plain.refcount_bits),
+            extended_l2: self.extended_l2.unwrap_or(plain.extended_l2),
+            zstd: self.compression_type == Some(Qcow2CompressionType::Zstd),
+            lazy_refcounts: self.lazy_refcounts.unwrap_or(plain.lazy_refcounts),
+            backing_file: self.backing_file.clone(),
+            backing_format: self.backing_fmt.clone(),
+            data_file,
+            data_file_raw: self.data_file_raw.unwrap_or(plain.data_file_raw),
+            preallocation: self.preallocation.map_or(plain.preallocation, Preallocation::from),
+            ..plain
+        })
+    }
+}
+
+/// Lets `work` have a node for itself, and tells it what a person would call the node's file. A node that was defined in
+/// place is there for as long as that takes.
+async fn in_node<R>(
+    graph: &Rc<Graph>,
+    given: &BlockdevRef,
+    work: impl AsyncFnOnce(Child<'_>, String) -> Result<R>,
+) -> Result<R> {
+    let name = match given {
+        BlockdevRef::Reference(name) => name,
+        BlockdevRef::Definition(options) => {
+            let node = add_unnamed(&mut graph.permit(), (**options).clone()).await?;
+            let result = alone(graph, node, work).await;
+            let removed = graph.permit().remove(node).await;
+            return result.and_then(|value| removed.map(|()| value));
+        }
+    };
+    let missing = || Error::new(format!("Cannot find device='{name}' nor node-name='{name}'"));
+    alone(graph, graph.find(name).ok_or_else(missing)?, work).await
+}
+
+async fn alone<R>(
+    graph: &Rc<Graph>,
+    node: NodeId,
+    work: impl AsyncFnOnce(Child<'_>, String) -> Result<R>,
+) -> Result<R> {
+    let filename = super::info(graph, node).await.map(|info| info.filename).unwrap_or_default();
+    let uses = PermSet::CONSISTENT_READ | PermSet::WRITE | PermSet::RESIZE;
+    let perms = Perms { uses, shares: PermSet::ALL.without(PermSet::WRITE | PermSet::RESIZE) };
+    let options = PortOptions { name: "the making of an image".into(), perms };
+    let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await?;
+    let result = port.handle().job(&Local::current()).step(async |cx| work(cx.child(PORT), filename).await).await;
+    let detached = port.detach(&mut graph.permit()).await.doing(|| "Could not let the new image go");
+    result.and_then(|value| detached.map(|()| value))
 }
 
 async fn create_file(own: BlockdevCreateOptionsFile) -> Result<()> {

@@ -200,8 +200,8 @@ struct Standing {
 
 impl Step for Standing {
     fn drains(&self, graph: &Graph) -> Result<Vec<NodeId>> {
-        graph.check_overlay(self.overlay)?;
         graph.check_free_base(self.base)?;
+        graph.check_overlay(self.overlay, self.base)?;
         Ok(vec![self.overlay])
     }
 
@@ -212,23 +212,23 @@ impl Step for Standing {
 
 impl Graph {
     /// A node can become the overlay of another one. In QEMU's words, as operators know them.
-    fn check_overlay(&self, overlay: NodeId) -> Result<()> {
+    fn check_overlay(&self, overlay: NodeId, base: NodeId) -> Result<()> {
         if self.vertex(overlay, |vertex| vertex.parents.is_empty()) != Some(true) {
             return Err(Error::new("The overlay is already in use"));
+        }
+        let body = self.borrow_body(overlay).ok_or_else(super::edit::no_such_node)?.body;
+        let next = self.vertex(overlay, |vertex| ChildId::number(vertex.edges.len())).unwrap_or(ChildId::FIRST);
+        if body.with_children(ChildChange::Comes(BACKING, next))?.is_none() {
+            return Err(Error::new("The overlay does not support backing images"));
         }
         if self.child(overlay, BACKING).is_some() {
             return Err(Error::new("The overlay already has a backing image"));
         }
-        let body = self.borrow_body(overlay).ok_or_else(super::edit::no_such_node)?.body;
-        let next = self.vertex(overlay, |vertex| ChildId::number(vertex.edges.len())).unwrap_or(ChildId::FIRST);
-        match body.with_children(ChildChange::Comes(BACKING, next))? {
-            Some(_) => Ok(()),
-            None => Err(Error::new("The overlay does not support backing images")),
-        }
+        if overlay == base { Err(Error::new("The overlay is already in use")) } else { Ok(()) }
     }
 
-    /// Nothing stands on a node already: what an overlay of it changed would be seen there.
-    fn check_free_base(&self, base: NodeId) -> Result<()> {
+    /// Nothing stands on a node already: what users of it changed would be seen there.
+    pub fn check_free_base(&self, base: NodeId) -> Result<()> {
         let shape = self.shape.borrow();
         let vertex = shape.vertex(base).ok_or_else(super::edit::no_such_node)?;
         let parents = vertex.parents.iter().filter_map(|id| shape.vertex(*id));

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use block_core::base::{ByteRange, IoError};
 use block_core::drivers::filter::throttle::{Limits, ThrottleGroup, ThrottleLimits};
@@ -459,13 +460,14 @@ fn still_open(files: &[PathBuf]) -> Vec<PathBuf> {
 /// A program that another test starts has our descriptors, and so our locks, for a moment.
 #[expect(clippy::disallowed_methods, reason = "a test that waits for another program serves nobody")]
 fn stays_locked(path: &Path) -> bool {
-    (0..100).all(|_| {
-        let locked = is_locked(path);
-        if locked {
-            std::thread::sleep(std::time::Duration::from_millis(10));
+    let begun = Instant::now();
+    while is_locked(path) {
+        if begun.elapsed() > Duration::from_secs(1) {
+            return true;
         }
-        locked
-    })
+        std::thread::yield_now();
+    }
+    false
 }
 
 /// Somebody tells others to keep off (the bytes that QEMU uses for it, and all others).

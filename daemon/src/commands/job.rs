@@ -141,7 +141,9 @@ impl From<JobReport> for JobInfo {
 
 async fn blockdev_create(daemon: Rc<Daemon>, arguments: CreateArguments) -> Result<Empty> {
     let CreateArguments { job_id, options } = arguments;
-    daemon.jobs.start(&job_id, Kind::Create, catalog::create(options)).map_err(refused)?;
+    let graph = daemon.graph.clone();
+    let work = async move { catalog::create(&graph, options).await };
+    daemon.jobs.start(&job_id, Kind::Create, work).map_err(refused)?;
     Ok(Empty {})
 }
 

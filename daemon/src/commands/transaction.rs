@@ -10,7 +10,7 @@ use qmp::schema::Empty;
 use qmp::{Error, Qapi, Result};
 
 use super::bitmap::{BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, step};
-use super::snapshot::BlockdevSnapshot;
+use super::snapshot::{BlockdevSnapshot, BlockdevSnapshotSync, NewOverlay};
 use super::{Table, no_such_device};
 use crate::daemon::Daemon;
 use crate::refused;
@@ -70,6 +70,8 @@ enum TransactionAction {
     /// As the command of this name.
     BlockdevSnapshot(SnapshotWrapper),
     /// As the command of this name.
+    BlockdevSnapshotSync(SnapshotSyncWrapper),
+    /// As the command of this name.
     BlockDirtyBitmapAdd(BitmapAddWrapper),
     /// As the command of this name.
     BlockDirtyBitmapRemove(BitmapWrapper),
@@ -88,6 +90,13 @@ enum TransactionAction {
 struct SnapshotWrapper {
     /// What the command takes.
     data: BlockdevSnapshot,
+}
+
+/// The action `blockdev-snapshot-sync`.
+#[derive(Clone, Debug, Qapi)]
+struct SnapshotSyncWrapper {
+    /// What the command takes.
+    data: BlockdevSnapshotSync,
 }
 
 /// The action `block-dirty-bitmap-add`.
@@ -182,17 +191,38 @@ struct DriverParent {
 async fn transaction(daemon: Rc<Daemon>, arguments: TransactionArguments) -> Result<Empty> {
     let grouped =
         arguments.properties.is_some_and(|properties| properties.completion_mode == ActionCompletionMode::Grouped);
-    let mut steps = Vec::new();
-    for action in arguments.actions {
+    let (mut steps, mut overlays) = (Vec::new(), Vec::new());
+    let result = collect(&daemon, arguments.actions, grouped, &mut steps, &mut overlays).await;
+    let result = match result {
+        Ok(()) => daemon.graph.permit().transact(steps).await.map_err(refused),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = result {
+        for overlay in overlays.into_iter().rev() {
+            overlay.undo(&daemon).await;
+        }
+        return Err(error);
+    }
+    Ok(Empty {})
+}
+
+/// What the actions come to. Images are made on the way: they have to go again where the rest fails.
+async fn collect(
+    daemon: &Rc<Daemon>,
+    actions: Vec<TransactionAction>,
+    grouped: bool,
+    steps: &mut Vec<Box<dyn Step>>,
+    overlays: &mut Vec<NewOverlay>,
+) -> Result<()> {
+    for action in actions {
         if grouped {
             let name = qmp::schema::Union::tag(&action);
             let property = "transaction property completion-mode = grouped";
             return Err(Error::generic(format!("Action '{name}' does not support {property}")));
         }
-        steps.extend(action.steps(&daemon).await?);
+        steps.extend(action.steps(daemon, overlays).await?);
     }
-    daemon.graph.permit().transact(steps).await.map_err(refused)?;
-    Ok(Empty {})
+    Ok(())
 }
 
 async fn blockdev_replace(daemon: Rc<Daemon>, arguments: BlockdevReplace) -> Result<Empty> {
@@ -202,7 +232,7 @@ async fn blockdev_replace(daemon: Rc<Daemon>, arguments: BlockdevReplace) -> Res
 }
 
 impl TransactionAction {
-    async fn steps(self, daemon: &Daemon) -> Result<Vec<Box<dyn Step>>> {
+    async fn steps(self, daemon: &Rc<Daemon>, overlays: &mut Vec<NewOverlay>) -> Result<Vec<Box<dyn Step>>> {
         match self {
             Self::Abort(_) => Ok(vec![Box::new(Aborting)]),
             Self::BlockdevReopen(wrapper) => {
@@ -210,6 +240,12 @@ impl TransactionAction {
             }
             Self::BlockdevReplace(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
             Self::BlockdevSnapshot(wrapper) => wrapper.data.steps(daemon),
+            Self::BlockdevSnapshotSync(wrapper) => {
+                let overlay = wrapper.data.prepared(daemon).await?;
+                let steps = overlay.steps();
+                overlays.push(overlay);
+                Ok(steps)
+            }
             Self::BlockDirtyBitmapAdd(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
             Self::BlockDirtyBitmapRemove(wrapper) => Ok(vec![step(daemon, wrapper.data, BitmapAction::Remove)?]),
             Self::BlockDirtyBitmapClear(wrapper) => Ok(vec![step(daemon, wrapper.data, BitmapAction::Clear)?]),

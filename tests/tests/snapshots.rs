@@ -1,0 +1,220 @@
+//! Snapshots below a guest's disk: images made by `blockdev-create` and `blockdev-snapshot-sync`, put above nodes that are
+//! written meanwhile, and what QEMU's programs say of the chain that is left.
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+use trellis_tests::qmp::Qmp;
+use trellis_tests::server::Server;
+
+struct Scene {
+    qmp: Qmp,
+    folder: tempfile::TempDir,
+    _server: Server,
+}
+
+const MIB: usize = 1 << 20;
+
+impl Scene {
+    /// A raw disk of 1 MiB of sevens.
+    fn new(start: impl FnOnce(&std::path::Path, &[&str]) -> Server) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let server = start(folder.path(), &[]);
+        let mut scene = Self { qmp: server.qmp(), folder, _server: server };
+        std::fs::write(scene.path("base.raw"), vec![7; MIB]).unwrap();
+        let file = json!({ "driver": "file", "filename": scene.path("base.raw") });
+        scene.ok("blockdev-add", &json!({ "driver": "raw", "node-name": "base", "file": file }));
+        scene
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn ok(&mut self, command: &str, arguments: &Value) -> Value {
+        self.qmp.execute(command, arguments)
+    }
+
+    fn refused(&mut self, command: &str, arguments: &Value) -> String {
+        self.qmp.try_execute(command, arguments).unwrap_err().desc
+    }
+
+    fn export(&mut self, node: &str) {
+        let addr = json!({ "type": "unix", "path": self.path("x.sock") });
+        let options = json!({ "type": "vhost-user-blk", "id": "x", "node-name": node, "writable": true, "addr": addr });
+        self.ok("block-export-add", &options);
+    }
+
+    fn unexport(&mut self) {
+        self.ok("block-export-del", &json!({ "id": "x" }));
+        self.qmp.event("BLOCK_EXPORT_DELETED");
+    }
+
+    /// Makes a qcow2 image of `size` bytes and opens it without a backing node.
+    fn overlay(&mut self, name: &str, size: usize) {
+        let path = self.path(&format!("{name}.qcow2"));
+        let file = json!({ "driver": "file", "filename": path, "size": 0 });
+        self.create(&format!("{name}-file"), &file);
+        let image = json!({ "driver": "qcow2", "size": size, "file": { "driver": "file", "filename": path } });
+        self.create(&format!("{name}-image"), &image);
+        let options = json!({ "driver": "qcow2", "node-name": name, "file": image["file"], "backing": null });
+        self.ok("blockdev-add", &options);
+    }
+
+    fn create(&mut self, job: &str, options: &Value) {
+        self.ok("blockdev-create", &json!({ "job-id": job, "options": options }));
+        loop {
+            let event = self.qmp.event("JOB_STATUS_CHANGE");
+            if event["status"] == "concluded" {
+                break;
+            }
+        }
+        let jobs = self.ok("query-jobs", &json!({}));
+        assert!(jobs[0].get("error").is_none(), "{jobs}");
+        self.ok("job-dismiss", &json!({ "id": job }));
+        self.qmp.event("JOB_STATUS_CHANGE");
+    }
+
+    /// What a node reads, through an export that is made for this.
+    fn sync(&mut self, node: &str, file: &str, overlay: &str) -> Value {
+        json!({ "node-name": node, "snapshot-file": self.path(file), "snapshot-node-name": overlay })
+    }
+}
+
+fn qemu_img(arguments: &[&str]) -> String {
+    let output = Command::new("qemu-img").args(arguments).output().expect("qemu-img is installed");
+    assert!(output.status.success(), "qemu-img {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_snapshot_is_taken_below_an_export_and_is_a_chain_for_qemu() {
+    let mut scene = Scene::new(Server::start);
+    scene.export("base");
+    let sync = scene.sync("base", "one.qcow2", "one");
+    scene.ok("blockdev-snapshot-sync", &sync);
+    let sync = scene.sync("one", "two.qcow2", "two");
+    scene.ok("blockdev-snapshot-sync", &sync);
+    scene.unexport();
+    // From the top: what stands on it goes first.
+    for node in ["two", "one", "base"] {
+        scene.ok("blockdev-del", &json!({ "node-name": node }));
+    }
+    let chain: Value =
+        serde_json::from_str(&qemu_img(&["info", "--backing-chain", "--output=json", &scene.path("two.qcow2")]))
+            .unwrap();
+    let names: Vec<_> = chain.as_array().unwrap().iter().map(|image| image["filename"].clone()).collect();
+    assert_eq!(names, ["two.qcow2", "one.qcow2", "base.raw"].map(|name| json!(scene.path(name))));
+    assert_eq!(chain[0]["backing-filename-format"], "qcow2");
+    assert_eq!(chain[1]["backing-filename-format"], "raw");
+    qemu_img(&["check", &scene.path("two.qcow2")]);
+    qemu_img(&["convert", "-O", "raw", &scene.path("two.qcow2"), &scene.path("all.raw")]);
+    assert_eq!(std::fs::read(scene.path("all.raw")).unwrap(), vec![7; MIB]);
+}
+
+#[test]
+fn what_cannot_be_a_snapshot_is_refused_as_qemu_refuses_it() {
+    let answers = [Scene::new(Server::start), Scene::new(Server::start_peer)].map(|mut scene| {
+        scene.overlay("one", MIB);
+        scene.overlay("two", MIB);
+        scene.ok("blockdev-add", &json!({ "driver": "null-co", "node-name": "null", "size": MIB }));
+        let snapshot = |node: &str, overlay: &str| json!({ "node": node, "overlay": overlay });
+        let mut answers = Vec::new();
+        for (node, overlay) in [("nobody", "one"), ("base", "nobody"), ("base", "null"), ("base", "base")] {
+            answers.push(scene.refused("blockdev-snapshot", &snapshot(node, overlay)));
+        }
+        scene.ok("blockdev-snapshot", &snapshot("base", "one"));
+        for (node, overlay) in [("base", "one"), ("one", "one"), ("base", "two")] {
+            answers.push(scene.refused("blockdev-snapshot", &snapshot(node, overlay)));
+        }
+        let busy = scene.sync("base", "three.qcow2", "three");
+        answers.push(scene.refused("blockdev-snapshot-sync", &busy));
+        let taken = scene.sync("one", "three.qcow2", "two");
+        answers.push(scene.refused("blockdev-snapshot-sync", &taken));
+        for format in ["raw", "bogus"] {
+            let mut other = scene.sync("one", "three.img", "three");
+            other["format"] = json!(format);
+            answers.push(scene.refused("blockdev-snapshot-sync", &other));
+        }
+        let missing = scene.sync("one", "no/folder.qcow2", "three");
+        let folder = scene.folder.path().to_str().unwrap().to_owned();
+        answers.push(scene.refused("blockdev-snapshot-sync", &missing).replace(&folder, "FOLDER"));
+        answers.push(scene.refused("blockdev-snapshot-sync", &json!({ "snapshot-file": "x" })));
+        assert!(!std::fs::exists(scene.path("three.qcow2")).unwrap());
+        answers
+    });
+    let [ours, theirs] = answers;
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!(ours, theirs);
+    }
+}
+
+/// A transaction that fails leaves no overlay and no image that it made.
+#[test]
+fn a_transaction_that_fails_leaves_no_image() {
+    let mut scene = Scene::new(Server::start);
+    scene.export("base");
+    let sync = scene.sync("base", "one.qcow2", "one");
+    let actions = json!([{ "type": "blockdev-snapshot-sync", "data": sync }, { "type": "abort", "data": {} }]);
+    let refused = scene.refused("transaction", &json!({ "actions": actions }));
+    assert_eq!(refused, "Transaction aborted using Abort action");
+    assert!(!std::fs::exists(scene.path("one.qcow2")).unwrap());
+    let nodes = scene.ok("query-named-block-nodes", &json!({}));
+    let names: Vec<_> = nodes.as_array().unwrap().iter().filter_map(|node| node["node-name"].as_str()).collect();
+    assert!(!names.contains(&"one"), "{names:?}");
+    // The same without the abort.
+    let actions = json!([{ "type": "blockdev-snapshot-sync", "data": sync }]);
+    scene.ok("transaction", &json!({ "actions": actions }));
+    scene.unexport();
+    scene.ok("blockdev-del", &json!({ "node-name": "one" }));
+    qemu_img(&["check", &scene.path("one.qcow2")]);
+}
+
+/// Images as `blockdev-create` makes them, and as QEMU sees them.
+#[test]
+fn images_are_made_with_every_option() {
+    let mut scene = Scene::new(Server::start);
+    let cases = [
+        json!({}),
+        json!({ "version": "v2", "cluster-size": 4096 }),
+        json!({ "extended-l2": true, "cluster-size": 131_072, "lazy-refcounts": true }),
+        json!({ "refcount-bits": 1, "compression-type": "zstd" }),
+        json!({ "refcount-bits": 64, "cluster-size": 512 }),
+        json!({ "preallocation": "metadata" }),
+        json!({ "preallocation": "falloc" }),
+        json!({ "preallocation": "full" }),
+        json!({ "backing-file": "base.raw", "backing-fmt": "raw" }),
+    ];
+    for (number, case) in cases.iter().enumerate() {
+        let path = scene.path(&format!("{number}.qcow2"));
+        scene.create(&format!("f{number}"), &json!({ "driver": "file", "filename": path, "size": 0 }));
+        let mut options = json!({ "driver": "qcow2", "size": MIB, "file": { "driver": "file", "filename": path } });
+        options.as_object_mut().unwrap().extend(case.as_object().unwrap().clone());
+        scene.create(&format!("i{number}"), &options);
+        let info: Value = serde_json::from_str(&qemu_img(&["info", "--output=json", &path])).unwrap();
+        let (format, data) = (&info["format"], &info["format-specific"]["data"]);
+        assert_eq!((format, &info["virtual-size"]), (&json!("qcow2"), &json!(MIB)), "{case}");
+        let expected = |name: &str, default: Value| case.get(name).cloned().unwrap_or(default);
+        assert_eq!(info["cluster-size"], expected("cluster-size", json!(65536)), "{case}");
+        assert_eq!(data["refcount-bits"], expected("refcount-bits", json!(16)), "{case}");
+        assert_eq!(info.get("backing-filename"), case.get("backing-file"), "{case}");
+        if case.get("version").is_none() {
+            assert_eq!(data["compression-type"], expected("compression-type", json!("zlib")), "{case}");
+            assert_eq!(data["extended-l2"], expected("extended-l2", json!(false)), "{case}");
+            assert_eq!(data["lazy-refcounts"], expected("lazy-refcounts", json!(false)), "{case}");
+        }
+        qemu_img(&["check", &path]);
+    }
+    let path = scene.path("data.qcow2");
+    scene.create("fd", &json!({ "driver": "file", "filename": path, "size": 0 }));
+    scene.create("fr", &json!({ "driver": "file", "filename": scene.path("data.raw"), "size": 0 }));
+    let options = json!({
+        "driver": "qcow2", "size": MIB, "file": { "driver": "file", "filename": path },
+        "data-file": { "driver": "file", "filename": scene.path("data.raw") }, "data-file-raw": true,
+    });
+    scene.create("id", &options);
+    qemu_img(&["check", &path]);
+    let info: Value = serde_json::from_str(&qemu_img(&["info", "--output=json", &path])).unwrap();
+    assert_eq!(info["format-specific"]["data"]["data-file"], scene.path("data.raw"));
+}
