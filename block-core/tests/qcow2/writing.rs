@@ -190,6 +190,37 @@ fn options_change_nothing_that_can_be_read() {
     }
 }
 
+/// QEMU 10.0.2 goes on to pack compressed data into a cluster that was set free and is another's by now, and destroys what
+/// is there: `qemu-io -d unmap -c 'write -c -P 1 0 512' -c 'discard 0 512' -c 'write -P 2 512 512' -c 'write -c -P 3 1024 512'`
+/// on clusters of 512 bytes.
+#[test]
+fn compressed_data_does_not_go_where_other_data_is_by_now() {
+    let dir = in_memory();
+    let kind = Kind { options: "cluster_size=512", cluster: 512, external: false };
+    let path = create(dir.path(), "top.qcow2", kind, 1 << 20, None);
+    run_control(async |_| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        let node = add(&graph, with(node(&path, kind, None), &json!({ "node-name": "top" }))).await.unwrap();
+        let port = attach(&graph, node, writer()).await.unwrap();
+        let lane = port.handle().lane(&Local::current());
+        let packed = WriteFlags { compressed: true, ..PLAIN };
+        for round in 0..3 {
+            let start = round * 2048;
+            write(&lane, start, &[1; 512], packed).await.unwrap();
+            lane.discard(&enter(&lane).await, range(start, 512)).await.unwrap();
+            flush(&lane).await.unwrap();
+            write(&lane, start + 512, &[2; 512], PLAIN).await.unwrap();
+            write(&lane, start + 1024, &[3; 512], packed).await.unwrap();
+            let seen = read(&lane, range(start, 1536)).await.unwrap();
+            assert!(seen[512..1024] == [2; 512] && seen[1024..] == [3; 512]);
+        }
+        drop(lane);
+        port.detach(&mut graph.permit()).await.unwrap();
+        graph.permit().remove(node).await.unwrap();
+    });
+    check(&path);
+}
+
 /// What is known of a cluster's place is enough for a ring entry: no future, no copy.
 #[test]
 fn requests_whose_place_is_known_go_straight_to_the_file() {
