@@ -206,6 +206,31 @@ fn a_writer_that_cannot_grow_takes_nothing() {
     });
 }
 
+/// What others wrote to the file while nobody made it grow through the filter is data.
+#[test]
+fn what_others_wrote_is_not_cut_off() {
+    run_control(async |_| {
+        scene(4096, async |graph, node, path| {
+            let file = graph.find("file").unwrap();
+            for round in 1..3 {
+                let other = attach(&graph, file, grower()).await.unwrap();
+                write_at(&other, round * 64 * KIB, 5, 4096).await.unwrap();
+                other.detach(&mut graph.permit()).await.unwrap();
+                let end = round * 64 * KIB + 4096;
+                assert_eq!(size(&graph, node), end);
+                let port = attach(&graph, node, grower()).await.unwrap();
+                write_at(&port, end, 6, 512).await.unwrap();
+                assert!(len(&path) > end + MIB);
+                port.detach(&mut graph.permit()).await.unwrap();
+                assert_eq!(len(&path), end + 512);
+            }
+            let bytes = std::fs::read(&path).unwrap();
+            assert_eq!((bytes[64 << 10], bytes[68 << 10], bytes[128 << 10]), (5, 6, 5));
+        })
+        .await;
+    });
+}
+
 /// Two threads append to one file in turns, each in steps that go past its end: nobody's data is lost to the space that
 /// the other one takes.
 #[test]

@@ -77,7 +77,7 @@ impl Scene {
     }
 
     /// What a node reads, through an export that is made for this.
-    fn sync(&mut self, node: &str, file: &str, overlay: &str) -> Value {
+    fn sync(&self, node: &str, file: &str, overlay: &str) -> Value {
         json!({ "node-name": node, "snapshot-file": self.path(file), "snapshot-node-name": overlay })
     }
 }
@@ -171,6 +171,32 @@ fn a_transaction_that_fails_leaves_no_image() {
     qemu_img(&["check", &scene.path("one.qcow2")]);
 }
 
+/// The image of a snapshot is not made over an image in use, under whatever name; and no overlay stands on two nodes.
+#[test]
+fn what_is_in_use_is_left_alone() {
+    let mut scene = Scene::new(Server::start);
+    scene.overlay("one", MIB);
+    std::fs::hard_link(scene.path("base.raw"), scene.path("other-name")).unwrap();
+    std::os::unix::fs::symlink(scene.path("base.raw"), scene.path("link")).unwrap();
+    for file in ["base.raw", "other-name", "link"] {
+        let sync = scene.sync("base", file, "new");
+        let refused = scene.refused("blockdev-snapshot-sync", &sync);
+        assert!(refused.contains("it is in use by node"), "{refused}");
+    }
+    assert_eq!(std::fs::read(scene.path("base.raw")).unwrap(), vec![7; MIB]);
+    let file = json!({ "driver": "null-co", "size": MIB });
+    scene.ok("blockdev-add", &json!({ "driver": "raw", "node-name": "second", "file": file }));
+    let snapshot = |node: &str, overlay: &str| json!({ "type": "blockdev-snapshot", "data": { "node": node, "overlay": overlay } });
+    let twice = json!({ "actions": [snapshot("base", "one"), snapshot("second", "one")] });
+    let refused = scene.refused("transaction", &twice);
+    assert_eq!(refused, "The overlay already has a backing image");
+    scene.overlay("two", MIB);
+    let one_base = json!({ "actions": [snapshot("base", "one"), snapshot("base", "two")] });
+    let refused = scene.refused("transaction", &one_base);
+    assert_eq!(refused, "Node 'base' is busy: node is used as backing hd of 'one'");
+    scene.ok("blockdev-snapshot", &json!({ "node": "base", "overlay": "one" }));
+}
+
 /// Images as `blockdev-create` makes them, and as QEMU sees them.
 #[test]
 fn images_are_made_with_every_option() {
@@ -217,4 +243,12 @@ fn images_are_made_with_every_option() {
     qemu_img(&["check", &path]);
     let info: Value = serde_json::from_str(&qemu_img(&["info", "--output=json", &path])).unwrap();
     assert_eq!(info["format-specific"]["data"]["data-file"], scene.path("data.raw"));
+    // What a raw data file has already is the disk.
+    let mut options = options;
+    std::fs::write(scene.path("full.raw"), vec![5; MIB]).unwrap();
+    options["data-file"]["filename"] = json!(scene.path("full.raw"));
+    scene.create("again", &options);
+    assert_eq!(std::fs::read(scene.path("full.raw")).unwrap(), vec![5; MIB]);
+    qemu_img(&["convert", "-O", "raw", &path, &scene.path("copy.raw")]);
+    assert_eq!(std::fs::read(scene.path("copy.raw")).unwrap(), vec![5; MIB]);
 }

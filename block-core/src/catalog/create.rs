@@ -1,6 +1,7 @@
 //! Making images: one variant a format, as `blockdev-create` has them. An image of a format is made in a node, which nobody
 //! else uses meanwhile.
 
+use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 
 use qmp::Qapi;
@@ -12,7 +13,7 @@ use crate::drivers::format::qcow2;
 use crate::drivers::protocol::file::{self, EXTENT_SIZE_HINT};
 use crate::graph::{Child, Graph, NodeId, PermSet, Perms, Preallocation};
 use crate::port::{PORT, Port, PortOptions};
-use crate::rt::Local;
+use crate::rt::{Local, blocking};
 
 /// What is to be made.
 #[derive(Clone, Debug, PartialEq, Qapi)]
@@ -121,7 +122,10 @@ impl From<PreallocMode> for Preallocation {
 /// Makes an image. If that fails, what was not there before is gone again.
 pub async fn create(graph: &Rc<Graph>, options: BlockdevCreateOptions) -> Result<()> {
     match options {
-        BlockdevCreateOptions::File(own) => create_file(own).await,
+        BlockdevCreateOptions::File(own) => {
+            check_unused(graph, &own.filename).await?;
+            create_file(own).await
+        }
         BlockdevCreateOptions::Qcow2(own) => create_qcow2(graph, own).await,
     }
 }
@@ -200,6 +204,29 @@ async fn alone<R>(
     let result = port.handle().job(&Local::current()).step(async |cx| work(cx.child(PORT), filename).await).await;
     let detached = port.detach(&mut graph.permit()).await.doing(|| "Could not let the new image go");
     result.and_then(|value| detached.map(|()| value))
+}
+
+/// A file that a node of the graph has open, under whatever name, keeps its contents.
+async fn check_unused(graph: &Rc<Graph>, filename: &str) -> Result<()> {
+    let mut open = Vec::new();
+    for node in graph.nodes().into_iter().filter(|node| node.children.is_empty()) {
+        if let Some(info) = graph.info(node.id).await.filter(|info| !info.filename.is_empty()) {
+            open.push((node.name, info.filename));
+        }
+    }
+    let wanted = filename.to_owned();
+    let user = blocking(move || {
+        let identity = |path: &str| {
+            let stat = std::fs::metadata(path).ok()?;
+            Some((stat.dev(), stat.ino()))
+        };
+        let wanted = identity(&wanted)?;
+        open.into_iter().find(|(_, path)| identity(path) == Some(wanted))
+    });
+    match user.await {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::new(format!("Could not create '{filename}': it is in use by node '{name}'"))),
+    }
 }
 
 async fn create_file(own: BlockdevCreateOptionsFile) -> Result<()> {

@@ -200,47 +200,59 @@ struct Standing {
 
 impl Step for Standing {
     fn drains(&self, graph: &Graph) -> Result<Vec<NodeId>> {
-        graph.check_free_base(self.base)?;
-        graph.check_overlay(self.overlay, self.base)?;
+        self.check(&*graph.shape.borrow())?;
         Ok(vec![self.overlay])
     }
 
     fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
+        // Again: an earlier step of the transaction may have used either.
+        self.check(edit)?;
         edit.add_child(set.owner(self.overlay)?, BACKING, self.base, Role::Cow)
     }
 }
 
-impl Graph {
-    /// A node can become the overlay of another one. In QEMU's words, as operators know them.
-    fn check_overlay(&self, overlay: NodeId, base: NodeId) -> Result<()> {
-        if self.vertex(overlay, |vertex| vertex.parents.is_empty()) != Some(true) {
-            return Err(Error::new("The overlay is already in use"));
-        }
-        let body = self.borrow_body(overlay).ok_or_else(super::edit::no_such_node)?.body;
-        let next = self.vertex(overlay, |vertex| ChildId::number(vertex.edges.len())).unwrap_or(ChildId::FIRST);
-        if body.with_children(ChildChange::Comes(BACKING, next))?.is_none() {
-            return Err(Error::new("The overlay does not support backing images"));
-        }
-        if self.child(overlay, BACKING).is_some() {
-            return Err(Error::new("The overlay already has a backing image"));
-        }
-        if overlay == base { Err(Error::new("The overlay is already in use")) } else { Ok(()) }
+impl Standing {
+    fn check(&self, graph: &impl Vertices) -> Result<()> {
+        check_free_base(graph, self.base)?;
+        check_overlay(graph, self.overlay, self.base)
     }
+}
 
-    /// Nothing stands on a node already: what users of it changed would be seen there.
-    pub fn check_free_base(&self, base: NodeId) -> Result<()> {
-        let shape = self.shape.borrow();
-        let vertex = shape.vertex(base).ok_or_else(super::edit::no_such_node)?;
-        let parents = vertex.parents.iter().filter_map(|id| shape.vertex(*id));
-        let mut standing =
-            parents.filter(|parent| parent.edges.iter().any(|edge| edge.to == base && edge.role == Role::Cow));
-        match standing.next() {
-            None => Ok(()),
-            Some(overlay) => {
-                let (name, overlay) = (&vertex.name, &overlay.name);
-                Err(Error::new(format!("Node '{name}' is busy: node is used as backing hd of '{overlay}'")))
-            }
+/// A node can become the overlay of another one. In QEMU's words, as operators know them.
+fn check_overlay(graph: &impl Vertices, overlay: NodeId, base: NodeId) -> Result<()> {
+    let vertex = graph.vertex(overlay).ok_or_else(super::edit::no_such_node)?;
+    let body = &vertex.node().ok_or_else(super::edit::no_such_node)?.body;
+    if !vertex.parents.is_empty() {
+        return Err(Error::new("The overlay is already in use"));
+    }
+    if body.with_children(ChildChange::Comes(BACKING, ChildId::number(vertex.edges.len())))?.is_none() {
+        return Err(Error::new("The overlay does not support backing images"));
+    }
+    if vertex.child_named(BACKING).is_some() {
+        return Err(Error::new("The overlay already has a backing image"));
+    }
+    if overlay == base { Err(Error::new("The overlay is already in use")) } else { Ok(()) }
+}
+
+/// Nothing stands on a node already: what users of it changed would be seen there.
+fn check_free_base(graph: &impl Vertices, base: NodeId) -> Result<()> {
+    let vertex = graph.vertex(base).ok_or_else(super::edit::no_such_node)?;
+    let parents = vertex.parents.iter().filter_map(|id| graph.vertex(*id));
+    let mut standing =
+        parents.filter(|parent| parent.edges.iter().any(|edge| edge.to == base && edge.role == Role::Cow));
+    match standing.next() {
+        None => Ok(()),
+        Some(overlay) => {
+            let (name, overlay) = (&vertex.name, &overlay.name);
+            Err(Error::new(format!("Node '{name}' is busy: node is used as backing hd of '{overlay}'")))
         }
+    }
+}
+
+impl Graph {
+    /// Fails where something stands on a node already, so that it cannot get an overlay.
+    pub fn check_free_base(&self, base: NodeId) -> Result<()> {
+        check_free_base(&*self.shape.borrow(), base)
     }
 }
 

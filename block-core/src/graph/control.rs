@@ -511,6 +511,11 @@ impl Graph {
         self.shape.borrow().below(of)
     }
 
+    /// These and all that lead to them.
+    pub(super) fn above(&self, of: &[NodeId]) -> BTreeSet<NodeId> {
+        self.shape.borrow().above(of.iter().copied())
+    }
+
     pub(super) fn vertices<T>(&self, mut look: impl FnMut(NodeId, &Vertex) -> T) -> Vec<T> {
         self.shape.borrow().vertices.iter().map(|(id, vertex)| look(*id, vertex)).collect()
     }

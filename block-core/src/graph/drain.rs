@@ -35,7 +35,13 @@ struct Stopped {
 
 impl Drained<'_> {
     pub(super) async fn begin(graph: &Rc<Graph>, nodes: &[NodeId], deadline: Duration) -> Result<Self> {
-        let set = graph.reserve(nodes).await;
+        // Whoever reads on behalf of an open waits for nothing any longer.
+        graph.hurry_private(nodes);
+        let reserved = within(&Local::current(), deadline, graph.reserve(nodes)).await;
+        let set = reserved.ok_or_else(|| {
+            let seconds = deadline.as_secs_f32();
+            Error::new(format!("Other commands kept {} for {seconds} s", described_all(graph, nodes)))
+        })?;
         let roots = graph.roots_in(&set);
         let stopped = Stopped { graph: graph.clone(), set, roots, deadline };
         stopped.roots.iter().for_each(|root| root.gate().stop());
@@ -180,7 +186,18 @@ impl Exclusive<'_> {
     }
 }
 
+fn described_all(graph: &Graph, nodes: &[NodeId]) -> String {
+    nodes.iter().map(|id| graph.described(*id)).collect::<Vec<_>>().join(", ")
+}
+
 impl Graph {
+    /// Lets the control task's own requests, at and above these nodes, wait for nothing that they need not wait for.
+    fn hurry_private(&self, nodes: &[NodeId]) {
+        let set = self.above(nodes);
+        let private = self.private.borrow();
+        private.iter().filter(|private| !private.over.is_disjoint(&set)).for_each(|private| private.root.gate().stop());
+    }
+
     fn is_root(&self, id: NodeId, root: &Root) -> bool {
         self.vertex(id, |vertex| vertex.root().is_some_and(|other| other.is(root))).unwrap_or(false)
     }

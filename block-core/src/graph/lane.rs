@@ -303,6 +303,12 @@ impl ViewPin {
         Self { pinned: self.pinned.clone(), haste, counted: CountedIn(self.lane().clone()) }
     }
 
+    /// Another request that begins now, under the same view. Unlike a fork it is hurried for itself.
+    pub fn another(&self) -> Self {
+        self.lane().up();
+        Self { pinned: self.pinned.clone(), haste: OnceCell::new(), counted: CountedIn(self.lane().clone()) }
+    }
+
     /// For a ring entry: counted until its completion has arrived, whatever becomes of the request.
     #[inline]
     pub fn hold(&self) -> Hold {

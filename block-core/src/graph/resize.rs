@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::blockers::Operation;
-use super::control::{Committed, Graph, Permit};
+use super::control::{Committed, Graph, NodeReport, Permit};
 use super::drain::Drained;
 use super::driver::{DynDriver, Preallocation};
 use super::edit::{DrainedSet, GraphEdit, NewRoot, no_such_node};
@@ -83,17 +83,24 @@ impl Drained<'_> {
             edit.suppose_gone(user)?;
             targets.iter().try_for_each(|(id, size)| edit.suppose_size(*id, *size))
         })?;
+        let before: Vec<_> = targets.iter().filter_map(|(id, _)| self.graph().node(*id)).collect();
         let mut ready = Vec::new();
         for (id, size) in targets {
             match self.truncated(*id, *size, preallocation).await {
                 Ok(new) => ready.push(new),
-                Err(error) => return Err(self.undo_truncate(ready, error).await),
+                Err(error) => {
+                    drop(ready);
+                    return Err(self.undo_truncate(before, error).await);
+                }
             }
         }
         // What they became need not be what was asked for, and may be refused.
         match self.locked_for(&ready).await {
             Ok(locks) => self.publish_all(ready, locks),
-            Err(error) => Err(self.undo_truncate(ready, error).await),
+            Err(error) => {
+                drop(ready);
+                Err(self.undo_truncate(before, error).await)
+            }
         }
     }
 
@@ -127,11 +134,10 @@ impl Drained<'_> {
         Ok((id, new, options))
     }
 
-    /// Gives nodes the size back that the graph knows. What was cut off is gone from them, and reads as zeroes.
-    async fn undo_truncate(&mut self, done: Vec<NewBody>, why: Error) -> Error {
-        for (id, ..) in done {
-            let Some(report) = self.graph().node(id) else { continue };
-            if let Err(error) = self.truncated(id, report.geometry.size, Preallocation::Off).await {
+    /// Gives nodes the size back that they had. What was cut off is gone from them, and reads as zeroes.
+    async fn undo_truncate(&mut self, before: Vec<NodeReport>, why: Error) -> Error {
+        for report in before {
+            if let Err(error) = self.truncated(report.id, report.geometry.size, Preallocation::Off).await {
                 tracing::error!("{} could not be given its size back: {}", report.name, error.full());
             }
         }

@@ -103,7 +103,8 @@ impl<'g> Child<'g> {
     }
 
     /// Moves the end of a node whose end can move to `to` bytes, while other requests run. The caller sees to it that nobody
-    /// uses what is cut off. Fails with [`IoError::Unsupported`] where the end is fixed.
+    /// uses what is cut off. With [`Preallocation::Falloc`] the end never moves back, and no byte is changed, whoever else
+    /// moves it. Fails with [`IoError::Unsupported`] where the end is fixed.
     pub async fn set_end(self, to: u64, how: Preallocation) -> Result<(), IoError> {
         self.check_writable(PermSet::RESIZE)?;
         self.placed().body.set_end(self.cx(), to, how).await

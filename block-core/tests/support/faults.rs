@@ -458,7 +458,6 @@ fn still_open(files: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 /// A program that another test starts has our descriptors, and so our locks, for a moment.
-#[expect(clippy::disallowed_methods, reason = "a test that waits for another program serves nobody")]
 fn stays_locked(path: &Path) -> bool {
     let begun = Instant::now();
     while is_locked(path) {

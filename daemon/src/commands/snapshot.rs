@@ -5,7 +5,7 @@ use std::rc::Rc;
 use block_core::catalog::{
     self, BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2, BlockdevOptions, PreallocMode,
 };
-use block_core::graph::{Change, DiscardMode, DriverInfo, NodeId, NodeReport, Step};
+use block_core::graph::{Blocker, Change, DiscardMode, DriverInfo, NodeId, NodeReport, Operation, Step};
 use block_core::rt::blocking;
 use qmp::schema::{Empty, from_value};
 use qmp::{Error, Qapi, Result};
@@ -78,6 +78,8 @@ pub(super) struct NewOverlay {
     base: NodeId,
     /// The file that was made for it and was not there before.
     made: Option<String>,
+    /// The base keeps the size that the overlay was made for.
+    _size: Blocker,
 }
 
 impl NewOverlay {
@@ -117,13 +119,14 @@ impl BlockdevSnapshotSync {
         let base = base.ok_or_else(|| no_such_device(Some(device.unwrap_or("")), Some(name.unwrap_or(""))))?;
         self.check(daemon)?;
         daemon.graph.check_free_base(base).map_err(refused)?;
+        let size = daemon.graph.block(base, &[Operation::Resize], "an overlay of its size is being made");
         let report = daemon.graph.node(base).ok_or_else(|| no_such_device(device, name))?;
         let made = match self.mode {
             NewImageMode::Existing => None,
             NewImageMode::AbsolutePaths => self.make(daemon, &report).await?,
         };
         match self.open(daemon, &report).await {
-            Ok(node) => Ok(NewOverlay { node, base, made }),
+            Ok(node) => Ok(NewOverlay { node, base, made, _size: size }),
             Err(error) => {
                 remove_made(made).await;
                 Err(error)

@@ -1,7 +1,7 @@
 //! `preallocate`: a file that grows by writing is given space ahead of the writer, much at a time.
 //!
 //! The space is taken past the end of the data and is no part of the node. Taking it never changes bytes, so that two
-//! writers may do it at the same time; it is given back when nobody writes any more.
+//! writers may do it at the same time; it is given back when nobody makes the file grow any more.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,7 +41,7 @@ impl Open for PreallocateOptions {
     type Driver = Filtered<Preallocate>;
 
     async fn open(&self, site: Site<'_>) -> Result<Opened<Self::Driver>> {
-        let driver = Preallocate { file: site.child("file"), end: AtomicU64::new(UNKNOWN) };
+        let driver = Preallocate { file: site.child("file"), end: AtomicU64::new(AS_FILE) };
         Ok(Opened { driver: Filtered(driver), conf: self.check()?, options: site.common })
     }
 }
@@ -49,16 +49,21 @@ impl Open for PreallocateOptions {
 /// The filter.
 pub struct Preallocate {
     file: ChildId,
-    /// Of the data, in bytes: what the node's users see.
+    /// Of the data, in bytes: what the node's users see. [`AS_FILE`] while nobody makes the file grow.
     end: AtomicU64,
 }
 
-/// The end of the data before the file has been looked at.
-const UNKNOWN: u64 = u64::MAX;
+/// All of the file is data: others may change its size.
+const AS_FILE: u64 = u64::MAX;
 
 impl Preallocate {
     fn end(&self) -> u64 {
         self.end.load(Ordering::Acquire)
+    }
+
+    /// From now on the file's end is not the data's, until nobody makes it grow any more: who does has it for himself.
+    fn part_from(&self, file: Child<'_>) {
+        let _ = self.end.compare_exchange(AS_FILE, file.size(), Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// Something was written up to `at`.
@@ -71,19 +76,14 @@ impl Preallocate {
     /// Takes space for a write that goes past the end of the file, and for those that are going to follow it. Where there
     /// is none, or it cannot be taken, the write finds out by itself.
     async fn make_room(&self, conf: PreallocateOptions, file: Child<'_>, at: ByteRange) {
-        let limits = file.geometry().limits;
-        let unit = u64::from(limits.request_alignment.max(limits.write_zeroes_alignment));
-        let now = file.size();
-        if at.end() <= now {
+        if at.end() <= file.size() {
             return;
         }
+        self.part_from(file);
         let wanted = at.end().checked_add(conf.prealloc_size);
-        let wanted = wanted.and_then(|end| align_up(end, conf.prealloc_align.max(unit)));
-        // What begins at a whole block is taken from the file system, and never written.
-        let ahead = align_up(now, unit).zip(wanted).and_then(|(now, wanted)| ByteRange::between(now, wanted));
-        let Some(ahead) = ahead.filter(|ahead| !ahead.is_empty()) else { return };
-        let flags = WriteFlags { no_fallback: true, ..WriteFlags::default() };
-        if let Err(error) = file.write_zeroes(ahead, flags).await {
+        let Some(wanted) = wanted.and_then(|end| align_up(end, conf.prealloc_align.max(1))) else { return };
+        // Reserved, and never written: another writer may be there already.
+        if let Err(error) = file.set_end(wanted, Preallocation::Falloc).await {
             tracing::debug!("no space was taken ahead of a write to {}: {error}", file.name());
         }
     }
@@ -97,9 +97,7 @@ impl Filter for Preallocate {
     }
 
     fn geometry(&self, _: &PreallocateOptions, child: Geometry, _: &[Geometry]) -> Result<Geometry> {
-        // All of the file is data to begin with.
-        let _ = self.end.compare_exchange(UNKNOWN, child.size, Ordering::AcqRel, Ordering::Acquire);
-        Ok(Geometry { size: self.end(), ..child })
+        Ok(Geometry { size: child.size.min(self.end()), ..child })
     }
 
     /// Inside the data nothing has to be done.
@@ -137,12 +135,17 @@ impl Filter for Preallocate {
     }
 
     fn end(&self, _: &PreallocateOptions) -> End {
-        End::At(self.end())
+        match self.end() {
+            AS_FILE => End::Of(self.file),
+            end => End::At(end),
+        }
     }
 
     async fn set_end(&self, _: &PreallocateOptions, cx: IoCx<'_>, to: u64, how: Preallocation) -> Result<(), IoError> {
         cx.child(self.file).set_end(to, how).await?;
-        self.end.store(to, Ordering::Release);
+        if self.end() != AS_FILE {
+            self.end.store(to, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -152,6 +155,7 @@ impl Filter for Preallocate {
         if file.moving_end().is_some_and(|end| end > self.end()) {
             file.set_end(self.end(), Preallocation::Off).await?;
         }
+        self.end.store(AS_FILE, Ordering::Release);
         Ok(())
     }
 

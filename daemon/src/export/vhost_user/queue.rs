@@ -273,7 +273,7 @@ impl Queue {
             Settled::Failed(_) => self.finish(state, slot, Status::IoErr),
             Settled::Again => {
                 let buffer = map.buffer(state.slots.pieces(slot));
-                self.spawn(slot, pin.fork(), Job::from_direct(request, buffer));
+                self.spawn(slot, pin.another(), Job::from_direct(request, buffer));
             }
         }
     }

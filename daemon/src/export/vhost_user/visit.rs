@@ -93,7 +93,7 @@ impl Visit<'_> {
                 let answer = self.answer(to, written);
                 let slot = self.slots.take(Flight { answer, kernel: None }, pieces);
                 self.queue.stats.slow();
-                self.queue.spawn(slot, self.pin.fork(), job);
+                self.queue.spawn(slot, self.pin.another(), job);
             }
         }
     }
@@ -128,7 +128,7 @@ impl Visit<'_> {
     fn task(&mut self, to: (u16, Piece), job: Job) {
         let answer = self.answer(to, 0);
         let slot = self.slots.take(Flight { answer, kernel: None }, &[]);
-        self.queue.spawn(slot, self.pin.fork(), job);
+        self.queue.spawn(slot, self.pin.another(), job);
     }
 
     fn get_id(&mut self, to: (u16, Piece), pieces: &[Piece]) {

@@ -104,6 +104,7 @@ impl Image {
         let layout = self.layout;
         let (file, bits) = (cx.child(self.file), layout.cluster_bits);
         file.announce(DebugEvent::ReftableGrow).await;
+        self.own(Run { cluster: plan.cluster, count: plan.blocks + plan.table_clusters, punch: false });
         let blocks: Vec<_> = (0..plan.blocks).map(|number| self.new_block(&plan, number)).collect();
         let table = {
             let meta = self.meta();
@@ -128,8 +129,11 @@ impl Image {
         file.announce(DebugEvent::RefblockAllocSwitchTable).await;
         let clusters = u32::try_from(plan.table_clusters).map_err(|_| IoError::NoSpace)?;
         let field = [&at.to_be_bytes()[..], &clusters.to_be_bytes()].concat();
-        write_header(self, cx, AT_REFCOUNT_TABLE, &field).await?;
-        file.flush().await?;
+        let switched = async {
+            write_header(self, cx, AT_REFCOUNT_TABLE, &field).await?;
+            file.flush().await
+        };
+        switched.await.inspect_err(|error| self.give_up("the move of its refcount table", *error))?;
         let mut meta = self.meta();
         let (old_at, old_len) = (meta.refs.table_at, meta.refs.table.len() as u64 * 8);
         // Blocks that came meanwhile are in no table of the file yet.
@@ -143,7 +147,6 @@ impl Image {
         }
         meta.free(Run { cluster: old_at >> bits, count: old_len >> bits, punch: true });
         drop(meta);
-        self.own(Run { cluster: plan.cluster, count: plan.blocks + plan.table_clusters, punch: false });
         Ok(Run { cluster: plan.end() - extra, count: extra, punch: false })
     }
 
@@ -207,7 +210,9 @@ impl Growth {
             }
             let needed = end.div_ceil(per_block) - first_block;
             // Half as much again, so that it does not grow all the time.
-            let wanted = (entries + entries / 2).max(first_block + needed + 1).div_ceil(per_cluster);
+            let most = MAX_REFCOUNT_TABLE / layout.cluster();
+            let wanted = (entries + entries / 2).div_ceil(per_cluster).min(most);
+            let wanted = wanted.max((first_block + needed + 1).div_ceil(per_cluster));
             if needed <= blocks && wanted <= table_clusters {
                 break;
             }

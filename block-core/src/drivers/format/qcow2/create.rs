@@ -79,6 +79,14 @@ pub async fn create(file: Child<'_>, data: Option<Child<'_>>, options: &CreateOp
     file.flush().await.doing(doing)
 }
 
+/// Space that a file system cannot reserve is written.
+async fn grown(file: Child<'_>, end: u64, how: Preallocation) -> Result<(), IoError> {
+    match file.set_end(end, how).await {
+        Err(IoError::Unsupported) if how == Preallocation::Falloc => file.set_end(end, Preallocation::Full).await,
+        other => other,
+    }
+}
+
 /// What lies where: the header, the refcount table, its blocks, the L1 table, and where clusters are allocated in advance,
 /// L2 tables and data. In clusters.
 struct Plan<'a> {
@@ -104,7 +112,8 @@ impl<'a> Plan<'a> {
         if l1_entries * 8 > MAX_L1 {
             return Err(Error::new("The image cannot be that large with clusters of this size"));
         }
-        let allocates = options.preallocation != Preallocation::Off;
+        // A raw data file may hold data already: all of it is the disk's.
+        let allocates = options.preallocation != Preallocation::Off || (external && options.data_file_raw);
         let data = if allocates { size.div_ceil(layout.cluster()) } else { 0 };
         let mut plan = Self {
             options,
@@ -185,15 +194,16 @@ impl<'a> Plan<'a> {
             other => other,
         };
         if let Some(data) = data {
-            if data.moving_end().is_some() {
-                data.set_end(0, Preallocation::Off).await?;
-                return data.set_end(self.options.size, how).await;
+            // What a data file has is kept: this is how a raw disk gets an image.
+            let (now, size) = (data.size(), self.options.size);
+            if now >= size {
+                return Ok(());
             }
-            return zeroes(data, 0, self.options.size).await;
+            return if data.moving_end().is_some() { grown(data, size, how).await } else { Err(IoError::NoSpace) };
         }
         let (start, end) = (self.first_data() << self.layout.cluster_bits, self.end() << self.layout.cluster_bits);
         if file.moving_end().is_some() {
-            return file.set_end(end, how).await;
+            return grown(file, end, how).await;
         }
         zeroes(file, start, end).await
     }

@@ -169,12 +169,8 @@ impl<'a> Walk<'a> {
         if !granules.own {
             return Some(Piece::Encoded);
         }
-        if image.regions.may_own(start >> image.layout.cluster_bits) {
-            // What shares a bit with a table and is none is written elsewhere.
-            let owner = image.meta().owner_of(image.layout.around(start));
-            return owner.is_none().then_some(Piece::Encoded);
-        }
-        Some(Piece::Data { start, next: start })
+        // A cluster of its own never moves while somebody may be writing there.
+        (!image.is_table(start)).then_some(Piece::Data { start, next: start })
     }
 
     fn add(&mut self, piece: Piece, len: u64) -> bool {

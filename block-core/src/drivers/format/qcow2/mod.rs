@@ -113,6 +113,19 @@ impl Image {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A table that is watched has a part of the host cluster at `start`.
+    fn is_table(&self, start: u64) -> bool {
+        self.regions.may_own(start >> self.layout.cluster_bits)
+            && self.meta().owner_of(self.layout.around(start)).is_some()
+    }
+
+    /// The header may say something else than memory: nothing is written any more, so that what was written is found by
+    /// whoever opens the image again.
+    fn give_up(&self, what: &str, error: IoError) {
+        tracing::error!("the image of '{}' is not written any more, for {what} may be half-done: {error}", self.name);
+        self.is_corrupt.store(true, Release);
+    }
+
     /// Before the first write: what the header says of the image has to stay true.
     async fn ready(&self, cx: IoCx<'_>) -> Result<(), IoError> {
         if self.is_corrupt.load(Acquire) {

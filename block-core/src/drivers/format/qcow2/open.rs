@@ -210,7 +210,7 @@ impl Qcow2Options {
             begun: 0,
             ended: 0,
         };
-        let regions = Regions::new(end / layout.cluster());
+        let regions = Regions::new();
         meta.watched(|cluster| regions.mark(cluster));
         Ok(Image {
             name: site.name.to_owned(),

@@ -1,43 +1,67 @@
 //! Which host clusters are the image's own tables: guest data may not be written there, whatever an L2 entry says.
 //!
-//! The quick answer is a set of bits that any thread reads without a lock; clusters share bits where the file is very
-//! large, so a bit that is set is a question for `Meta::owner_of`, which knows for certain.
+//! The quick answer is a set of bits that any thread reads without a lock, one for each cluster; a bit that is set is a
+//! question for `Meta::owner_of`, which knows whose the cluster is.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// See the module's head.
+/// See the module's head. A tree, of which only the branches are there that have a bit set.
 pub(super) struct Regions {
-    bits: Box<[AtomicU64]>,
+    root: Box<[OnceLock<Branch>]>,
 }
 
-/// Bits at the most: 16 MiB of them.
-const MOST_BITS: u64 = 1 << 27;
-const LEAST_BITS: u64 = 1 << 12;
+type Branch = Box<[OnceLock<Leaf>]>;
+type Leaf = Box<[AtomicU64]>;
+
+/// Entries of the root, entries of a branch, and bits of a leaf: all the same.
+const FAN: u64 = 1 << 12;
+/// Clusters behind these are asked about every time.
+const CLUSTERS: u64 = FAN * FAN * FAN;
+
+fn empty<T>() -> Box<[OnceLock<T>]> {
+    (0..FAN).map(|_| OnceLock::new()).collect()
+}
 
 impl Regions {
-    /// For a file of so many clusters, which may become twice as many before clusters share bits.
-    pub(super) fn new(clusters: u64) -> Self {
-        let bits = clusters.saturating_mul(2).clamp(LEAST_BITS, MOST_BITS).next_power_of_two();
-        Self { bits: (0..bits / 64).map(|_| AtomicU64::new(0)).collect() }
+    /// Nothing is a table's.
+    pub(super) fn new() -> Self {
+        Self { root: empty() }
     }
 
-    /// The cluster is a table's. It stays so: who is set free is not looked for again.
+    /// The cluster is a table's.
     pub(super) fn mark(&self, cluster: u64) {
-        let (word, bit) = self.place(cluster);
-        self.bits[word].fetch_or(bit, Relaxed);
+        if cluster < CLUSTERS {
+            let branch = self.root[place(cluster / FAN / FAN)].get_or_init(empty);
+            let leaf =
+                branch[place(cluster / FAN % FAN)].get_or_init(|| (0..FAN / 64).map(|_| AtomicU64::new(0)).collect());
+            leaf[place(cluster % FAN / 64)].fetch_or(1 << (cluster % 64), Relaxed);
+        }
+    }
+
+    /// The cluster is free: it was a table's, or it was not.
+    pub(super) fn unmark(&self, cluster: u64) {
+        if let Some(word) = self.word(cluster) {
+            word.fetch_and(!(1 << (cluster % 64)), Relaxed);
+        }
     }
 
     /// The cluster may be a table's.
     #[inline]
     pub(super) fn may_own(&self, cluster: u64) -> bool {
-        let (word, bit) = self.place(cluster);
-        self.bits[word].load(Relaxed) & bit != 0
+        cluster >= CLUSTERS || self.word(cluster).is_some_and(|word| word.load(Relaxed) & (1 << (cluster % 64)) != 0)
     }
 
     #[inline]
-    fn place(&self, cluster: u64) -> (usize, u64) {
-        ((cluster / 64 % self.bits.len() as u64) as usize, 1 << (cluster % 64))
+    fn word(&self, cluster: u64) -> Option<&AtomicU64> {
+        let branch = self.root.get(place(cluster / FAN / FAN))?.get()?;
+        branch[place(cluster / FAN % FAN)].get()?.get(place(cluster % FAN / 64))
     }
+}
+
+#[inline]
+fn place(index: u64) -> usize {
+    usize::try_from(index).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -45,13 +69,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_marked_is_found_and_nothing_else_in_a_small_file() {
-        let regions = Regions::new(2048);
-        for cluster in [0, 1, 63, 64, 4095] {
-            regions.mark(cluster);
-        }
-        let found: Vec<u64> = (0..4096).filter(|cluster| regions.may_own(*cluster)).collect();
-        assert_eq!(found, [0, 1, 63, 64, 4095]);
-        assert!(regions.may_own(4096), "they share a bit");
+    fn what_is_marked_is_found_and_nothing_else() {
+        let regions = Regions::new();
+        let marked = [0, 1, 63, 64, 4095, 4096, FAN * FAN, CLUSTERS - 1];
+        marked.into_iter().for_each(|cluster| regions.mark(cluster));
+        let asked = (0..10_000).chain(FAN * FAN - 2..FAN * FAN + 5000).chain(CLUSTERS - 100..CLUSTERS);
+        let found: Vec<u64> = asked.filter(|cluster| regions.may_own(*cluster)).collect();
+        assert_eq!(found, marked);
+        regions.unmark(64);
+        assert!(!regions.may_own(64) && regions.may_own(63));
+        regions.mark(u64::MAX);
+        assert!(regions.may_own(CLUSTERS) && regions.may_own(u64::MAX), "these are asked about");
     }
 }

@@ -160,8 +160,11 @@ impl Image {
             self.commit(cx).await?;
             file.announce(DebugEvent::L1GrowActivateTable).await;
             let field = [&u32::try_from(wanted).unwrap_or(u32::MAX).to_be_bytes()[..], &at.to_be_bytes()].concat();
-            write_header(self, cx, AT_L1, &field).await?;
-            file.flush().await
+            let switched = async {
+                write_header(self, cx, AT_L1, &field).await?;
+                file.flush().await
+            };
+            switched.await.inspect_err(|error| self.give_up("the move of its L1 table", *error))
         };
         if let Err(error) = written.await {
             self.meta().abandoned.push(run);

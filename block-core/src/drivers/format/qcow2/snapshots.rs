@@ -22,10 +22,14 @@ const FIXED: usize = 40;
 
 /// All of them, from the bytes of the table: as many as there are, from the table's beginning on.
 pub(super) fn parse(header: &Header, bytes: &[u8]) -> Result<Vec<Snapshot>> {
-    let (mut all, mut rest) = (Vec::new(), bytes);
+    let (mut all, mut rest, mut total) = (Vec::new(), bytes, 0);
     for number in 0..header.snapshots {
         let entry = one(header, rest).map_err(|error| Error::new(format!("Snapshot {number}: {}", error.full())))?;
         rest = usize::try_from(entry.len).ok().and_then(|len| rest.get(len..)).unwrap_or_default();
+        total += entry.l1.len();
+        if total > MAX_L1 * 2 {
+            return Err(Error::new(format!("The L1 tables of its snapshots have more than {} bytes", MAX_L1 * 2)));
+        }
         all.push(entry);
     }
     Ok(all)

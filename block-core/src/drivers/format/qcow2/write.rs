@@ -105,9 +105,7 @@ impl Image {
             return Some(guest);
         }
         match cluster {
-            Cluster::Standard(Granules { host: Some(host), own: true, .. }) => {
-                (!self.regions.may_own(host >> self.layout.cluster_bits)).then_some(host)
-            }
+            Cluster::Standard(Granules { host: Some(host), own: true, .. }) => (!self.is_table(host)).then_some(host),
             _ => None,
         }
     }

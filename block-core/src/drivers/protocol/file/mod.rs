@@ -201,7 +201,7 @@ impl Driver for File {
         let fd = conf.fd.clone();
         let end = zero::inside(cx, move || resize::move_end(&fd, to, how)).await?;
         // Nobody writes where something is cut off; beyond a new end somebody may have written already.
-        if to < conf.end() {
+        if to < conf.end() && how != Preallocation::Falloc {
             conf.end.store(end, Ordering::Release);
         }
         conf.reaches(end);
