@@ -29,6 +29,7 @@
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;
 #[path = "support/qcow2.rs"]
+#[expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 mod qcow2;
 
 use std::fs::{self, File};
