@@ -58,9 +58,10 @@ fn kinds() -> Vec<CreateOptions> {
     let old = CreateOptions { version: 2, cluster_size: 4096, ..plain.clone() };
     let subclusters = CreateOptions { extended_l2: true, cluster_size: 16384, zstd: true, ..plain.clone() };
     let external = CreateOptions { data_file: Some("data.raw".into()), data_file_raw: true, ..plain.clone() };
+    let other = CreateOptions { data_file: Some("data".into()), ..plain.clone() };
     let empty = CreateOptions { size: 0, ..plain.clone() };
     let lazy = CreateOptions { lazy_refcounts: true, cluster_size: 2 << 20, ..plain.clone() };
-    let all = [plain, small, bit, old, subclusters, external, empty, lazy];
+    let all = [plain, small, bit, old, subclusters, external, other, empty, lazy];
     let ways = [Preallocation::Off, Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full];
     all.into_iter().flat_map(|one| ways.map(|preallocation| CreateOptions { preallocation, ..one.clone() })).collect()
 }
@@ -73,7 +74,10 @@ fn what_is_made_is_in_order_and_empty() {
         check(&path);
         let bytes = contents(&path);
         assert_eq!(bytes.len() as u64, options.size, "{options:?}");
-        assert!(bytes.iter().all(|byte| *byte == 0), "{options:?}");
+        // What a raw data file has is the disk's.
+        let kept = if options.data_file_raw { 5000 } else { 0 };
+        assert!(bytes[..kept].iter().all(|byte| *byte == 0xee), "{options:?}");
+        assert!(bytes[kept..].iter().all(|byte| *byte == 0), "{options:?}");
         let said = run("qemu-img", &["info", "-f", "qcow2", "--output=json", &path]);
         let said: Value = serde_json::from_str(&said).unwrap();
         let data = &said["format-specific"]["data"];
@@ -86,7 +90,8 @@ fn what_is_made_is_in_order_and_empty() {
             assert_eq!(data["lazy-refcounts"], options.lazy_refcounts);
         }
         let mapped = run("qemu-img", &["map", "-f", "qcow2", "--output=json", &path]);
-        let all = options.preallocation == Preallocation::Off || options.size == 0;
+        let is_sparse = options.preallocation == Preallocation::Off && !options.data_file_raw;
+        let all = is_sparse || options.size == 0;
         assert_eq!(mapped.contains("\"offset\""), !all, "{options:?}: {mapped}");
     }
 }

@@ -129,14 +129,6 @@ impl Image {
                 match self.lower_one(cx, cluster).await {
                     Ok(false) => {}
                     Ok(true) => self.punch_later(cx, &mut empty, Run { cluster, count: 1, ..*run }).await,
-                    // There is no refcount to lower: what is left of the run is not in use, whatever led to it.
-                    Err(CORRUPT) => {
-                        let bits = self.layout.cluster_bits;
-                        if let Some(at) = ByteRange::new(cluster << bits, 1 << bits) {
-                            self.corrupt(cx, "a cluster that was in use has no refcount", at).await;
-                        }
-                        break;
-                    }
                     Err(error) => {
                         tracing::warn!("a refcount of '{}' cannot be lowered: {error}", self.name);
                         self.meta().freed.push(Run { cluster, count: run.cluster + run.count - cluster, ..*run });

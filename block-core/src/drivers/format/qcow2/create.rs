@@ -194,9 +194,15 @@ impl<'a> Plan<'a> {
             other => other,
         };
         if let Some(data) = data {
-            // What a data file has is kept: this is how a raw disk gets an image.
-            let (now, size) = (data.size(), self.options.size);
-            if now >= size {
+            let size = self.options.size;
+            // What a raw data file has is kept: this is how a raw disk gets an image. Elsewhere tables may lead to it already.
+            if !self.options.data_file_raw && self.options.preallocation != Preallocation::Off {
+                if data.moving_end().is_none() {
+                    return zeroes(data, 0, size).await;
+                }
+                data.set_end(0, Preallocation::Off).await?;
+            }
+            if data.size() >= size {
                 return Ok(());
             }
             return if data.moving_end().is_some() { grown(data, size, how).await } else { Err(IoError::NoSpace) };
