@@ -62,7 +62,8 @@ impl CreateOptions {
     }
 }
 
-/// Makes an image in `file`, whose contents are lost, with its data in `data` if that is given. The caller may write and
+/// Makes an image in `file`, whose contents are lost, with its data in `data` if that is given: what a raw data file has is
+/// kept, and is the disk; any other may be emptied. The caller may write and
 /// resize both, and nobody else uses them.
 pub async fn create(file: Child<'_>, data: Option<Child<'_>>, options: &CreateOptions) -> Result<()> {
     let plan = Plan::new(options, data.is_some())?;

@@ -63,7 +63,7 @@ impl Image {
         let owner = self.meta().owner_of(at);
         Err(match owner {
             Some(owner) => self.corrupt(cx, &format!("guest data lies over {owner}"), at).await,
-            // A table was here, or another cluster shares the bit: the write takes another cluster.
+            // No table that is watched is here, so it is written in place.
             None => return Ok(()),
         })
     }
