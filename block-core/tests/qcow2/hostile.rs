@@ -124,6 +124,22 @@ fn img_21_to_24_guest_data_is_not_written_over_tables() {
     }
 }
 
+/// A compressed cluster that is said to lie over tables: when it is given up, their clusters are not set free with it.
+#[test]
+fn tables_are_not_set_free_with_compressed_data() {
+    let bytes = valid(KINDS[0]);
+    let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
+    let l2 = word(&bytes, l1) & !COPIED;
+    for target in [0, refcounts, word(&bytes, refcounts), l1, l2] {
+        let image = changed(&bytes, l2 as usize, target | 1 << 62);
+        let (outcome, after) = used(&image, &json!({}));
+        assert!(matches!(outcome, Outcome::Opened { written: Err(_), .. }), "{target:#x}: {outcome:?}");
+        assert!(after[..64] == bytes[..64] && after[refcounts as usize..][..64] == bytes[refcounts as usize..][..64]);
+        assert!(after[l1 as usize..][..8] == bytes[l1 as usize..][..8], "{target:#x}: the L1 table");
+        assert_eq!(after[79] & 2, 2, "{target:#x}: the image is marked corrupt");
+    }
+}
+
 /// IMG-25 to IMG-31: refcount blocks that are not there. What has to allocate fails; nothing else does.
 #[test]
 fn img_25_to_31_refcount_blocks_that_are_not_there_stop_allocations() {

@@ -145,6 +145,14 @@ impl Image {
     /// True where the cluster is free now.
     async fn lower_one(&self, cx: IoCx<'_>, cluster: u64) -> Result<bool, IoError> {
         let layout = self.layout;
+        if self.regions.may_own(cluster) {
+            let at = layout.around(cluster << layout.cluster_bits);
+            let owner = self.meta().owner_of(at);
+            if let Some(owner) = owner {
+                self.corrupt(cx, &format!("a cluster that is set free is part of {owner}"), at).await;
+                return Ok(false);
+            }
+        }
         let count = loop {
             let changed = self.meta().refs.change(layout, cluster, false);
             match changed {
