@@ -11,6 +11,7 @@ mod bench;
 mod random;
 
 mod creating;
+mod differential;
 mod hostile;
 mod peer;
 mod reading;
