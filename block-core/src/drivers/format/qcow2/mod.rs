@@ -20,6 +20,8 @@ mod compression;
 mod create;
 mod entry;
 mod extensions;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod header;
 mod info;
 mod layout;
