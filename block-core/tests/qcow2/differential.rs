@@ -1,5 +1,5 @@
 //! Two implementations work on one image in turn: ours and QEMU's. After each turn both have to see what was written, agree
-//! on where everything is, and find the image in order.
+//! on where everything is, and find the image in order. A third one, imago, reads what it knows.
 //!
 //! `TRELLIS_OPS` says how many operations (40000 if absent), `TRELLIS_SEED` which. A world that fails says its number, and
 //! `TRELLIS_WORLD` runs that one alone.
@@ -14,6 +14,9 @@ use block_core::graph::{Graph, NodeId, Place, Preallocation, WriteFlags};
 use block_core::pipeline::{Content, Status};
 use block_core::port::{PORT, PortLane};
 use block_core::rt::{Local, run_control};
+use imago::file::File;
+use imago::qcow2::Qcow2;
+use imago::{FormatAccess, FormatDriverBuilder, PermissiveImplicitOpenGate};
 use serde_json::{Value, json};
 
 use crate::bench::{READER, add, attach, enter, flush, range, read, reopen, with, write, writer};
@@ -21,7 +24,7 @@ use crate::peer::{KINDS, Kind, check, contents, create, file, node, run, work};
 use crate::random::Random;
 
 /// Operations of one turn at the most, and turns in a world.
-const TURN: u64 = 150;
+const TURN: u64 = 300;
 const TURNS: u64 = 8;
 
 fn number(name: &str) -> Option<u64> {
@@ -50,7 +53,9 @@ fn two_implementations_see_the_same() {
         }
     }
     eprintln!("seed {seed}: {done:?}");
-    assert!(one.is_some() || done.ours > wanted / 4 && done.theirs > wanted / 4 && done.extents > 0);
+    assert!(
+        one.is_some() || done.ours > wanted / 4 && done.theirs > wanted / 4 && done.extents > 0 && done.by_imago > 0
+    );
 }
 
 /// Says which world it was, of a panic.
@@ -72,6 +77,8 @@ struct Done {
     theirs: u64,
     resizes: u64,
     reopens: u64,
+    /// Times that imago read all of an image.
+    by_imago: u64,
     /// That both gave the same, and that lie in files below.
     extents: u64,
     offsets: u64,
@@ -205,7 +212,24 @@ impl World {
             let bytes = contents(&self.path);
             assert_eq!(bytes.len() as u64, self.size());
             self.shadow.seen(0, &bytes, "QEMU");
+            done.by_imago += u64::from(self.read_by_imago());
         }
+    }
+
+    /// `false`: the image has what imago does not know.
+    fn read_by_imago(&mut self) -> bool {
+        let unknown = ["zstd", "extended_l2"];
+        let options = self.kind.options;
+        if self.depth > 1 || unknown.iter().any(|word| options.contains(word)) {
+            return false;
+        }
+        let image = Qcow2::<File>::builder_path(&self.path).open(PermissiveImplicitOpenGate::default()).unwrap();
+        let image = FormatAccess::new(image);
+        assert_eq!(image.size(), self.size());
+        let mut bytes = vec![0xee; self.shadow.bytes.len()];
+        image.read(&mut bytes[..], 0).unwrap();
+        self.shadow.seen(0, &bytes, "imago");
+        true
     }
 
     fn new_size(&mut self) -> u64 {
