@@ -1,5 +1,5 @@
 //! Images that are nonsense: an error that names what is wrong, or errors where it is used; never a panic, a hang, or much
-//! memory, and never a write over the image's own tables.
+//! memory, and never a write over the image's own tables. Here are the known ones; `qcow2_fuzz/` looks for others.
 
 use std::sync::Arc;
 
@@ -10,7 +10,6 @@ use serde_json::json;
 
 use crate::bench::{add, attach, enter, flush, range, read, reopen, with, write, writer};
 use crate::peer::{KINDS, Kind, create, node, run};
-use crate::random::Random;
 
 const SIZE: u64 = 4 << 20;
 
@@ -188,46 +187,4 @@ fn img_32_to_36_features_are_judged() {
     reading(2).unwrap();
     let (_, after) = used(&changed(&bytes, 88, 1 << 40), &json!({}));
     assert_eq!(word(&after, 88), 0, "an unknown autoclear bit is cleared by writing");
-}
-
-/// Valid images with one to three fields changed, at places that matter. Everything may happen but harm.
-#[test]
-fn images_with_wrong_fields_do_no_harm() {
-    let kinds = [KINDS[0], KINDS[2], KINDS[5], KINDS[10]];
-    let cases: u64 = std::env::var("TRELLIS_CASES").ok().and_then(|count| count.parse().ok()).unwrap_or(400);
-    let (mut refused, mut opened) = (0, 0);
-    for (number, kind) in kinds.into_iter().enumerate() {
-        let bytes = valid(kind);
-        let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
-        let tables = [0, 0, 0, l1, refcounts, word(&bytes, refcounts), word(&bytes, l1) & !COPIED];
-        let mut random = Random(0xfeed + number as u64 + (cases << 8));
-        for case in 0..cases {
-            let mut image = bytes.clone();
-            for _ in 0..1 + random.below(3) {
-                let table = tables[random.below(tables.len() as u64) as usize];
-                let at = (table + random.below(if table == 0 { 160 } else { 64 })) as usize;
-                let value = match random.below(6) {
-                    0 => 0,
-                    1 => u64::MAX,
-                    2 => 1 << random.below(64),
-                    3 => word(&image, at as u64) ^ 1 << random.below(64),
-                    4 => tables[random.below(tables.len() as u64) as usize] | COPIED,
-                    _ => random.next(),
-                };
-                let len = [1, 2, 4, 8][random.below(4) as usize].min(image.len() - at);
-                image[at..at + len].copy_from_slice(&value.to_be_bytes()[8 - len..]);
-            }
-            if random.below(20) == 0 {
-                image.truncate(random.below(image.len() as u64) as usize);
-            }
-            match used(&image, &json!({})).0 {
-                Outcome::Refused(_) => refused += 1,
-                Outcome::Opened { .. } => opened += 1,
-            }
-            if case % 100 == 99 {
-                eprintln!("{}: {refused} refused, {opened} opened", kind.options);
-            }
-        }
-    }
-    assert!(refused > 0 && opened > 0);
 }
