@@ -9,6 +9,7 @@ use super::header::MAX_HOST;
 use super::layout::Layout;
 use super::options::Checks;
 use super::refcounts::Block;
+use super::snapshots::Snapshot;
 use crate::base::{ByteRange, IoError, is_aligned};
 
 /// See the module's head.
@@ -36,6 +37,9 @@ pub(super) struct Meta {
     pub(super) fixed: Vec<(ByteRange, &'static str)>,
     /// Over which tables nothing else may be written.
     pub(super) checks: Checks,
+    /// The internal snapshots, as the header leads to them, and where their table is.
+    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) snapshots_at: u64,
     /// The host cluster that the next compressed data may go on in, and the byte where.
     pub(super) packed: Option<u64>,
     /// How many commits have begun, and the last of them that ended well.

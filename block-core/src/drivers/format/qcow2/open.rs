@@ -8,7 +8,7 @@ use super::extensions::Extensions;
 use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
 use super::layout::Layout;
 use super::meta::{Meta, Refs};
-use super::options::Qcow2Options;
+use super::options::{Checks, Qcow2Options};
 use super::regions::Regions;
 use super::slices::Slices;
 use super::snapshots::{self, Snapshot};
@@ -153,18 +153,35 @@ impl Read {
     fn fixed(&self) -> Vec<(ByteRange, &'static str)> {
         let Self { header, extensions, snapshots, .. } = self;
         let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
-        let len = snapshots.iter().map(|snapshot| snapshot.len).sum();
-        all.extend(ByteRange::new(header.snapshots_offset, len).filter(|at| !at.is_empty()).map(|at| (at, SNAPSHOTS)));
-        all.extend(snapshots.iter().map(|snapshot| (snapshot.l1, INACTIVE_L1)));
+        all.extend(tables_of(snapshots, header.snapshots_offset));
         all.extend(extensions.bitmaps.map(|bitmaps| (bitmaps.directory, DIRECTORY)));
         all
     }
+}
+
+/// The table of the snapshots, at `offset`, and their L1 tables.
+pub(super) fn tables_of(snapshots: &[Snapshot], offset: u64) -> impl Iterator<Item = (ByteRange, &'static str)> {
+    let len = snapshots.iter().map(|snapshot| snapshot.len).sum();
+    let table = ByteRange::new(offset, len).filter(|at| !at.is_empty());
+    table.map(|at| (at, SNAPSHOTS)).into_iter().chain(snapshots.iter().map(|snapshot| (snapshot.l1, INACTIVE_L1)))
 }
 
 pub(super) const HEADER: &str = "the header";
 pub(super) const SNAPSHOTS: &str = "the snapshot table";
 pub(super) const INACTIVE_L1: &str = "a snapshot's L1 table";
 pub(super) const DIRECTORY: &str = "the bitmap directory";
+
+impl Checks {
+    /// Tables of this kind are watched.
+    pub(super) fn watch(self, what: &str) -> bool {
+        match what {
+            HEADER => self.header,
+            SNAPSHOTS => self.snapshot_table,
+            INACTIVE_L1 => self.inactive_l1,
+            _ => self.bitmaps,
+        }
+    }
+}
 
 impl Qcow2Options {
     fn image(&self, read: Read, site: &Site<'_>) -> Result<Image> {
@@ -181,12 +198,7 @@ impl Qcow2Options {
         layout.slice_entries = self.slice_entries(layout)?;
         let caches = self.caches(layout, header.size)?;
         let checks = self.checks()?;
-        let fixed = fixed.into_iter().filter(|(_, what)| match *what {
-            HEADER => checks.header,
-            SNAPSHOTS => checks.snapshot_table,
-            INACTIVE_L1 => checks.inactive_l1,
-            _ => checks.bitmaps,
-        });
+        let fixed = fixed.into_iter().filter(|(_, what)| checks.watch(what));
         let meta = Meta {
             layout,
             header: sector,
@@ -206,6 +218,8 @@ impl Qcow2Options {
             abandoned: Vec::new(),
             fixed: fixed.collect(),
             checks,
+            snapshots,
+            snapshots_at: header.snapshots_offset,
             packed: None,
             begun: 0,
             ended: 0,
@@ -233,7 +247,6 @@ impl Qcow2Options {
             header_turn: Turns::default(),
             is_ready: AtomicBool::new(false),
             is_corrupt: AtomicBool::new(false),
-            snapshots: snapshots.len(),
             extensions,
             header,
             layout,

@@ -106,6 +106,8 @@ pub(super) struct Checks {
 pub(super) struct Discards {
     /// The file is told of what the guest discards.
     pub(super) request: bool,
+    /// And of what a snapshot leaves.
+    pub(super) snapshot: bool,
     /// And of other things.
     pub(super) other: bool,
     /// Discarded clusters keep their place.
@@ -132,7 +134,8 @@ impl Qcow2Options {
             return Err(Error::new("'discard-no-unref' requires a qcow2 image of version 3"));
         }
         let request = self.pass_discard_request.unwrap_or(common.discard == DiscardMode::Unmap);
-        Ok(Discards { request, other: self.pass_discard_other.unwrap_or(false), no_unref })
+        let snapshot = self.pass_discard_snapshot.unwrap_or(true);
+        Ok(Discards { request, snapshot, other: self.pass_discard_other.unwrap_or(false), no_unref })
     }
 
     pub(super) fn checks(&self) -> Result<Checks> {
