@@ -6,7 +6,7 @@
 //!
 //! | step | taking | deleting | applying |
 //! |---|---|---|---|
-//! | 1 | no entry says that it is alone; flush | | |
+//! | 1 | no entry says that it is alone; flush | | the same for the snapshot's |
 //! | 2 | all that the active table leads to has one reference more | | the same for the snapshot's |
 //! | 3 | a copy of the L1 table, a new snapshot table, refcounts; flush | a new snapshot table; flush | a copy of the snapshot's L1 table, refcounts; flush |
 //! | 4 | the header; flush | the header; flush | the header, with the size; flush |
@@ -168,6 +168,7 @@ impl Begun<'_> {
         if needed * 8 > MAX_L1 {
             return Err(Error::new("The disk cannot be that large with clusters of its size"));
         }
+        image.disown_behind(cx, &l1).await.doing(|| "Could not prepare its tables")?;
         self.raise(l1.clone()).await?;
         l1.resize(l1.len().max(usize::try_from(needed).unwrap_or(0)), 0);
         let table = self.table(&words(&l1)).await.doing(|| "Could not copy its L1 table")?;

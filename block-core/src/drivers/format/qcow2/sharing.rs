@@ -121,6 +121,14 @@ impl Image {
             meta.own_tables.clear();
             meta.l1.clone()
         };
+        self.disown_behind(cx, &l1).await?;
+        self.mark_l1(&vec![false; l1.len()]);
+        self.commit(cx).await
+    }
+
+    /// No entry of the L2 tables behind these says so any more. In tables that are not active such entries mean nothing,
+    /// and QEMU leaves some there.
+    pub(super) async fn disown_behind(&self, cx: IoCx<'_>, l1: &[u64]) -> Result<(), IoError> {
         for (index, entry) in l1.iter().enumerate() {
             if let Some(table) = table_of(*entry, self.layout)? {
                 let bytes = self.l2_table(cx, table).await?;
@@ -128,8 +136,7 @@ impl Image {
                 self.rewrite(cx, index, table, bytes, words).await?;
             }
         }
-        self.mark_l1(&vec![false; l1.len()]);
-        self.commit(cx).await
+        Ok(())
     }
 
     /// The entries of the active tables say that what is behind them is theirs alone where it is, and nowhere else.
@@ -190,7 +197,7 @@ impl Image {
         fetch(file, table, self.layout.cluster()).await
     }
 
-    /// An active L2 table gets other words for those that it has, in the file and in memory.
+    /// An L2 table gets other words for those that it has, in the file and, where it is active, in memory.
     async fn rewrite(
         &self,
         cx: IoCx<'_>,
@@ -214,7 +221,11 @@ impl Image {
         let file = cx.child(self.file);
         file.announce(DebugEvent::L2Update).await;
         put(file, table, &bytes).await?;
-        let (slice, _meta) = (usize::try_from(layout.slice_bytes()).map_err(|_| CORRUPT)?, self.meta());
+        let (slice, meta) = (usize::try_from(layout.slice_bytes()).map_err(|_| CORRUPT)?, self.meta());
+        let active = meta.l1.get(index).copied().unwrap_or(0);
+        if table_of(active, layout)? != Some(table) {
+            return Ok(());
+        }
         for (number, part) in (index as u64 * layout.slices()..).zip(bytes.chunks_exact(slice)) {
             self.slices.refresh(number, part);
         }
