@@ -24,12 +24,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bench::{add, with};
-use block_core::rt::run_control;
-use random::Random;
 use block_core::graph::{Graph, Limits, NodeId};
+use block_core::rt::run_control;
 use crash::{Report, Trial, cuts};
 use disk::{Disk, Event, Log};
 use history::{ALL, Past, Used, What};
+use random::Random;
 use serde_json::{Value, json};
 
 const SIZE: u64 = 64 << 10;
@@ -143,8 +143,11 @@ fn cut_off(options: &str, what: What) -> usize {
         let image = cut.images(std::slice::from_ref(&start), &events[begun..]).remove(0);
         let which = format!("{options}, {what:?}, {cut:?}");
         qcow2::corrupt(&image).unwrap_or_else(|wrong| panic!("{which}: {wrong}"));
-        let image =
-            if number % 97 == 0 { qcow2::qemu_repaired(&image).unwrap_or_else(|wrong| panic!("{which}: {wrong}")) } else { image };
+        let image = if number % 17 == 0 {
+            qcow2::qemu_repaired(&image).unwrap_or_else(|wrong| panic!("{which}: {wrong}"))
+        } else {
+            image
+        };
         let found = run_control(async |_| used(image, &Log::default()).await.all().await);
         let found = found.unwrap_or_else(|wrong| panic!("{which}: {wrong}"));
         assert!(found == past || found == after, "{which}");

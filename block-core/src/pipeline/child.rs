@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, SnapshotChange, SnapshotInfo, Ticket,
-    WriteFlags,
+    Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, SnapshotChange, SnapshotInfo,
+    Ticket, WriteFlags,
 };
 use crate::rt::IoBuf;
 

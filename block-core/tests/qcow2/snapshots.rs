@@ -405,7 +405,19 @@ fn how_long_it_takes() {
     for kind in [KINDS[0], KINDS[5], KINDS[10]] {
         let size = 10_000 * kind.cluster;
         let path = create(dir.path(), "top.qcow2", kind, size, None);
-        run("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &format!("{},preallocation=metadata", kind.options), &path, &size.to_string()]);
+        run(
+            "qemu-img",
+            &[
+                "create",
+                "-q",
+                "-f",
+                "qcow2",
+                "-o",
+                &format!("{},preallocation=metadata", kind.options),
+                &path,
+                &size.to_string(),
+            ],
+        );
         run_control(async |_| {
             let mut open = Open::new(&node(&path, kind, None)).await;
             let timed = |what: &str, begun: Instant| eprintln!("{}: {what} {:?}", kind.options, begun.elapsed());

@@ -160,7 +160,9 @@ impl Begun<'_> {
         let (image, cx) = (self.image, self.cx);
         let snapshot = {
             let meta = image.meta();
-            position(&meta.snapshots, which).and_then(|at| meta.snapshots.get(at).cloned()).ok_or_else(no_such_snapshot)?
+            position(&meta.snapshots, which)
+                .and_then(|at| meta.snapshots.get(at).cloned())
+                .ok_or_else(no_such_snapshot)?
         };
         let size = snapshot.disk_size.unwrap_or(shape.size);
         let mut l1 = image.inactive_l1(cx, snapshot.l1).await.doing(|| "Could not read its L1 table")?;

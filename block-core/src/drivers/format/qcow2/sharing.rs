@@ -41,7 +41,8 @@ impl Image {
                     Some(0) => return Err(Error::new(format!("Cluster {cluster} is in use and has refcount 0"))),
                     Some(count) if count == layout.max_refcount() => {
                         let bits = 1u64 << layout.refcount_order;
-                        let text = format!("A cluster has {count} references already, and refcounts of {bits} bits end there");
+                        let text =
+                            format!("A cluster has {count} references already, and refcounts of {bits} bits end there");
                         return Err(Error::new(text));
                     }
                     Some(_) => {
