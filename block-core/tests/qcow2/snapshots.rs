@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use block_core::catalog::{self, BlockdevOptions, DriverOptions};
 use block_core::graph::{
     Graph, NewSnapshot, NodeId, PermSet, Perms, Preallocation, SnapshotInfo, SnapshotName, TakeSnapshot, WriteFlags,
 };
@@ -13,7 +14,7 @@ use block_core::port::Port;
 use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};
 
-use crate::bench::{add, attach, flush, range, read, with, write, writer};
+use crate::bench::{READER, add, attach, flush, parsed, range, read, with, write, writer};
 use crate::peer::{KINDS, Kind, check, contents, create, file, node, run, work};
 use crate::random::Random;
 use crate::writing::{Model, in_memory};
@@ -95,6 +96,85 @@ fn all_is_well(path: &str, model: &Model, kept: &Kept, what: &str) {
     assert_eq!(names, kept.keys().cloned().collect::<Vec<_>>(), "{what}");
     for (name, bytes) in kept {
         assert!(snapshot_contents(path, name) == *bytes, "{what}: snapshot '{name}'");
+        assert!(seen(path, name) == *bytes, "{what}: snapshot '{name}', as we see it");
+    }
+}
+
+/// What a node over a snapshot shows.
+fn seen(path: &str, name: &str) -> Vec<u8> {
+    run_control(async |_| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        let node = catalog::add(&mut graph.permit(), past(path, name, true)).await.unwrap();
+        let port = attach(&graph, node, READER).await.unwrap();
+        let (lane, size) = (port.handle().lane(&Local::current()), port.geometry().size);
+        let bytes = read(&lane, range(0, size)).await.unwrap();
+        drop(lane);
+        port.detach(&mut graph.permit()).await.unwrap();
+        graph.permit().remove(node).await.unwrap();
+        bytes
+    })
+}
+
+/// Options of a node over a snapshot, as only programs can give them.
+fn past(path: &str, name: &str, read_only: bool) -> BlockdevOptions {
+    let more = json!({ "node-name": "past", "read-only": read_only });
+    let mut options = parsed(with(node(path, KINDS[0], None), &more));
+    let DriverOptions::Qcow2(image) = &mut options.driver else { panic!("it is qcow2") };
+    image.own.snapshot = Some(named(name));
+    options
+}
+
+/// A snapshot has its own size, can only be read, and has to be there.
+#[test]
+fn a_snapshot_is_a_node_that_is_read() {
+    let dir = in_memory();
+    let path = create(dir.path(), "top.qcow2", KINDS[0], 1 << 20, None);
+    run("qemu-io", &["-f", "qcow2", "-c", "write -P 5 0 1M", &path]);
+    run("qemu-img", &["snapshot", "-c", "x", &path]);
+    run("qemu-io", &["-f", "qcow2", "-c", "write -P 6 0 1M", &path]);
+    run("qemu-img", &["resize", "-q", "-f", "qcow2", &path, "3M"]);
+    assert!(seen(&path, "x") == vec![5; 1 << 20]);
+    run_control(async |_| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        let refused = catalog::add(&mut graph.permit(), past(&path, "x", false)).await.unwrap_err().full();
+        assert!(refused.contains("can only be opened with 'read-only'"), "{refused}");
+        let refused = catalog::add(&mut graph.permit(), past(&path, "y", true)).await.unwrap_err().full();
+        assert!(refused.contains("Can't find the snapshot"), "{refused}");
+        catalog::add(&mut graph.permit(), past(&path, "x", true)).await.unwrap();
+        let refused = catalog::reopen(&mut graph.permit(), vec![past(&path, "x", false)]).await.unwrap_err();
+        assert!(refused.full().contains("can only be opened with 'read-only'"), "{}", refused.full());
+    });
+    check(&path);
+}
+
+/// Nothing is written over a snapshot's L2 table, where these are watched and as long as there is the snapshot.
+#[test]
+fn tables_of_snapshots_are_watched() {
+    let word = |bytes: &[u8], at: u64| u64::from_be_bytes(bytes[at as usize..at as usize + 8].try_into().unwrap());
+    for deleted in [false, true] {
+        for (check, is_seen) in [("all", true), ("cached", false)] {
+            let dir = in_memory();
+            let path = create(dir.path(), "top.qcow2", KINDS[0], 1 << 20, None);
+            run("qemu-io", &["-f", "qcow2", "-c", "write -P 5 0 1M", &path]);
+            run("qemu-img", &["snapshot", "-c", "x", &path]);
+            run("qemu-io", &["-f", "qcow2", "-c", "write -P 6 64k 64k", &path]);
+            let mut bytes = std::fs::read(&path).unwrap();
+            let l2 = |l1: u64| word(&bytes, l1) & 0x00ff_ffff_ffff_fe00;
+            let (active, inactive) = (l2(word(&bytes, 40)), l2(word(&bytes, word(&bytes, 64))));
+            assert_ne!(active, inactive);
+            // The first cluster of the disk would be that table.
+            bytes[active as usize..][..8].copy_from_slice(&(inactive | 1 << 63).to_be_bytes());
+            std::fs::write(&path, &bytes).unwrap();
+            run_control(async |_| {
+                let open = Open::new(&with(node(&path, KINDS[0], None), &json!({ "overlap-check": check }))).await;
+                if deleted {
+                    open.delete("x").await.unwrap();
+                }
+                let lane = open.port.handle().lane(&Local::current());
+                let written = write(&lane, 0, &[7; 512], PLAIN).await;
+                assert_eq!(written.is_err(), is_seen && !deleted, "{check}, deleted before: {deleted}");
+            });
+        }
     }
 }
 
@@ -211,7 +291,8 @@ fn both_take_apply_and_delete_in_turns() {
 
 #[test]
 fn small_caches_are_enough() {
-    let more = json!({ "l2-cache-size": 512, "refcount-cache-size": 512, "l2-cache-entry-size": 512 });
+    let more = json!({ "l2-cache-size": 512, "refcount-cache-size": 512, "l2-cache-entry-size": 512,
+        "overlap-check": "all" });
     swap(KINDS[2], 0x7100, &more, 4);
     swap(KINDS[4], 0x7101, &more, 4);
 }

@@ -92,6 +92,16 @@ impl Image {
         meta.fixed.extend(tables);
     }
 
+    /// The L2 tables behind these entries are one snapshot's more, or less.
+    fn watch_inactive(&self, l1: &[u64], is_new: bool) {
+        let meta = &mut *self.meta();
+        if !meta.checks.inactive_l2 {
+            return;
+        }
+        meta.watch_inactive(l1, is_new);
+        meta.inactive.keys().for_each(|cluster| self.regions.mark(*cluster));
+    }
+
     /// An L1 table that is not the active one; nothing in it says that it is alone.
     async fn inactive_l1(&self, cx: IoCx<'_>, at: ByteRange) -> Result<Vec<u64>, IoError> {
         let bytes = if at.is_empty() { Vec::new() } else { fetch(cx.child(self.file), at.start(), at.len()).await? };
@@ -126,9 +136,9 @@ impl Begun<'_> {
         self.disowned = true;
         image.disown(cx).await.doing(|| "Could not prepare its tables")?;
         self.raise(l1.clone()).await?;
-        let l1 = self.table(&words(&l1)).await.doing(|| "Could not copy its L1 table")?;
+        let copy = self.table(&words(&l1)).await.doing(|| "Could not copy its L1 table")?;
         all.push(Snapshot {
-            l1,
+            l1: copy,
             id: new_id(&all).into_bytes(),
             name: new.name.clone().into_bytes(),
             date: new.date,
@@ -141,6 +151,7 @@ impl Begun<'_> {
         });
         let info = all.last().map(Snapshot::info).ok_or_else(|| Error::new("There is no such snapshot"))?;
         self.switch_snapshots(shape, all).await?;
+        image.watch_inactive(&l1, true);
         image.finish_change(cx, &[], shape, false).await;
         Ok(info)
     }
@@ -152,6 +163,7 @@ impl Begun<'_> {
         let l1 = image.inactive_l1(cx, gone.l1).await.doing(|| "Could not read its L1 table")?;
         self.switch_snapshots(shape, all).await?;
         image.free_table(gone.l1);
+        image.watch_inactive(&l1, false);
         image.finish_change(cx, &l1, shape, true).await;
         Ok(gone.info())
     }
