@@ -32,7 +32,7 @@ pub(super) const NO_ICOUNT: u64 = u64::MAX;
 /// The largest table that is read or written, in bytes.
 pub(super) const MAX_TABLE: u64 = 16 << 20;
 /// All L1 tables of snapshots together, in bytes.
-pub(super) const MAX_L1S: u64 = MAX_L1 * 2;
+pub(super) const MAX_L1S: u64 = 64 << 20;
 /// The most that an entry has besides its name and its id.
 const MAX_EXTRA: u32 = 1024;
 const FIXED: usize = 40;
