@@ -4,12 +4,14 @@
 
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use trellis_tests::qmp::Qmp;
 use trellis_tests::scene::OK_WRITE;
 use trellis_tests::server::Server;
 use trellis_tests::vhost_user::client::{Client, Setup};
+use trellis_tests::vhost_user::wire::pause;
 
 struct Scene {
     qmp: Qmp,
@@ -347,14 +349,16 @@ fn internal_snapshots_are_of_one_moment_while_a_guest_writes() {
         let _ends = Ends(&over);
         for number in 0..40 {
             scene.ok("blockdev-snapshot-internal-sync", &internal("one", &format!("s{number}")));
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            pause(Duration::from_millis(5));
             if number % 4 != 0 {
                 scene.ok("blockdev-snapshot-delete-internal-sync", &internal("one", &format!("s{number}")));
             }
         }
     });
     assert!(*last.lock().unwrap() > 0, "the guest wrote something");
-    scene.unexport();
+    // It may not have heard yet that the guest has gone.
+    scene.ok("block-export-del", &json!({ "id": "x", "mode": "hard" }));
+    scene.qmp.event("BLOCK_EXPORT_DELETED");
     scene.ok("blockdev-del", &json!({ "node-name": "one" }));
     let path = scene.path("one.qcow2");
     qemu_img(&["check", &path]);

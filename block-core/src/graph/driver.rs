@@ -17,7 +17,7 @@ use super::objects::Objects;
 use super::options::NodeOptions;
 use super::passage::DirectPlan;
 use super::permission::{Perms, Role};
-use super::snapshots::{SnapshotChange, SnapshotInfo};
+use super::snapshots::{SnapshotChange, SnapshotInfo, Snapshotted};
 use crate::base::{ByteRange, Error, IoError};
 use crate::rt::IoBuf;
 
@@ -441,7 +441,7 @@ pub(crate) trait DynDriver: Send + Sync {
         &'a self,
         cx: IoCx<'a>,
         change: &'a SnapshotChange,
-    ) -> Boxed<'a, Result<(SnapshotInfo, Option<Arc<dyn DynDriver>>), Error>>;
+    ) -> Boxed<'a, Result<Snapshotted, Error>>;
     fn end(&self) -> End;
     fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>>;
     fn finish<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
@@ -540,7 +540,7 @@ impl<D: Driver> DynDriver for Body<D> {
         &'a self,
         cx: IoCx<'a>,
         change: &'a SnapshotChange,
-    ) -> Boxed<'a, Result<(SnapshotInfo, Option<Arc<dyn DynDriver>>), Error>> {
+    ) -> Boxed<'a, Result<Snapshotted, Error>> {
         Box::pin(async move {
             let (info, conf) = self.driver.change_snapshots(&self.conf, cx, change).await?;
             Ok((info, conf.map(|conf| self.under(conf))))

@@ -70,6 +70,7 @@ pub use permission::{PermSet, Perms, Role};
 pub use picture::{EdgeReport, VertexReport};
 pub use prepare::Locks;
 pub use reopen::Reopen;
+pub(crate) use snapshots::Snapshotted;
 pub use snapshots::{NewSnapshot, SnapshotChange, SnapshotInfo, SnapshotName, TakeSnapshot};
 pub use stats::{OpKind, OpTotals, Totals};
 pub(crate) use tracked::{Ticket, Tracked};

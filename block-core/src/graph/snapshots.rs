@@ -34,6 +34,9 @@ pub struct SnapshotInfo {
     pub disk_size: Option<u64>,
 }
 
+/// What a change was about, and the node's new configuration if it has one.
+pub(crate) type Snapshotted = (SnapshotInfo, Option<Arc<dyn DynDriver>>);
+
 /// A snapshot that shall be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewSnapshot {
@@ -203,11 +206,7 @@ impl Drained<'_> {
         }
     }
 
-    async fn change_snapshots(
-        &mut self,
-        keeper: NodeId,
-        change: SnapshotChange,
-    ) -> Result<(SnapshotInfo, Option<Arc<dyn DynDriver>>)> {
+    async fn change_snapshots(&mut self, keeper: NodeId, change: SnapshotChange) -> Result<Snapshotted> {
         self.exclusive(keeper)?.with(async |child| child.change_snapshots(&change).await).await
     }
 }

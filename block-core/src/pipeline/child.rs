@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, SnapshotChange, SnapshotInfo,
+    Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, SnapshotChange, Snapshotted,
     Ticket, WriteFlags,
 };
 use crate::rt::IoBuf;
@@ -169,10 +169,7 @@ impl<'g> Child<'g> {
     }
 
     /// Takes, deletes or applies an internal snapshot; the caller publishes what this gives besides.
-    pub(crate) async fn change_snapshots(
-        self,
-        change: &SnapshotChange,
-    ) -> Result<(SnapshotInfo, Option<Arc<dyn crate::graph::DynDriver>>), Error> {
+    pub(crate) async fn change_snapshots(self, change: &SnapshotChange) -> Result<Snapshotted, Error> {
         self.placed().body.change_snapshots(self.cx(), change).await
     }
 

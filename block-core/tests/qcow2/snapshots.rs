@@ -56,7 +56,7 @@ impl Open {
         self.graph.permit().delete_snapshot(self.node, named(name)).await.map_err(|error| error.full())
     }
 
-    async fn apply(&mut self, name: &str) -> Result<SnapshotInfo, String> {
+    async fn apply(&self, name: &str) -> Result<SnapshotInfo, String> {
         self.graph.permit().apply_snapshot(self.node, named(name)).await.map_err(|error| error.full())
     }
 
@@ -190,7 +190,7 @@ fn went_well<T>(result: Result<T, String>, few: &str) -> bool {
 /// One of ours: a few of them in one session, with work between them.
 fn ours(options: &Value, model: &mut Model, kept: &mut Kept, round: u64, few: &str) {
     run_control(async |_| {
-        let mut open = Open::new(options).await;
+        let open = Open::new(options).await;
         for step in 0..4 {
             let lane = open.port.handle().lane(&Local::current());
             for _ in 0..25 {
@@ -204,7 +204,8 @@ fn ours(options: &Value, model: &mut Model, kept: &mut Kept, round: u64, few: &s
                     kept.remove(&name);
                 }
                 (1, Some(name)) => {
-                    if went_well(open.apply(&name).await, few) {
+                    let applied = open.apply(&name).await;
+                    if went_well(applied, few) {
                         model.bytes.clone_from(&kept[&name]);
                     }
                 }
@@ -500,7 +501,7 @@ fn how_long_it_takes() {
             ],
         );
         run_control(async |_| {
-            let mut open = Open::new(&node(&path, kind, None)).await;
+            let open = Open::new(&node(&path, kind, None)).await;
             let timed = |what: &str, begun: Instant| eprintln!("{}: {what} {:?}", kind.options, begun.elapsed());
             let begun = Instant::now();
             open.take("x").await.unwrap();

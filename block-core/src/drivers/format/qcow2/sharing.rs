@@ -85,7 +85,7 @@ impl Image {
     /// Sets the first `most` clusters free; gives how many there were.
     async fn free_all(&self, cx: IoCx<'_>, runs: &[Run], most: u64) -> Result<u64, IoError> {
         let mut freed = 0;
-        for some in runs.chunks(STEPS as usize) {
+        for some in runs.chunks(AT_ONCE) {
             for run in some {
                 let count = run.count.min(most - freed);
                 if count > 0 {
@@ -243,5 +243,6 @@ impl Image {
     }
 }
 
-/// Clusters between two looks at how much waits to be written.
+/// Clusters between two looks at how much waits to be written, and runs of them.
 const STEPS: u64 = 1024;
+const AT_ONCE: usize = 1024;
