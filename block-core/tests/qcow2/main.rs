@@ -14,4 +14,5 @@ mod creating;
 mod hostile;
 mod peer;
 mod reading;
+mod snapshots;
 mod writing;

@@ -9,6 +9,7 @@
 //! | `slices` `meta` `regions` `turns` `clean` | tables in memory, and who may use them when |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
+//! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
@@ -22,6 +23,7 @@ mod create;
 mod entry;
 mod extensions;
 mod header;
+mod history;
 mod info;
 mod layout;
 mod map;
@@ -32,6 +34,7 @@ mod packed;
 mod refcounts;
 mod regions;
 mod resize;
+mod sharing;
 mod slices;
 mod snapshots;
 mod tables;
@@ -56,11 +59,12 @@ use self::meta::Meta;
 use self::options::Discards;
 use self::regions::Regions;
 use self::slices::Slices;
+use self::snapshots::Snapshot;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
     ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Perms,
-    Preallocation, ReopenRequest, WriteFlags,
+    Preallocation, ReopenRequest, SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::pipeline::{Access, Format};
 use crate::rt::IoBuf;
@@ -78,8 +82,6 @@ pub struct Image {
     /// As it was when the image was opened.
     header: Header,
     extensions: Extensions,
-    /// How many there are.
-    snapshots: usize,
     compression: Compression,
     /// Why the image may not be written, if that is so.
     refusal: Option<String>,
@@ -245,6 +247,20 @@ impl Format for Image {
 
     async fn finish(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {
         self.settle(cx).await
+    }
+
+    fn snapshots(&self, _: &Shape) -> Option<Vec<SnapshotInfo>> {
+        // As in QEMU: what is in another file is in no snapshot.
+        self.data.is_none().then(|| self.meta().snapshots.iter().map(Snapshot::info).collect())
+    }
+
+    async fn change_snapshots(
+        &self,
+        shape: &Shape,
+        cx: IoCx<'_>,
+        change: &SnapshotChange,
+    ) -> Result<(SnapshotInfo, Option<Shape>)> {
+        self.change_history(shape, cx, change).await
     }
 
     async fn truncate(&self, shape: &Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {

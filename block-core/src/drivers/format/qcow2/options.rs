@@ -6,7 +6,7 @@ use qmp::Qapi;
 
 use super::layout::Layout;
 use crate::base::{Error, Result};
-use crate::graph::{DiscardMode, NodeOptions};
+use crate::graph::{DiscardMode, NodeOptions, SnapshotName};
 
 /// A qcow2 image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Qapi)]
@@ -37,6 +37,10 @@ pub struct Qcow2Options {
     pub refcount_cache_size: Option<i64>,
     /// Seconds after which tables that were not used meanwhile are forgotten; 0: never, 600 if absent.
     pub cache_clean_interval: Option<i64>,
+    /// The node shows this internal snapshot instead of the disk, and can only be read. For programs: operators cannot ask for
+    /// it, as they cannot with QEMU.
+    #[qapi(skip)]
+    pub snapshot: Option<SnapshotName>,
 }
 
 /// Which tables are watched.
@@ -60,7 +64,7 @@ pub enum OverlapMode {
     Constant,
     /// Also the active L2 tables, the refcount blocks and the snapshots' L1 tables.
     Cached,
-    /// Also the snapshots' L2 tables. Not known here.
+    /// Also the snapshots' L2 tables.
     All,
 }
 
@@ -84,7 +88,7 @@ pub struct OverlapFlags {
     pub snapshot_table: Option<bool>,
     /// The snapshots' L1 tables.
     pub inactive_l1: Option<bool>,
-    /// The snapshots' L2 tables. Not known here.
+    /// The snapshots' L2 tables.
     pub inactive_l2: Option<bool>,
     /// The bitmap directory.
     pub bitmap_directory: Option<bool>,
@@ -100,6 +104,7 @@ pub(super) struct Checks {
     pub(super) refcount_block: bool,
     pub(super) snapshot_table: bool,
     pub(super) inactive_l1: bool,
+    pub(super) inactive_l2: bool,
     pub(super) bitmaps: bool,
 }
 
@@ -108,6 +113,8 @@ pub(super) struct Checks {
 pub(super) struct Discards {
     /// The file is told of what the guest discards.
     pub(super) request: bool,
+    /// And of what a snapshot leaves.
+    pub(super) snapshot: bool,
     /// And of other things.
     pub(super) other: bool,
     /// Discarded clusters keep their place.
@@ -134,24 +141,20 @@ impl Qcow2Options {
             return Err(Error::new("'discard-no-unref' requires a qcow2 image of version 3"));
         }
         let request = self.pass_discard_request.unwrap_or(common.discard == DiscardMode::Unmap);
-        Ok(Discards { request, other: self.pass_discard_other.unwrap_or(false), no_unref })
+        let snapshot = self.pass_discard_snapshot.unwrap_or(true);
+        Ok(Discards { request, snapshot, other: self.pass_discard_other.unwrap_or(false), no_unref })
     }
 
-    pub(super) fn checks(&self) -> Result<Checks> {
+    pub(super) fn checks(&self) -> Checks {
         let flags = match &self.overlap_check {
             None => OverlapFlags::default(),
             Some(OverlapChecks::Mode(mode)) => OverlapFlags { template: Some(*mode), ..OverlapFlags::default() },
             Some(OverlapChecks::Flags(flags)) => flags.clone(),
         };
         let template = flags.template.unwrap_or(OverlapMode::Cached);
-        if flags.inactive_l2.unwrap_or(template == OverlapMode::All) {
-            return Err(Error::new(
-                "'overlap-check' cannot watch the L2 tables of snapshots ('inactive-l2', 'all') yet",
-            ));
-        }
         let constant = template != OverlapMode::None;
         let cached = constant && template != OverlapMode::Constant;
-        Ok(Checks {
+        Checks {
             header: flags.main_header.unwrap_or(constant),
             l1: flags.active_l1.unwrap_or(constant),
             l2: flags.active_l2.unwrap_or(cached),
@@ -159,8 +162,9 @@ impl Qcow2Options {
             refcount_block: flags.refcount_block.unwrap_or(cached),
             snapshot_table: flags.snapshot_table.unwrap_or(constant),
             inactive_l1: flags.inactive_l1.unwrap_or(cached),
+            inactive_l2: flags.inactive_l2.unwrap_or(template == OverlapMode::All),
             bitmaps: flags.bitmap_directory.unwrap_or(constant),
-        })
+        }
     }
 
     /// Entries of an L2 table that are cached together.
@@ -297,14 +301,15 @@ mod tests {
     fn what_is_watched_is_said_in_two_ways() {
         let checks =
             |check: OverlapChecks| Qcow2Options { overlap_check: Some(check), ..Qcow2Options::default() }.checks();
-        let cached = Qcow2Options::default().checks().unwrap();
-        assert_eq!(checks(OverlapChecks::Mode(OverlapMode::Cached)).unwrap(), cached);
-        let constant = checks(OverlapChecks::Mode(OverlapMode::Constant)).unwrap();
+        let cached = Qcow2Options::default().checks();
+        assert_eq!(checks(OverlapChecks::Mode(OverlapMode::Cached)), cached);
+        let constant = checks(OverlapChecks::Mode(OverlapMode::Constant));
         assert_eq!(constant, Checks { l2: false, refcount_block: false, inactive_l1: false, ..cached });
         let flags =
             OverlapFlags { template: Some(OverlapMode::None), main_header: Some(true), ..OverlapFlags::default() };
-        let header = checks(OverlapChecks::Flags(flags)).unwrap();
+        let header = checks(OverlapChecks::Flags(flags));
         assert!(header.header && !header.l1 && !header.bitmaps);
-        checks(OverlapChecks::Mode(OverlapMode::All)).unwrap_err();
+        let all = checks(OverlapChecks::Mode(OverlapMode::All));
+        assert_eq!(all, Checks { inactive_l2: true, ..cached });
     }
 }

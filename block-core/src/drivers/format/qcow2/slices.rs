@@ -118,9 +118,7 @@ impl Slices {
         place.change(|| {
             place.tag.store(slice + 1, Relaxed);
             place.used.store(true, Relaxed);
-            for (word, bytes) in self.words(number).iter().zip(bytes.chunks_exact(8)) {
-                word.store(u64::from_be_bytes(bytes.try_into().unwrap_or_default()), Relaxed);
-            }
+            fill(self.words(number), bytes);
         });
         true
     }
@@ -178,10 +176,27 @@ impl Slices {
         true
     }
 
+    /// A slice that is here is like this now.
+    pub(super) fn refresh(&self, slice: u64, bytes: &[u8]) {
+        let Some((place, words)) = self.find(slice) else { return };
+        place.change(|| fill(words, bytes));
+    }
+
+    /// Nothing is here any more.
+    pub(super) fn clear(&self) {
+        self.places.iter().for_each(|place| place.change(|| place.tag.store(0, Relaxed)));
+    }
+
     /// A slice as it is in the file.
     pub(super) fn bytes(&self, slice: u64) -> Option<Vec<u8>> {
         let (_, words) = self.find(slice)?;
         Some(words.iter().flat_map(|word| word.load(Relaxed).to_be_bytes()).collect())
+    }
+}
+
+fn fill(words: &[AtomicU64], bytes: &[u8]) {
+    for (word, bytes) in words.iter().zip(bytes.chunks_exact(8)) {
+        word.store(u64::from_be_bytes(bytes.try_into().unwrap_or_default()), Relaxed);
     }
 }
 
