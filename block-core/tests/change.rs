@@ -381,7 +381,7 @@ impl Step for Noting {
         let _ = self.note("commit");
     }
 
-    fn abort(&mut self) -> Pending<'_, ()> {
+    fn abort<'a>(&'a mut self, _: &'a mut Drained<'_>) -> Pending<'a, ()> {
         Box::pin(async {
             let _ = self.note("abort");
         })

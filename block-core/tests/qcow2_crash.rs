@@ -12,17 +12,24 @@ mod bench;
 mod crash;
 #[path = "support/disk.rs"]
 mod disk;
+#[path = "support/history.rs"]
+mod history;
 #[path = "support/qcow2.rs"]
 mod qcow2;
 #[path = "support/random.rs"]
 mod random;
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bench::{add, with};
 use block_core::graph::{Graph, Limits, NodeId};
-use crash::{Report, Trial};
+use block_core::rt::run_control;
+use crash::{Report, Trial, cuts};
+use disk::{Disk, Event, Log};
+use history::{ALL, Past, Used, What};
+use random::Random;
 use serde_json::{Value, json};
 
 const SIZE: u64 = 64 << 10;
@@ -102,4 +109,60 @@ fn an_image_whose_flushes_are_dropped_is_caught() {
     let careless = json!({ "file": { "driver": "raw", "file": "disk", "cache": { "no-flush": true } } });
     let Report { first, lost, .. } = trial(1, "cluster_size=512", false).run(stack(careless), stack(json!({})));
     assert!(first.is_some() && lost > 0, "{first:?}");
+}
+
+/// A node over the image, and its user.
+async fn used(image: Vec<u8>, log: &Log) -> Used {
+    let graph = Graph::new(Arc::new(|_| ()));
+    graph.permit().add(Disk::node(0, image, limits(), log)).await.unwrap();
+    let node = stack(json!({}))(&graph).await;
+    Used::new(graph, node).await
+}
+
+/// A change of the snapshots is cut off everywhere: they are as before, or as after it, and nothing is lost.
+fn cut_off(options: &str, what: What) -> usize {
+    let (log, mut past) = (Log::default(), Past::new(SIZE));
+    let fresh = qcow2::fresh(options, SIZE);
+    let begun = run_control(async |_| {
+        let used = used(fresh.clone(), &log).await;
+        past.made(&used).await;
+        let begun = log.events().len();
+        used.change(what).await.unwrap();
+        begun
+    });
+    let (mut start, events) = (fresh, log.events());
+    for event in &events[..begun] {
+        if let Event::Change(_, change) = event {
+            change.apply(&mut start);
+        }
+    }
+    let after = past.after(what);
+    let (mut done, mut undone) = (0, 0);
+    let cuts = cuts(&events[begun..], &mut Random(7));
+    for (number, cut) in cuts.iter().enumerate() {
+        let image = cut.images(std::slice::from_ref(&start), &events[begun..]).remove(0);
+        let which = format!("{options}, {what:?}, {cut:?}");
+        qcow2::corrupt(&image).unwrap_or_else(|wrong| panic!("{which}: {wrong}"));
+        let image = if number % 17 == 0 {
+            qcow2::qemu_repaired(&image).unwrap_or_else(|wrong| panic!("{which}: {wrong}"))
+        } else {
+            image
+        };
+        let found = run_control(async |_| used(image, &Log::default()).await.all().await);
+        let found = found.unwrap_or_else(|wrong| panic!("{which}: {wrong}"));
+        assert!(found == past || found == after, "{which}");
+        done += usize::from(found == after);
+        undone += usize::from(found == past);
+    }
+    assert!(done > 0 && undone > 0, "{options}, {what:?}: it is done in {done} states, and not in {undone}");
+    cuts.len()
+}
+
+#[test]
+fn a_crash_leaves_snapshots_as_they_were_or_as_they_shall_be() {
+    for options in ["cluster_size=512", "cluster_size=4096,compat=0.10", "cluster_size=16K,extended_l2=on"] {
+        for what in ALL {
+            eprintln!("{options}, {what:?}: {} states", cut_off(options, what));
+        }
+    }
 }

@@ -3,10 +3,15 @@
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use trellis_tests::qmp::Qmp;
+use trellis_tests::scene::OK_WRITE;
 use trellis_tests::server::Server;
+use trellis_tests::vhost_user::client::{Client, Setup};
+use trellis_tests::vhost_user::wire::pause;
 
 struct Scene {
     qmp: Qmp,
@@ -251,4 +256,134 @@ fn images_are_made_with_every_option() {
     assert_eq!(std::fs::read(scene.path("full.raw")).unwrap(), vec![5; MIB]);
     qemu_img(&["convert", "-O", "raw", &path, &scene.path("copy.raw")]);
     assert_eq!(std::fs::read(scene.path("copy.raw")).unwrap(), vec![5; MIB]);
+}
+
+fn internal(device: &str, name: &str) -> Value {
+    json!({ "device": device, "name": name })
+}
+
+/// Both say the same of what cannot be done, and show the same of what was.
+#[test]
+fn internal_snapshots_are_qemus() {
+    let answers = [Scene::new(Server::start), Scene::new(Server::start_peer)].map(|mut scene| {
+        scene.overlay("one", MIB);
+        scene.ok("blockdev-add", &json!({ "driver": "null-co", "node-name": "null", "size": MIB }));
+        let (take, delete) = ("blockdev-snapshot-internal-sync", "blockdev-snapshot-delete-internal-sync");
+        scene.ok(take, &internal("one", "x"));
+        let mut answers = Vec::new();
+        for (device, name) in [("nobody", "y"), ("null", "y"), ("one", ""), ("one", "x")] {
+            answers.push(json!(scene.refused(take, &internal(device, name))));
+        }
+        for arguments in [
+            json!({ "device": "nobody", "name": "x" }),
+            json!({ "device": "one" }),
+            json!({ "device": "one", "name": "y" }),
+            json!({ "device": "one", "id": "7" }),
+            json!({ "device": "one", "id": "7", "name": "x" }),
+        ] {
+            answers.push(json!(scene.refused(delete, &arguments)));
+        }
+        let action = |name: &str| json!({ "type": take, "data": internal("one", name) });
+        let twice = json!({ "actions": [action("y"), action("y")] });
+        answers.push(json!(scene.refused("transaction", &twice)));
+        let aborted = json!({ "actions": [action("z"), { "type": "abort", "data": {} }] });
+        answers.push(json!(scene.refused("transaction", &aborted)));
+        scene.ok("transaction", &json!({ "actions": [action("2"), action("z")] }));
+        scene.ok("blockdev-add", &json!({ "driver": "raw", "node-name": "above", "file": "one" }));
+        answers.push(json!(scene.refused(take, &internal("one", "below"))));
+        scene.ok(take, &internal("above", "through"));
+        let nodes = scene.ok("query-named-block-nodes", &json!({}));
+        for name in ["one", "above", "null"] {
+            let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == name).unwrap();
+            let mut all = node["image"]["snapshots"].clone();
+            all.as_array_mut().into_iter().flatten().for_each(timeless);
+            answers.push(all);
+        }
+        let mut deleted = scene.ok(delete, &json!({ "device": "above", "id": "1", "name": "x" }));
+        timeless(&mut deleted);
+        answers.push(deleted);
+        for node in ["above", "one"] {
+            scene.ok("blockdev-del", &json!({ "node-name": node }));
+        }
+        qemu_img(&["check", &scene.path("one.qcow2")]);
+        answers
+    });
+    let [ours, theirs] = answers;
+    for (ours, theirs) in ours.iter().zip(&theirs) {
+        assert_eq!(ours, theirs);
+    }
+}
+
+/// What a clock says; QEMU's daemon has none of a machine's and says the time of day.
+fn timeless(info: &mut Value) {
+    for member in ["date-sec", "date-nsec", "vm-clock-sec", "vm-clock-nsec"] {
+        assert!(info[member].is_u64(), "{info}");
+        info[member] = json!(0);
+    }
+}
+
+/// A guest goes round and round its disk; each snapshot has the disk of one moment, and so has the disk after it was
+/// deleted again.
+#[test]
+fn internal_snapshots_are_of_one_moment_while_a_guest_writes() {
+    const SECTORS: u64 = (MIB / 512) as u64;
+    let mut scene = Scene::new(Server::start);
+    scene.overlay("one", MIB);
+    scene.export("one");
+    let over = AtomicBool::new(false);
+    let (socket, last) = (scene.path("x.sock"), std::sync::Mutex::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut guest = Client::start(std::path::Path::new(&socket), &Setup::default());
+            for round in (1u8..=250).cycle() {
+                for sector in (0..SECTORS).step_by(16) {
+                    assert_eq!(guest.write(0, sector, &[round; 8192]), OK_WRITE);
+                    if over.load(Ordering::Relaxed) {
+                        *last.lock().unwrap() = round;
+                        return;
+                    }
+                }
+            }
+        });
+        // Also where something here goes wrong.
+        let _ends = Ends(&over);
+        for number in 0..40 {
+            scene.ok("blockdev-snapshot-internal-sync", &internal("one", &format!("s{number}")));
+            pause(Duration::from_millis(5));
+            if number % 4 != 0 {
+                scene.ok("blockdev-snapshot-delete-internal-sync", &internal("one", &format!("s{number}")));
+            }
+        }
+    });
+    assert!(*last.lock().unwrap() > 0, "the guest wrote something");
+    // It may not have heard yet that the guest has gone.
+    scene.ok("block-export-del", &json!({ "id": "x", "mode": "hard" }));
+    scene.qmp.event("BLOCK_EXPORT_DELETED");
+    scene.ok("blockdev-del", &json!({ "node-name": "one" }));
+    let path = scene.path("one.qcow2");
+    qemu_img(&["check", &path]);
+    let copy = scene.path("copy.raw");
+    for number in (0..40).step_by(4) {
+        qemu_img(&["convert", "-O", "raw", "-l", &format!("s{number}"), &path, &copy]);
+        one_moment(&std::fs::read(&copy).unwrap(), &format!("snapshot {number}"));
+    }
+    qemu_img(&["convert", "-O", "raw", &path, &copy]);
+    one_moment(&std::fs::read(&copy).unwrap(), "the disk");
+}
+
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The guest was in the middle of a round, or at its end: what it has not got to is of the round before.
+fn one_moment(disk: &[u8], what: &str) {
+    let rounds: Vec<u8> = disk.chunks(8192).map(|part| part[0]).collect();
+    assert!(disk.chunks(8192).all(|part| part.iter().all(|byte| *byte == part[0])), "{what}: a write is torn");
+    let changes: Vec<_> = rounds.windows(2).filter(|pair| pair[0] != pair[1]).collect();
+    let follows = |pair: &&[u8]| pair[0] == pair[1] + 1 || (pair[0], pair[1]) == (1, 250);
+    assert!(changes.len() <= 1 && changes.iter().all(|pair| follows(&&pair[..])), "{what}: {rounds:?}");
 }

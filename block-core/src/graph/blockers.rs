@@ -17,6 +17,8 @@ pub enum Operation {
     Replace,
     /// Changing options.
     Reopen,
+    /// Taking, deleting or applying an internal snapshot.
+    InternalSnapshot,
 }
 
 /// Operations that are shut out from a node until this is dropped.

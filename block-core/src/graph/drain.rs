@@ -54,6 +54,15 @@ impl Drained<'_> {
         self,
         change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
     ) -> Result<Committed<R>> {
+        self.write_once(change)
+    }
+
+    /// The same for a caller that has something to undo where it fails, before requests flow again. Where it does not
+    /// fail, the drain is spent.
+    pub(super) fn write_once<R>(
+        &self,
+        change: impl for<'d> FnOnce(&mut GraphEdit<'d>, DrainedSet<'d>) -> Result<R>,
+    ) -> Result<Committed<R>> {
         let Stopped { graph, set, .. } = &self.stopped;
         graph.commit(Some(set), change)
     }

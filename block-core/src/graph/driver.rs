@@ -17,6 +17,7 @@ use super::objects::Objects;
 use super::options::NodeOptions;
 use super::passage::DirectPlan;
 use super::permission::{Perms, Role};
+use super::snapshots::{SnapshotChange, SnapshotInfo, Snapshotted};
 use crate::base::{ByteRange, Error, IoError};
 use crate::rt::IoBuf;
 
@@ -316,6 +317,25 @@ pub trait Driver: Send + Sync + 'static {
         std::future::ready(Ok(()))
     }
 
+    /// The node's internal snapshots, the oldest first. From memory. `None`: it cannot have any.
+    fn snapshots(&self, _conf: &Self::Conf) -> Option<Vec<SnapshotInfo>> {
+        None
+    }
+
+    /// Takes, deletes or applies an internal snapshot; nobody else is inside. What it was about, and a new configuration
+    /// if there is one, which the caller publishes. After an error all is as before.
+    fn change_snapshots(
+        &self,
+        conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _change: &SnapshotChange,
+    ) -> impl Future<Output = Result<(SnapshotInfo, Option<Self::Conf>), Error>> {
+        async {
+            let driver = self.info(conf).await.driver;
+            Err(Error::new(format!("Driver '{driver}' does not support internal snapshots")))
+        }
+    }
+
     /// A node whose size is a child's says which child has to change, and to what size in bytes. `None`: it changes by
     /// itself, through [`Driver::truncate`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
@@ -416,6 +436,12 @@ pub(crate) trait DynDriver: Send + Sync {
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
+    fn snapshots(&self) -> Option<Vec<SnapshotInfo>>;
+    fn change_snapshots<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        change: &'a SnapshotChange,
+    ) -> Boxed<'a, Result<Snapshotted, Error>>;
     fn end(&self) -> End;
     fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>>;
     fn finish<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
@@ -506,6 +532,19 @@ impl<D: Driver> DynDriver for Body<D> {
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move { Ok(self.under(self.driver.truncate(&self.conf, cx, size, preallocation).await?)) })
+    }
+    fn snapshots(&self) -> Option<Vec<SnapshotInfo>> {
+        self.driver.snapshots(&self.conf)
+    }
+    fn change_snapshots<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        change: &'a SnapshotChange,
+    ) -> Boxed<'a, Result<Snapshotted, Error>> {
+        Box::pin(async move {
+            let (info, conf) = self.driver.change_snapshots(&self.conf, cx, change).await?;
+            Ok((info, conf.map(|conf| self.under(conf))))
+        })
     }
     fn end(&self) -> End {
         self.driver.end(&self.conf)

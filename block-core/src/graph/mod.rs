@@ -34,6 +34,7 @@ mod prepare;
 mod reopen;
 mod resize;
 mod shape;
+mod snapshots;
 mod stats;
 #[doc(hidden)] // public for the models alone
 pub mod tracked;
@@ -69,6 +70,8 @@ pub use permission::{PermSet, Perms, Role};
 pub use picture::{EdgeReport, VertexReport};
 pub use prepare::Locks;
 pub use reopen::Reopen;
+pub(crate) use snapshots::Snapshotted;
+pub use snapshots::{NewSnapshot, SnapshotChange, SnapshotInfo, SnapshotName, TakeSnapshot};
 pub use stats::{OpKind, OpTotals, Totals};
 pub(crate) use tracked::{Ticket, Tracked};
 pub use transaction::{Pending, Step};

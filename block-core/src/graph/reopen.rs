@@ -85,7 +85,7 @@ impl Step for ReopenStep {
         }
     }
 
-    fn abort(&mut self) -> Pending<'_, ()> {
+    fn abort<'a>(&'a mut self, _: &'a mut Drained<'_>) -> Pending<'a, ()> {
         self.ready = None;
         Box::pin(std::future::ready(()))
     }

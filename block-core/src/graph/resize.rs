@@ -147,7 +147,7 @@ impl Drained<'_> {
 
 impl GraphEdit<'_> {
     /// Lets a root do nothing.
-    fn suppose_gone(&mut self, root: NodeId) -> Result<()> {
+    pub(super) fn suppose_gone(&mut self, root: NodeId) -> Result<()> {
         let vertex = self.vertex_mut(root)?;
         let nodes: Vec<_> = vertex.edges.iter().map(|edge| edge.to).collect();
         vertex.edges.iter_mut().for_each(|edge| edge.perms = Perms::IDLE);
@@ -156,7 +156,7 @@ impl GraphEdit<'_> {
     }
 
     /// Lets a node have a size for which there is no configuration yet: to see what its parents say.
-    fn suppose_size(&mut self, id: NodeId, size: u64) -> Result<()> {
+    pub(super) fn suppose_size(&mut self, id: NodeId, size: u64) -> Result<()> {
         let vertex = self.vertex_mut(id)?;
         let parents = vertex.parents.clone();
         let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };

@@ -35,8 +35,9 @@ pub trait Step {
     /// The change is published: nothing can fail any more.
     fn commit(&mut self) {}
 
-    /// There will be no change: undoes what `prepare` did. Only asked of steps whose `prepare` was begun.
-    fn abort(&mut self) -> Pending<'_, ()> {
+    /// There will be no change: undoes what `prepare` did, before any request is let in. Only asked of steps whose
+    /// `prepare` was begun.
+    fn abort<'a>(&'a mut self, _drained: &'a mut Drained<'_>) -> Pending<'a, ()> {
         Box::pin(std::future::ready(()))
     }
 
@@ -76,18 +77,18 @@ impl Drained<'_> {
     async fn attempt(mut self, steps: &mut [Box<dyn Step>]) -> Result<Committed<()>> {
         for begun in 0..steps.len() {
             if let Err(error) = steps[begun].prepare(&mut self).await {
-                abort(&mut steps[..=begun]).await;
+                abort(&mut steps[..=begun], &mut self).await;
                 return Err(error);
             }
         }
         let result = self.publish(steps).await;
         if result.is_err() {
-            abort(steps).await;
+            abort(steps, &mut self).await;
         }
         result
     }
 
-    async fn publish(self, steps: &[Box<dyn Step>]) -> Result<Committed<()>> {
+    async fn publish(&self, steps: &[Box<dyn Step>]) -> Result<Committed<()>> {
         let leaving = self.preview(|edit, set| edit_all(steps, edit, set))?;
         let mut lossy = Vec::new();
         for (node, by) in leaving.replaced {
@@ -97,7 +98,7 @@ impl Drained<'_> {
         }
         self.calm(leaving.calmed).await;
         let locks = self.prepare(|edit, set| edit_all(steps, edit, set)).await?;
-        let committed = self.write(|edit, set| {
+        let committed = self.write_once(|edit, set| {
             edit_all(steps, edit, set)?;
             // All is prepared, so this is published.
             edit.bequeath_loss(&lossy);
@@ -158,8 +159,8 @@ fn edit_all<'d>(steps: &[Box<dyn Step>], edit: &mut GraphEdit<'d>, set: DrainedS
     steps.iter().try_for_each(|step| step.edit(edit, set))
 }
 
-async fn abort(begun: &mut [Box<dyn Step>]) {
+async fn abort(begun: &mut [Box<dyn Step>], drained: &mut Drained<'_>) {
     for step in begun.iter_mut().rev() {
-        step.abort().await;
+        step.abort(drained).await;
     }
 }

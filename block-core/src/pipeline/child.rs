@@ -6,7 +6,8 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, Ticket, WriteFlags,
+    Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, SnapshotChange, Snapshotted,
+    Ticket, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -165,6 +166,11 @@ impl<'g> Child<'g> {
         preallocation: Preallocation,
     ) -> Result<Arc<dyn crate::graph::DynDriver>, Error> {
         self.placed().body.truncate(self.cx(), size, preallocation).await
+    }
+
+    /// Takes, deletes or applies an internal snapshot; the caller publishes what this gives besides.
+    pub(crate) async fn change_snapshots(self, change: &SnapshotChange) -> Result<Snapshotted, Error> {
+        self.placed().body.change_snapshots(self.cx(), change).await
     }
 
     // ---- what all of them need ---------------------------------------------------------------------------------

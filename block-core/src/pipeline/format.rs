@@ -6,7 +6,8 @@ use std::future::Future;
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
     Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent,
-    Geometry, IoCx, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    Geometry, IoCx, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, SnapshotChange,
+    SnapshotInfo, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -116,6 +117,21 @@ pub trait Format: Send + Sync + 'static {
     /// See [`Driver::finish`].
     fn finish(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>> {
         std::future::ready(Ok(()))
+    }
+
+    /// See [`Driver::snapshots`].
+    fn snapshots(&self, _conf: &Self::Conf) -> Option<Vec<SnapshotInfo>> {
+        None
+    }
+
+    /// See [`Driver::change_snapshots`]. Only asked of a format that has [`Format::snapshots`].
+    fn change_snapshots(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _change: &SnapshotChange,
+    ) -> impl Future<Output = Result<(SnapshotInfo, Option<Self::Conf>), Error>> {
+        std::future::ready(Err(Error::new("The format has no internal snapshots")))
     }
 
     /// See [`Driver::passes_size`].
@@ -408,6 +424,19 @@ impl<F: Format> Driver for Mapped<F> {
 
     async fn finish(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), IoError> {
         self.0.finish(conf, cx).await
+    }
+
+    fn snapshots(&self, conf: &F::Conf) -> Option<Vec<SnapshotInfo>> {
+        self.0.snapshots(conf)
+    }
+
+    async fn change_snapshots(
+        &self,
+        conf: &F::Conf,
+        cx: IoCx<'_>,
+        change: &SnapshotChange,
+    ) -> Result<(SnapshotInfo, Option<F::Conf>), Error> {
+        self.0.change_snapshots(conf, cx, change).await
     }
 
     fn passes_size(&self, conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {

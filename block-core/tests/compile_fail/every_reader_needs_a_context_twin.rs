@@ -2,10 +2,10 @@
 #![allow(dead_code, unused_imports, clippy::all)]
 
 use block_core::base::ByteRange;
-use block_core::graph::{DebugEvent, DirectRequest, Driver, IoCx, Preallocation, WriteFlags};
+use block_core::graph::{DebugEvent, DirectRequest, Driver, IoCx, Preallocation, SnapshotChange, WriteFlags};
 use block_core::rt::IoBuf;
 
-async fn all<D: Driver>(d: &D, conf: &D::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, direct: DirectRequest) {
+async fn all<D: Driver>(d: &D, conf: &D::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, direct: DirectRequest, snapshot: &SnapshotChange) {
     let flags = WriteFlags::default();
     let _ = d.direct(conf, cx, direct);
     let _ = d.settle(conf, cx, direct, 0);
@@ -19,6 +19,7 @@ async fn all<D: Driver>(d: &D, conf: &D::Conf, cx: IoCx<'_>, at: ByteRange, buf:
     let _ = d.map_snapshot(conf, cx, at).await;
     let _ = d.discard_snapshot(conf, cx, at).await;
     let _ = d.truncate(conf, cx, 0, Preallocation::Off).await;
+    let _ = d.change_snapshots(conf, cx, snapshot).await;
     let _ = d.hear(conf, cx, DebugEvent::None);
 }
 

@@ -4,7 +4,7 @@
 use block_core::base::{ByteRange, Error, IoError};
 use block_core::graph::{
     ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Perms, Place, Preallocation,
-    ReopenRequest, Role, WriteFlags,
+    ReopenRequest, Role, SnapshotInfo, WriteFlags,
 };
 use block_core::rt::IoBuf;
 
@@ -25,6 +25,7 @@ impl Driver for Mine {
     }
     async fn truncate(&self, _: &u32, _: IoCx<'_>, _: u64, _: Preallocation) -> Result<u32, Error> { Ok(0) }
     async fn reopen(&self, _: &u32, _: ReopenRequest<'_>) -> Result<u32, Error> { Ok(0) }
+    fn snapshots(&self, _: &u32) -> Option<Vec<SnapshotInfo>> { None }
     async fn info(&self, _: &u32) -> DriverInfo { DriverInfo::default() }
 }
 

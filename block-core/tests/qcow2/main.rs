@@ -15,4 +15,5 @@ mod differential;
 mod hostile;
 mod peer;
 mod reading;
+mod snapshots;
 mod writing;

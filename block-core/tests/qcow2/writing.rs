@@ -18,11 +18,11 @@ const PLAIN: WriteFlags =
     WriteFlags { fua: false, may_unmap: false, no_fallback: false, compressed: false, unchanged: false };
 
 /// What a disk should have.
-struct Model {
-    bytes: Vec<u8>,
-    random: Random,
-    cluster: u64,
-    compresses: bool,
+pub(crate) struct Model {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) random: Random,
+    pub(crate) cluster: u64,
+    pub(crate) compresses: bool,
 }
 
 impl Model {
@@ -52,7 +52,7 @@ impl Model {
         (0..len).map(|at| (seed >> (at / 64 % 8 * 8)) as u8 ^ (at / 512) as u8).collect()
     }
 
-    async fn step(&mut self, lane: &PortLane) -> Result<(), IoError> {
+    pub(crate) async fn step(&mut self, lane: &PortLane) -> Result<(), IoError> {
         let most = if self.random.below(6) == 0 { 6 * self.cluster.min(200_000) } else { 20_000 };
         match self.random.below(16) {
             0..7 => {
@@ -147,7 +147,7 @@ fn swap(dir: &Path, kind: Kind, seed: u64, backed: bool, more: &Value, resizes: 
     }
 }
 
-fn in_memory() -> tempfile::TempDir {
+pub(crate) fn in_memory() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap()
 }
 

@@ -363,7 +363,8 @@ impl Cache<'_> {
 }
 
 impl Cut {
-    fn images(&self, start: &[Vec<u8>], log: &[Event]) -> Vec<Vec<u8>> {
+    /// The disks as they are found.
+    pub fn images(&self, start: &[Vec<u8>], log: &[Event]) -> Vec<Vec<u8>> {
         let mut images = start.to_vec();
         for line in &self.kept {
             let Event::Change(disk, change) = &log[*line] else { unreachable!("only changes are kept") };

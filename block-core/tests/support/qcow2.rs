@@ -30,16 +30,20 @@ pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
         }
         blocks.push(block);
     }
+    let mut tables = vec![(l1, entries, true)];
+    tables.extend(snapshots(&image, &mut refer)?.into_iter().map(|(l1, entries)| (l1, entries, false)));
     let mut copied = Vec::new();
     let step = if extended { 16 } else { 8 };
-    for entry in 0..entries {
+    for (l1, entry, is_active) in
+        tables.into_iter().flat_map(|(l1, entries, is_active)| (0..entries).map(move |entry| (l1, entry, is_active)))
+    {
         let word = image.u64(l1 + entry * 8)?;
         let l2 = word & OFFSET;
         if l2 == 0 {
             continue;
         }
         refer(l2, cluster);
-        copied.push((l2, word, "an L2 table"));
+        copied.extend(is_active.then_some((l2, word, "an L2 table")));
         for entry in 0..cluster / step {
             let word = image.u64(l2 + entry * step)?;
             if word & (1 << 62) != 0 {
@@ -49,7 +53,7 @@ pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
                 refer(start, (sectors + 1) * 512 - start % 512);
             } else if word & OFFSET != 0 {
                 refer(word & OFFSET, cluster);
-                copied.push((word & OFFSET, word, "guest data"));
+                copied.extend(is_active.then_some((word & OFFSET, word, "guest data")));
             }
         }
     }
@@ -76,6 +80,24 @@ pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
         judged.leaks += usize::from(count(number)? > references.get(&number).copied().unwrap_or(0));
     }
     Ok(judged)
+}
+
+/// The L1 tables of the snapshots, and their entries.
+fn snapshots(image: &Image<'_>, refer: &mut impl FnMut(u64, u64)) -> Result<Vec<(u64, u64)>, String> {
+    let (count, start) = (image.u32(60)?, image.u64(64)?);
+    let (mut at, mut tables) = (start, Vec::new());
+    for _ in 0..count {
+        let (l1, entries) = (image.u64(at)?, u64::from(image.u32(at + 8)?));
+        let names = image.u32(at + 12)?;
+        let len = 40 + u64::from(image.u32(at + 36)?) + u64::from(names >> 16) + u64::from(names & 0xffff);
+        refer(l1, entries * 8);
+        tables.push((l1, entries));
+        at += len.next_multiple_of(8);
+    }
+    if count > 0 {
+        refer(start, at - start);
+    }
+    Ok(tables)
 }
 
 /// What was counted.
@@ -122,6 +144,27 @@ pub fn qemu_check(image: &[u8]) -> Result<bool, String> {
         Some(3) => Ok(true),
         _ => Err(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
     }
+}
+
+/// QEMU repairs it, as far as only leaks and entries that do not say that they are alone are wrong with it; gives the
+/// image.
+pub fn qemu_repaired(image: &[u8]) -> Result<Vec<u8>, String> {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    std::fs::write(file.path(), image).unwrap();
+    let path = file.path().to_str().unwrap();
+    for more in [&["-r", "leaks"][..], &[]] {
+        let output = Command::new("timeout")
+            .args(["60", "qemu-img", "check", "-f", "qcow2"])
+            .args(more)
+            .arg(path)
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            let said = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+            return Err(format!("{more:?}: {}{}", said.0, said.1));
+        }
+    }
+    Ok(std::fs::read(path).unwrap())
 }
 
 /// A fresh image that QEMU makes.

@@ -9,6 +9,7 @@ use qmp::{Error, Qapi, Result};
 
 use super::Table;
 use super::bitmap::BlockDirtyInfo;
+use super::internal_snapshot::SnapshotInfo;
 use crate::daemon::Daemon;
 use crate::refused;
 
@@ -155,6 +156,8 @@ struct ImageInfo {
     backing_filename: Option<String>,
     /// The format of that, as the image says.
     backing_filename_format: Option<String>,
+    /// Its internal snapshots, the oldest first; absent where it has none.
+    snapshots: Option<Vec<SnapshotInfo>>,
     /// What only this driver says.
     format_specific: Option<Value>,
 }
@@ -213,7 +216,8 @@ async fn query_named_block_nodes(daemon: Rc<Daemon>, _: QueryNodesArguments) -> 
     for node in daemon.graph.nodes().into_iter().rev() {
         // A node that goes away meanwhile is none to report.
         if let Some(info) = named_info(&daemon, &node).await {
-            list.push(BlockDeviceInfo::of(&node, info));
+            let snapshots = daemon.graph.snapshots(node.id).unwrap_or_default();
+            list.push(BlockDeviceInfo::of(&node, info, snapshots.into_iter().map(SnapshotInfo::of).collect()));
         }
     }
     Ok(list)
@@ -225,7 +229,7 @@ async fn query_block(_: Rc<Daemon>, _: Empty) -> Result<Vec<Value>> {
 }
 
 impl BlockDeviceInfo {
-    fn of(node: &NodeReport, info: DriverInfo) -> Self {
+    fn of(node: &NodeReport, info: DriverInfo, snapshots: Vec<SnapshotInfo>) -> Self {
         let options = &node.options;
         let (backing_filename, backing_filename_format) =
             info.backing.map_or((None, None), |(name, format)| (Some(name), format));
@@ -257,6 +261,7 @@ impl BlockDeviceInfo {
                 cluster_size: info.cluster_size.map(signed),
                 backing_filename,
                 backing_filename_format,
+                snapshots: Some(snapshots).filter(|all| !all.is_empty()),
                 format_specific: info.specific,
             },
             cache: CacheInfo { writeback: true, direct: options.direct, no_flush: options.no_flush },

@@ -7,6 +7,7 @@ mod blockstats;
 mod chardev;
 mod export;
 mod graph;
+mod internal_snapshot;
 mod introspection;
 mod job;
 mod object;
@@ -98,6 +99,7 @@ impl Table {
         export::register(&mut table);
         object::register(&mut table);
         snapshot::register(&mut table);
+        internal_snapshot::register(&mut table);
         qom::register(&mut table);
         chardev::register(&mut table);
         process::register(&mut table);

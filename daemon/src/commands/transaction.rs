@@ -10,6 +10,7 @@ use qmp::schema::Empty;
 use qmp::{Error, Qapi, Result};
 
 use super::bitmap::{BlockDirtyBitmapAdd, BlockDirtyBitmapMerge, step};
+use super::internal_snapshot::BlockdevSnapshotInternal;
 use super::snapshot::{BlockdevSnapshot, BlockdevSnapshotSync, NewOverlay};
 use super::{Table, no_such_device};
 use crate::daemon::Daemon;
@@ -70,6 +71,8 @@ enum TransactionAction {
     /// As the command of this name.
     BlockdevSnapshot(SnapshotWrapper),
     /// As the command of this name.
+    BlockdevSnapshotInternalSync(SnapshotInternalWrapper),
+    /// As the command of this name.
     BlockdevSnapshotSync(SnapshotSyncWrapper),
     /// As the command of this name.
     BlockDirtyBitmapAdd(BitmapAddWrapper),
@@ -90,6 +93,13 @@ enum TransactionAction {
 struct SnapshotWrapper {
     /// What the command takes.
     data: BlockdevSnapshot,
+}
+
+/// The action `blockdev-snapshot-internal-sync`.
+#[derive(Clone, Debug, Qapi)]
+struct SnapshotInternalWrapper {
+    /// What the command takes.
+    data: BlockdevSnapshotInternal,
 }
 
 /// The action `blockdev-snapshot-sync`.
@@ -240,6 +250,7 @@ impl TransactionAction {
             }
             Self::BlockdevReplace(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
             Self::BlockdevSnapshot(wrapper) => wrapper.data.steps(daemon),
+            Self::BlockdevSnapshotInternalSync(wrapper) => Ok(vec![wrapper.data.step(daemon)?]),
             Self::BlockdevSnapshotSync(wrapper) => {
                 let overlay = wrapper.data.prepared(daemon).await?;
                 let steps = overlay.steps();

@@ -23,6 +23,7 @@ pub(crate) struct PartAttributes {
     pub(crate) doc: String,
     pub(crate) features: Vec<String>,
     pub(crate) flatten: bool,
+    pub(crate) skip: bool,
     pub(crate) default: Option<DefaultValue>,
 }
 
@@ -64,14 +65,16 @@ impl ContainerAttributes {
 
 impl PartAttributes {
     pub(crate) fn of(attributes: &[Attribute]) -> syn::Result<Self> {
-        let mut part = Self { rename: None, doc: doc(attributes), features: vec![], flatten: false, default: None };
+        let mut part =
+            Self { rename: None, doc: doc(attributes), features: vec![], flatten: false, skip: false, default: None };
         each_qapi(attributes, |meta| {
             match key(&meta).as_str() {
                 "rename" => part.rename = Some(text(&meta)?),
                 "feature" => part.features.push(text(&meta)?),
                 "flatten" => part.flatten = true,
+                "skip" => part.skip = true,
                 "default" => part.default = Some(default_value(&meta)?),
-                _ => return Err(meta.error("expected rename, feature, flatten or default")),
+                _ => return Err(meta.error("expected rename, feature, flatten, skip or default")),
             }
             Ok(())
         })?;

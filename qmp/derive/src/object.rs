@@ -76,6 +76,8 @@ enum Form {
     Required,
     Optional,
     Default(TokenStream),
+    /// No member at all: only programs set it.
+    Skip,
 }
 
 fn members(fields: &Fields) -> syn::Result<Vec<Member<'_>>> {
@@ -91,6 +93,9 @@ impl<'a> Member<'a> {
         let mut attributes = PartAttributes::of(&field.attrs)?;
         let ident = field.ident.as_ref().ok_or_else(|| syn::Error::new_spanned(field, "a QAPI member has a name"))?;
         let name = attributes.rename.take().unwrap_or_else(|| names::member(ident));
+        if attributes.skip {
+            return Ok(Self { field: ident, name, of: &field.ty, form: Form::Skip, attributes });
+        }
         let (form, of) = match (attributes.default.take(), option_of(&field.ty), attributes.flatten) {
             (None, None, true) => (Form::Flatten, &field.ty),
             (_, _, true) => return Err(syn::Error::new_spanned(field, "what is flattened is always there")),
@@ -112,12 +117,14 @@ impl<'a> Member<'a> {
             Form::Required => quote!(#field: members.required(#name)?,),
             Form::Optional => quote!(#field: members.optional(#name)?,),
             Form::Default(value) => quote!(#field: members.or_else(#name, || #value)?,),
+            Form::Skip => quote!(#field: ::core::default::Default::default(),),
         }
     }
 
     fn put(&self) -> TokenStream {
         let Self { field, name, .. } = self;
         match &self.form {
+            Form::Skip => TokenStream::new(),
             Form::Flatten => quote!(::qmp::schema::Object::put(&self.#field, out);),
             Form::Required | Form::Default(_) => quote!(::qmp::schema::put_member(out, #name, &self.#field);),
             Form::Optional => quote! {
@@ -132,6 +139,9 @@ impl<'a> Member<'a> {
         let Self { name, of, attributes: PartAttributes { doc, features, .. }, .. } = self;
         if matches!(self.form, Form::Flatten) {
             return quote!(<#of as ::qmp::schema::Object>::shape(collector, shape););
+        }
+        if matches!(self.form, Form::Skip) {
+            return TokenStream::new();
         }
         let optional = !matches!(self.form, Form::Required);
         let default = match &self.form {

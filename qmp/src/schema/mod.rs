@@ -9,6 +9,7 @@
 //! | struct | object, members in kebab-case | `#[qapi(name = "…", feature = "…")]` |
 //! | its field | required member; `Option<T>` is optional | `rename = "…"`, `default`, `default = expr`, `feature = "…"` |
 //! | its field | all members of another object or union stand here | `flatten` |
+//! | its field | no member: only programs set it, and what is read has the default of its type | `skip` |
 //! | enum of unit variants | enum, values in kebab-case | `rename = "…"`, `feature = "…"` on a variant |
 //! | enum with `#[qapi(union, tag = "…")]` | flat union: the tag's value picks a variant, which holds that branch's object | `tag_name = "…"` names the tag's type |
 //! | enum with `#[qapi(alternate)]` | alternate: the JSON type picks a variant; a unit variant is `null` | |

@@ -9,6 +9,7 @@ use super::header::MAX_HOST;
 use super::layout::Layout;
 use super::options::Checks;
 use super::refcounts::Block;
+use super::snapshots::Snapshot;
 use crate::base::{ByteRange, IoError, is_aligned};
 
 /// See the module's head.
@@ -36,12 +37,20 @@ pub(super) struct Meta {
     pub(super) fixed: Vec<(ByteRange, &'static str)>,
     /// Over which tables nothing else may be written.
     pub(super) checks: Checks,
+    /// The internal snapshots, as the header leads to them, and where their table is.
+    pub(super) snapshots: Vec<Snapshot>,
+    pub(super) snapshots_at: u64,
+    /// The clusters of the snapshots' L2 tables, and how many snapshots have each; nothing where they are not watched.
+    pub(super) inactive: HashMap<u64, u32>,
     /// The host cluster that the next compressed data may go on in, and the byte where.
     pub(super) packed: Option<u64>,
     /// How many commits have begun, and the last of them that ended well.
     pub(super) begun: u64,
     pub(super) ended: u64,
 }
+
+/// How messages call such a table.
+pub(super) const INACTIVE_L2: &str = "a snapshot's L2 table";
 
 /// Host clusters, counted from the beginning of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +81,8 @@ pub(super) struct Refs {
     /// From this cluster on the file is a hole.
     pub(super) fresh: u64,
     clock: u64,
+    /// What the clock said when blocks were last forgotten.
+    cleaned: u64,
 }
 
 /// A refcount block in memory.
@@ -113,7 +124,12 @@ impl Meta {
         if checks.refcount_block && self.refs.table.iter().any(|offset| hits(*offset)) {
             return Some("a refcount block");
         }
-        (checks.l2 && self.l1.iter().any(|entry| hits(entry & OFFSET))).then_some("an active L2 table")
+        if checks.l2 && self.l1.iter().any(|entry| hits(entry & OFFSET)) {
+            return Some("an active L2 table");
+        }
+        let bits = self.layout.cluster_bits;
+        let mut clusters = at.start() >> bits..at.end().div_ceil(cluster);
+        clusters.any(|cluster| self.inactive.contains_key(&cluster)).then_some(INACTIVE_L2)
     }
 
     /// Shows `mark` every cluster of the tables that are watched.
@@ -129,11 +145,24 @@ impl Meta {
         blocks.for_each(|offset| mark(offset >> bits));
         let tables = self.l1.iter().map(|entry| entry & OFFSET).filter(|offset| checks.l2 && *offset != 0);
         tables.for_each(|offset| mark(offset >> bits));
+        self.inactive.keys().for_each(|cluster| mark(*cluster));
+    }
+
+    /// These are the L2 tables of one snapshot more, or of one less.
+    pub(super) fn watch_inactive(&mut self, tables: &[u64], is_new: bool) {
+        for cluster in tables.iter().map(|entry| (entry & OFFSET) >> self.layout.cluster_bits).filter(|at| *at != 0) {
+            let count = self.inactive.entry(cluster).or_default();
+            *count = if is_new { *count + 1 } else { count.saturating_sub(1) };
+            if *count == 0 {
+                self.inactive.remove(&cluster);
+            }
+        }
     }
 
     /// The same for a place where a table of kind `own` is going to be written.
     pub(super) fn other_owner_of(&self, at: ByteRange, own: &str) -> Option<&'static str> {
-        self.owner_of(at).filter(|owner| *owner != own)
+        // A table may be a snapshot's and the active one's.
+        self.owner_of(at).filter(|owner| *owner != own && (*owner != INACTIVE_L2 || own != "an active L2 table"))
     }
 
     pub(super) fn l1_range(&self) -> ByteRange {
@@ -192,6 +221,7 @@ impl Refs {
             resting: BTreeMap::new(),
             fresh,
             clock: 0,
+            cleaned: 0,
         }
     }
 
@@ -217,6 +247,12 @@ impl Refs {
         }
         let used = self.tick();
         self.blocks.insert(index, Cached { block, dirty: false, new: false, writing: false, used });
+    }
+
+    /// Forgets blocks that were not used since this was called before.
+    pub(super) fn forget_unused(&mut self) {
+        let before = std::mem::replace(&mut self.cleaned, self.clock);
+        self.blocks.retain(|_, cached| cached.dirty || cached.writing || cached.used > before);
     }
 
     fn tick(&mut self) -> u64 {
@@ -375,6 +411,18 @@ mod tests {
         assert_eq!(run(take(&mut refs, 9)), (1, 1));
         assert_eq!(refs.change(LAYOUT, 300, false), None);
         assert_eq!(refs.change(LAYOUT, 200, false), Some(Err(CORRUPT)));
+    }
+
+    #[test]
+    fn unused_blocks_are_forgotten_in_the_second_round() {
+        let mut refs = Refs::new(vec![5 << 9, 6 << 9, 7 << 9], 512, 8, 0);
+        (0..3).for_each(|index| refs.keep(index, Block::empty(LAYOUT)));
+        refs.forget_unused();
+        assert_eq!((refs.get(LAYOUT, 1), refs.change(LAYOUT, 300, true)), (Some(0), Some(Ok(1))));
+        refs.forget_unused();
+        assert_eq!(refs.blocks.len(), 2, "one was not asked for");
+        refs.forget_unused();
+        assert_eq!(refs.blocks.keys().collect::<Vec<_>>(), [&1], "what is to be written stays");
     }
 
     #[test]

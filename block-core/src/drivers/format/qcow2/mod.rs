@@ -6,15 +6,17 @@
 //! |---|---|
 //! | `header` `extensions` `entry` `refcounts` `snapshots` `layout` | bytes of the image, parsed into what cannot be wrong |
 //! | `compression` | bytes to bytes |
-//! | `slices` `meta` `regions` `turns` | tables in memory, and who may use them when |
+//! | `slices` `meta` `regions` `turns` `clean` | tables in memory, and who may use them when |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
+//! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
 //! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
 
 mod allocate;
+mod clean;
 mod commit;
 mod compression;
 mod create;
@@ -23,6 +25,7 @@ mod extensions;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod header;
+mod history;
 mod info;
 mod layout;
 mod map;
@@ -33,6 +36,7 @@ mod packed;
 mod refcounts;
 mod regions;
 mod resize;
+mod sharing;
 mod slices;
 mod snapshots;
 mod tables;
@@ -41,12 +45,13 @@ mod write;
 mod zero;
 
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::create::{CreateOptions, create};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::write::Room;
 
+use self::clean::Cleaner;
 use self::commit::write_header;
 use self::entry::CORRUPT;
 use self::extensions::Extensions;
@@ -56,11 +61,12 @@ use self::meta::Meta;
 use self::options::Discards;
 use self::regions::Regions;
 use self::slices::Slices;
+use self::snapshots::Snapshot;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
     ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Perms,
-    Preallocation, ReopenRequest, WriteFlags,
+    Preallocation, ReopenRequest, SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::pipeline::{Access, Format};
 use crate::rt::IoBuf;
@@ -78,15 +84,15 @@ pub struct Image {
     /// As it was when the image was opened.
     header: Header,
     extensions: Extensions,
-    /// How many there are.
-    snapshots: usize,
     compression: Compression,
     /// Why the image may not be written, if that is so.
     refusal: Option<String>,
     options: Qcow2Options,
-    slices: Slices,
+    slices: Arc<Slices>,
     regions: Regions,
-    meta: Mutex<Meta>,
+    meta: Arc<Mutex<Meta>>,
+    /// What gives memory of tables back is at work as long as this is here.
+    _cleaner: Option<Cleaner>,
     // Turns, in the order in which one task may take several.
     guests: Turns,
     tables: Turns,
@@ -243,6 +249,20 @@ impl Format for Image {
 
     async fn finish(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {
         self.settle(cx).await
+    }
+
+    fn snapshots(&self, _: &Shape) -> Option<Vec<SnapshotInfo>> {
+        // As in QEMU: what is in another file is in no snapshot.
+        self.data.is_none().then(|| self.meta().snapshots.iter().map(Snapshot::info).collect())
+    }
+
+    async fn change_snapshots(
+        &self,
+        shape: &Shape,
+        cx: IoCx<'_>,
+        change: &SnapshotChange,
+    ) -> Result<(SnapshotInfo, Option<Shape>)> {
+        self.change_history(shape, cx, change).await
     }
 
     async fn truncate(&self, shape: &Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {

@@ -1,23 +1,24 @@
 //! Opening an image: header, extensions and tables are read and judged, and nothing is written yet.
 
-use std::collections::{BTreeSet, HashSet};
-use std::sync::Mutex;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
+use super::clean::Cleaner;
 use super::extensions::Extensions;
 use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
 use super::layout::Layout;
 use super::meta::{Meta, Refs};
-use super::options::Qcow2Options;
+use super::options::{Checks, Qcow2Options};
 use super::regions::Regions;
 use super::slices::Slices;
-use super::snapshots::{self, Snapshot};
+use super::snapshots::{self, Snapshot, position};
 use super::tables::fetch;
 use super::turns::Turns;
 use super::{Image, Shape};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::drivers::{Open, Opened, Site};
-use crate::graph::Child;
+use crate::graph::{Child, SnapshotName};
 use crate::pipeline::Mapped;
 
 impl Open for Qcow2Options {
@@ -28,7 +29,10 @@ impl Open for Qcow2Options {
             return Err(Error::new("A qcow2 node cannot be inactive yet"));
         }
         let file = site.child("file");
-        let read = site.visit(file, async |child| Read::all(child).await).await?;
+        if self.snapshot.is_some() && !site.common.read_only {
+            return Err(Error::new(SNAPSHOT_IS_READ));
+        }
+        let read = site.visit(file, async |child| Read::all(child, self).await).await?;
         let read = read.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
         let writable = !site.common.read_only;
         let refused = read.check(&site).and_then(|()| if writable { read.check_writable() } else { Ok(()) });
@@ -51,10 +55,14 @@ pub(super) struct Read {
     l1: Vec<u64>,
     refcount_table: Vec<u64>,
     pub(super) snapshots: Vec<Snapshot>,
+    /// Entries of their L1 tables, where these are watched.
+    inactive: Vec<u64>,
+    /// Not the disk, but a snapshot of it.
+    is_past: bool,
 }
 
 impl Read {
-    async fn all(file: Child<'_>) -> Result<Self> {
+    async fn all(file: Child<'_>, options: &Qcow2Options) -> Result<Self> {
         let end = file.size();
         let sector = part(file, ByteRange::whole(SECTOR)).await.doing(|| "Could not read the header")?;
         let header = Header::parse(&sector)?;
@@ -77,7 +85,27 @@ impl Read {
                 snapshots::parse(&header, &bytes)?
             }
         };
-        Ok(Self { header, extensions, end, sector, l1, refcount_table, snapshots })
+        let mut inactive = Vec::new();
+        for snapshot in snapshots.iter().filter(|_| options.checks().inactive_l2) {
+            inactive.extend(table(file, snapshot.l1).await.doing(|| "Could not read a snapshot's L1 table")?);
+        }
+        let mut read =
+            Self { header, extensions, end, sector, l1, refcount_table, snapshots, inactive, is_past: false };
+        if let Some(which) = &options.snapshot {
+            read.go_back(file, which).await?;
+        }
+        Ok(read)
+    }
+
+    /// Shows a snapshot.
+    async fn go_back(&mut self, file: Child<'_>, which: &SnapshotName) -> Result<()> {
+        let missing = || Error::new("Can't find the snapshot");
+        let snapshot = position(&self.snapshots, which).and_then(|at| self.snapshots.get(at)).ok_or_else(missing)?;
+        self.l1 = table(file, snapshot.l1).await.doing(|| "Could not read the snapshot's L1 table")?;
+        self.header.l1 = snapshot.l1;
+        self.header.size = snapshot.disk_size.unwrap_or(self.header.size);
+        self.is_past = true;
+        Ok(())
     }
 
     /// What has to be true for any use.
@@ -116,6 +144,9 @@ impl Read {
     /// What has to be true before anything is written.
     pub(super) fn check_writable(&self) -> Result<()> {
         let Self { header, .. } = self;
+        if self.is_past {
+            return Err(Error::new(SNAPSHOT_IS_READ));
+        }
         if header.has(CORRUPT_BIT) {
             return Err(Error::new("The image is marked corrupt, so it can only be opened with 'read-only'"));
         }
@@ -153,12 +184,17 @@ impl Read {
     fn fixed(&self) -> Vec<(ByteRange, &'static str)> {
         let Self { header, extensions, snapshots, .. } = self;
         let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
-        let len = snapshots.iter().map(|snapshot| snapshot.len).sum();
-        all.extend(ByteRange::new(header.snapshots_offset, len).filter(|at| !at.is_empty()).map(|at| (at, SNAPSHOTS)));
-        all.extend(snapshots.iter().map(|snapshot| (snapshot.l1, INACTIVE_L1)));
+        all.extend(tables_of(snapshots, header.snapshots_offset));
         all.extend(extensions.bitmaps.map(|bitmaps| (bitmaps.directory, DIRECTORY)));
         all
     }
+}
+
+/// The table of the snapshots, at `offset`, and their L1 tables.
+pub(super) fn tables_of(snapshots: &[Snapshot], offset: u64) -> impl Iterator<Item = (ByteRange, &'static str)> {
+    let len = snapshots.iter().map(|snapshot| snapshot.len).sum();
+    let table = ByteRange::new(offset, len).filter(|at| !at.is_empty());
+    table.map(|at| (at, SNAPSHOTS)).into_iter().chain(snapshots.iter().map(|snapshot| (snapshot.l1, INACTIVE_L1)))
 }
 
 pub(super) const HEADER: &str = "the header";
@@ -166,10 +202,22 @@ pub(super) const SNAPSHOTS: &str = "the snapshot table";
 pub(super) const INACTIVE_L1: &str = "a snapshot's L1 table";
 pub(super) const DIRECTORY: &str = "the bitmap directory";
 
+impl Checks {
+    /// Tables of this kind are watched.
+    pub(super) fn watch(self, what: &str) -> bool {
+        match what {
+            HEADER => self.header,
+            SNAPSHOTS => self.snapshot_table,
+            INACTIVE_L1 => self.inactive_l1,
+            _ => self.bitmaps,
+        }
+    }
+}
+
 impl Qcow2Options {
     fn image(&self, read: Read, site: &Site<'_>) -> Result<Image> {
         let (fixed, refusal) = (read.fixed(), read.check_writable().err().map(|refusal| refusal.full()));
-        let Read { header, extensions, end, sector, l1, refcount_table, snapshots } = read;
+        let Read { header, extensions, end, sector, l1, refcount_table, snapshots, inactive, .. } = read;
         let mut layout = Layout {
             cluster_bits: header.cluster_bits,
             refcount_order: header.refcount_order,
@@ -180,14 +228,11 @@ impl Qcow2Options {
         };
         layout.slice_entries = self.slice_entries(layout)?;
         let caches = self.caches(layout, header.size)?;
-        let checks = self.checks()?;
-        let fixed = fixed.into_iter().filter(|(_, what)| match *what {
-            HEADER => checks.header,
-            SNAPSHOTS => checks.snapshot_table,
-            INACTIVE_L1 => checks.inactive_l1,
-            _ => checks.bitmaps,
-        });
-        let meta = Meta {
+        let slices = Slices::new(layout, caches.slices);
+        let slices = Arc::new(slices.doing(|| "There is no room for the cache of L2 tables")?);
+        let checks = self.checks();
+        let fixed = fixed.into_iter().filter(|(_, what)| checks.watch(what));
+        let mut meta = Meta {
             layout,
             header: sector,
             l1_at: header.l1.start(),
@@ -206,12 +251,18 @@ impl Qcow2Options {
             abandoned: Vec::new(),
             fixed: fixed.collect(),
             checks,
+            snapshots,
+            snapshots_at: header.snapshots_offset,
+            inactive: HashMap::new(),
             packed: None,
             begun: 0,
             ended: 0,
         };
+        meta.watch_inactive(&inactive, true);
         let regions = Regions::new();
         meta.watched(|cluster| regions.mark(cluster));
+        let meta = Arc::new(Mutex::new(meta));
+        let cleaner = self.clean_interval()?.map(|interval| Cleaner::every(interval, &slices, &meta));
         Ok(Image {
             name: site.name.to_owned(),
             events: site.events.clone(),
@@ -221,9 +272,10 @@ impl Qcow2Options {
             compression: header.compression,
             refusal,
             options: self.clone(),
-            slices: Slices::new(layout, caches.slices),
+            slices,
             regions,
-            meta: Mutex::new(meta),
+            meta,
+            _cleaner: cleaner,
             loads: Turns::default(),
             tables: Turns::default(),
             blocks: Turns::default(),
@@ -233,7 +285,6 @@ impl Qcow2Options {
             header_turn: Turns::default(),
             is_ready: AtomicBool::new(false),
             is_corrupt: AtomicBool::new(false),
-            snapshots: snapshots.len(),
             extensions,
             header,
             layout,
@@ -241,6 +292,7 @@ impl Qcow2Options {
     }
 }
 
+const SNAPSHOT_IS_READ: &str = "An internal snapshot can only be opened with 'read-only'";
 const SECTOR: u64 = 512;
 
 /// As much of the range as the file has.

@@ -1,10 +1,12 @@
 //! What operators write about a qcow2 node, and what it comes to.
 
+use std::time::Duration;
+
 use qmp::Qapi;
 
 use super::layout::Layout;
 use crate::base::{Error, Result};
-use crate::graph::{DiscardMode, NodeOptions};
+use crate::graph::{DiscardMode, NodeOptions, SnapshotName};
 
 /// A qcow2 image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Qapi)]
@@ -33,8 +35,12 @@ pub struct Qcow2Options {
     pub l2_cache_entry_size: Option<i64>,
     /// Bytes for the cache of refcount blocks; without it 256 KiB, and room for 4 blocks at least.
     pub refcount_cache_size: Option<i64>,
-    /// Seconds after which unused tables are forgotten. Only 0 (never) is known.
+    /// Seconds after which tables that were not used meanwhile are forgotten; 0: never, 600 if absent.
     pub cache_clean_interval: Option<i64>,
+    /// The node shows this internal snapshot instead of the disk, and can only be read. For programs: operators cannot ask for
+    /// it, as they cannot with QEMU.
+    #[qapi(skip)]
+    pub snapshot: Option<SnapshotName>,
 }
 
 /// Which tables are watched.
@@ -58,7 +64,7 @@ pub enum OverlapMode {
     Constant,
     /// Also the active L2 tables, the refcount blocks and the snapshots' L1 tables.
     Cached,
-    /// Also the snapshots' L2 tables. Not known here.
+    /// Also the snapshots' L2 tables.
     All,
 }
 
@@ -82,7 +88,7 @@ pub struct OverlapFlags {
     pub snapshot_table: Option<bool>,
     /// The snapshots' L1 tables.
     pub inactive_l1: Option<bool>,
-    /// The snapshots' L2 tables. Not known here.
+    /// The snapshots' L2 tables.
     pub inactive_l2: Option<bool>,
     /// The bitmap directory.
     pub bitmap_directory: Option<bool>,
@@ -98,6 +104,7 @@ pub(super) struct Checks {
     pub(super) refcount_block: bool,
     pub(super) snapshot_table: bool,
     pub(super) inactive_l1: bool,
+    pub(super) inactive_l2: bool,
     pub(super) bitmaps: bool,
 }
 
@@ -106,6 +113,8 @@ pub(super) struct Checks {
 pub(super) struct Discards {
     /// The file is told of what the guest discards.
     pub(super) request: bool,
+    /// And of what a snapshot leaves.
+    pub(super) snapshot: bool,
     /// And of other things.
     pub(super) other: bool,
     /// Discarded clusters keep their place.
@@ -132,24 +141,20 @@ impl Qcow2Options {
             return Err(Error::new("'discard-no-unref' requires a qcow2 image of version 3"));
         }
         let request = self.pass_discard_request.unwrap_or(common.discard == DiscardMode::Unmap);
-        Ok(Discards { request, other: self.pass_discard_other.unwrap_or(false), no_unref })
+        let snapshot = self.pass_discard_snapshot.unwrap_or(true);
+        Ok(Discards { request, snapshot, other: self.pass_discard_other.unwrap_or(false), no_unref })
     }
 
-    pub(super) fn checks(&self) -> Result<Checks> {
+    pub(super) fn checks(&self) -> Checks {
         let flags = match &self.overlap_check {
             None => OverlapFlags::default(),
             Some(OverlapChecks::Mode(mode)) => OverlapFlags { template: Some(*mode), ..OverlapFlags::default() },
             Some(OverlapChecks::Flags(flags)) => flags.clone(),
         };
         let template = flags.template.unwrap_or(OverlapMode::Cached);
-        if flags.inactive_l2.unwrap_or(template == OverlapMode::All) {
-            return Err(Error::new(
-                "'overlap-check' cannot watch the L2 tables of snapshots ('inactive-l2', 'all') yet",
-            ));
-        }
         let constant = template != OverlapMode::None;
         let cached = constant && template != OverlapMode::Constant;
-        Ok(Checks {
+        Checks {
             header: flags.main_header.unwrap_or(constant),
             l1: flags.active_l1.unwrap_or(constant),
             l2: flags.active_l2.unwrap_or(cached),
@@ -157,8 +162,9 @@ impl Qcow2Options {
             refcount_block: flags.refcount_block.unwrap_or(cached),
             snapshot_table: flags.snapshot_table.unwrap_or(constant),
             inactive_l1: flags.inactive_l1.unwrap_or(cached),
+            inactive_l2: flags.inactive_l2.unwrap_or(template == OverlapMode::All),
             bitmaps: flags.bitmap_directory.unwrap_or(constant),
-        })
+        }
     }
 
     /// Entries of an L2 table that are cached together.
@@ -177,11 +183,17 @@ impl Qcow2Options {
         Ok(bytes / 8 / layout.words())
     }
 
+    /// How often unused tables are forgotten, if at all.
+    pub(super) fn clean_interval(&self) -> Result<Option<Duration>> {
+        let seconds = u32::try_from(self.cache_clean_interval.unwrap_or(CLEAN_INTERVAL));
+        let seconds = seconds.map_err(|_| {
+            Error::new(format!("Parameter 'cache-clean-interval' expects a number of seconds from 0 to {}", u32::MAX))
+        })?;
+        Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
+    }
+
     /// For a disk of `size` bytes.
     pub(super) fn caches(&self, layout: Layout, size: u64) -> Result<Caches> {
-        if self.cache_clean_interval.is_some_and(|interval| interval != 0) {
-            return Err(Error::new("'cache-clean-interval' other than 0 is not supported yet"));
-        }
         let (total, l2) = (bytes("cache-size", self.cache_size)?, bytes("l2-cache-size", self.l2_cache_size)?);
         let blocks = bytes("refcount-cache-size", self.refcount_cache_size)?;
         if total.is_some() && l2.is_some() && blocks.is_some() {
@@ -233,6 +245,8 @@ fn bytes(name: &str, value: Option<i64>) -> Result<Option<u64>> {
     parsed.map_err(|_| Error::new(format!("Parameter '{name}' expects a value that is not negative")))
 }
 
+/// Of seconds, where nothing else is said.
+const CLEAN_INTERVAL: i64 = 600;
 /// Of bytes, where nothing else is said.
 const L2_CACHE: u64 = 32 << 20;
 const REFCOUNT_CACHE: u64 = 256 << 10;
@@ -268,10 +282,13 @@ mod tests {
             Qcow2Options { refcount_cache_size: Some(1), ..both.clone() },
             Qcow2Options { l2_cache_size: Some(3 << 20), ..both },
             Qcow2Options { l2_cache_size: Some(-1), ..none.clone() },
-            Qcow2Options { cache_clean_interval: Some(600), ..none.clone() },
         ] {
             bad.caches(LAYOUT, size).unwrap_err();
         }
+        let interval = |seconds| Qcow2Options { cache_clean_interval: seconds, ..none.clone() }.clean_interval();
+        assert_eq!(interval(None).unwrap(), Some(Duration::from_secs(600)));
+        assert_eq!(interval(Some(0)).unwrap(), None);
+        assert!(interval(Some(-1)).is_err() && interval(Some(1 << 32)).is_err());
         for (bytes, entries) in
             [(512, Some(64)), (65536, Some(8192)), (256, None), (131_072, None), (768, None), (-8, None)]
         {
@@ -284,14 +301,15 @@ mod tests {
     fn what_is_watched_is_said_in_two_ways() {
         let checks =
             |check: OverlapChecks| Qcow2Options { overlap_check: Some(check), ..Qcow2Options::default() }.checks();
-        let cached = Qcow2Options::default().checks().unwrap();
-        assert_eq!(checks(OverlapChecks::Mode(OverlapMode::Cached)).unwrap(), cached);
-        let constant = checks(OverlapChecks::Mode(OverlapMode::Constant)).unwrap();
+        let cached = Qcow2Options::default().checks();
+        assert_eq!(checks(OverlapChecks::Mode(OverlapMode::Cached)), cached);
+        let constant = checks(OverlapChecks::Mode(OverlapMode::Constant));
         assert_eq!(constant, Checks { l2: false, refcount_block: false, inactive_l1: false, ..cached });
         let flags =
             OverlapFlags { template: Some(OverlapMode::None), main_header: Some(true), ..OverlapFlags::default() };
-        let header = checks(OverlapChecks::Flags(flags)).unwrap();
+        let header = checks(OverlapChecks::Flags(flags));
         assert!(header.header && !header.l1 && !header.bitmaps);
-        checks(OverlapChecks::Mode(OverlapMode::All)).unwrap_err();
+        let all = checks(OverlapChecks::Mode(OverlapMode::All));
+        assert_eq!(all, Checks { inactive_l2: true, ..cached });
     }
 }

@@ -33,9 +33,7 @@ impl Image {
         if how != Preallocation::Off && size < shape.size {
             return Err(Error::new("Preallocation is for images that grow"));
         }
-        if self.snapshots > 0 {
-            return Err(Error::new("An image with internal snapshots cannot be resized yet"));
-        }
+        self.check_resize()?;
         if self.data.is_some() {
             return Err(Error::new("An image that keeps its data in another file cannot be resized yet"));
         }
@@ -62,6 +60,18 @@ impl Image {
             return Err(error).doing(doing);
         }
         Ok(Shape { size, ..shape })
+    }
+
+    /// Snapshots have to say how large the disk was; those of version 2 need not.
+    fn check_resize(&self) -> Result<()> {
+        let meta = self.meta();
+        if !meta.snapshots.is_empty() && self.layout.version < 3 {
+            return Err(Error::new("Can't resize a v2 image which has snapshots"));
+        }
+        if meta.snapshots.iter().any(|snapshot| snapshot.disk_size.is_none()) {
+            return Err(Error::new("Can't resize an image with a snapshot that does not say the disk's size"));
+        }
+        Ok(())
     }
 
     /// The next flush makes it stable, as with any other node that is resized.

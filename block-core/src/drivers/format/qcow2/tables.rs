@@ -112,17 +112,23 @@ impl Image {
         let entry = self.meta().l1.get(index).copied().ok_or(IoError::OutOfRange)?;
         let old = table_of(entry, layout)?;
         if let Some(old) = old {
-            let at = layout.around(old);
-            let owner = self.meta().other_owner_of(at, "an active L2 table");
-            if let Some(owner) = owner {
-                return Err(self.corrupt(cx, &format!("an L2 table lies over {owner}"), at).await);
-            }
+            self.check_table(cx, old).await?;
         }
         if old.is_none() || entry & COPIED == 0 {
             self.new_table(cx, index, old).await?;
         }
         self.meta().own_tables.insert(index);
         Ok(())
+    }
+
+    /// Where an active L2 table is, nothing else is.
+    pub(super) async fn check_table(&self, cx: IoCx<'_>, table: u64) -> Result<(), IoError> {
+        let at = self.layout.around(table);
+        let owner = self.meta().other_owner_of(at, "an active L2 table");
+        match owner {
+            Some(owner) => Err(self.corrupt(cx, &format!("an L2 table lies over {owner}"), at).await),
+            None => Ok(()),
+        }
     }
 
     /// A table in a cluster of its own: empty, or a copy. It is in the file before anything leads to it.
