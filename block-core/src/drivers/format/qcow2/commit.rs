@@ -145,14 +145,6 @@ impl Image {
     /// True where the cluster is free now.
     async fn lower_one(&self, cx: IoCx<'_>, cluster: u64) -> Result<bool, IoError> {
         let layout = self.layout;
-        if self.regions.may_own(cluster) {
-            let at = layout.around(cluster << layout.cluster_bits);
-            let owner = self.meta().owner_of(at);
-            if let Some(owner) = owner {
-                self.corrupt(cx, &format!("a cluster that is set free is part of {owner}"), at).await;
-                return Ok(false);
-            }
-        }
         let count = loop {
             let changed = self.meta().refs.change(layout, cluster, false);
             match changed {
@@ -165,6 +157,16 @@ impl Image {
             self.corrupt(cx, "a cluster that was in use has refcount 0", at).await;
             return Ok(false);
         };
+        if count == 0 && self.regions.may_own(cluster) {
+            let at = layout.around(cluster << layout.cluster_bits);
+            let owner = self.meta().owner_of(at);
+            if let Some(owner) = owner {
+                // It keeps the reference that is the table's own.
+                let _ = self.meta().refs.change(layout, cluster, true);
+                self.corrupt(cx, &format!("a cluster that is set free is part of {owner}"), at).await;
+                return Ok(false);
+            }
+        }
         if count == 0 {
             self.regions.unmark(cluster);
             self.meta().refs.rest(cluster);
