@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::check::{CheckReport, Repair};
 use super::cx::IoCx;
 use super::debug_event::{DebugEvent, Pause};
 use super::geometry::Geometry;
@@ -288,6 +289,23 @@ pub trait Driver: Send + Sync + 'static {
         preallocation: Preallocation,
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
 
+    /// Goes through the image and compares what it says of itself; puts right what `repair` says. Nobody else is inside,
+    /// and the node may be written if anything is to be put right. Only formats with tables of their own offer it.
+    fn check(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _repair: Repair,
+    ) -> impl Future<Output = Result<CheckReport, Error>> {
+        std::future::ready(Err(Error::new("This image format does not support checks")))
+    }
+
+    /// The image says that it was not closed in good order, so that [`Driver::check`] has to repair it before it is
+    /// written; until then writes fail. Asked when the node has been added.
+    fn is_unclean(&self) -> bool {
+        false
+    }
+
     /// Where the node ends just now. Who says anything but [`End::Fixed`] takes writes, and writes of zeroes, past its end
     /// from users that may resize it, and [`Driver::set_end`].
     fn end(&self, _conf: &Self::Conf) -> End {
@@ -416,6 +434,8 @@ pub(crate) trait DynDriver: Send + Sync {
         size: u64,
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
+    fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
+    fn is_unclean(&self) -> bool;
     fn end(&self) -> End;
     fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>>;
     fn finish<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
@@ -506,6 +526,12 @@ impl<D: Driver> DynDriver for Body<D> {
         preallocation: Preallocation,
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>> {
         Box::pin(async move { Ok(self.under(self.driver.truncate(&self.conf, cx, size, preallocation).await?)) })
+    }
+    fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>> {
+        Box::pin(self.driver.check(&self.conf, cx, repair))
+    }
+    fn is_unclean(&self) -> bool {
+        self.driver.is_unclean()
     }
     fn end(&self) -> End {
         self.driver.end(&self.conf)

@@ -6,7 +6,8 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, Ticket, WriteFlags,
+    CheckReport, Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, Repair, Ticket,
+    WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -165,6 +166,15 @@ impl<'g> Child<'g> {
         preallocation: Preallocation,
     ) -> Result<Arc<dyn crate::graph::DynDriver>, Error> {
         self.placed().body.truncate(self.cx(), size, preallocation).await
+    }
+
+    /// Checks the node's image; nobody else is inside.
+    pub(crate) async fn check_image(self, repair: Repair) -> Result<CheckReport, Error> {
+        let options = self.options();
+        if repair != Repair::Nothing && (options.read_only || !options.active) {
+            return Err(Error::new(format!("Node '{}' is read-only: nothing can be repaired", self.name())));
+        }
+        self.placed().body.check(self.cx(), repair).await
     }
 
     // ---- what all of them need ---------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent,
-    Geometry, IoCx, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, WriteFlags,
+    CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent,
+    Geometry, IoCx, NodeOptions, Perms, Place, Preallocation, Repair, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -107,6 +107,21 @@ pub trait Format: Send + Sync + 'static {
         size: u64,
         preallocation: Preallocation,
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// See [`Driver::check`].
+    fn check(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _repair: Repair,
+    ) -> impl Future<Output = Result<CheckReport, Error>> {
+        std::future::ready(Err(Error::new("This image format does not support checks")))
+    }
+
+    /// See [`Driver::is_unclean`].
+    fn is_unclean(&self) -> bool {
+        false
+    }
 
     /// See [`Driver::end`]; [`End::Of`] passes [`Driver::set_end`] on as well.
     fn end(&self, _conf: &Self::Conf) -> End {
@@ -393,6 +408,14 @@ impl<F: Format> Driver for Mapped<F> {
         preallocation: Preallocation,
     ) -> Result<F::Conf, Error> {
         self.0.truncate(conf, cx, size, preallocation).await
+    }
+
+    async fn check(&self, conf: &F::Conf, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport, Error> {
+        self.0.check(conf, cx, repair).await
+    }
+
+    fn is_unclean(&self) -> bool {
+        self.0.is_unclean()
     }
 
     fn end(&self, conf: &F::Conf) -> End {

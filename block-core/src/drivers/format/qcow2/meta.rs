@@ -171,6 +171,18 @@ impl Meta {
         self.dirty.len() > (slices / 2).clamp(1, 4096) || self.freed.len() > 4096 || blocks > self.refs.room.max(64)
     }
 
+    /// The file is as it is said to be here, and nothing waits to be written.
+    pub(super) fn reload(&mut self, header: Vec<u8>, l1: Vec<u64>, l1_at: u64) {
+        (self.header, self.l1, self.l1_at) = (header, l1, l1_at);
+        self.l1_dirty.clear();
+        self.dirty.clear();
+        self.busy.clear();
+        self.own_tables.clear();
+        self.freed.clear();
+        self.abandoned.clear();
+        self.packed = None;
+    }
+
     /// Nobody uses anything any more: what was set free or came to nothing can be handed out again.
     pub(super) fn drained(&mut self) {
         let abandoned = std::mem::take(&mut self.abandoned);

@@ -4,20 +4,24 @@
 //!
 //! | | |
 //! |---|---|
-//! | `header` `extensions` `entry` `refcounts` `snapshots` `layout` | bytes of the image, parsed into what cannot be wrong |
+//! | `header` `extensions` `entry` `refcounts` `snapshots` `directory` `layout` | bytes of the image, parsed into what cannot be wrong |
 //! | `compression` | bytes to bytes |
 //! | `slices` `meta` `regions` `turns` | tables in memory, and who may use them when |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `commit` | writing the change down so that a crash may come at any time |
+//! | `check` `counts` `repair` | whether refcounts are true, and making them true |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
 //! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
 
 mod allocate;
+mod check;
 mod commit;
 mod compression;
+mod counts;
 mod create;
+mod directory;
 mod entry;
 mod extensions;
 mod header;
@@ -30,6 +34,7 @@ mod options;
 mod packed;
 mod refcounts;
 mod regions;
+mod repair;
 mod resize;
 mod slices;
 mod snapshots;
@@ -41,6 +46,7 @@ mod zero;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use self::check::check;
 pub use self::create::{CreateOptions, create};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::write::Room;
@@ -48,7 +54,7 @@ pub use self::write::Room;
 use self::commit::write_header;
 use self::entry::CORRUPT;
 use self::extensions::Extensions;
-use self::header::{AT_AUTOCLEAR, AT_INCOMPATIBLE, CORRUPT_BIT, Compression, Header, RAW_DATA_FILE};
+use self::header::{AT_AUTOCLEAR, AT_INCOMPATIBLE, CORRUPT_BIT, Compression, Fields, Header, RAW_DATA_FILE};
 use self::layout::Layout;
 use self::meta::Meta;
 use self::options::Discards;
@@ -57,8 +63,8 @@ use self::slices::Slices;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Perms,
-    Preallocation, ReopenRequest, WriteFlags,
+    CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Perms,
+    Preallocation, Repair, ReopenRequest, WriteFlags,
 };
 use crate::pipeline::{Access, Format};
 use crate::rt::IoBuf;
@@ -97,6 +103,8 @@ pub struct Image {
     is_ready: AtomicBool,
     /// Tables have been found to contradict each other: nothing is written any more.
     is_corrupt: AtomicBool,
+    /// The image was not closed in good order: it is repaired before anything is written.
+    is_unclean: AtomicBool,
 }
 
 /// What requests only read.
@@ -111,6 +119,11 @@ pub struct Shape {
 impl Image {
     fn meta(&self) -> MutexGuard<'_, Meta> {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the header says now of features that who does not know them may not open.
+    fn incompatible(&self) -> u64 {
+        if self.layout.version < 3 { 0 } else { Fields(&self.meta().header).u64(AT_INCOMPATIBLE).unwrap_or(0) }
     }
 
     /// A table that is watched has a part of the host cluster at `start`.
@@ -128,7 +141,7 @@ impl Image {
 
     /// Before the first write: what the header says of the image has to stay true.
     async fn ready(&self, cx: IoCx<'_>) -> Result<(), IoError> {
-        if self.is_corrupt.load(Acquire) {
+        if self.is_corrupt.load(Acquire) || self.is_unclean.load(Acquire) {
             return Err(CORRUPT);
         }
         if self.is_ready.load(Acquire) {
@@ -151,7 +164,7 @@ impl Image {
         (self.events)(NodeEvent::ImageCorrupted { node: self.name.clone(), what: what.to_owned(), at });
         tracing::error!("the image of '{}' is corrupt, and is not written any more: {what}, at {at:?}", self.name);
         if self.layout.version >= 3 {
-            let bits = self.header.incompatible | CORRUPT_BIT;
+            let bits = self.incompatible() | CORRUPT_BIT;
             if let Err(error) = write_header(self, cx, AT_INCOMPATIBLE, &bits.to_be_bytes()).await {
                 tracing::error!("the image of '{}' could not be marked corrupt: {error}", self.name);
             }
@@ -247,6 +260,14 @@ impl Format for Image {
         self.resize(*shape, cx, size, how).await
     }
 
+    async fn check(&self, _: &Shape, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport> {
+        self.checked(cx, repair).await
+    }
+
+    fn is_unclean(&self) -> bool {
+        self.is_unclean.load(Acquire)
+    }
+
     fn with_children(&self, shape: &Shape, change: ChildChange<'_>) -> Result<Option<Shape>> {
         Ok(match change {
             ChildChange::Comes("backing", id) => Some(Shape { backing: Some(id), ..*shape }),
@@ -262,6 +283,12 @@ impl Format for Image {
         }
         if let Some(refusal) = self.refusal.as_ref().filter(|_| !request.common.read_only) {
             return Err(Error::new(refusal.clone()));
+        }
+        if self.is_unclean.load(Acquire) && !request.common.read_only {
+            return Err(Error::new(
+                "The image was not closed in good order. It is repaired when it is opened for writing: remove the node, and \
+                 add it without 'read-only'",
+            ));
         }
         Ok(Shape { discards: own.discards(self.layout.version, request.common)?, ..*shape })
     }

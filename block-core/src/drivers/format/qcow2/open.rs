@@ -47,14 +47,14 @@ pub(super) struct Read {
     pub(super) extensions: Extensions,
     /// Of the file, in bytes.
     end: u64,
-    sector: Vec<u8>,
-    l1: Vec<u64>,
-    refcount_table: Vec<u64>,
+    pub(super) sector: Vec<u8>,
+    pub(super) l1: Vec<u64>,
+    pub(super) refcount_table: Vec<u64>,
     pub(super) snapshots: Vec<Snapshot>,
 }
 
 impl Read {
-    async fn all(file: Child<'_>) -> Result<Self> {
+    pub(super) async fn all(file: Child<'_>) -> Result<Self> {
         let end = file.size();
         let sector = part(file, ByteRange::whole(SECTOR)).await.doing(|| "Could not read the header")?;
         let header = Header::parse(&sector)?;
@@ -78,6 +78,19 @@ impl Read {
             }
         };
         Ok(Self { header, extensions, end, sector, l1, refcount_table, snapshots })
+    }
+
+    /// With slices of one entry: how large they are is a matter of options.
+    pub(super) fn layout(&self) -> Layout {
+        let header = &self.header;
+        Layout {
+            cluster_bits: header.cluster_bits,
+            refcount_order: header.refcount_order,
+            extended: header.has(EXTENDED_L2),
+            version: header.version,
+            external: header.has(DATA_FILE),
+            slice_entries: 1,
+        }
     }
 
     /// What has to be true for any use.
@@ -119,18 +132,17 @@ impl Read {
         if header.has(CORRUPT_BIT) {
             return Err(Error::new("The image is marked corrupt, so it can only be opened with 'read-only'"));
         }
-        if header.has(DIRTY) {
-            return Err(Error::new(
-                "The image was not closed and its refcounts have to be repaired ('qemu-img check -r all'), so it can only \
-                 be opened with 'read-only'",
-            ));
-        }
         if self.extensions.bitmaps.is_some() && header.autoclear & BITMAPS != 0 {
             return Err(Error::new(
                 "The image has persistent dirty bitmaps, which cannot be kept up to date yet, so it can only be opened \
                  with 'read-only'",
             ));
         }
+        self.check_overlaps()
+    }
+
+    /// Tables that would be written lie over each other.
+    pub(super) fn check_overlaps(&self) -> Result<()> {
         let tables = self.tables();
         for (number, (range, what)) in tables.iter().enumerate() {
             if let Some((_, other)) = tables.iter().skip(number + 1).find(|(other, _)| other.overlaps(*range)) {
@@ -146,6 +158,14 @@ impl Read {
         let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
         all.extend([(header.l1, "the active L1 table"), (header.refcount_table, "the refcount table")]);
         all.extend(self.fixed().into_iter().filter(|(_, what)| *what == SNAPSHOTS));
+        all
+    }
+
+    /// The same, with what only snapshots and bitmaps lead to.
+    pub(super) fn all_tables(&self) -> Vec<(ByteRange, &'static str)> {
+        let Self { header, .. } = self;
+        let mut all = self.fixed();
+        all.extend([(header.l1, "the active L1 table"), (header.refcount_table, "the refcount table")]);
         all
     }
 
@@ -169,15 +189,8 @@ pub(super) const DIRECTORY: &str = "the bitmap directory";
 impl Qcow2Options {
     fn image(&self, read: Read, site: &Site<'_>) -> Result<Image> {
         let (fixed, refusal) = (read.fixed(), read.check_writable().err().map(|refusal| refusal.full()));
+        let mut layout = read.layout();
         let Read { header, extensions, end, sector, l1, refcount_table, snapshots } = read;
-        let mut layout = Layout {
-            cluster_bits: header.cluster_bits,
-            refcount_order: header.refcount_order,
-            extended: header.has(EXTENDED_L2),
-            version: header.version,
-            external: header.has(DATA_FILE),
-            slice_entries: 1,
-        };
         layout.slice_entries = self.slice_entries(layout)?;
         let caches = self.caches(layout, header.size)?;
         let checks = self.checks()?;
@@ -233,6 +246,7 @@ impl Qcow2Options {
             header_turn: Turns::default(),
             is_ready: AtomicBool::new(false),
             is_corrupt: AtomicBool::new(false),
+            is_unclean: AtomicBool::new(header.has(DIRTY)),
             snapshots: snapshots.len(),
             extensions,
             header,
@@ -244,7 +258,7 @@ impl Qcow2Options {
 const SECTOR: u64 = 512;
 
 /// As much of the range as the file has.
-async fn part(file: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
+pub(super) async fn part(file: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
     match ByteRange::whole(file.size()).intersection(at) {
         None => Ok(Vec::new()),
         Some(inside) => fetch(file, inside.start(), inside.len()).await,

@@ -111,6 +111,11 @@ impl Slices {
         true
     }
 
+    /// Nothing is here any more.
+    pub(super) fn clear(&self) {
+        self.places.iter().for_each(|place| place.change(|| place.tag.store(0, Relaxed)));
+    }
+
     fn victim(&self, slice: u64, keep: impl Fn(u64) -> bool) -> Option<&Place> {
         let set = self.set(slice);
         let hand = usize::try_from(self.hand.fetch_add(1, Relaxed)).unwrap_or(0);
