@@ -21,8 +21,10 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bench::{add, with};
-use block_core::graph::{Graph, Limits, NodeId};
+use block_core::graph::{Graph, Limits, NodeId, WriteFlags};
+use block_core::rt::{Local, run_control};
 use crash::{Report, Trial};
+use disk::{Disk, Event, Log};
 use serde_json::{Value, json};
 
 const SIZE: u64 = 64 << 10;
@@ -102,4 +104,81 @@ fn an_image_whose_flushes_are_dropped_is_caught() {
     let careless = json!({ "file": { "driver": "raw", "file": "disk", "cache": { "no-flush": true } } });
     let Report { first, lost, .. } = trial(1, "cluster_size=512", false).run(stack(careless), stack(json!({})));
     assert!(first.is_some() && lost > 0, "{first:?}");
+}
+
+/// The image behind all of a log.
+fn last(start: &[u8], log: &[Event]) -> Vec<u8> {
+    let mut image = start.to_vec();
+    for event in log {
+        if let Event::Change(_, change) = event {
+            change.apply(&mut image);
+        }
+    }
+    image
+}
+
+/// Opens an image for writing, lets somebody use it, and closes it; gives what was seen, or why it cannot be opened, and
+/// what was done to the disk.
+fn opened<T>(image: &[u8], work: impl AsyncFn(&Rc<Graph>, NodeId) -> T) -> (Result<T, String>, Vec<Event>) {
+    let log = Log::default();
+    let result = run_control(async |_| {
+        let graph = Graph::new(std::sync::Arc::new(|_| ()));
+        graph.permit().add(Disk::node(0, image.to_vec(), limits(), &log)).await.unwrap();
+        let options = json!({ "driver": "qcow2", "node-name": "top", "discard": "unmap", "file": "disk" });
+        let node = add(&graph, options).await?;
+        let value = work(&graph, node).await;
+        graph.permit().remove(node).await.map_err(|error| error.full())?;
+        Ok(value)
+    });
+    (result, log.events())
+}
+
+/// All of a disk.
+async fn contents(graph: &Rc<Graph>, node: NodeId) -> Vec<u8> {
+    let port = bench::attach(graph, node, bench::READER).await.unwrap();
+    let lane = port.handle().lane(&Local::current());
+    let bytes = bench::read(&lane, bench::range(0, port.geometry().size)).await.unwrap();
+    drop(lane);
+    port.detach(&mut graph.permit()).await.unwrap();
+    bytes
+}
+
+/// A repair may end anywhere: what it leaves is repaired by the next one, and what is called clean is.
+#[test]
+fn a_crash_during_a_repair_leaves_what_can_be_repaired() {
+    let mut states = 0;
+    for options in ["cluster_size=512", "cluster_size=4096"] {
+        let fill = async |graph: &Rc<Graph>, node| {
+            let port = bench::attach(graph, node, bench::writer()).await.unwrap();
+            let lane = port.handle().lane(&Local::current());
+            let bytes: Vec<u8> = (0..SIZE).map(|at| (at / 512) as u8 | 1).collect();
+            bench::write(&lane, 0, &bytes[..SIZE as usize / 2], WriteFlags::default()).await.unwrap();
+            bench::write(&lane, SIZE - 4096, &bytes[..4096], WriteFlags::default()).await.unwrap();
+            drop(lane);
+            port.detach(&mut graph.permit()).await.unwrap();
+        };
+        let fresh = qcow2::fresh(options, SIZE);
+        let (filled, log) = opened(&fresh, fill);
+        filled.unwrap();
+        let good = last(&fresh, &log);
+        let expected = opened(&good, contents).0.unwrap();
+        let mut spoilt = good;
+        qcow2::spoil(&mut spoilt);
+        qcow2::corrupt(&spoilt).unwrap_err();
+        let (seen, log) = opened(&spoilt, contents);
+        assert!(seen.unwrap() == expected);
+        for cut in crash::cuts(&log, &mut random::Random(7)) {
+            let image = cut.images(&[spoilt.clone()], &log).remove(0);
+            let judged = qcow2::corrupt(&image);
+            assert!(qcow2::is_dirty(&image) || judged.is_ok(), "{cut:?}: it is called clean, and {judged:?}");
+            let (seen, log) = opened(&image, contents);
+            assert!(seen.unwrap() == expected, "{cut:?}");
+            let mended = last(&image, &log);
+            assert!(!qcow2::is_dirty(&mended));
+            assert_eq!(qcow2::corrupt(&mended).map(|judged| judged.leaks), Ok(0), "{cut:?}");
+            states += 1;
+        }
+    }
+    eprintln!("{states} crash states of a repair");
+    assert!(states > 50);
 }

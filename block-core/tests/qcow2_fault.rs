@@ -18,7 +18,7 @@ mod scenarios;
 
 use std::path::Path;
 
-use faults::{SIZE, Subject};
+use faults::{SIZE, Scene, Subject};
 use scenarios::fault_at_every_call;
 use serde_json::json;
 
@@ -43,6 +43,32 @@ fn subject(options: &'static str) -> Subject {
         buffers: true,
         heals: |_| false,
         block: 1,
-        check: |dir| qcow2::corrupt(&std::fs::read(dir.join("disk.img")).unwrap()).map(drop),
+        // What is still called dirty is repaired when it is opened.
+        check: |dir| {
+            let image = std::fs::read(dir.join("disk.img")).unwrap();
+            if qcow2::is_dirty(&image) { Ok(()) } else { qcow2::corrupt(&image).map(drop) }
+        },
     }
+}
+
+/// An image that was not closed in good order is opened: it is repaired, or it is not there and as dirty as before.
+#[test]
+fn repairing() {
+    let mut points = 0;
+    for subject in subjects() {
+        let scenario = async |scene: &mut Scene<'_>| {
+            let path = scene.dir().join("disk.img");
+            let mut image = std::fs::read(&path).unwrap();
+            qcow2::spoil(&mut image);
+            std::fs::write(path, image).unwrap();
+            scene.arm();
+            scene.open().await;
+            scene.read().await;
+            scene.close().await;
+        };
+        let tried = faults::with_plans(&subject, &faults::PLANS, scenario);
+        points += tried.unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+    eprintln!("{points} faults");
+    assert!(points > 100);
 }

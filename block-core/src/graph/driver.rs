@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::bitmaps::NodeBitmap;
 use super::check::{CheckReport, Repair};
 use super::cx::IoCx;
 use super::debug_event::{DebugEvent, Pause};
@@ -306,6 +307,32 @@ pub trait Driver: Send + Sync + 'static {
         false
     }
 
+    /// The dirty bitmaps that the image stores, the youngest first. Asked when the node is added, perhaps several times.
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        Vec::new()
+    }
+
+    /// The image shall store these bitmaps, which nobody else changes now, and what it says of any that it has becomes
+    /// untrue. Fails where it cannot store them. Nobody else is inside.
+    fn keep_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Err(Error::new("Operation not supported")))
+    }
+
+    /// Stores the bitmaps, if what the image says of them is untrue. Comes before [`Driver::finish`].
+    fn store_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
+
     /// Where the node ends just now. Who says anything but [`End::Fixed`] takes writes, and writes of zeroes, past its end
     /// from users that may resize it, and [`Driver::set_end`].
     fn end(&self, _conf: &Self::Conf) -> End {
@@ -436,6 +463,9 @@ pub(crate) trait DynDriver: Send + Sync {
     ) -> Boxed<'a, Result<Arc<dyn DynDriver>, Error>>;
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
     fn is_unclean(&self) -> bool;
+    fn bitmaps(&self) -> Vec<NodeBitmap>;
+    fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), Error>>;
+    fn store_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), IoError>>;
     fn end(&self) -> End;
     fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>>;
     fn finish<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
@@ -532,6 +562,15 @@ impl<D: Driver> DynDriver for Body<D> {
     }
     fn is_unclean(&self) -> bool {
         self.driver.is_unclean()
+    }
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        self.driver.bitmaps()
+    }
+    fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), Error>> {
+        Box::pin(self.driver.keep_bitmaps(&self.conf, cx, bitmaps))
+    }
+    fn store_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.store_bitmaps(&self.conf, cx, bitmaps))
     }
     fn end(&self) -> End {
         self.driver.end(&self.conf)

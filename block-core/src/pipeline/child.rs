@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    CheckReport, Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, Repair, Ticket,
+    CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place, Preallocation, Repair, Ticket,
     WriteFlags,
 };
 use crate::rt::IoBuf;
@@ -113,8 +113,12 @@ impl<'g> Child<'g> {
 
     /// Leaves what the node stands on as somebody else may find it, if the node writes at all. A flush makes it stable.
     pub(crate) async fn finish(self) -> Result<(), IoError> {
-        let writes = !self.options().read_only && self.options().active;
-        if writes { self.placed().body.finish(self.cx()).await } else { Ok(()) }
+        if self.options().read_only || !self.options().active {
+            return Ok(());
+        }
+        let placed = self.placed();
+        placed.body.store_bitmaps(self.cx(), &placed.kept).await?;
+        placed.body.finish(self.cx()).await
     }
 
     /// See [`Driver::end_growth`](crate::graph::Driver::end_growth).
@@ -175,6 +179,14 @@ impl<'g> Child<'g> {
             return Err(Error::new(format!("Node '{}' is read-only: nothing can be repaired", self.name())));
         }
         self.placed().body.check(self.cx(), repair).await
+    }
+
+    /// The node's image shall store these bitmaps; nobody else is inside.
+    pub(crate) async fn keep_bitmaps(self, bitmaps: &[NodeBitmap]) -> Result<(), Error> {
+        if self.options().read_only || !self.options().active {
+            return Err(Error::new(format!("Node '{}' is read-only", self.name())));
+        }
+        self.placed().body.keep_bitmaps(self.cx(), bitmaps).await
     }
 
     // ---- what all of them need ---------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ use std::future::Future;
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
     CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent,
-    Geometry, IoCx, NodeOptions, Perms, Place, Preallocation, Repair, ReopenRequest, Role, Settled, WriteFlags,
+    Geometry, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation, Repair, ReopenRequest, Role, Settled, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -121,6 +121,31 @@ pub trait Format: Send + Sync + 'static {
     /// See [`Driver::is_unclean`].
     fn is_unclean(&self) -> bool {
         false
+    }
+
+    /// See [`Driver::bitmaps`].
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        Vec::new()
+    }
+
+    /// See [`Driver::keep_bitmaps`].
+    fn keep_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Err(Error::new("Operation not supported")))
+    }
+
+    /// See [`Driver::store_bitmaps`].
+    fn store_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
     }
 
     /// See [`Driver::end`]; [`End::Of`] passes [`Driver::set_end`] on as well.
@@ -416,6 +441,18 @@ impl<F: Format> Driver for Mapped<F> {
 
     fn is_unclean(&self) -> bool {
         self.0.is_unclean()
+    }
+
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        self.0.bitmaps()
+    }
+
+    async fn keep_bitmaps(&self, conf: &F::Conf, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<(), Error> {
+        self.0.keep_bitmaps(conf, cx, bitmaps).await
+    }
+
+    async fn store_bitmaps(&self, conf: &F::Conf, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<(), IoError> {
+        self.0.store_bitmaps(conf, cx, bitmaps).await
     }
 
     fn end(&self, conf: &F::Conf) -> End {

@@ -231,3 +231,87 @@ fn what_is_wrong_is_what_qemu_finds_and_is_repaired() {
     eprintln!("{} corruptions and {} leaks, {} and {} repaired", found.corruptions, found.leaks, fixed.corruptions, fixed.leaks);
     assert!(found.corruptions > 100 && found.leaks > 10);
 }
+
+/// Only what is too much goes: nothing that is wrong besides is touched.
+#[test]
+fn leaks_alone_can_be_repaired() {
+    let mut random = Random(0x1ea4);
+    for kind in [KINDS[0], KINDS[2], KINDS[10]] {
+        let dir = in_memory();
+        let path = full(dir.path(), kind, &mut random);
+        let at = Bytes::of(&path).alone();
+        let spoilt = dir.path().join("spoilt.qcow2").to_str().unwrap().to_owned();
+        for (harms, clean) in [(&[0][..], true), (&[0, 4], true), (&[0, 2], false)] {
+            let mut bytes = Bytes::of(&path);
+            harms.iter().for_each(|harm| DAMAGES[*harm].1(&mut bytes, at));
+            std::fs::write(&spoilt, &bytes.all).unwrap();
+            let ours = checked(&spoilt, kind, Repair::Leaks).unwrap();
+            let left = CheckReport { corruptions_fixed: 0, leaks_fixed: 0, ..ours };
+            assert_eq!(left, judged(&spoilt));
+            assert_eq!((ours.leaks_fixed, ours.leaks, ours.corruptions == 0), (1, 0, clean), "{ours:?}");
+        }
+    }
+}
+
+/// An image that was not closed in good order is repaired before anybody writes, and opened as it is by who only reads.
+#[test]
+fn a_dirty_image_is_repaired_when_it_is_opened_for_writing() {
+    let mut random = Random(0xd17e);
+    for kind in [KINDS[0], KINDS[8], KINDS[10]] {
+        let dir = in_memory();
+        let path = full(dir.path(), kind, &mut random);
+        let (mut bytes, seen) = (Bytes::of(&path), contents(&path));
+        let at = bytes.alone();
+        DAMAGES[1].1(&mut bytes, at);
+        bytes.all[79] |= 1;
+        std::fs::write(&path, &bytes.all).unwrap();
+        let opened = async |more: Value| {
+            let graph = Graph::new(Arc::new(|_| ()));
+            let node = add(&graph, with(node(&path, kind, None), &with(json!({ "node-name": "top" }), &more))).await?;
+            let dirty = graph.info(node).await.unwrap().dirty;
+            graph.permit().remove(node).await.unwrap();
+            Ok::<_, String>(dirty)
+        };
+        assert_eq!(run_control(async |_| opened(json!({ "read-only": true })).await), Ok(Some(true)));
+        assert!(std::fs::read(&path).unwrap() == bytes.all, "who only reads changes nothing");
+        assert_eq!(run_control(async |_| opened(json!({})).await), Ok(Some(false)));
+        check(&path);
+        assert!(contents(&path) == seen);
+    }
+}
+
+/// What cannot be repaired is not written: there is no node, and the image is as dirty as before.
+#[test]
+fn a_dirty_image_that_cannot_be_repaired_is_refused() {
+    let dir = in_memory();
+    let path = full(dir.path(), KINDS[0], &mut Random(3));
+    let mut bytes = Bytes::of(&path);
+    let at = bytes.alone();
+    bytes.set(at, bytes.word(at) + 512);
+    bytes.all[79] |= 1;
+    std::fs::write(&path, &bytes.all).unwrap();
+    run_control(async |_| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        let refused = add(&graph, with(node(&path, KINDS[0], None), &json!({ "node-name": "top" }))).await.unwrap_err();
+        assert!(refused.contains("could not be repaired: 1 corruptions"), "{refused}");
+        assert!(graph.nodes().is_empty());
+    });
+    assert_eq!(std::fs::read(&path).unwrap()[79] & 1, 1);
+}
+
+#[test]
+fn not_every_node_can_be_checked() {
+    let dir = in_memory();
+    let path = create(dir.path(), "a.qcow2", KINDS[0], SIZE, None);
+    run_control(async |_| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        let raw = add(&graph, json!({ "driver": "null-co", "node-name": "raw" })).await.unwrap();
+        let refused = graph.permit().check(raw, Repair::Nothing).await.unwrap_err().full();
+        assert!(refused.contains("does not support checks"), "{refused}");
+        let more = json!({ "node-name": "top", "read-only": true });
+        let node = add(&graph, with(node(&path, KINDS[0], None), &more)).await.unwrap();
+        let refused = graph.permit().check(node, Repair::Leaks).await.unwrap_err().full();
+        assert!(refused.contains("read-only"), "{refused}");
+        graph.permit().check(node, Repair::Nothing).await.unwrap();
+    });
+}

@@ -363,7 +363,8 @@ impl Cache<'_> {
 }
 
 impl Cut {
-    fn images(&self, start: &[Vec<u8>], log: &[Event]) -> Vec<Vec<u8>> {
+    /// What is on the disks then.
+    pub fn images(&self, start: &[Vec<u8>], log: &[Event]) -> Vec<Vec<u8>> {
         let mut images = start.to_vec();
         for line in &self.kept {
             let Event::Change(disk, change) = &log[*line] else { unreachable!("only changes are kept") };
