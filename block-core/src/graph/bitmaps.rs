@@ -12,7 +12,7 @@ use super::geometry::Geometry;
 use super::id::NodeId;
 use super::shape::{Kind, NodeParts, Vertex, Vertices};
 use super::transaction::{Pending, Step};
-use crate::base::{Error, Result, ResultExt};
+use crate::base::{Error, Result};
 use crate::bitmap::Bitmap;
 
 /// A bitmap of a node.
@@ -181,9 +181,7 @@ impl BitmapChange {
         match (&self.what, old) {
             (BitmapAction::Add { persistent: true, .. }, None) => {
                 kept.insert(0, NodeBitmap::new(&self.name, &self.what, report.geometry)?);
-                let doing = || format!("Can't make bitmap '{}' persistent in '{}'", self.name, report.name);
-                let node = &mut drained.exclusive(self.node)?;
-                node.with(async |child| child.keep_bitmaps(&kept).await).await.doing(doing)
+                drained.exclusive(self.node)?.with(async |child| child.keep_bitmaps(&kept).await).await
             }
             (BitmapAction::Remove, Some(old)) if old.persistent => {
                 old.check_kept(report.options.read_only)?;

@@ -313,14 +313,14 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// The image shall store these bitmaps, which nobody else changes now, and what it says of any that it has becomes
-    /// untrue. Fails where it cannot store them. Nobody else is inside.
+    /// untrue. Fails where it cannot store them; `false`: it cannot store any. Nobody else is inside.
     fn keep_bitmaps(
         &self,
         _conf: &Self::Conf,
         _cx: IoCx<'_>,
         _bitmaps: &[NodeBitmap],
-    ) -> impl Future<Output = Result<(), Error>> {
-        std::future::ready(Err(Error::new("Operation not supported")))
+    ) -> impl Future<Output = Result<bool, Error>> {
+        std::future::ready(Ok(false))
     }
 
     /// Stores the bitmaps, if what the image says of them is untrue. Comes before [`Driver::finish`].
@@ -464,7 +464,7 @@ pub(crate) trait DynDriver: Send + Sync {
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
     fn is_unclean(&self) -> bool;
     fn bitmaps(&self) -> Vec<NodeBitmap>;
-    fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), Error>>;
+    fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<bool, Error>>;
     fn store_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), IoError>>;
     fn end(&self) -> End;
     fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>>;
@@ -566,7 +566,7 @@ impl<D: Driver> DynDriver for Body<D> {
     fn bitmaps(&self) -> Vec<NodeBitmap> {
         self.driver.bitmaps()
     }
-    fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), Error>> {
+    fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<bool, Error>> {
         Box::pin(self.driver.keep_bitmaps(&self.conf, cx, bitmaps))
     }
     fn store_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), IoError>> {

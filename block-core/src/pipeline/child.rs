@@ -183,10 +183,15 @@ impl<'g> Child<'g> {
 
     /// The node's image shall store these bitmaps; nobody else is inside.
     pub(crate) async fn keep_bitmaps(self, bitmaps: &[NodeBitmap]) -> Result<(), Error> {
+        // In QEMU's words.
+        let refused = |why| Error::new(format!("Can't store persistent bitmaps to {}: {why}", self.name()));
         if self.options().read_only || !self.options().active {
-            return Err(Error::new(format!("Node '{}' is read-only", self.name())));
+            return Err(refused("Read-only file system"));
         }
-        self.placed().body.keep_bitmaps(self.cx(), bitmaps).await
+        match self.placed().body.keep_bitmaps(self.cx(), bitmaps).await? {
+            true => Ok(()),
+            false => Err(refused("Operation not supported")),
+        }
     }
 
     // ---- what all of them need ---------------------------------------------------------------------------------

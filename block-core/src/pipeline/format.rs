@@ -134,8 +134,8 @@ pub trait Format: Send + Sync + 'static {
         _conf: &Self::Conf,
         _cx: IoCx<'_>,
         _bitmaps: &[NodeBitmap],
-    ) -> impl Future<Output = Result<(), Error>> {
-        std::future::ready(Err(Error::new("Operation not supported")))
+    ) -> impl Future<Output = Result<bool, Error>> {
+        std::future::ready(Ok(false))
     }
 
     /// See [`Driver::store_bitmaps`].
@@ -447,7 +447,7 @@ impl<F: Format> Driver for Mapped<F> {
         self.0.bitmaps()
     }
 
-    async fn keep_bitmaps(&self, conf: &F::Conf, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<(), Error> {
+    async fn keep_bitmaps(&self, conf: &F::Conf, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<bool, Error> {
         self.0.keep_bitmaps(conf, cx, bitmaps).await
     }
 

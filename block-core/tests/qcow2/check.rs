@@ -13,7 +13,6 @@ use crate::bench::{add, with};
 use crate::peer::{KINDS, Kind, check, contents, create, node, run, work};
 use crate::random::Random;
 
-const BITMAPS: bool = false;
 const SIZE: u64 = (3 << 20) + 512;
 const COPIED: u64 = 1 << 63;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -64,7 +63,7 @@ fn full(dir: &Path, kind: Kind, random: &mut Random) -> String {
         run("qemu-img", &["snapshot", "-c", "before", &path]);
         work(&path, kind, SIZE, random, 10);
     }
-    if BITMAPS && !kind.options.contains("0.10") && kind.cluster > 512 {
+    if !kind.options.contains("0.10") {
         run("qemu-img", &["bitmap", "--add", "-g", "512", &path, "first"]);
         work(&path, kind, SIZE, random, 10);
         run("qemu-img", &["bitmap", "--add", &path, "second"]);

@@ -10,6 +10,7 @@ mod bench;
 #[path = "../support/random.rs"]
 mod random;
 
+mod bitmaps;
 mod check;
 mod creating;
 mod hostile;

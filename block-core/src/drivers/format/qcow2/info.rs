@@ -3,7 +3,7 @@
 use serde_json::json;
 use std::sync::atomic::Ordering::Acquire;
 
-use super::header::{CORRUPT_BIT, Compression, DIRTY, EXTENDED_L2, LAZY_REFCOUNTS};
+use super::header::{AT_INCOMPATIBLE, CORRUPT_BIT, Compression, DIRTY, EXTENDED_L2, LAZY_REFCOUNTS};
 use super::{Image, Shape};
 use crate::graph::DriverInfo;
 
@@ -24,7 +24,7 @@ impl Image {
         }
         put("refcount-bits", (1u64 << header.refcount_order).into());
         if header.version >= 3 {
-            put("corrupt", (self.incompatible() & CORRUPT_BIT != 0 || self.is_corrupt.load(Acquire)).into());
+            put("corrupt", (self.header_word(AT_INCOMPATIBLE) & CORRUPT_BIT != 0 || self.is_corrupt.load(Acquire)).into());
             put("extended-l2", header.has(EXTENDED_L2).into());
         }
         if self.data.is_some() {
@@ -39,7 +39,7 @@ impl Image {
             driver: "qcow2",
             specific,
             cluster_size: Some(self.layout.cluster()),
-            dirty: Some(self.incompatible() & DIRTY != 0),
+            dirty: Some(self.header_word(AT_INCOMPATIBLE) & DIRTY != 0),
             backing: backing.map(|name| (name, self.extensions.backing_format.clone())),
             ..DriverInfo::default()
         }

@@ -10,12 +10,14 @@
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `commit` | writing the change down so that a crash may come at any time |
+//! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
 //! | `check` `counts` `repair` | whether refcounts are true, and making them true |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
 //! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
 
 mod allocate;
+mod bitmap;
 mod check;
 mod commit;
 mod compression;
@@ -25,6 +27,7 @@ mod directory;
 mod entry;
 mod extensions;
 mod header;
+mod heading;
 mod info;
 mod layout;
 mod map;
@@ -51,6 +54,7 @@ pub use self::create::{CreateOptions, create};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::write::Room;
 
+use self::bitmap::Stored;
 use self::commit::write_header;
 use self::entry::CORRUPT;
 use self::extensions::Extensions;
@@ -63,7 +67,7 @@ use self::slices::Slices;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Perms,
+    CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap, NodeEvent, NodeOptions, Perms,
     Preallocation, Repair, ReopenRequest, WriteFlags,
 };
 use crate::pipeline::{Access, Format};
@@ -88,10 +92,12 @@ pub struct Image {
     /// Why the image may not be written, if that is so.
     refusal: Option<String>,
     options: Qcow2Options,
+    stored: Mutex<Stored>,
     slices: Slices,
     regions: Regions,
     meta: Mutex<Meta>,
     // Turns, in the order in which one task may take several.
+    readying: Turns,
     guests: Turns,
     tables: Turns,
     packing: Turns,
@@ -121,9 +127,13 @@ impl Image {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the header says now of features that who does not know them may not open.
-    fn incompatible(&self) -> u64 {
-        if self.layout.version < 3 { 0 } else { Fields(&self.meta().header).u64(AT_INCOMPATIBLE).unwrap_or(0) }
+    /// What the header says now of features.
+    fn header_word(&self, at: usize) -> u64 {
+        if self.layout.version < 3 { 0 } else { Fields(&self.meta().header).u64(at).unwrap_or(0) }
+    }
+
+    fn stored(&self) -> MutexGuard<'_, Stored> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A table that is watched has a part of the host cluster at `start`.
@@ -147,8 +157,14 @@ impl Image {
         if self.is_ready.load(Acquire) {
             return Ok(());
         }
-        let known = self.header.autoclear & if self.data.is_some() { RAW_DATA_FILE } else { 0 };
-        if self.header.autoclear != known {
+        let _turn = self.readying.at(cx, 0).await;
+        if self.is_ready.load(Acquire) {
+            return Ok(());
+        }
+        self.mark_in_use(cx).await?;
+        let autoclear = self.header_word(AT_AUTOCLEAR);
+        let known = autoclear & (self.vouches_for_bitmaps() | if self.data.is_some() { RAW_DATA_FILE } else { 0 });
+        if autoclear != known {
             write_header(self, cx, AT_AUTOCLEAR, &known.to_be_bytes()).await?;
             cx.child(self.file).flush().await?;
         }
@@ -164,7 +180,7 @@ impl Image {
         (self.events)(NodeEvent::ImageCorrupted { node: self.name.clone(), what: what.to_owned(), at });
         tracing::error!("the image of '{}' is corrupt, and is not written any more: {what}, at {at:?}", self.name);
         if self.layout.version >= 3 {
-            let bits = self.incompatible() | CORRUPT_BIT;
+            let bits = self.header_word(AT_INCOMPATIBLE) | CORRUPT_BIT;
             if let Err(error) = write_header(self, cx, AT_INCOMPATIBLE, &bits.to_be_bytes()).await {
                 tracing::error!("the image of '{}' could not be marked corrupt: {error}", self.name);
             }
@@ -266,6 +282,18 @@ impl Format for Image {
 
     fn is_unclean(&self) -> bool {
         self.is_unclean.load(Acquire)
+    }
+
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        self.loaded_bitmaps()
+    }
+
+    async fn keep_bitmaps(&self, shape: &Shape, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<bool> {
+        self.keep(shape, cx, bitmaps).await.map(|()| true)
+    }
+
+    async fn store_bitmaps(&self, _: &Shape, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<(), IoError> {
+        self.store(cx, bitmaps).await
     }
 
     fn with_children(&self, shape: &Shape, change: ChildChange<'_>) -> Result<Option<Shape>> {

@@ -4,8 +4,9 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
+use super::bitmap::Stored;
 use super::extensions::Extensions;
-use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
+use super::header::{CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
 use super::layout::Layout;
 use super::meta::{Meta, Refs};
 use super::options::Qcow2Options;
@@ -28,14 +29,18 @@ impl Open for Qcow2Options {
             return Err(Error::new("A qcow2 node cannot be inactive yet"));
         }
         let file = site.child("file");
-        let read = site.visit(file, async |child| Read::all(child).await).await?;
-        let read = read.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
+        let read = site.visit(file, async |child| {
+            let read = Read::all(child).await?;
+            let stored = Stored::load(child, &read).await?;
+            Ok::<_, Error>((read, stored))
+        });
+        let (read, stored) = read.await?.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
         let writable = !site.common.read_only;
         let refused = read.check(&site).and_then(|()| if writable { read.check_writable() } else { Ok(()) });
         refused.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
         let size = read.header.size;
         let discards = self.discards(read.header.version, site.common)?;
-        let image = self.image(read, &site)?;
+        let image = self.image(read, stored, &site)?;
         let shape = Shape { size, backing: site.optional("backing"), discards };
         Ok(Opened { driver: Mapped(image), conf: shape, options: site.common })
     }
@@ -132,12 +137,6 @@ impl Read {
         if header.has(CORRUPT_BIT) {
             return Err(Error::new("The image is marked corrupt, so it can only be opened with 'read-only'"));
         }
-        if self.extensions.bitmaps.is_some() && header.autoclear & BITMAPS != 0 {
-            return Err(Error::new(
-                "The image has persistent dirty bitmaps, which cannot be kept up to date yet, so it can only be opened \
-                 with 'read-only'",
-            ));
-        }
         self.check_overlaps()
     }
 
@@ -187,7 +186,7 @@ pub(super) const INACTIVE_L1: &str = "a snapshot's L1 table";
 pub(super) const DIRECTORY: &str = "the bitmap directory";
 
 impl Qcow2Options {
-    fn image(&self, read: Read, site: &Site<'_>) -> Result<Image> {
+    fn image(&self, read: Read, stored: Stored, site: &Site<'_>) -> Result<Image> {
         let (fixed, refusal) = (read.fixed(), read.check_writable().err().map(|refusal| refusal.full()));
         let mut layout = read.layout();
         let Read { header, extensions, end, sector, l1, refcount_table, snapshots } = read;
@@ -234,6 +233,8 @@ impl Qcow2Options {
             compression: header.compression,
             refusal,
             options: self.clone(),
+            stored: Mutex::new(stored),
+            readying: Turns::default(),
             slices: Slices::new(layout, caches.slices),
             regions,
             meta: Mutex::new(meta),
