@@ -333,7 +333,8 @@ mod tests {
 
     #[test]
     fn words_go_there_and_back() {
-        let marked = bitmap((PAGE + 70) * 512, 512, &[(512, 1024), (63 * 512, 65 * 512), (PAGE * 512, (PAGE + 70) * 512)]);
+        let marked =
+            bitmap((PAGE + 70) * 512, 512, &[(512, 1024), (63 * 512, 65 * 512), (PAGE * 512, (PAGE + 70) * 512)]);
         let words: Vec<_> = marked.words(0, PAGE / 64 + 4).collect();
         assert_eq!((words[0], words[1], words[words.len() - 3], words.last()), (1 << 63 | 2, 1, 0x3f, Some(&0)));
         let other = marked.clean().unwrap();

@@ -175,16 +175,8 @@ impl<'d> GraphEdit<'d> {
         let guard = shared.uses.guard();
         let (body, options, explicit) = (new.body, new.options, new.explicit);
         let bitmaps = body.bitmaps();
-        let parts = NodeParts {
-            body,
-            shared,
-            options,
-            geometry: placeholder,
-            bitmaps,
-            is_supposed: false,
-            explicit,
-            guard,
-        };
+        let parts =
+            NodeParts { body, shared, options, geometry: placeholder, bitmaps, is_supposed: false, explicit, guard };
         let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges.0)?;
         self.geometry_dirty.insert(id);
         if self.depth(id) > MAX_DEPTH {

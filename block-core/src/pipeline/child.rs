@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place, Preallocation, Repair, Ticket,
-    WriteFlags,
+    CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place, Preallocation, Repair,
+    Ticket, WriteFlags,
 };
 use crate::rt::IoBuf;
 

@@ -5,8 +5,9 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent,
-    Geometry, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation, Repair, ReopenRequest, Role, Settled, WriteFlags,
+    CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End,
+    Extent, Geometry, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Repair, Role, Settled,
+    WriteFlags,
 };
 use crate::rt::IoBuf;
 

@@ -216,11 +216,9 @@ fn after_a_crash_a_bitmap_is_not_believed() {
         closed(graph, node).await;
         assert_eq!(flags(&path), ["auto", ""]);
         // A change of marks without any write is as bad.
-        for (what, name) in [
-            (BitmapAction::Clear, "one"),
-            (BitmapAction::Enable, "two"),
-            (BitmapAction::Merge(Vec::new()), "two"),
-        ] {
+        for (what, name) in
+            [(BitmapAction::Clear, "one"), (BitmapAction::Enable, "two"), (BitmapAction::Merge(Vec::new()), "two")]
+        {
             let (graph, node) = opened(&path, kind, &json!({})).await.unwrap();
             change(&graph, node, name, what).await.unwrap();
             std::fs::copy(&path, &copy).unwrap();
@@ -290,7 +288,9 @@ fn what_cannot_be_stored_is_refused() {
     run_control(async |_| {
         let (graph, node) = opened(&old, KINDS[1], &json!({})).await.unwrap();
         let refused = change(&graph, node, "a", new(512, true)).await.unwrap_err();
-        assert!(refused.contains("Can't make bitmap 'a' persistent in 'top': Cannot store dirty bitmaps in qcow2 v2 files"));
+        assert!(
+            refused.contains("Can't make bitmap 'a' persistent in 'top': Cannot store dirty bitmaps in qcow2 v2 files")
+        );
         closed(graph, node).await;
         let (graph, node) = opened(&narrow, KINDS[3], &json!({})).await.unwrap();
         let refused = change(&graph, node, "a", new(512, true)).await.unwrap_err();

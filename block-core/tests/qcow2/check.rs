@@ -211,7 +211,8 @@ fn what_is_wrong_is_what_qemu_finds_and_is_repaired() {
                 assert_eq!(ours, expected, "{what}");
             }
             assert!(std::fs::read(&spoilt).unwrap() == bytes.all, "{what}: nothing was to be put right");
-            let seen = if what.contains("forgotten (") && what.contains("a cluster") { None } else { Some(contents(&path)) };
+            let seen =
+                if what.contains("forgotten (") && what.contains("a cluster") { None } else { Some(contents(&path)) };
             let report = checked(&spoilt, *kind, Repair::All).unwrap_or_else(|said| panic!("{what}: {said}"));
             check(&spoilt);
             let left = CheckReport { corruptions_fixed: 0, leaks_fixed: 0, ..report };
@@ -227,7 +228,10 @@ fn what_is_wrong_is_what_qemu_finds_and_is_repaired() {
             fixed.leaks += report.leaks_fixed;
         }
     }
-    eprintln!("{} corruptions and {} leaks, {} and {} repaired", found.corruptions, found.leaks, fixed.corruptions, fixed.leaks);
+    eprintln!(
+        "{} corruptions and {} leaks, {} and {} repaired",
+        found.corruptions, found.leaks, fixed.corruptions, fixed.leaks
+    );
     assert!(found.corruptions > 100 && found.leaks > 10);
 }
 

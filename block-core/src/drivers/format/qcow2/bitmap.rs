@@ -211,7 +211,8 @@ impl Image {
         // The oldest first.
         for bitmap in bitmaps.iter().rev() {
             let entry = self.entry_of(bitmap);
-            let table = if bitmap.inconsistent { entry.table } else { self.write_bits(cx, &bitmap.bits, taken).await? };
+            let table =
+                if bitmap.inconsistent { entry.table } else { self.write_bits(cx, &bitmap.bits, taken).await? };
             entries.push(Entry { table, ..entry });
         }
         let bytes = directory::bytes(&entries);
@@ -271,7 +272,16 @@ impl Image {
                 }
             }
         }
+        // An image may say that its bitmaps lie over its other tables. Those stay.
+        gone.retain(|run| !self.is_other_table(*run));
         gone
+    }
+
+    fn is_other_table(&self, run: Run) -> bool {
+        let (bits, mut all) = (self.layout.cluster_bits, run.cluster..run.cluster + run.count);
+        let range = ByteRange::new(run.cluster << bits, run.count << bits);
+        all.any(|cluster| self.regions.may_own(cluster))
+            && range.is_none_or(|range| self.meta().other_owner_of(range, DIRECTORY).is_some())
     }
 
     /// The data and the table of a bitmap.

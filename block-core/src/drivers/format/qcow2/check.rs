@@ -12,7 +12,7 @@ use std::sync::atomic::{Ordering::Acquire, Ordering::Release};
 use super::Image;
 use super::counts::Counts;
 use super::directory::{self, Part};
-use super::entry::{COPIED, COMPRESSED, Cluster, L2Entry, OFFSET};
+use super::entry::{COMPRESSED, COPIED, Cluster, L2Entry, OFFSET};
 use super::header::{BITMAPS, DIRTY, Fields};
 use super::layout::Layout;
 use super::meta::Refs;

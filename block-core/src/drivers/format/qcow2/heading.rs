@@ -10,7 +10,6 @@ pub(super) struct Heading {
     pub(super) bytes: Vec<u8>,
 }
 
-
 /// Bytes of the bitmaps extension, with its head; and of the mark at the end of all extensions.
 const LEN: usize = 32;
 const MARK: usize = 8;

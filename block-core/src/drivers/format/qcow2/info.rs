@@ -24,7 +24,10 @@ impl Image {
         }
         put("refcount-bits", (1u64 << header.refcount_order).into());
         if header.version >= 3 {
-            put("corrupt", (self.header_word(AT_INCOMPATIBLE) & CORRUPT_BIT != 0 || self.is_corrupt.load(Acquire)).into());
+            put(
+                "corrupt",
+                (self.header_word(AT_INCOMPATIBLE) & CORRUPT_BIT != 0 || self.is_corrupt.load(Acquire)).into(),
+            );
             put("extended-l2", header.has(EXTENDED_L2).into());
         }
         if self.data.is_some() {

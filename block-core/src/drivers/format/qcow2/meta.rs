@@ -99,9 +99,14 @@ pub(super) enum Found {
 impl Meta {
     /// Which table that is watched has a part of the range, if one has. Goes through all of them.
     pub(super) fn owner_of(&self, at: ByteRange) -> Option<&'static str> {
+        self.other_owner_of(at, "")
+    }
+
+    /// The same for a place where a table of kind `own` is going to be written.
+    pub(super) fn other_owner_of(&self, at: ByteRange, own: &str) -> Option<&'static str> {
         let (cluster, checks) = (self.layout.cluster(), self.checks);
         let hits = |offset: u64| offset != 0 && ByteRange::new(offset, cluster).is_some_and(|table| table.overlaps(at));
-        if let Some((_, what)) = self.fixed.iter().find(|(range, _)| range.overlaps(at)) {
+        if let Some((_, what)) = self.fixed.iter().find(|(range, what)| *what != own && range.overlaps(at)) {
             return Some(what);
         }
         if checks.l1 && self.l1_range().overlaps(at) {
@@ -110,10 +115,11 @@ impl Meta {
         if checks.refcount_table && self.refs.range().overlaps(at) {
             return Some("the refcount table");
         }
-        if checks.refcount_block && self.refs.table.iter().any(|offset| hits(*offset)) {
-            return Some("a refcount block");
+        let (block, l2) = ("a refcount block", "an active L2 table");
+        if checks.refcount_block && own != block && self.refs.table.iter().any(|offset| hits(*offset)) {
+            return Some(block);
         }
-        (checks.l2 && self.l1.iter().any(|entry| hits(entry & OFFSET))).then_some("an active L2 table")
+        (checks.l2 && own != l2 && self.l1.iter().any(|entry| hits(entry & OFFSET))).then_some(l2)
     }
 
     /// Shows `mark` every cluster of the tables that are watched.
@@ -129,11 +135,6 @@ impl Meta {
         blocks.for_each(|offset| mark(offset >> bits));
         let tables = self.l1.iter().map(|entry| entry & OFFSET).filter(|offset| checks.l2 && *offset != 0);
         tables.for_each(|offset| mark(offset >> bits));
-    }
-
-    /// The same for a place where a table of kind `own` is going to be written.
-    pub(super) fn other_owner_of(&self, at: ByteRange, own: &str) -> Option<&'static str> {
-        self.owner_of(at).filter(|owner| *owner != own)
     }
 
     pub(super) fn l1_range(&self) -> ByteRange {

@@ -67,8 +67,8 @@ use self::slices::Slices;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap, NodeEvent, NodeOptions, Perms,
-    Preallocation, Repair, ReopenRequest, WriteFlags,
+    CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap, NodeEvent,
+    NodeOptions, Perms, Preallocation, ReopenRequest, Repair, WriteFlags,
 };
 use crate::pipeline::{Access, Format};
 use crate::rt::IoBuf;
