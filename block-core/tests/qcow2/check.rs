@@ -302,8 +302,9 @@ fn a_dirty_image_that_cannot_be_repaired_is_refused() {
     assert_eq!(std::fs::read(&path).unwrap()[79] & 1, 1);
 }
 
+/// Not every node can be checked, and only what may be written is repaired.
 #[test]
-fn not_every_node_can_be_checked() {
+fn sync_op_check() {
     let dir = in_memory();
     let path = create(dir.path(), "a.qcow2", KINDS[0], SIZE, None);
     run_control(async |_| {

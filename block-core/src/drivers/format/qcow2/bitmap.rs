@@ -122,6 +122,16 @@ impl Image {
         self.stored().loaded.clone()
     }
 
+    /// As queries show what the image has (QEMU: `Qcow2BitmapInfo`).
+    pub(super) fn stored_bitmaps(&self) -> Vec<serde_json::Value> {
+        let one = |entry: &Entry| {
+            let known = [(IN_USE, "in-use"), (AUTO, "auto")];
+            let flags: Vec<_> = known.iter().filter(|(bit, _)| entry.flags & bit != 0).map(|(_, name)| name).collect();
+            serde_json::json!({ "name": entry.name, "granularity": entry.granularity(), "flags": flags })
+        };
+        self.stored().entries.iter().map(one).collect()
+    }
+
     /// Autoclear bits that stay when the image is written.
     pub(super) fn vouches_for_bitmaps(&self) -> u64 {
         if self.stored().place.is_some() { BITMAPS } else { 0 }

@@ -35,7 +35,7 @@ const FIXED: usize = 24;
 const GRANULARITIES: std::ops::RangeInclusive<u8> = 9..=31;
 const MAX_NAME: usize = 1023;
 /// The largest table of a bitmap, in entries, and the most that its clusters have together, in bytes.
-const MAX_TABLE: u64 = 1 << 27;
+const MAX_TABLE: u64 = 128 << 20;
 const MAX_DATA: u64 = 512 << 20;
 
 impl Entry {

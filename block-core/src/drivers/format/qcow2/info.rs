@@ -30,6 +30,10 @@ impl Image {
             );
             put("extended-l2", header.has(EXTENDED_L2).into());
         }
+        let bitmaps = self.stored_bitmaps();
+        if !bitmaps.is_empty() {
+            put("bitmaps", bitmaps.into());
+        }
         if self.data.is_some() {
             if let Some(name) = &self.extensions.data_file {
                 put("data-file", name.as_str().into());
