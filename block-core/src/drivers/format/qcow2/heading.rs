@@ -12,6 +12,7 @@ pub(super) struct Heading {
 
 /// Bytes of the bitmaps extension, with its head; and of the mark at the end of all extensions.
 const LEN: usize = 32;
+const DATA: u32 = 24;
 const MARK: usize = 8;
 
 impl Heading {
@@ -88,7 +89,7 @@ impl Heading {
         self.put(end + 8, data);
         write(&self.bytes, end + 8..end + LEN).await?;
         self.put(end, &KIND.to_be_bytes());
-        self.put(end + 4, &(LEN as u32 - 8).to_be_bytes());
+        self.put(end + 4, &DATA.to_be_bytes());
         write(&self.bytes, end..end + 8).await
     }
 
@@ -169,4 +170,120 @@ fn data(bitmaps: Bitmaps) -> [u8; LEN - 8] {
     data[8..16].copy_from_slice(&bitmaps.directory.len().to_be_bytes());
     data[16..].copy_from_slice(&bitmaps.directory.start().to_be_bytes());
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::super::extensions::Extensions;
+    use super::*;
+    use crate::base::ByteRange;
+
+    /// A first cluster with extensions of such lengths, and perhaps the name of a backing file behind them.
+    fn cluster(lens: &[usize], name: Option<&str>, kinds: &[u32]) -> Vec<u8> {
+        let mut bytes = vec![0; 112];
+        bytes[..4].copy_from_slice(&super::super::header::MAGIC);
+        (bytes[7], bytes[23], bytes[59], bytes[99], bytes[103]) = (3, 11, 1, 4, 112);
+        for (number, len) in lens.iter().enumerate() {
+            bytes.extend(kinds.get(number).copied().unwrap_or(0x1234 + number as u32).to_be_bytes());
+            bytes.extend(u32::try_from(*len).unwrap().to_be_bytes());
+            bytes.resize(bytes.len() + len.next_multiple_of(8), 1);
+        }
+        bytes.extend([0; 8]);
+        if let Some(name) = name {
+            let at = bytes.len() as u64;
+            bytes[8..16].copy_from_slice(&at.to_be_bytes());
+            bytes[16..20].copy_from_slice(&u32::try_from(name.len()).unwrap().to_be_bytes());
+            bytes.extend(name.as_bytes());
+        }
+        bytes.resize(2048, 0);
+        bytes
+    }
+
+    fn place(count: u32) -> Bitmaps {
+        Bitmaps { count, directory: ByteRange::new(u64::from(count) << 16, 32).unwrap() }
+    }
+
+    fn parsed(bytes: &[u8]) -> (Header, Extensions) {
+        let header = Header::parse(&bytes[..512]).unwrap();
+        let extensions = Extensions::parse(&header, bytes).unwrap();
+        (header, extensions)
+    }
+
+    /// What the image vouches for.
+    fn vouched(bytes: &[u8]) -> Option<Bitmaps> {
+        let (header, extensions) = parsed(bytes);
+        extensions.bitmaps.filter(|_| header.autoclear & BITMAPS != 0)
+    }
+
+    /// Makes the change on `disk`. Each sector of each step may be the last one that is written: who finds that has to see
+    /// the bitmaps as they were, as they will be, or none, and everything else as it was.
+    fn changed(disk: &mut Vec<u8>, to: Option<Bitmaps>, one_sector: bool) -> Result<(), IoError> {
+        let ((header, before), was) = (parsed(disk), vouched(disk));
+        let others = |all: &Extensions| all.all.iter().filter(|one| one.kind != KIND).cloned().collect::<Vec<_>>();
+        let write = async |bytes: &[u8], part: std::ops::Range<usize>| {
+            let sectors = part.start / 512..part.end.div_ceil(512);
+            assert!(!one_sector || part.start >= 512 || sectors.len() == 1, "{part:?}");
+            for sector in sectors {
+                let part = sector * 512..(sector + 1) * 512;
+                disk[part.clone()].copy_from_slice(&bytes[part]);
+                let (_, now) = parsed(disk);
+                assert_eq!((&now.backing_file, others(&now)), (&before.backing_file, others(&before)));
+                let found = vouched(disk);
+                assert!([None, was, to].contains(&found), "{found:?}, neither {was:?} nor {to:?}");
+            }
+            Ok(())
+        };
+        let heading = Heading { bytes: disk.clone() };
+        let has_room = heading.has_room(&header);
+        let done = {
+            let mut future = pin!(heading.set_bitmaps(&header, to, write));
+            match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(done) => done,
+                Poll::Pending => panic!("nothing waits"),
+            }
+        };
+        assert_eq!(has_room || to.is_none(), done.is_ok());
+        if done.is_ok() {
+            assert_eq!(vouched(disk), to);
+        }
+        done
+    }
+
+    #[test]
+    fn every_sector_may_be_the_last_one_written() {
+        for first in (0..=420).step_by(8) {
+            for name in [None, Some("base.img"), Some(&*"n".repeat(700))] {
+                let mut disk = cluster(&[first, 3], name, &[]);
+                for to in [Some(place(1)), Some(place(2)), None, None, Some(place(3))] {
+                    changed(&mut disk, to, true).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_extension_between_others_goes_too() {
+        let mut disk = cluster(&[16, 24, 100], Some("base.img"), &[7, 8, 9]);
+        changed(&mut disk, Some(place(1)), true).unwrap();
+        let (header, found) = parsed(&disk);
+        assert_eq!(found.all.iter().map(|one| one.kind).collect::<Vec<_>>(), [7, 8, 9, KIND]);
+        // Another program has put one behind it.
+        let heading = Heading { bytes: disk.clone() };
+        let end = heading.end(&header);
+        disk[end..end + 8].copy_from_slice(&[0, 0, 0, 10, 0, 0, 0, 0]);
+        changed(&mut disk, None, false).unwrap();
+        let (_, found) = parsed(&disk);
+        assert_eq!(found.all.iter().map(|one| one.kind).collect::<Vec<_>>(), [7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn where_there_is_no_room_nothing_is_written() {
+        let full = cluster(&[1800, 64], None, &[]);
+        let mut disk = full.clone();
+        assert_eq!(changed(&mut disk, Some(place(1)), true), Err(IoError::NoSpace));
+        assert!(disk == full);
+    }
 }

@@ -22,7 +22,7 @@ use crate::graph::{Child, Repair};
 
 impl Walk<'_> {
     /// Puts right what can be. Gives the image as it is then.
-    pub(super) async fn repaired(mut self, mut read: Read, repair: Repair) -> Result<Read, IoError> {
+    pub(super) async fn repaired(self, mut read: Read, repair: Repair) -> Result<Read, IoError> {
         let file = self.file;
         // Whoever wants leaks gone alone gets flags that follow from that, and nothing else.
         let only_leaks = repair == Repair::Leaks && self.report.corruptions > self.wrong_flags;
@@ -42,7 +42,7 @@ impl Walk<'_> {
     }
 
     /// Refcounts where there are blocks for them.
-    async fn in_place(&mut self, repair: Repair) -> Result<(), IoError> {
+    async fn in_place(&self, repair: Repair) -> Result<(), IoError> {
         let layout = self.layout;
         let per_block = layout.block_entries();
         let known = self.end.div_ceil(layout.cluster()).max(self.counts.last().map_or(0, |last| last + 1));
