@@ -173,7 +173,7 @@ fn a_crash_during_a_repair_leaves_what_can_be_repaired() {
         let (seen, log) = opened(&spoilt, contents);
         assert!(seen.unwrap() == expected);
         for cut in crash::cuts(&log, &mut random::Random(7)) {
-            let image = cut.images(&[spoilt.clone()], &log).remove(0);
+            let image = cut.images(std::slice::from_ref(&spoilt), &log).remove(0);
             let judged = qcow2::corrupt(&image);
             assert!(qcow2::is_dirty(&image) || judged.is_ok(), "{cut:?}: it is called clean, and {judged:?}");
             let (seen, log) = opened(&image, contents);
@@ -242,7 +242,7 @@ impl Bitmaps {
         let (first, then) = (vec![0; SIZE as usize], then.unwrap());
         let mut all = Self::default();
         for cut in crash::cuts(&log, &mut random::Random(11)) {
-            let image = cut.images(&[start.clone()], &log).remove(0);
+            let image = cut.images(std::slice::from_ref(&start), &log).remove(0);
             if let Err(why) = all.judge(&image, [("old", &first), ("young", &then)]) {
                 all.first.get_or_insert(format!("{cut:?}: {why}"));
             }
@@ -253,7 +253,7 @@ impl Bitmaps {
     /// A bitmap that is believed has a mark for all that is not as it was before.
     fn judge(&mut self, image: &[u8], bases: [(&str, &Vec<u8>); 2]) -> Result<(), String> {
         self.states += 1;
-        if self.states % 61 == 0 {
+        if self.states.is_multiple_of(61) {
             qcow2::qemu_check(image)?;
         }
         let look = async |graph: &Rc<Graph>, node| {

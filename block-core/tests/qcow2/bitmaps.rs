@@ -44,7 +44,7 @@ fn dirty(path: &str, bitmap: &str) -> Vec<(u64, u64)> {
     let begun = Instant::now();
     while !Path::new(&socket).exists() {
         assert!(begun.elapsed() < Duration::from_secs(30), "qemu-nbd has no socket");
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::yield_now();
     }
     let options = format!("driver=nbd,server.type=unix,server.path={socket},x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}");
     let said = run("qemu-img", &["map", "--output=json", "--image-opts", &options]);
@@ -181,7 +181,7 @@ fn what_qemu_stores_is_found_and_kept() {
             // Closed, reopened and written, in all orders.
             let (graph, top) = opened(&path, kind, &json!({ "read-only": true })).await.unwrap();
             let options = with(crate::peer::node(&path, kind, None), &json!({ "node-name": "top" }));
-            reopen(&graph, &[options.clone()]).await.unwrap();
+            reopen(&graph, std::slice::from_ref(&options)).await.unwrap();
             written(&graph, top, &[(0, 512)]).await;
             reopen(&graph, &[with(options.clone(), &json!({ "read-only": true }))]).await.unwrap();
             assert_eq!(listed(&path), before, "they are in good order as soon as nobody can write");

@@ -111,7 +111,7 @@ impl Bytes {
 
     /// Where the refcount of a cluster is: the byte, and the bit in it.
     fn place(&self, cluster: u64) -> (u64, u32) {
-        let per_block = self.cluster * 8 >> self.order;
+        let per_block = (self.cluster * 8) >> self.order;
         let block = self.word(self.word(48) + cluster / per_block * 8);
         let first = (cluster % per_block) << self.order;
         (block + first / 8, (first % 8) as u32)
