@@ -182,14 +182,14 @@ mod tests {
     use crate::base::ByteRange;
 
     /// A first cluster with extensions of such lengths, and perhaps the name of a backing file behind them.
-    fn cluster(lens: &[usize], name: Option<&str>, kinds: &[u32]) -> Vec<u8> {
+    fn cluster(lens: &[u32], name: Option<&str>, kinds: &[u32]) -> Vec<u8> {
         let mut bytes = vec![0; 112];
         bytes[..4].copy_from_slice(&super::super::header::MAGIC);
         (bytes[7], bytes[23], bytes[59], bytes[99], bytes[103]) = (3, 11, 1, 4, 112);
         for (number, len) in lens.iter().enumerate() {
-            bytes.extend(kinds.get(number).copied().unwrap_or(0x1234 + number as u32).to_be_bytes());
-            bytes.extend(u32::try_from(*len).unwrap().to_be_bytes());
-            bytes.resize(bytes.len() + len.next_multiple_of(8), 1);
+            bytes.extend(kinds.get(number).copied().unwrap_or(0x1234).to_be_bytes());
+            bytes.extend(len.to_be_bytes());
+            bytes.resize(bytes.len() + len.next_multiple_of(8) as usize, 1);
         }
         bytes.extend([0; 8]);
         if let Some(name) = name {
@@ -220,10 +220,10 @@ mod tests {
 
     /// Makes the change on `disk`. Each sector of each step may be the last one that is written: who finds that has to see
     /// the bitmaps as they were, as they will be, or none, and everything else as it was.
-    fn changed(disk: &mut Vec<u8>, to: Option<Bitmaps>) -> Result<(), IoError> {
+    fn changed(disk: &mut [u8], to: Option<Bitmaps>) -> Result<(), IoError> {
         let ((header, before), was) = (parsed(disk), vouched(disk));
         let others = |all: &Extensions| all.all.iter().filter(|one| one.kind != KIND).cloned().collect::<Vec<_>>();
-        let heading = Heading { bytes: disk.clone() };
+        let heading = Heading { bytes: disk.to_vec() };
         let has_room = heading.has_room(&header);
         let write = async |bytes: &[u8], part: std::ops::Range<usize>| {
             let sectors = part.start / 512..part.end.div_ceil(512);

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `header` `extensions` `entry` `refcounts` `snapshots` `directory` `layout` | bytes of the image, parsed into what cannot be wrong |
 //! | `compression` | bytes to bytes |
-//! | `slices` `meta` `regions` `turns` | tables in memory, and who may use them when |
+//! | `slices` `meta` `regions` `turns` `clean` | tables in memory, and who may use them when |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `commit` | writing the change down so that a crash may come at any time |
@@ -19,6 +19,7 @@
 mod allocate;
 mod bitmap;
 mod check;
+mod clean;
 mod commit;
 mod compression;
 mod counts;
@@ -47,7 +48,7 @@ mod write;
 mod zero;
 
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::check::check;
 pub use self::create::{CreateOptions, create};
@@ -55,6 +56,7 @@ pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::write::Room;
 
 use self::bitmap::Stored;
+use self::clean::Cleaner;
 use self::commit::write_header;
 use self::entry::CORRUPT;
 use self::extensions::Extensions;
@@ -93,9 +95,11 @@ pub struct Image {
     refusal: Option<String>,
     options: Qcow2Options,
     stored: Mutex<Stored>,
-    slices: Slices,
+    slices: Arc<Slices>,
     regions: Regions,
-    meta: Mutex<Meta>,
+    meta: Arc<Mutex<Meta>>,
+    /// What gives memory of tables back is at work as long as this is here.
+    _cleaner: Option<Cleaner>,
     // Turns, in the order in which one task may take several.
     readying: Turns,
     guests: Turns,

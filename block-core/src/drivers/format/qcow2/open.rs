@@ -1,10 +1,11 @@
 //! Opening an image: header, extensions and tables are read and judged, and nothing is written yet.
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use super::bitmap::Stored;
+use super::clean::Cleaner;
 use super::extensions::Extensions;
 use super::header::{CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
 use super::layout::Layout;
@@ -192,6 +193,8 @@ impl Qcow2Options {
         let Read { header, extensions, end, sector, l1, refcount_table, snapshots } = read;
         layout.slice_entries = self.slice_entries(layout)?;
         let caches = self.caches(layout, header.size)?;
+        let slices = Slices::new(layout, caches.slices);
+        let slices = Arc::new(slices.doing(|| "There is no room for the cache of L2 tables")?);
         let checks = self.checks()?;
         let fixed = fixed.into_iter().filter(|(_, what)| match *what {
             HEADER => checks.header,
@@ -224,6 +227,8 @@ impl Qcow2Options {
         };
         let regions = Regions::new();
         meta.watched(|cluster| regions.mark(cluster));
+        let meta = Arc::new(Mutex::new(meta));
+        let cleaner = self.clean_interval()?.map(|interval| Cleaner::every(interval, &slices, &meta));
         Ok(Image {
             name: site.name.to_owned(),
             events: site.events.clone(),
@@ -235,9 +240,10 @@ impl Qcow2Options {
             options: self.clone(),
             stored: Mutex::new(stored),
             readying: Turns::default(),
-            slices: Slices::new(layout, caches.slices),
+            slices,
             regions,
-            meta: Mutex::new(meta),
+            meta,
+            _cleaner: cleaner,
             loads: Turns::default(),
             tables: Turns::default(),
             blocks: Turns::default(),
