@@ -5,9 +5,9 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent,
-    Geometry, IoCx, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, SnapshotChange,
-    SnapshotInfo, WriteFlags,
+    CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End,
+    Extent, Geometry, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Repair, Role, Settled,
+    SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -108,6 +108,46 @@ pub trait Format: Send + Sync + 'static {
         size: u64,
         preallocation: Preallocation,
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
+
+    /// See [`Driver::check`].
+    fn check(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _repair: Repair,
+    ) -> impl Future<Output = Result<CheckReport, Error>> {
+        std::future::ready(Err(Error::new("This image format does not support checks")))
+    }
+
+    /// See [`Driver::is_unclean`].
+    fn is_unclean(&self) -> bool {
+        false
+    }
+
+    /// See [`Driver::bitmaps`].
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        Vec::new()
+    }
+
+    /// See [`Driver::keep_bitmaps`].
+    fn keep_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<bool, Error>> {
+        std::future::ready(Ok(false))
+    }
+
+    /// See [`Driver::store_bitmaps`].
+    fn store_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
 
     /// See [`Driver::end`]; [`End::Of`] passes [`Driver::set_end`] on as well.
     fn end(&self, _conf: &Self::Conf) -> End {
@@ -409,6 +449,26 @@ impl<F: Format> Driver for Mapped<F> {
         preallocation: Preallocation,
     ) -> Result<F::Conf, Error> {
         self.0.truncate(conf, cx, size, preallocation).await
+    }
+
+    async fn check(&self, conf: &F::Conf, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport, Error> {
+        self.0.check(conf, cx, repair).await
+    }
+
+    fn is_unclean(&self) -> bool {
+        self.0.is_unclean()
+    }
+
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        self.0.bitmaps()
+    }
+
+    async fn keep_bitmaps(&self, conf: &F::Conf, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<bool, Error> {
+        self.0.keep_bitmaps(conf, cx, bitmaps).await
+    }
+
+    async fn store_bitmaps(&self, conf: &F::Conf, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<(), IoError> {
+        self.0.store_bitmaps(conf, cx, bitmaps).await
     }
 
     fn end(&self, conf: &F::Conf) -> End {

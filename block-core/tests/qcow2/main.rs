@@ -10,6 +10,8 @@ mod bench;
 #[path = "../support/random.rs"]
 mod random;
 
+mod bitmaps;
+mod check;
 mod creating;
 mod hostile;
 mod peer;

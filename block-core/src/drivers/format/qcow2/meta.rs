@@ -110,9 +110,14 @@ pub(super) enum Found {
 impl Meta {
     /// Which table that is watched has a part of the range, if one has. Goes through all of them.
     pub(super) fn owner_of(&self, at: ByteRange) -> Option<&'static str> {
+        self.other_owner_of(at, "")
+    }
+
+    /// The same for a place where a table of kind `own` is going to be written.
+    pub(super) fn other_owner_of(&self, at: ByteRange, own: &str) -> Option<&'static str> {
         let (cluster, checks) = (self.layout.cluster(), self.checks);
         let hits = |offset: u64| offset != 0 && ByteRange::new(offset, cluster).is_some_and(|table| table.overlaps(at));
-        if let Some((_, what)) = self.fixed.iter().find(|(range, _)| range.overlaps(at)) {
+        if let Some((_, what)) = self.fixed.iter().find(|(range, what)| *what != own && range.overlaps(at)) {
             return Some(what);
         }
         if checks.l1 && self.l1_range().overlaps(at) {
@@ -121,11 +126,16 @@ impl Meta {
         if checks.refcount_table && self.refs.range().overlaps(at) {
             return Some("the refcount table");
         }
-        if checks.refcount_block && self.refs.table.iter().any(|offset| hits(*offset)) {
-            return Some("a refcount block");
+        let (block, l2) = ("a refcount block", "an active L2 table");
+        if checks.refcount_block && own != block && self.refs.table.iter().any(|offset| hits(*offset)) {
+            return Some(block);
         }
-        if checks.l2 && self.l1.iter().any(|entry| hits(entry & OFFSET)) {
-            return Some("an active L2 table");
+        if checks.l2 && own != l2 && self.l1.iter().any(|entry| hits(entry & OFFSET)) {
+            return Some(l2);
+        }
+        // A table may be a snapshot's and the active one's.
+        if own == l2 {
+            return None;
         }
         let bits = self.layout.cluster_bits;
         let mut clusters = at.start() >> bits..at.end().div_ceil(cluster);
@@ -157,12 +167,6 @@ impl Meta {
                 self.inactive.remove(&cluster);
             }
         }
-    }
-
-    /// The same for a place where a table of kind `own` is going to be written.
-    pub(super) fn other_owner_of(&self, at: ByteRange, own: &str) -> Option<&'static str> {
-        // A table may be a snapshot's and the active one's.
-        self.owner_of(at).filter(|owner| *owner != own && (*owner != INACTIVE_L2 || own != "an active L2 table"))
     }
 
     pub(super) fn l1_range(&self) -> ByteRange {
@@ -198,6 +202,18 @@ impl Meta {
     pub(super) fn is_full(&self, slices: usize) -> bool {
         let blocks = self.refs.blocks.values().filter(|cached| cached.dirty).count();
         self.dirty.len() > (slices / 2).clamp(1, 4096) || self.freed.len() > 4096 || blocks > self.refs.room.max(64)
+    }
+
+    /// The file is as it is said to be here, and nothing waits to be written.
+    pub(super) fn reload(&mut self, header: Vec<u8>, l1: Vec<u64>, l1_at: u64) {
+        (self.header, self.l1, self.l1_at) = (header, l1, l1_at);
+        self.l1_dirty.clear();
+        self.dirty.clear();
+        self.busy.clear();
+        self.own_tables.clear();
+        self.freed.clear();
+        self.abandoned.clear();
+        self.packed = None;
     }
 
     /// Nobody uses anything any more: what was set free or came to nothing can be handed out again.
