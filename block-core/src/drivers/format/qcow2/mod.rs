@@ -10,6 +10,7 @@
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `commit` | writing the change down so that a crash may come at any time |
+//! | `reuse` | when what was set free may be used again |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
 //! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
@@ -31,6 +32,7 @@ mod packed;
 mod refcounts;
 mod regions;
 mod resize;
+mod reuse;
 mod slices;
 mod snapshots;
 mod tables;
@@ -91,6 +93,7 @@ pub struct Image {
     packing: Turns,
     loads: Turns,
     committing: Turns,
+    reclaiming: Turns,
     blocks: Turns,
     header_turn: Turns,
     /// The header says nothing any more that a write would make untrue.

@@ -10,6 +10,7 @@ use super::layout::Layout;
 use super::meta::{Meta, Refs};
 use super::options::Qcow2Options;
 use super::regions::Regions;
+use super::reuse::Reuse;
 use super::slices::Slices;
 use super::snapshots::{self, Snapshot};
 use super::tables::fetch;
@@ -204,6 +205,9 @@ impl Qcow2Options {
             ),
             freed: Vec::new(),
             abandoned: Vec::new(),
+            stuck: Vec::new(),
+            tries: 0,
+            reuse: Reuse::default(),
             fixed: fixed.collect(),
             checks,
             packed: None,
@@ -229,6 +233,7 @@ impl Qcow2Options {
             blocks: Turns::default(),
             guests: Turns::default(),
             committing: Turns::default(),
+            reclaiming: Turns::default(),
             packing: Turns::default(),
             header_turn: Turns::default(),
             is_ready: AtomicBool::new(false),

@@ -23,6 +23,10 @@ impl Image {
             }
         }
         cx.child(self.file).flush().await?;
+        let resting = self.meta().reuse.all();
+        for run in resting {
+            self.punch(cx, run).await;
+        }
         let fresh = cx.child(self.file).size().div_ceil(self.layout.cluster());
         self.meta().refs.wake(fresh);
         Ok(())
