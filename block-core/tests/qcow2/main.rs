@@ -10,6 +10,7 @@ mod bench;
 #[path = "../support/random.rs"]
 mod random;
 
+mod churning;
 mod creating;
 mod hostile;
 mod peer;
