@@ -51,7 +51,9 @@ impl Grace {
 
     /// True once nobody is waited for.
     pub fn is_over(&self) -> bool {
-        self.0.shares.load(Ordering::Acquire) == 0
+        // The canary sees that all have gone, and not what they did before.
+        let order = if canary("grace_early") { Ordering::Relaxed } else { Ordering::Acquire };
+        self.0.shares.load(order) == 0
     }
 
     /// Ready once nobody is waited for.
