@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,8 +35,6 @@ use crate::rt::sync::Notify;
 pub struct Graph {
     pub(super) shape: RefCell<Shape>,
     events: EventSink,
-    /// What external locks each node holds at the least.
-    pub(super) held: RefCell<HashMap<NodeId, Perms>>,
     /// What is being drained, one set a command.
     pub(super) drains: RefCell<Vec<Rc<BTreeSet<NodeId>>>>,
     /// Those of them whose commands wait for other commands' drains.
@@ -86,7 +84,6 @@ impl Graph {
         Rc::new(Self {
             shape: RefCell::default(),
             events,
-            held: RefCell::default(),
             drains: RefCell::default(),
             held_up: RefCell::default(),
             locking: RefCell::default(),

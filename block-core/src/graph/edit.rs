@@ -5,8 +5,10 @@
 //! drained: [`Owner`], which lives no longer than the change it was asked in.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::driver::{Body, Driver, DynDriver, End};
@@ -29,6 +31,8 @@ pub struct NewNode {
     explicit: bool,
     body: Arc<dyn DynDriver>,
     edges: Edges,
+    /// See [`NodeParts`].
+    held: Rc<Cell<Perms>>,
 }
 
 /// The edges of a node that is being made.
@@ -53,7 +57,7 @@ impl NewNode {
         let mut edges = Edges::default();
         let (driver, conf) = make(&mut edges);
         let body = Arc::new(Body { driver: Arc::new(driver), conf });
-        Self { id: NodeId::fresh(), name, options, explicit: true, body, edges }
+        Self { id: NodeId::fresh(), name, options, explicit: true, body, edges, held: Rc::new(Cell::new(Perms::IDLE)) }
     }
 
     /// Where it will be, for the edges of those that are added after it in the same change.
@@ -180,6 +184,7 @@ impl<'d> GraphEdit<'d> {
             options,
             geometry: placeholder,
             bitmaps: Vec::new(),
+            held: new.held,
             is_supposed: false,
             explicit,
             guard,

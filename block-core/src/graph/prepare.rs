@@ -1,7 +1,7 @@
 //! What has to be there before a change can be made: other commands' drains are out of its way, and the nodes hold the
 //! external locks (of image files) that their users are going to need.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -80,10 +80,10 @@ impl Graph {
     pub(super) async fn tighten(self: &Rc<Self>, outcome: &Outcome) -> Result<Locks> {
         // All are claimed, so that what others are just giving back is not counted on.
         let locks = self.claim_locks(outcome.relock.iter().copied().collect()).await;
-        let lacking: Vec<_> = outcome.relock.iter().filter_map(|id| Tighten::of(self, outcome, *id)).collect();
+        let lacking: Vec<_> = outcome.relock.iter().filter_map(|id| Tighten::of(outcome, *id)).collect();
         for node in lacking {
             // Noted first: one that fails half-way has something to give back.
-            self.held.borrow_mut().insert(node.id, node.perms);
+            node.held.set(node.perms);
             node.borrowed.body.tighten(node.perms).await?;
         }
         Ok(locks)
@@ -91,7 +91,7 @@ impl Graph {
 
     /// A node whose users would need more than it holds.
     pub(super) fn first_lacking(&self, outcome: &Outcome) -> Option<String> {
-        let lacking = outcome.relock.iter().find(|id| Tighten::of(self, outcome, **id).is_some())?;
+        let lacking = outcome.relock.iter().find(|id| Tighten::of(outcome, **id).is_some())?;
         outcome.touched.get(lacking)?.as_ref().map(Vertex::described)
     }
 
@@ -115,34 +115,33 @@ impl Graph {
     }
 
     async fn relax(&self, id: NodeId) {
-        let Some(perms) = self.vertex(id, |vertex| vertex.perms) else {
-            self.held.borrow_mut().remove(&id);
-            return;
-        };
-        if self.held.borrow().get(&id).is_none_or(|held| *held == perms) {
+        let held = |vertex: &Vertex| Some((vertex.perms, vertex.node()?.held.clone()));
+        let Some((perms, held)) = self.vertex(id, held).flatten() else { return };
+        if held.get() == perms {
             return;
         }
         let Some(borrowed) = self.borrow_body(id) else { return };
         // Noted first: while it is being given back, nobody may count on it.
-        self.held.borrow_mut().insert(id, perms);
+        held.set(perms);
         borrowed.body.relax(perms).await;
     }
 }
 
 /// One node whose users are going to need more of the outside world than it holds.
 struct Tighten {
-    id: NodeId,
+    held: Rc<Cell<Perms>>,
     perms: Perms,
     borrowed: Borrowed,
 }
 
 impl Tighten {
-    fn of(graph: &Graph, outcome: &Outcome, id: NodeId) -> Option<Self> {
+    fn of(outcome: &Outcome, id: NodeId) -> Option<Self> {
         let vertex = outcome.touched.get(&id)?.as_ref()?;
-        let held = graph.held.borrow().get(&id).copied().unwrap_or(Perms::IDLE);
+        let node = vertex.node()?;
+        let held = node.held.get();
         let enough = held.uses.contains(vertex.perms.uses) && vertex.perms.shares.contains(held.shares);
-        let borrowed = Borrowed::from(vertex.node()?);
-        (!enough).then_some(Self { id, perms: held.and(vertex.perms), borrowed })
+        let (held, perms) = (node.held.clone(), held.and(vertex.perms));
+        (!enough).then(|| Self { held, perms, borrowed: Borrowed::from(node) })
     }
 }
 

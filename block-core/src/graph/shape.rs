@@ -49,6 +49,8 @@ pub(crate) struct NodeParts {
     pub(crate) options: NodeOptions,
     pub(crate) geometry: Geometry,
     pub(crate) bitmaps: Vec<NodeBitmap>,
+    /// What external locks it holds at the least; shared by all copies.
+    pub(crate) held: Rc<Cell<Perms>>,
     /// Its size is one that it shall have, and not yet its driver's.
     pub(crate) is_supposed: bool,
     /// Added by name by an operator, not as somebody's inline child.

@@ -44,7 +44,7 @@ pub use inflight::OpFuture;
 pub use local::{Local, LoopCounters};
 pub use op::{Counted, DirectOp, Engine, Hold, Op};
 pub use polling::PollParams;
-pub use pool::blocking;
+pub use pool::{blocking, blocking_long};
 pub use readiness::{Readiness, WatchId};
 pub use source::{Source, SourceId};
 pub use thread::{Gone, IoThread, Remote, run_control};

@@ -13,12 +13,22 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Runs `work` on a helper thread and gives its result. Dropping the future abandons the result, not the work.
-/// Call it on a runtime thread; use it for open, locks and whatever else may block for long.
+/// Call it on a runtime thread; use it for open, locks and whatever else may block.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    debug_assert!(Local::try_current().is_some(), "blocking() belongs to a runtime thread");
+    called(work, Job::Call).await
+}
+
+/// The same for work that may take minutes (writing a whole file): only some of it runs at once, so that what guests wait
+/// for always finds a thread.
+pub async fn blocking_long<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    called(work, Job::Long).await
+}
+
+async fn called<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static, job: impl FnOnce(Call) -> Job) -> T {
+    debug_assert!(Local::try_current().is_some(), "helper threads work for runtime threads");
     let (sender, receiver) = sync::oneshot();
     let work = fault::inherited(work);
-    submit(Job::Call(Box::new(move || {
+    submit(job(Box::new(move || {
         // Nobody may be waiting any more: that is no error.
         let _ = sender.send(work());
     })));
@@ -32,14 +42,21 @@ pub(super) fn run(op: RawOp, token: Token, home: Arc<Shared>) {
 
 enum Job {
     Op { op: RawOp, token: Token, home: Arc<Shared> },
-    Call(Box<dyn FnOnce() + Send>),
+    Call(Call),
+    Long(Call),
 }
+
+type Call = Box<dyn FnOnce() + Send>;
 
 impl Job {
     fn run(self) {
         match self {
             Self::Op { op, token, home } => home.post(Message::Completed { token, result: carry_out(&op) }),
             Self::Call(call) => call(),
+            Self::Long(call) => {
+                let _over = LongOver;
+                call();
+            }
         }
     }
 }
@@ -82,8 +99,10 @@ fn transfer(op: &DirectOp) -> isize {
 }
 
 /// The one pool.
-static POOL: Pool =
-    Pool { state: Mutex::new(State { jobs: VecDeque::new(), idle: 0, threads: 0 }), work: Condvar::new() };
+static POOL: Pool = Pool {
+    state: Mutex::new(State { jobs: VecDeque::new(), long: VecDeque::new(), long_running: 0, idle: 0, threads: 0 }),
+    work: Condvar::new(),
+};
 
 struct Pool {
     state: Mutex<State>,
@@ -92,14 +111,35 @@ struct Pool {
 
 struct State {
     jobs: VecDeque<Job>,
+    /// Long ones that have not begun, and how many run.
+    long: VecDeque<Job>,
+    long_running: usize,
     idle: usize,
     threads: usize,
 }
 
+impl State {
+    /// Jobs that may begin now.
+    fn ready(&self) -> usize {
+        self.jobs.len() + self.long.len().min(MAX_LONG - self.long_running)
+    }
+
+    fn take(&mut self) -> Option<Job> {
+        let job = self.jobs.pop_front();
+        if job.is_some() || self.long_running == MAX_LONG {
+            return job;
+        }
+        let long = self.long.pop_front()?;
+        self.long_running += 1;
+        Some(long)
+    }
+}
+
 fn submit(job: Job) {
     let mut state = POOL.lock();
-    state.jobs.push_back(job);
-    if state.jobs.len() <= state.idle {
+    let queue = if matches!(job, Job::Long(_)) { &mut state.long } else { &mut state.jobs };
+    queue.push_back(job);
+    if state.ready() <= state.idle {
         POOL.work.notify_one();
     } else if state.threads < MAX_THREADS {
         state.threads += 1;
@@ -116,7 +156,7 @@ fn grow() {
     tracing::warn!(%error, threads = state.threads, "no helper thread could be started");
     // Others will come to the job. Where there is nobody, waiting for ourselves is better than waiting for ever.
     if state.threads == 0
-        && let Some(job) = state.jobs.pop_front()
+        && let Some(job) = state.take()
     {
         drop(state);
         job.run();
@@ -140,15 +180,28 @@ impl Pool {
     /// `None` after ten seconds without a job.
     fn next(&self) -> Option<Job> {
         let mut state = self.lock();
-        if let Some(job) = state.jobs.pop_front() {
+        if let Some(job) = state.take() {
             return Some(job);
         }
         state.idle += 1;
-        let idle = |state: &mut State| state.jobs.is_empty();
+        let idle = |state: &mut State| state.ready() == 0;
         let waited = self.work.wait_timeout_while(state, IDLE, idle).unwrap_or_else(PoisonError::into_inner);
         let mut state = waited.0;
         state.idle -= 1;
-        state.jobs.pop_front()
+        state.take()
+    }
+}
+
+/// Another long job may begin. Whoever has ended one looks for it, unless there is something shorter to do.
+struct LongOver;
+
+impl Drop for LongOver {
+    fn drop(&mut self) {
+        let mut state = POOL.lock();
+        state.long_running -= 1;
+        if state.idle > 0 && !state.long.is_empty() {
+            POOL.work.notify_one();
+        }
     }
 }
 
@@ -162,4 +215,6 @@ impl Drop for Leaving {
 }
 
 const MAX_THREADS: usize = 64;
+/// Of them, those that have long jobs.
+const MAX_LONG: usize = 16;
 const IDLE: Duration = Duration::from_secs(10);

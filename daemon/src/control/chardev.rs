@@ -13,8 +13,8 @@ use block_core::rt::{Local, SharedFd};
 use qmp::Qapi;
 use rustix::net::{SocketFlags, accept_with, sockopt};
 
-use super::address::{Listener, SocketFile, connect_to};
 use crate::process::inherited;
+use crate::process::socket::{Listener, SocketFile, connect_to};
 
 /// The argument of `--chardev`.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -177,7 +177,7 @@ impl SocketChardev {
         if !self.server {
             return Ok((Peer::Connected(connect_to(path)?), None));
         }
-        let listener = Listener::bind(path)?;
+        let listener = Listener::bind(path, Some(SOCKET_MODE))?;
         Ok((Peer::Listening(listener.descriptor), listener.file))
     }
 
@@ -258,6 +258,9 @@ impl Chardev {
 fn on_off(switch: bool) -> &'static str {
     if switch { "on" } else { "off" }
 }
+
+/// Owner and group may connect.
+const SOCKET_MODE: u32 = 0o660;
 
 #[cfg(test)]
 mod tests {

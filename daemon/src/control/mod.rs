@@ -1,11 +1,9 @@
 //! The control side: sockets, sessions and events. All of it runs on the control thread; commands are tasks.
 //!
-//! - `address` binds unix sockets and removes what is ours.
 //! - `chardev` is what `--chardev` makes: where sessions come from.
 //! - `monitor` takes connections of a chardev; `session` serves one; `outbox` holds what it has still to send.
 //! - `event` names what clients are told unasked, and `hub` tells them.
 
-mod address;
 mod chardev;
 mod event;
 mod hub;
@@ -13,7 +11,6 @@ mod monitor;
 mod outbox;
 mod session;
 
-pub use address::{Listener, SocketFile};
 pub use chardev::{Chardev, ChardevBackend, ChardevInfo, ChardevOptions, Chardevs, NullChardev, SocketChardev};
 pub use event::Event;
 pub(crate) use event::describe as describe_events;

@@ -5,6 +5,7 @@ pub mod background;
 pub mod inherited;
 pub mod pidfile;
 pub mod signals;
+pub mod socket;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -2,13 +2,16 @@
 #![expect(unsafe_code, reason = "a test looks at a buffer's memory behind its back")]
 
 use super::{Kind, on, on_every_engine};
+use crate::rt::sync::{oneshot, together};
 use crate::rt::{Counted, Engine, Hold, IoBuf, Local, Op, SharedFd, eventfd, run_control};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 on_every_engine! {
@@ -114,7 +117,7 @@ fn a_dropped_future_keeps_its_buffer_and_its_hold(kind: Kind) {
             assert_eq!(buf.to_vec(), b"01234567", "the kernel wrote where it was told to");
         });
     }
-    let (sender, receiver) = std::sync::mpsc::channel();
+    let (sender, receiver) = channel();
     let (reader, mut writer) = pipe();
     thread.remote().spawn(move |local| async move {
         let buf = IoBuf::alloc(1, 1).unwrap();
@@ -246,6 +249,38 @@ fn the_control_thread_does_all_of_it_through_helpers() {
         crate::rt::blocking(|| std::thread::current().name().map(String::from)).await
     });
     assert_eq!(name.as_deref(), Some("rt-helper"));
+}
+
+/// Other tests of the process use the pool too, so only what this one adds is counted.
+#[test]
+fn many_long_jobs_leave_threads_for_others() {
+    let (running, peak) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (release, released) = channel::<()>();
+    let released: Arc<Mutex<Receiver<()>>> = Arc::new(Mutex::new(released));
+    run_control(|local| async move {
+        let jobs: Vec<_> = (0..100)
+            .map(|_| {
+                let (running, peak, released) = (running.clone(), peak.clone(), released.clone());
+                crate::rt::blocking_long(move || {
+                    peak.fetch_max(running.fetch_add(1, Relaxed) + 1, Relaxed);
+                    // Ends when everybody may go.
+                    let _ = released.lock().unwrap().recv();
+                    running.fetch_sub(1, Relaxed);
+                })
+            })
+            .collect();
+        let (done, over) = oneshot();
+        local.spawn(async move {
+            together(jobs).await;
+            done.send(()).unwrap();
+        });
+        local.sleep(Duration::from_millis(50)).await;
+        // With all threads taken this would never come.
+        assert_eq!(crate::rt::blocking(|| 7).await, 7);
+        drop(release);
+        over.await.unwrap();
+        assert!((1..=16).contains(&peak.load(Relaxed)), "{peak:?} at once");
+    });
 }
 
 #[test]

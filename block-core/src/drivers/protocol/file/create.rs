@@ -14,7 +14,7 @@ use super::options::Locking;
 use super::resize::resize;
 use crate::base::{Error, Result, ResultExt};
 use crate::graph::{PermSet, Perms, Preallocation};
-use crate::rt::{blocking, ioctl, system_call};
+use crate::rt::{blocking_long, ioctl, system_call};
 
 /// What a new file is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub const EXTENT_SIZE_HINT: u32 = 1 << 20;
 
 /// Makes a file. If that fails, a file that was not there before is gone again.
 pub async fn create(options: CreateOptions) -> Result<()> {
-    blocking(move || create_now(&options)).await
+    blocking_long(move || create_now(&options)).await
 }
 
 fn create_now(options: &CreateOptions) -> Result<()> {

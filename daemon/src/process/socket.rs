@@ -27,8 +27,9 @@ pub struct SocketFile {
 }
 
 impl Listener {
-    /// Listens at `path`. A socket that nobody listens on any more gives way; anything else is left as it is.
-    pub fn bind(path: &Path) -> Result<Self> {
+    /// Listens at `path`. A socket of ours that nobody listens on any more gives way; anything else is left as it is.
+    /// Without `mode` the umask says who may connect.
+    pub fn bind(path: &Path, mode: Option<u32>) -> Result<Self> {
         let doing = || format!("Failed to bind socket to {}", path.display());
         let address = address(path)?;
         let socket = stream_socket().doing(doing)?;
@@ -41,14 +42,16 @@ impl Listener {
         }
         // Before `listen` nobody can connect, so the mode is in force from the first connection on.
         let file = SocketFile::of(path).doing(doing)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(SOCKET_MODE)).doing(doing)?;
+        if let Some(mode) = mode {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).doing(doing)?;
+        }
         listen(&socket, BACKLOG).doing(|| format!("Failed to listen on {}", path.display()))?;
         Ok(Self { descriptor: Arc::new(socket), file: Some(file) })
     }
 }
 
 /// A connection to who listens at `path`.
-pub(super) fn connect_to(path: &Path) -> Result<SharedFd> {
+pub fn connect_to(path: &Path) -> Result<SharedFd> {
     let address = address(path)?;
     let socket = stream_socket().doing(|| "Failed to create socket")?;
     connect(&socket, &address).doing(|| format!("Failed to connect to '{}'", path.display()))?;
@@ -75,8 +78,12 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<()> {
     let refuse = |why: &str| Err(Error::new(format!("Failed to bind socket to {}: {why}", path.display())));
     let there = std::fs::symlink_metadata(path).doing(|| format!("Cannot look at '{}'", path.display()))?;
     if !there.file_type().is_socket() {
-        return refuse("a file that is no socket stands there");
+        return refuse("what stands there is not a socket");
     }
+    if there.uid() != rustix::process::geteuid().as_raw() {
+        return refuse("the socket that stands there belongs to somebody else");
+    }
+    // Where somebody listens and does not look, this does not wait: it is the control thread.
     let probe = stream_socket().doing(|| "Failed to create socket")?;
     match connect(&probe, address) {
         Err(rustix::io::Errno::CONNREFUSED) => {}
@@ -107,8 +114,6 @@ impl Drop for SocketFile {
 
 /// `sun_path` holds 108 bytes, the last of which is NUL.
 const MAX_PATH: usize = 107;
-/// Owner and group may connect.
-const SOCKET_MODE: u32 = 0o660;
 const BACKLOG: i32 = 128;
 
 #[cfg(test)]
@@ -122,10 +127,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("q.sock");
         let other = UnixListener::bind(&path).unwrap();
-        let refused = Listener::bind(&path).unwrap_err().to_string();
+        let refused = Listener::bind(&path, None).unwrap_err().to_string();
         assert!(refused.ends_with("another process listens there"), "{refused}");
         drop(other);
-        let ours = Listener::bind(&path).unwrap();
+        let ours = Listener::bind(&path, Some(0o660)).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         drop(ours);
         assert!(!path.exists());
@@ -136,7 +141,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         std::fs::write(&path, "data").unwrap();
-        assert!(Listener::bind(&path).unwrap_err().to_string().contains("no socket"));
+        assert!(Listener::bind(&path, None).unwrap_err().to_string().contains("not a socket"));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
     }
 
@@ -144,7 +149,7 @@ mod tests {
     fn a_successor_s_socket_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("q.sock");
-        let ours = Listener::bind(&path).unwrap();
+        let ours = Listener::bind(&path, None).unwrap();
         std::fs::remove_file(&path).unwrap();
         let successor = UnixListener::bind(&path).unwrap();
         drop(ours);
@@ -153,8 +158,23 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_that_does_not_look_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let busy = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+        bind(&busy, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        listen(&busy, 0).unwrap();
+        let _fills_the_backlog = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        let (done, waits) = std::sync::mpsc::channel();
+        let asked = path.clone();
+        std::thread::Builder::new().spawn(move || done.send(Listener::bind(&asked, None).is_err())).unwrap();
+        assert_eq!(waits.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
+        assert!(path.exists());
+    }
+
+    #[test]
     fn a_path_that_does_not_fit_is_refused_before_anything_happens() {
         let long = format!("/tmp/{}", "a".repeat(200));
-        assert!(Listener::bind(Path::new(&long)).unwrap_err().to_string().contains("too long"));
+        assert!(Listener::bind(Path::new(&long), None).unwrap_err().to_string().contains("too long"));
     }
 }
