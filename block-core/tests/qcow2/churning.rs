@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use block_core::base::IoError;
-use block_core::graph::{DirectRequest, Graph, NodeId, Passed, Passage, WriteFlags};
+use block_core::graph::{DirectRequest, Graph, NodeId, Passage, Passed, WriteFlags};
 use block_core::port::{Port, PortLane};
 use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};

@@ -300,13 +300,7 @@ impl Refs {
     }
 
     /// Clusters that were used before.
-    fn take_again(
-        &mut self,
-        layout: Layout,
-        wanted: u64,
-        whole: bool,
-        owned: impl Fn(u64) -> bool,
-    ) -> Option<Found> {
+    fn take_again(&mut self, layout: Layout, wanted: u64, whole: bool, owned: impl Fn(u64) -> bool) -> Option<Found> {
         let entries = layout.block_entries();
         while let Some((cluster, count)) = self.free.find(wanted, whole) {
             let (index, first) = (cluster / entries, cluster % entries);
