@@ -103,6 +103,21 @@ fn a_crash_leaves_leaks_at_most_with_small_caches() {
     all_is_well("small caches", "cluster_size=512", false, &small);
 }
 
+/// There is room for what the disk has and for little else, so that a cluster which is set free is soon another's.
+#[test]
+fn a_crash_leaves_leaks_at_most_where_clusters_are_used_again() {
+    for (options, room) in [("cluster_size=512", 140 * 512), ("cluster_size=4096", 22 * 4096)] {
+        let tight = json!({ "file": { "driver": "raw", "file": "disk", "size": room, "discard": "unmap" } });
+        for seed in 1..=3 {
+            let mut trial = trial(seed, options, false);
+            trial.images[0].resize(room, 0);
+            let report = trial.run(stack(tight.clone()), stack(tight.clone()));
+            assert_eq!(report.first, None, "{options}, seed {seed}: {report:?}");
+            assert!(report.states > 300, "{}", report.states);
+        }
+    }
+}
+
 /// The judge sees what it has to see: flushes that are dropped make refcounts come too late.
 #[test]
 fn an_image_whose_flushes_are_dropped_is_caught() {

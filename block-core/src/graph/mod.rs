@@ -21,6 +21,8 @@ mod edit;
 pub mod gate;
 mod geometry;
 #[doc(hidden)] // public for the models alone
+pub mod grace;
+#[doc(hidden)] // public for the models alone
 pub mod haste;
 mod id;
 mod job_cx;
@@ -61,8 +63,10 @@ pub use driver::{
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
 pub use geometry::{Geometry, Limits, MAX_SEGMENTS, MAX_TRANSFER};
+pub use grace::Grace;
 pub use id::{ChildId, NodeId};
 pub use job_cx::{Entered, JobCx};
+pub(crate) use lane::Here;
 pub use lane::{Lane, Root, ViewPin};
 pub use node::{EventSink, NodeEvent, QuorumOp};
 pub use objects::Objects;

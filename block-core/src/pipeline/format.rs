@@ -6,8 +6,8 @@ use std::future::Future;
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
     CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End,
-    Extent, Geometry, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Repair, Role, Settled,
-    SnapshotChange, SnapshotInfo, WriteFlags,
+    Extent, Geometry, Here, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Repair, Role,
+    Settled, SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -234,6 +234,12 @@ const FILE: ChildId = ChildId::FIRST;
 /// Makes a [`Driver`] of a [`Format`].
 pub struct Mapped<F>(pub F);
 
+/// Who works on a format whose data moves knows places that may be somebody else's soon.
+#[inline]
+fn here<F: Format>(cx: IoCx<'_>) -> Option<Here<'_>> {
+    F::MOVES.then(|| cx.here())
+}
+
 /// Fills `buf` with what a guest of the format sees.
 pub async fn read_mapped<F: Format>(
     format: &F,
@@ -401,6 +407,7 @@ impl<F: Format> Driver for Mapped<F> {
     }
 
     async fn read(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         read_mapped(&self.0, conf, cx, at, buf).await
     }
 
@@ -412,6 +419,7 @@ impl<F: Format> Driver for Mapped<F> {
         buf: IoBuf,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         if flags.compressed {
             return self.0.write_compressed(conf, cx, at, buf, flags).await;
         }
@@ -425,19 +433,23 @@ impl<F: Format> Driver for Mapped<F> {
         at: ByteRange,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         self.0.write_zeroes(conf, cx, at, flags).await
     }
 
     async fn discard(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         self.0.discard(conf, cx, at).await
     }
 
     async fn flush(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         cx.child(FILE).announce(DebugEvent::FlushToOs).await;
         self.0.flush(conf, cx).await
     }
 
     async fn map(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        let _here = here::<F>(cx);
         self.0.map(conf, cx, at, Access::Read).await
     }
 
@@ -448,6 +460,7 @@ impl<F: Format> Driver for Mapped<F> {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<F::Conf, Error> {
+        let _here = here::<F>(cx);
         self.0.truncate(conf, cx, size, preallocation).await
     }
 
@@ -483,6 +496,7 @@ impl<F: Format> Driver for Mapped<F> {
     }
 
     async fn finish(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         self.0.finish(conf, cx).await
     }
 

@@ -12,6 +12,7 @@ mod random;
 
 mod bitmaps;
 mod check;
+mod churning;
 mod creating;
 mod hostile;
 mod peer;

@@ -13,6 +13,7 @@
 //! | `commit` | writing the change down so that a crash may come at any time |
 //! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
 //! | `check` `counts` `repair` | whether refcounts are true, and making them true |
+//! | `reuse` | when what was set free may be used again |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
 //! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
@@ -42,6 +43,7 @@ mod refcounts;
 mod regions;
 mod repair;
 mod resize;
+mod reuse;
 mod sharing;
 mod slices;
 mod snapshots;
@@ -109,6 +111,7 @@ pub struct Image {
     packing: Turns,
     loads: Turns,
     committing: Turns,
+    reclaiming: Turns,
     blocks: Turns,
     header_turn: Turns,
     /// The header says nothing any more that a write would make untrue.

@@ -12,6 +12,7 @@ use super::layout::Layout;
 use super::meta::{Meta, Refs};
 use super::options::{Checks, Qcow2Options};
 use super::regions::Regions;
+use super::reuse::Reuse;
 use super::slices::Slices;
 use super::snapshots::{self, Snapshot, position};
 use super::tables::fetch;
@@ -265,6 +266,9 @@ impl Qcow2Options {
             ),
             freed: Vec::new(),
             abandoned: Vec::new(),
+            stuck: Vec::new(),
+            tries: 0,
+            reuse: Reuse::default(),
             fixed: fixed.collect(),
             checks,
             snapshots,
@@ -299,6 +303,7 @@ impl Qcow2Options {
             blocks: Turns::default(),
             guests: Turns::default(),
             committing: Turns::default(),
+            reclaiming: Turns::default(),
             packing: Turns::default(),
             header_turn: Turns::default(),
             is_ready: AtomicBool::new(false),
