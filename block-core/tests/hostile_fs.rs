@@ -17,7 +17,7 @@
 //! | FS-19 | no NFS is here: its errors by a plan. Whose lock a server has forgotten gets EIO from Linux for every read and write (`nfs.recover_lost_locks` is off by default), so the writing stops there |
 //! | FS-20 | a `null-co` that takes long (a frozen file system can freeze its machine); the event and the ending in `tests/tests/hostile_fs.rs` |
 //! | FS-21, FS-22 | in `crash.rs` |
-//! | FS-23 | qcow2 has no checksums: its sanity checks are shown by `images_with_wrong_fields_do_no_harm` of `qcow2/hostile.rs` |
+//! | FS-23 | qcow2 has no checksums: its sanity checks are shown by `images_with_changed_fields_do_no_harm` of `qcow2_fuzz/` |
 //!
 //! FS-20 does not hold for buffered io_uring writes on Linux 6.18: of 100 files on one ring, 5 waited as long as a
 //! neighbour's frozen file system (`fsfreeze`); with `aio=threads` none did. io-wq queues buffered writes by a hash of the

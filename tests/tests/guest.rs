@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tempfile::TempDir;
 use trellis_tests::guest::Guest;
+use trellis_tests::process::wait_for;
 use trellis_tests::qmp::Qmp;
 use trellis_tests::server::Server;
 
@@ -209,6 +210,73 @@ fn graph_changes_do_not_disturb_a_guest_that_works() {
     disk.assert_clean_ext4();
 }
 
+/// The chain grows from two images to ten below a guest that works with both of its queues.
+#[test]
+fn snapshots_of_a_qcow2_disk_do_not_disturb_a_guest_that_works() {
+    let scratch = Scratch::new();
+    let chain: Vec<String> = (0..10).map(|number| scratch.qcow2(number)).collect();
+    let base = scratch.fill(&chain[0]);
+    let threads = ["thread0", "thread1"].map(|id| format!("iothread,id={id}"));
+    let mut arguments: Vec<&str> = threads.iter().flat_map(|thread| ["--object", thread]).collect();
+    let node = json!({ "driver": "qcow2", "node-name": "layer1", "discard": "unmap", "file": file(&chain[1]),
+        "backing": { "driver": "qcow2", "node-name": "layer0", "file": file(&chain[0]) } });
+    let mapping = [0, 1].map(|queue| json!({ "iothread": format!("thread{queue}"), "vqs": [queue] }));
+    let export = json!({ "type": "vhost-user-blk", "id": "export", "node-name": "layer1", "writable": true, "num-queues": 2,
+        "iothread-vq-mapping": mapping, "addr": { "type": "unix", "path": scratch.socket("disk") } });
+    let (node, export) = (node.to_string(), export.to_string());
+    arguments.extend(["--blockdev", &node, "--export", &export]);
+    let server = Server::start(scratch.path(), &arguments);
+    let mut guest = scratch.boot(&["disk"]);
+    let sum_of_base = "dd if=/dev/vda iflag=direct bs=1M skip=48 2>/dev/null | sha256sum";
+    assert_eq!(guest.run(sum_of_base).split(' ').next(), Some(base.as_str()), "what the backing file has");
+    guest.run("mkfs.ext4 -q /dev/vda 40M && mount /dev/vda /mnt");
+
+    let mut qmp = server.qmp();
+    let runtime = Duration::from_secs(10);
+    guest.start(&format!(
+        "fio --name=job --directory=/mnt --direct=1 --ioengine=libaio --iodepth=8 --rw=randrw --bs=4k --size=8m \
+         --fsync=32 --numjobs=2 --cpus_allowed=0,1 --cpus_allowed_policy=split --verify=crc32c --verify_fatal=1 \
+         --time_based --runtime={} --minimal && fstrim /mnt && umount /mnt",
+        runtime.as_secs()
+    ));
+    let started = Instant::now();
+    for (number, path) in chain.iter().enumerate().skip(2) {
+        let overlay = format!("layer{number}");
+        let options = json!({ "driver": "qcow2", "node-name": overlay, "discard": "unmap", "file": file(path),
+            "backing": null });
+        qmp.execute("blockdev-add", &options);
+        let below = format!("layer{}", number - 1);
+        // Between one and the next the guest goes on.
+        let next = Duration::from_millis(1000 * (number as u64 - 1));
+        wait_for("the guest's work", runtime, || (started.elapsed() > next).then_some(()));
+        qmp.execute("blockdev-snapshot", &json!({ "node": below, "overlay": overlay }));
+    }
+    guest.finish(Duration::from_secs(90));
+    assert_eq!(guest.run(sum_of_base).split(' ').next(), Some(base.as_str()), "what the backing file has, at the end");
+    for queue in ["req.0", "req.1"] {
+        let interrupts = guest.run(&format!("awk '/{queue}$/ {{ print $2 + $3 }}' /proc/interrupts"));
+        assert_ne!(interrupts, "0", "{queue} never completed anything");
+    }
+    guest.power_off();
+    drop(qmp);
+    server.quit();
+
+    chain.iter().for_each(|image| drop(qemu_img(&["check", image])));
+    let whole = scratch.image("whole");
+    qemu_img(&["convert", "-O", "raw", chain.last().unwrap(), whole.image.to_str().unwrap()]);
+    whole.assert_clean_ext4();
+}
+
+fn file(path: &str) -> serde_json::Value {
+    json!({ "driver": "file", "filename": path, "discard": "unmap" })
+}
+
+fn qemu_img(arguments: &[&str]) -> String {
+    let output = Command::new("timeout").args(["60", "qemu-img"]).args(arguments).output().unwrap();
+    assert!(output.status.success(), "qemu-img {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// Adds and removes nodes, an export and a thread that the guest does not use.
 fn change_the_graph_beside(qmp: &mut Qmp, other: &Disk) {
     let file = json!({ "driver": "file", "filename": other.image, "node-name": "other-file" });
@@ -243,6 +311,26 @@ impl Scratch {
         let image = self.folder.path().join(format!("{name}.raw"));
         File::create(&image).unwrap().set_len(IMAGE_SIZE).unwrap();
         Disk { name, image, socket: self.socket(name) }
+    }
+
+    /// A new qcow2 image that says that it stands on the one before it; gives its path.
+    fn qcow2(&self, number: usize) -> String {
+        let path = |number: usize| self.path().join(format!("{number}.qcow2")).to_str().unwrap().to_owned();
+        let (own, size) = (path(number), IMAGE_SIZE.to_string());
+        let mut arguments = vec!["create", "-q", "-f", "qcow2"];
+        let below = number.checked_sub(1).map(path);
+        arguments.extend(below.iter().flat_map(|below| ["-u", "-b", below, "-F", "qcow2"]));
+        qemu_img(&[&arguments[..], &[&own, &size]].concat());
+        own
+    }
+
+    /// Random bytes from 48 MiB on; gives their checksum.
+    fn fill(&self, image: &str) -> String {
+        let script = r#"head -c 16M /dev/urandom > "$2" && qemu-io -f qcow2 -c "write -s $2 48M 16M" "$1" >/dev/null && sha256sum "$2""#;
+        let bytes = self.path().join("bytes");
+        let output = Command::new("sh").args(["-c", script, "sh", image]).arg(bytes).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().split(' ').next().unwrap().to_owned()
     }
 
     fn socket(&self, name: &str) -> PathBuf {

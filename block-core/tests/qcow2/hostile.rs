@@ -1,5 +1,5 @@
 //! Images that are nonsense: an error that names what is wrong, or errors where it is used; never a panic, a hang, or much
-//! memory, and never a write over the image's own tables.
+//! memory, and never a write over the image's own tables. Here are the known ones; `qcow2_fuzz/` looks for others.
 
 use std::sync::Arc;
 
@@ -10,7 +10,6 @@ use serde_json::json;
 
 use crate::bench::{add, attach, enter, flush, range, read, reopen, with, write, writer};
 use crate::peer::{KINDS, Kind, create, node, run};
-use crate::random::Random;
 
 const SIZE: u64 = 4 << 20;
 
@@ -121,6 +120,22 @@ fn img_21_to_24_guest_data_is_not_written_over_tables() {
     for entry in [(1u64 << 62) | 0x3fff_ffff, (1 << 62) | 0x20] {
         let (outcome, _) = used(&changed(&bytes, l2 as usize, entry), &json!({}));
         assert!(matches!(outcome, Outcome::Opened { read: Err(_), .. }), "{outcome:?}");
+    }
+}
+
+/// A compressed cluster that is said to lie over tables: when it is given up, their clusters are not set free with it.
+#[test]
+fn tables_are_not_set_free_with_compressed_data() {
+    let bytes = valid(KINDS[0]);
+    let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
+    let l2 = word(&bytes, l1) & !COPIED;
+    for target in [0, refcounts, word(&bytes, refcounts), l1, l2] {
+        let image = changed(&bytes, l2 as usize, target | 1 << 62);
+        let (outcome, after) = used(&image, &json!({}));
+        assert!(matches!(outcome, Outcome::Opened { written: Err(_), .. }), "{target:#x}: {outcome:?}");
+        assert!(after[..64] == bytes[..64] && after[refcounts as usize..][..64] == bytes[refcounts as usize..][..64]);
+        assert!(after[l1 as usize..][..8] == bytes[l1 as usize..][..8], "{target:#x}: the L1 table");
+        assert_eq!(after[79] & 2, 2, "{target:#x}: the image is marked corrupt");
     }
 }
 
@@ -274,47 +289,4 @@ fn img_40_bitmaps_take_no_more_memory_than_is_allowed() {
     }
     let (outcome, _) = used(&image, &json!({}));
     assert!(matches!(&outcome, Outcome::Refused(why) if why.contains("bitmaps have more than")), "{outcome:?}");
-}
-
-/// Valid images with one to three fields changed, at places that matter. Everything may happen but harm.
-#[test]
-fn images_with_wrong_fields_do_no_harm() {
-    let kinds = [KINDS[0], KINDS[4], KINDS[5], KINDS[10]];
-    let cases: u64 = std::env::var("TRELLIS_CASES").ok().and_then(|count| count.parse().ok()).unwrap_or(400);
-    let (mut refused, mut opened) = (0, 0);
-    for (number, kind) in kinds.into_iter().enumerate() {
-        let (bytes, [_, directory, table, _]) = with_bitmap(kind);
-        let (l1, refcounts) = (word(&bytes, 40), word(&bytes, 48));
-        let l2 = word(&bytes, l1) & !COPIED;
-        let tables = [0, 0, 0, l1, refcounts, word(&bytes, refcounts), l2, directory, table];
-        let mut random = Random(0xfeed + number as u64 + (cases << 8));
-        for case in 0..cases {
-            let mut image = bytes.clone();
-            for _ in 0..1 + random.below(3) {
-                let table = tables[random.below(tables.len() as u64) as usize];
-                let at = (table + random.below(if table == 0 { 160 } else { 64 })) as usize;
-                let value = match random.below(6) {
-                    0 => 0,
-                    1 => u64::MAX,
-                    2 => 1 << random.below(64),
-                    3 => word(&image, at as u64) ^ 1 << random.below(64),
-                    4 => tables[random.below(tables.len() as u64) as usize] | COPIED,
-                    _ => random.next(),
-                };
-                let len = [1, 2, 4, 8][random.below(4) as usize].min(image.len() - at);
-                image[at..at + len].copy_from_slice(&value.to_be_bytes()[8 - len..]);
-            }
-            if random.below(20) == 0 {
-                image.truncate(random.below(image.len() as u64) as usize);
-            }
-            match used(&image, &json!({})).0 {
-                Outcome::Refused(_) => refused += 1,
-                Outcome::Opened { .. } => opened += 1,
-            }
-            if case % 100 == 99 {
-                eprintln!("{}: {refused} refused, {opened} opened", kind.options);
-            }
-        }
-    }
-    assert!(refused > 0 && opened > 0);
 }

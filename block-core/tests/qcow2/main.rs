@@ -14,6 +14,7 @@ mod bitmaps;
 mod check;
 mod churning;
 mod creating;
+mod differential;
 mod hostile;
 mod peer;
 mod reading;

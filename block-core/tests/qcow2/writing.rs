@@ -190,6 +190,29 @@ fn options_change_nothing_that_can_be_read() {
     }
 }
 
+/// QEMU leaves data behind the end of a disk that it makes smaller, inside the last cluster.
+#[test]
+fn what_lies_behind_the_end_does_not_come_back() {
+    for (number, kind) in KINDS.iter().enumerate().filter(|(_, kind)| !kind.external && kind.cluster >= 65536) {
+        let dir = in_memory();
+        let path = create(dir.path(), "top.qcow2", *kind, 4 << 20, None);
+        let packed = if number % 2 == 0 { "-c " } else { "" };
+        run("qemu-io", &["-f", "qcow2", "-c", &format!("write {packed}-P 5 0 4M"), &path]);
+        run("qemu-img", &["resize", "-q", "--shrink", "-f", "qcow2", &path, "2060k"]);
+        let options = with(node(&path, *kind, None), &json!({ "node-name": "top" }));
+        run_control(async |_| {
+            let graph = Graph::new(Arc::new(|_| ()));
+            let node = add(&graph, options).await.unwrap();
+            graph.permit().resize(node, 4 << 20, Preallocation::Off).await.unwrap();
+            graph.permit().remove(node).await.unwrap();
+        });
+        check(&path);
+        let bytes = contents(&path);
+        let end = 2060 << 10;
+        assert!(bytes[..end].iter().all(|byte| *byte == 5) && bytes[end..].iter().all(|byte| *byte == 0), "{kind:?}");
+    }
+}
+
 /// QEMU 10.0.2 goes on to pack compressed data into a cluster that was set free and is another's by now, and destroys what
 /// is there: `qemu-io -d unmap -c 'write -c -P 1 0 512' -c 'discard 0 512' -c 'write -P 2 512 512' -c 'write -c -P 3 1024 512'`
 /// on clusters of 512 bytes.

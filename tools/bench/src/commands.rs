@@ -7,6 +7,8 @@ pub(crate) mod compare;
 pub(crate) mod filters;
 pub(crate) mod idle;
 pub(crate) mod isolation;
+pub(crate) mod qcow2;
+pub(crate) mod snapshots;
 mod table;
 
 use std::io;

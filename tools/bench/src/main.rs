@@ -4,7 +4,7 @@
 //! cargo build --release --bin trellisd --bin trellis-bench
 //! target/release/trellis-bench compare --output table.md          (about half an hour; --quick: five minutes)
 //! target/release/trellis-bench compare --only null,sleep,q1-      (some cells; --list names them)
-//! target/release/trellis-bench isolation | filters | changes | idle | attach
+//! target/release/trellis-bench isolation | filters | changes | idle | attach | qcow2 | snapshots
 //! ```
 //!
 //! `--subject /usr/bin/qemu-storage-daemon` compares the peer with itself: then every ratio has to be about 1, or the machine
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{Pair, attach, changes, compare, filters, idle, isolation};
+use commands::{Pair, attach, changes, compare, filters, idle, isolation, qcow2, snapshots};
 use trellis_bench::server::Program;
 
 /// Measures a vhost-user-blk server against qemu-storage-daemon, both in one run.
@@ -47,6 +47,10 @@ enum Command {
     Idle(idle::Arguments),
     /// Time from connect to the first answer
     Attach(attach::Arguments),
+    /// A qcow2 image: reads, writes, allocation, two queues, opening
+    Qcow2(qcow2::Arguments),
+    /// Fifty snapshots in a row under load
+    Snapshots(snapshots::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +63,8 @@ fn main() -> ExitCode {
         Command::Changes(arguments) => changes::run(&pair, &arguments),
         Command::Idle(arguments) => idle::run(&pair, &arguments),
         Command::Attach(arguments) => attach::run(&pair, &arguments),
+        Command::Qcow2(arguments) => qcow2::run(&pair, &arguments),
+        Command::Snapshots(arguments) => snapshots::run(&pair, &arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

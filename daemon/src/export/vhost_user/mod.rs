@@ -15,6 +15,8 @@ mod descriptors;
 mod device;
 mod engine;
 mod filter;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod limit;
 mod listen;
 mod memory;

@@ -141,6 +141,14 @@ impl Image {
 
     async fn lower_one(&self, cx: IoCx<'_>, run: Run) -> Result<(), IoError> {
         let (layout, cluster) = (self.layout, run.cluster);
+        if self.regions.may_own(cluster) {
+            let at = layout.around(cluster << layout.cluster_bits);
+            let owner = self.meta().owner_of(at);
+            if let Some(owner) = owner {
+                self.corrupt(cx, &format!("a cluster that is set free is part of {owner}"), at).await;
+                return Ok(());
+            }
+        }
         let count = loop {
             let changed = self.meta().refs.change(layout, cluster, false);
             match changed {

@@ -29,6 +29,8 @@ mod create;
 mod directory;
 mod entry;
 mod extensions;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod header;
 mod heading;
 mod history;

@@ -114,12 +114,13 @@ impl Image {
         }
     }
 
-    /// What lies below the part that is new must not come to light there.
+    /// What lies below the part that is new must not come to light there, nor what lies in the last cluster behind the end.
     async fn cover(&self, shape: Shape, cx: IoCx<'_>, size: u64) -> Result<(), IoError> {
-        let Some(backing) = shape.backing else { return Ok(()) };
         let grown = Shape { size, ..shape };
-        let end = size.min(cx.child(backing).size());
         let edge = align_up(shape.size, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
+        self.clear(&grown, cx, shape.size, edge.min(size)).await?;
+        let Some(backing) = shape.backing else { return Ok(()) };
+        let end = size.min(cx.child(backing).size());
         self.blank(&grown, cx, shape.size, edge.min(end)).await?;
         let Some(new) = ByteRange::between(edge, end).filter(|new| !new.is_empty()) else { return Ok(()) };
         let new = new.widened(self.layout.cluster()).ok_or(IoError::OutOfRange)?;
@@ -127,6 +128,20 @@ impl Image {
             Err(IoError::Unsupported) => self.blank(&grown, cx, edge, end).await,
             other => other,
         }
+    }
+
+    /// Zeroes where this layer has data: QEMU leaves them behind the end of a disk that it makes smaller.
+    async fn clear(&self, shape: &Shape, cx: IoCx<'_>, start: u64, end: u64) -> Result<(), IoError> {
+        let mut left = ByteRange::between(start, end).filter(|tail| !tail.is_empty());
+        while let Some(now) = left {
+            let Extent { len, place } = self.place(shape, cx, now, Access::Read).await?;
+            let (piece, rest) = now.split(len);
+            if matches!(place, Place::Data { .. } | Place::Encoded) {
+                self.blank(shape, cx, piece.start(), piece.end()).await?;
+            }
+            left = rest;
+        }
+        Ok(())
     }
 
     /// Every cluster from `start` up to the end has room, and zeroes in it: written, unless tables are all that is wanted and

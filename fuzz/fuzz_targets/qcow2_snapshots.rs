@@ -1,0 +1,7 @@
+//! The table of a qcow2 image's snapshots.
+#![no_main]
+
+use block_core::drivers::format::qcow2::fuzzing;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| fuzzing::snapshots(bytes));
