@@ -35,6 +35,7 @@ mod token;
 mod uring;
 #[doc(hidden)]
 pub mod wake;
+mod words;
 
 pub use buf::{IoBuf, Segment};
 pub use fault::{TRIES, system_call};
@@ -49,3 +50,4 @@ pub use readiness::{Readiness, WatchId};
 pub use source::{Source, SourceId};
 pub use thread::{Gone, IoThread, Remote, run_control};
 pub use timer::{Sleep, within};
+pub use words::Words;

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use block_core::base::IoError;
 use block_core::graph::Graph;
 use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};
 
-use crate::bench::{READER, add, attach, range, read, with};
+use crate::bench::{READER, add, attach, enter, range, read, with};
 use crate::peer::{KINDS, Kind, contents, create, file, node, run, work};
 use crate::random::Random;
 
@@ -31,7 +33,7 @@ fn seen(options: &Value) -> Vec<u8> {
         }
         let mut status = 0;
         while status < size {
-            let pin = crate::bench::enter(&lane).await;
+            let pin = enter(&lane).await;
             status += lane.map(&pin, range(status, size - status)).await.unwrap().len;
         }
         drop(lane);
@@ -99,6 +101,39 @@ fn small_caches_are_enough() {
     work(&path, kind, 6 << 20, &mut random, 100);
     let options = with(node(&path, kind, None), &json!({ "l2-cache-size": 512, "refcount-cache-size": 512 }));
     same(&seen(&options), &contents(&path), "all");
+}
+
+/// What was not needed for a whole interval is read again when it is; blkdebug says that it is.
+#[test]
+fn unused_tables_are_forgotten() {
+    let dir = in_memory();
+    let path = create(dir.path(), "top.qcow2", KINDS[0], 1 << 20, None);
+    run("qemu-io", &["-f", "qcow2", "-c", "write -P 7 0 64k", &path]);
+    let seconds = |interval: u64| {
+        run_control(async |local| {
+            let graph = Graph::new(Arc::new(|_| ()));
+            let rules = json!({
+                "set-state": [{ "event": "flush_to_disk", "new_state": 2 }],
+                "inject-error": [{ "event": "l2_load", "state": 2, "errno": 5, "once": true }],
+            });
+            let below = with(json!({ "driver": "blkdebug", "image": file(&path) }), &rules);
+            let options = json!({ "driver": "qcow2", "node-name": "top", "file": below, "backing": null });
+            let node = add(&graph, with(options, &json!({ "cache-clean-interval": interval }))).await.unwrap();
+            let port = attach(&graph, node, READER).await.unwrap();
+            let lane = port.handle().lane(&Local::current());
+            assert_eq!(read(&lane, range(0, 512)).await.unwrap(), [7; 512]);
+            lane.flush(&enter(&lane).await).await.unwrap();
+            assert_eq!(read(&lane, range(0, 512)).await.unwrap(), [7; 512], "it is in memory");
+            local.sleep(Duration::from_millis(2500)).await;
+            let seen = read(&lane, range(0, 512)).await;
+            drop(lane);
+            port.detach(&mut graph.permit()).await.unwrap();
+            graph.permit().remove(node).await.unwrap();
+            seen
+        })
+    };
+    assert_eq!(seconds(1), Err(IoError::from_errno(5)));
+    assert_eq!(seconds(0).unwrap(), [7; 512]);
 }
 
 #[test]

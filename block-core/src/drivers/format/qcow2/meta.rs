@@ -81,6 +81,8 @@ pub(super) struct Refs {
     /// From this cluster on the file is a hole.
     pub(super) fresh: u64,
     clock: u64,
+    /// What the clock said when blocks were last forgotten.
+    cleaned: u64,
 }
 
 /// A refcount block in memory.
@@ -219,6 +221,7 @@ impl Refs {
             resting: BTreeMap::new(),
             fresh,
             clock: 0,
+            cleaned: 0,
         }
     }
 
@@ -244,6 +247,12 @@ impl Refs {
         }
         let used = self.tick();
         self.blocks.insert(index, Cached { block, dirty: false, new: false, writing: false, used });
+    }
+
+    /// Forgets blocks that were not used since this was called before.
+    pub(super) fn forget_unused(&mut self) {
+        let before = std::mem::replace(&mut self.cleaned, self.clock);
+        self.blocks.retain(|_, cached| cached.dirty || cached.writing || cached.used > before);
     }
 
     fn tick(&mut self) -> u64 {
@@ -402,6 +411,18 @@ mod tests {
         assert_eq!(run(take(&mut refs, 9)), (1, 1));
         assert_eq!(refs.change(LAYOUT, 300, false), None);
         assert_eq!(refs.change(LAYOUT, 200, false), Some(Err(CORRUPT)));
+    }
+
+    #[test]
+    fn unused_blocks_are_forgotten_in_the_second_round() {
+        let mut refs = Refs::new(vec![5 << 9, 6 << 9, 7 << 9], 512, 8, 0);
+        (0..3).for_each(|index| refs.keep(index, Block::empty(LAYOUT)));
+        refs.forget_unused();
+        assert_eq!((refs.get(LAYOUT, 1), refs.change(LAYOUT, 300, true)), (Some(0), Some(Ok(1))));
+        refs.forget_unused();
+        assert_eq!(refs.blocks.len(), 2, "one was not asked for");
+        refs.forget_unused();
+        assert_eq!(refs.blocks.keys().collect::<Vec<_>>(), [&1], "what is to be written stays");
     }
 
     #[test]

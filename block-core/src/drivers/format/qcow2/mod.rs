@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `header` `extensions` `entry` `refcounts` `snapshots` `layout` | bytes of the image, parsed into what cannot be wrong |
 //! | `compression` | bytes to bytes |
-//! | `slices` `meta` `regions` `turns` | tables in memory, and who may use them when |
+//! | `slices` `meta` `regions` `turns` `clean` | tables in memory, and who may use them when |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
@@ -16,6 +16,7 @@
 //! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
 
 mod allocate;
+mod clean;
 mod commit;
 mod compression;
 mod create;
@@ -42,12 +43,13 @@ mod write;
 mod zero;
 
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::create::{CreateOptions, create};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::write::Room;
 
+use self::clean::Cleaner;
 use self::commit::write_header;
 use self::entry::CORRUPT;
 use self::extensions::Extensions;
@@ -84,9 +86,11 @@ pub struct Image {
     /// Why the image may not be written, if that is so.
     refusal: Option<String>,
     options: Qcow2Options,
-    slices: Slices,
+    slices: Arc<Slices>,
     regions: Regions,
-    meta: Mutex<Meta>,
+    meta: Arc<Mutex<Meta>>,
+    /// What gives memory of tables back is at work as long as this is here.
+    _cleaner: Option<Cleaner>,
     // Turns, in the order in which one task may take several.
     guests: Turns,
     tables: Turns,

@@ -1,9 +1,10 @@
 //! Opening an image: header, extensions and tables are read and judged, and nothing is written yet.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
+use super::clean::Cleaner;
 use super::extensions::Extensions;
 use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
 use super::layout::Layout;
@@ -227,6 +228,8 @@ impl Qcow2Options {
         };
         layout.slice_entries = self.slice_entries(layout)?;
         let caches = self.caches(layout, header.size)?;
+        let slices = Slices::new(layout, caches.slices);
+        let slices = Arc::new(slices.doing(|| "There is no room for the cache of L2 tables")?);
         let checks = self.checks();
         let fixed = fixed.into_iter().filter(|(_, what)| checks.watch(what));
         let mut meta = Meta {
@@ -258,6 +261,8 @@ impl Qcow2Options {
         meta.watch_inactive(&inactive, true);
         let regions = Regions::new();
         meta.watched(|cluster| regions.mark(cluster));
+        let meta = Arc::new(Mutex::new(meta));
+        let cleaner = self.clean_interval()?.map(|interval| Cleaner::every(interval, &slices, &meta));
         Ok(Image {
             name: site.name.to_owned(),
             events: site.events.clone(),
@@ -267,9 +272,10 @@ impl Qcow2Options {
             compression: header.compression,
             refusal,
             options: self.clone(),
-            slices: Slices::new(layout, caches.slices),
+            slices,
             regions,
-            meta: Mutex::new(meta),
+            meta,
+            _cleaner: cleaner,
             loads: Turns::default(),
             tables: Turns::default(),
             blocks: Turns::default(),

@@ -1,5 +1,7 @@
 //! What operators write about a qcow2 node, and what it comes to.
 
+use std::time::Duration;
+
 use qmp::Qapi;
 
 use super::layout::Layout;
@@ -33,7 +35,7 @@ pub struct Qcow2Options {
     pub l2_cache_entry_size: Option<i64>,
     /// Bytes for the cache of refcount blocks; without it 256 KiB, and room for 4 blocks at least.
     pub refcount_cache_size: Option<i64>,
-    /// Seconds after which unused tables are forgotten. Only 0 (never) is known.
+    /// Seconds after which tables that were not used meanwhile are forgotten; 0: never, 600 if absent.
     pub cache_clean_interval: Option<i64>,
     /// The node shows this internal snapshot instead of the disk, and can only be read. For programs: operators cannot ask for
     /// it, as they cannot with QEMU.
@@ -181,11 +183,17 @@ impl Qcow2Options {
         Ok(bytes / 8 / layout.words())
     }
 
+    /// How often unused tables are forgotten, if at all.
+    pub(super) fn clean_interval(&self) -> Result<Option<Duration>> {
+        let seconds = u32::try_from(self.cache_clean_interval.unwrap_or(CLEAN_INTERVAL));
+        let seconds = seconds.map_err(|_| {
+            Error::new(format!("Parameter 'cache-clean-interval' expects a number of seconds from 0 to {}", u32::MAX))
+        })?;
+        Ok((seconds > 0).then(|| Duration::from_secs(seconds.into())))
+    }
+
     /// For a disk of `size` bytes.
     pub(super) fn caches(&self, layout: Layout, size: u64) -> Result<Caches> {
-        if self.cache_clean_interval.is_some_and(|interval| interval != 0) {
-            return Err(Error::new("'cache-clean-interval' other than 0 is not supported yet"));
-        }
         let (total, l2) = (bytes("cache-size", self.cache_size)?, bytes("l2-cache-size", self.l2_cache_size)?);
         let blocks = bytes("refcount-cache-size", self.refcount_cache_size)?;
         if total.is_some() && l2.is_some() && blocks.is_some() {
@@ -237,6 +245,8 @@ fn bytes(name: &str, value: Option<i64>) -> Result<Option<u64>> {
     parsed.map_err(|_| Error::new(format!("Parameter '{name}' expects a value that is not negative")))
 }
 
+/// Of seconds, where nothing else is said.
+const CLEAN_INTERVAL: i64 = 600;
 /// Of bytes, where nothing else is said.
 const L2_CACHE: u64 = 32 << 20;
 const REFCOUNT_CACHE: u64 = 256 << 10;
@@ -272,10 +282,13 @@ mod tests {
             Qcow2Options { refcount_cache_size: Some(1), ..both.clone() },
             Qcow2Options { l2_cache_size: Some(3 << 20), ..both },
             Qcow2Options { l2_cache_size: Some(-1), ..none.clone() },
-            Qcow2Options { cache_clean_interval: Some(600), ..none.clone() },
         ] {
             bad.caches(LAYOUT, size).unwrap_err();
         }
+        let interval = |seconds| Qcow2Options { cache_clean_interval: seconds, ..none.clone() }.clean_interval();
+        assert_eq!(interval(None).unwrap(), Some(Duration::from_secs(600)));
+        assert_eq!(interval(Some(0)).unwrap(), None);
+        assert!(interval(Some(-1)).is_err() && interval(Some(1 << 32)).is_err());
         for (bytes, entries) in
             [(512, Some(64)), (65536, Some(8192)), (256, None), (131_072, None), (768, None), (-8, None)]
         {

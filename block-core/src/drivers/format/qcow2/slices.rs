@@ -4,16 +4,22 @@
 //! A place has a sequence number, odd while it is changed. Who looks reads it before and after; where it has moved, what
 //! was read is thrown away. All of it is atomics, so a reader that loses the race has read old numbers and nothing worse.
 
-use std::sync::OnceLock;
+use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, fence};
 
 use super::entry::L2Entry;
 use super::layout::Layout;
+use crate::rt::Words;
 
-/// The cache. Its memory is taken place by place, as it is needed.
+/// The cache. Its memory is taken place by place, as it is needed, and given back where it was not needed for long.
 pub(super) struct Slices {
     layout: Layout,
     places: Box<[Place]>,
+    /// The entries, place by place.
+    words: Words,
+    /// Of a place.
+    slice_words: usize,
     ways: usize,
     /// Where the next search for a victim begins.
     hand: AtomicU64,
@@ -26,19 +32,22 @@ struct Place {
     tag: AtomicU64,
     sequence: AtomicU64,
     used: AtomicBool,
-    words: OnceLock<Box<[AtomicU64]>>,
 }
 
+/// Places that are gone through while requests wait; a whole number of pages, however small slices are.
+const PIECE: usize = 1024;
 /// Slices that may be in one place or another.
 const WAYS: usize = 8;
 
 impl Slices {
     /// With room for `count` slices (at least 2).
-    pub(super) fn new(layout: Layout, count: usize) -> Self {
+    pub(super) fn new(layout: Layout, count: usize) -> io::Result<Self> {
         let ways = count.clamp(2, WAYS);
         let count = count.max(2).next_multiple_of(ways);
         let places = (0..count).map(|_| Place::default()).collect();
-        Self { layout, places, ways, hand: AtomicU64::new(0) }
+        let slice_words = usize::try_from(layout.slice_bytes()).map_err(|_| io::ErrorKind::OutOfMemory)? / 8;
+        let words = Words::new(count.saturating_mul(slice_words))?;
+        Ok(Self { layout, places, words, slice_words, ways, hand: AtomicU64::new(0) })
     }
 
     /// Slices that fit.
@@ -50,12 +59,11 @@ impl Slices {
     /// changed meanwhile and what was shown is worth nothing.
     #[inline]
     pub(super) fn look(&self, slice: u64, first: u64, mut take: impl FnMut(L2Entry) -> bool) -> Option<()> {
-        let place = self.find(slice)?;
+        let (place, words) = self.find(slice)?;
         let sequence = place.sequence.load(Acquire);
         if sequence & 1 == 1 || place.tag.load(Relaxed) != slice + 1 {
             return None;
         }
-        let words = place.words.get()?;
         let step = if self.layout.extended { 2 } else { 1 };
         let first = usize::try_from(first).ok()? * step;
         for entry in words.get(first..)?.chunks_exact(step) {
@@ -76,15 +84,24 @@ impl Slices {
     }
 
     #[inline]
-    fn find(&self, slice: u64) -> Option<&Place> {
-        self.set(slice).iter().find(|place| place.tag.load(Acquire) == slice + 1)
+    fn find(&self, slice: u64) -> Option<(&Place, &[AtomicU64])> {
+        let set = self.set(slice);
+        let number = set.clone().find(|number| self.places[*number].tag.load(Acquire) == slice + 1)?;
+        Some((&self.places[number], self.words(number)))
     }
 
+    /// The places that a slice may be in.
     #[inline]
-    fn set(&self, slice: u64) -> &[Place] {
+    fn set(&self, slice: u64) -> Range<usize> {
         let sets = self.places.len() / self.ways;
         let first = usize::try_from(slice % sets as u64).unwrap_or(0) * self.ways;
-        &self.places[first..first + self.ways]
+        first..first + self.ways
+    }
+
+    /// The entries in a place.
+    #[inline]
+    fn words(&self, number: usize) -> &[AtomicU64] {
+        &self.words.all()[number * self.slice_words..(number + 1) * self.slice_words]
     }
 
     // ---- under the lock ----------------------------------------------------------------------------------------
@@ -96,38 +113,58 @@ impl Slices {
 
     /// Puts a slice in. `false`: no place can be cleared, as `keep` says of those that are there.
     pub(super) fn insert(&self, slice: u64, bytes: &[u8], keep: impl Fn(u64) -> bool) -> bool {
-        let Some(place) = self.victim(slice, keep) else { return false };
-        let words = place.words.get_or_init(|| {
-            let count = self.layout.slice_entries * self.layout.words();
-            (0..count).map(|_| AtomicU64::new(0)).collect()
-        });
+        let Some(number) = self.victim(slice, keep) else { return false };
+        let place = &self.places[number];
         place.change(|| {
             place.tag.store(slice + 1, Relaxed);
             place.used.store(true, Relaxed);
-            fill(words, bytes);
+            fill(self.words(number), bytes);
         });
         true
     }
 
-    fn victim(&self, slice: u64, keep: impl Fn(u64) -> bool) -> Option<&Place> {
+    fn victim(&self, slice: u64, keep: impl Fn(u64) -> bool) -> Option<usize> {
         let set = self.set(slice);
         let hand = usize::try_from(self.hand.fetch_add(1, Relaxed)).unwrap_or(0);
-        let turn = |step: usize| &set[(hand.wrapping_add(step)) % set.len()];
-        let loose = |place: &Place| match place.tag.load(Relaxed) {
+        let turn = |step: usize| set.start + hand.wrapping_add(step) % set.len();
+        let loose = |number: &usize| match self.places[*number].tag.load(Relaxed) {
             0 => true,
             tag => !keep(tag - 1),
         };
-        let rounds = (0..2 * set.len()).map(turn);
-        let empty = set.iter().find(|place| place.tag.load(Relaxed) == 0);
-        let unused = || rounds.into_iter().find(|place| loose(place) && !place.used.swap(false, Relaxed));
+        let mut rounds = (0..2 * set.len()).map(turn);
+        let empty = set.clone().find(|number| self.places[*number].tag.load(Relaxed) == 0);
+        let unused = || rounds.find(|number| loose(number) && !self.places[*number].used.swap(false, Relaxed));
         // Readers may use all of them faster than they can be asked.
-        empty.or_else(unused).or_else(|| set.iter().find(|place| loose(place)))
+        empty.or_else(unused).or_else(|| set.clone().find(loose))
+    }
+
+    /// The places in pieces that are gone through at once.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.places.len()).step_by(PIECE).map(|first| first..self.places.len().min(first + PIECE))
+    }
+
+    /// Gives back the memory of slices in these places that nobody has looked at since they were gone through before, but
+    /// for those that are kept.
+    pub(super) fn forget_unused(&self, places: Range<usize>, keep: impl Fn(u64) -> bool) {
+        for place in &self.places[places.clone()] {
+            let tag = place.tag.load(Relaxed);
+            if tag != 0 && !keep(tag - 1) && !place.used.swap(false, Relaxed) {
+                place.change(|| place.tag.store(0, Relaxed));
+            }
+        }
+        // Small slices share pages, so neighbours go together.
+        let mut number = places.start;
+        for same in self.places[places].chunk_by(|one, other| one.is_empty() == other.is_empty()) {
+            if same[0].is_empty() {
+                self.words.forget(number * self.slice_words..(number + same.len()) * self.slice_words);
+            }
+            number += same.len();
+        }
     }
 
     /// Changes an entry. `false`: the slice is not here.
     pub(super) fn set_entry(&self, slice: u64, index: u64, entry: L2Entry) -> bool {
-        let Some(place) = self.find(slice) else { return false };
-        let Some(words) = place.words.get() else { return false };
+        let Some((place, words)) = self.find(slice) else { return false };
         let step = if self.layout.extended { 2 } else { 1 };
         let first = usize::try_from(index).unwrap_or(0) * step;
         place.change(|| {
@@ -141,8 +178,7 @@ impl Slices {
 
     /// A slice that is here is like this now.
     pub(super) fn refresh(&self, slice: u64, bytes: &[u8]) {
-        let Some(place) = self.find(slice) else { return };
-        let Some(words) = place.words.get() else { return };
+        let Some((place, words)) = self.find(slice) else { return };
         place.change(|| fill(words, bytes));
     }
 
@@ -153,7 +189,7 @@ impl Slices {
 
     /// A slice as it is in the file.
     pub(super) fn bytes(&self, slice: u64) -> Option<Vec<u8>> {
-        let words = self.find(slice)?.words.get()?;
+        let (_, words) = self.find(slice)?;
         Some(words.iter().flat_map(|word| word.load(Relaxed).to_be_bytes()).collect())
     }
 }
@@ -165,6 +201,10 @@ fn fill(words: &[AtomicU64], bytes: &[u8]) {
 }
 
 impl Place {
+    fn is_empty(&self) -> bool {
+        self.tag.load(Relaxed) == 0
+    }
+
     /// One at a time: the caller has the lock.
     fn change(&self, change: impl FnOnce()) {
         let sequence = self.sequence.load(Relaxed);
@@ -202,7 +242,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_not_forgotten() {
-        let slices = Slices::new(layout(false), 8);
+        let slices = Slices::new(layout(false), 8).unwrap();
         for slice in 0..8 {
             assert!(slices.insert(slice, &filled(slice), |_| true));
         }
@@ -214,10 +254,27 @@ mod tests {
         assert_eq!(slices.bytes(4).unwrap()[..8], 77u64.to_be_bytes());
     }
 
+    #[test]
+    fn what_nobody_looks_at_is_forgotten_in_the_second_round() {
+        let slices = Slices::new(layout(false), 64).unwrap();
+        for slice in 0..64 {
+            assert!(slices.insert(slice, &filled(slice + 1), |_| true));
+        }
+        let forget = |keep: u64| slices.pieces().for_each(|places| slices.forget_unused(places, |slice| slice == keep));
+        forget(99);
+        assert_eq!(first(&slices, 7), Some(8), "all were used when they came");
+        forget(9);
+        let left: Vec<u64> = (0..64).filter(|slice| slices.has(*slice)).collect();
+        assert_eq!(left, [7, 9]);
+        assert_eq!((first(&slices, 7), first(&slices, 9), first(&slices, 8)), (Some(8), Some(10), None));
+        assert!(slices.insert(8, &filled(3), |_| true));
+        assert_eq!(first(&slices, 8), Some(3));
+    }
+
     /// Two words that belong together are never seen apart, and a slice is never taken for another.
     #[test]
     fn readers_beside_a_writer_see_whole_entries_of_their_slice() {
-        let slices = Slices::new(layout(true), 2);
+        let slices = Slices::new(layout(true), 2).unwrap();
         let (seen, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             for _ in 0..2 {
@@ -256,7 +313,7 @@ mod tests {
     #[test]
     #[ignore = "prints figures, which mean something on an idle machine only"]
     fn looking_up_a_cached_entry() {
-        let slices = Slices::new(layout(false), 1024);
+        let slices = Slices::new(layout(false), 1024).unwrap();
         (0..1024).for_each(|slice| assert!(slices.insert(slice, &filled(slice), |_| false)));
         for threads in [1, 2] {
             let begun = Instant::now();
