@@ -44,7 +44,7 @@ fn change(node: NodeId, name: &str, what: BitmapAction) -> Box<dyn Step> {
 }
 
 fn added(granularity: u32) -> BitmapAction {
-    BitmapAction::Add { granularity: Some(granularity), recording: true }
+    BitmapAction::Add { granularity: Some(granularity), recording: true, persistent: false }
 }
 
 async fn make(graph: &Rc<Graph>, steps: Vec<Box<dyn Step>>) -> Result<(), String> {
@@ -167,7 +167,7 @@ fn several_changes_happen_at_one_moment_or_not_at_all() {
         put(&lanes[1], 512 * KIB, 512).await.unwrap();
         let all = |last: &str| {
             vec![
-                change(one, "sum", BitmapAction::Add { granularity: None, recording: false }),
+                change(one, "sum", BitmapAction::Add { granularity: None, recording: false, persistent: false }),
                 change(one, "sum", BitmapAction::Merge(vec![(one, "a".into()), (two, "b".into())])),
                 change(one, "a", BitmapAction::Clear),
                 change(one, "a", BitmapAction::Disable),
@@ -221,7 +221,7 @@ fn what_makes_no_change_is_refused_in_qemus_words() {
         }
         make(&graph, vec![change(node, &"x".repeat(1023), added(1 << 31))]).await.unwrap();
         make(&graph, vec![change(node, "b", merge(node, "b"))]).await.unwrap();
-        let suits = BitmapAction::Add { granularity: None, recording: true };
+        let suits = BitmapAction::Add { granularity: None, recording: true, persistent: false };
         make(&graph, vec![change(node, "suits", suits)]).await.unwrap();
         assert_eq!(graph.bitmap(node, "suits").unwrap().bits.granularity(), 65536);
     });
@@ -300,6 +300,6 @@ fn no_write_is_missed_while_a_bitmap_comes_and_goes() {
 
 /// Keeps what "all" is at this moment.
 fn taken(node: NodeId, name: &str) -> Vec<Box<dyn Step>> {
-    let made = BitmapAction::Add { granularity: Some(512), recording: false };
+    let made = BitmapAction::Add { granularity: Some(512), recording: false, persistent: false };
     vec![change(node, name, made), change(node, name, BitmapAction::Merge(vec![(node, "all".into())]))]
 }

@@ -314,7 +314,7 @@ fn only_what_a_bitmap_names_is_kept() {
         support::add(&graph, mem("target", 0, &target)).await;
         let other = add(&graph, json!({ "driver": "null-co", "node-name": "other", "size": 512 })).await.unwrap();
         let added = |node| {
-            let what = BitmapAction::Add { granularity: Some(512), recording: true };
+            let what = BitmapAction::Add { granularity: Some(512), recording: true, persistent: false };
             Box::new(BitmapChange { node, name: "b".into(), what })
         };
         graph.permit().transact(vec![added(source), added(other)]).await.unwrap();

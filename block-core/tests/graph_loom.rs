@@ -1,5 +1,5 @@
 //! The graph's lock, model-checked: entry, publish, drain, late parkers, lanes that attach meanwhile, the reclamation of
-//! views, and writes that are only counted beside one that rewrites whole blocks. Run with
+//! views, writes that are only counted beside one that rewrites whole blocks, and grace periods. Run with
 //! `RUSTFLAGS="--cfg loom" cargo test -p block-core --test graph_loom --release --target-dir target/loom`.
 //!
 //! An "edge" is an `UnsafeCell`: loom reports a request that walks it while the writer changes it, and a lost wake-up
@@ -13,11 +13,13 @@ use std::process::Command;
 
 use block_core::base::ByteRange;
 use block_core::graph::gate::Gate;
+use block_core::graph::grace::{Grace, Share};
 use block_core::graph::tracked::Tracked;
 use block_core::graph::uses::Uses;
 use loom::cell::UnsafeCell;
 use loom::future::block_on;
-use loom::sync::Arc;
+use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::{Arc, Mutex};
 use loom::thread;
 
 struct World {
@@ -257,6 +259,72 @@ fn two_rewrites_against_counted_writes() {
     });
 }
 
+/// A table that leads to a cluster until somebody sets that free, and what the lane's thread is asked.
+struct Table {
+    gate: Gate<u32>,
+    leads: AtomicBool,
+    cluster: UnsafeCell<u32>,
+    /// `None`: the thread has ended, and what it is sent is dropped.
+    asked: Mutex<Option<Vec<Share>>>,
+}
+
+impl Table {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            gate: Gate::new(1),
+            leads: AtomicBool::new(true),
+            cluster: UnsafeCell::new(1),
+            asked: Mutex::new(Some(Vec::new())),
+        })
+    }
+
+    /// Finds the cluster or not, by a load that orders nothing.
+    fn look(&self) {
+        if self.leads.load(Ordering::Relaxed) {
+            // SAFETY: who uses it for something else waits for this; loom checks it.
+            self.cluster.with(|cluster| unsafe { *cluster });
+        }
+    }
+
+    /// Sets the cluster free, and uses it again when all who may know it have gone.
+    fn reuse(&self, lane: &block_core::graph::gate::LaneCount) {
+        self.leads.store(false, Ordering::Relaxed);
+        let ask = |(), share| self.asked.lock().unwrap().as_mut().map(|asked| asked.push(share)).unwrap_or_default();
+        let grace = Grace::begin([(lane, ())].into_iter(), ask);
+        block_on(poll_fn(|cx| grace.poll_over(cx)));
+        assert!(grace.is_over());
+        // SAFETY: nobody knows it any more; loom checks it.
+        self.cluster.with_mut(|cluster| unsafe { *cluster = 2 });
+    }
+}
+
+/// The thread hears what it is asked between its requests, and when it ends.
+#[test]
+fn a_cluster_is_used_again_after_a_period() {
+    loom::model(|| {
+        let table = Table::new();
+        let lane = table.gate.attach();
+        let io = thread::spawn({
+            let (table, lane) = (table.clone(), lane.clone());
+            move || {
+                table.gate.enter(&lane, 1).unwrap();
+                table.look();
+                table.gate.enter(&lane, 2).unwrap();
+                // The first one's turn: nothing that was known before is known from here on.
+                let heard = table.asked.lock().unwrap().replace(Vec::new());
+                drop(heard);
+                table.look();
+                table.gate.leave(&lane, 1);
+                table.gate.leave(&lane, 0);
+                let heard = table.asked.lock().unwrap().take();
+                drop(heard);
+            }
+        });
+        table.reuse(&lane);
+        io.join().unwrap();
+    });
+}
+
 /// Every canary is caught by the model that is there for it.
 #[test]
 fn canaries_are_caught() {
@@ -270,6 +338,9 @@ fn canaries_are_caught() {
         ("write_fence", "counted_writes_against_a_rewrite"),
         ("wrote_fence", "counted_writes_against_a_rewrite"),
         ("serialising_fence", "counted_writes_against_a_rewrite"),
+        ("grace_fence", "a_cluster_is_used_again_after_a_period"),
+        ("grace_late_waker", "a_cluster_is_used_again_after_a_period"),
+        ("grace_early", "a_cluster_is_used_again_after_a_period"),
     ];
     let exe = std::env::current_exe().unwrap();
     for (canary, model) in cases {

@@ -18,13 +18,14 @@ mod qcow2;
 #[path = "support/scenarios.rs"]
 mod scenarios;
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
-use block_core::graph::Graph;
+use block_core::graph::{BitmapAction, BitmapChange, Graph, NodeBitmap, WriteFlags};
 use block_core::rt::fault::{Faults, Plan};
-use block_core::rt::run_control;
-use faults::{PLANS, SIZE, Subject};
+use block_core::rt::{Local, run_control};
+use faults::{PLANS, SIZE, Scene, Subject};
 use history::{ALL, Past, Used, What};
 use scenarios::fault_at_every_call;
 use serde_json::json;
@@ -50,7 +51,11 @@ fn subject(options: &'static str) -> Subject {
         buffers: true,
         heals: |_| false,
         block: 1,
-        check: |dir| qcow2::corrupt(&std::fs::read(dir.join("disk.img")).unwrap()).map(drop),
+        // What is still called dirty is repaired when it is opened.
+        check: |dir| {
+            let image = std::fs::read(dir.join("disk.img")).unwrap();
+            if qcow2::is_dirty(&image) { Ok(()) } else { qcow2::corrupt(&image).map(drop) }
+        },
     }
 }
 
@@ -116,4 +121,85 @@ fn snapshots_are_changed_or_not() {
             eprintln!("{options}, {what:?}: {} faults", failing(options, what));
         }
     }
+}
+
+/// An image that was not closed in good order is opened: it is repaired, or it is not there and as dirty as before.
+#[test]
+fn repairing() {
+    let mut points = 0;
+    for subject in subjects() {
+        let scenario = async |scene: &mut Scene<'_>| {
+            let path = scene.dir().join("disk.img");
+            let mut image = std::fs::read(&path).unwrap();
+            qcow2::spoil(&mut image);
+            std::fs::write(path, image).unwrap();
+            scene.arm();
+            scene.open().await;
+            scene.read().await;
+            scene.close().await;
+        };
+        let tried = faults::with_plans(&subject, &PLANS, scenario);
+        points += tried.unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+    eprintln!("{points} faults");
+    assert!(points > 100);
+}
+
+/// What is in the image, by who only reads it: all bytes, and its bitmaps.
+async fn looked(scene: &Scene<'_>) -> (Vec<u8>, Vec<NodeBitmap>) {
+    let graph = Graph::new(Arc::new(|_| ()));
+    let options = bench::with(scene.options(), &json!({ "read-only": true }));
+    let node = bench::add(&graph, options).await.unwrap();
+    let port = bench::attach(&graph, node, bench::READER).await.unwrap();
+    let lane = port.handle().lane(&Local::current());
+    let bytes = bench::read(&lane, bench::range(0, port.geometry().size)).await.unwrap();
+    drop(lane);
+    port.detach(&mut graph.permit()).await.unwrap();
+    let bitmaps = graph.node(node).unwrap().bitmaps;
+    graph.permit().remove(node).await.unwrap();
+    (bytes, bitmaps)
+}
+
+async fn add_bitmap(scene: &mut Scene<'_>, name: &str) {
+    let Some(report) = scene.node() else { return };
+    let what = BitmapAction::Add { granularity: Some(512), recording: true, persistent: true };
+    let step = BitmapChange { node: report.id, name: name.into(), what };
+    let added = scene.graph.permit().transact(vec![Box::new(step)]).await;
+    scene.note("add a bitmap", added);
+}
+
+/// A bitmap is stored, or it is not there, or it is not believed; and one that is believed says enough.
+#[test]
+fn storing_bitmaps() {
+    let (mut points, believed) = (0, Cell::new(0));
+    for subject in subjects() {
+        let scenario = async |scene: &mut Scene<'_>| {
+            scene.open().await;
+            add_bitmap(scene, "old").await;
+            scene.close().await;
+            let (before, found) = looked(scene).await;
+            assert_eq!(found.len(), 1);
+            scene.arm();
+            scene.open().await;
+            scene.write(bench::range(4096, 512), WriteFlags::default()).await;
+            add_bitmap(scene, "young").await;
+            scene.write(bench::range(20480, 4096), WriteFlags::default()).await;
+            scene.close().await;
+            scene.disarm();
+            let (after, bitmaps) = looked(scene).await;
+            for bitmap in bitmaps.iter().filter(|bitmap| !bitmap.inconsistent) {
+                believed.set(believed.get() + 1);
+                let changed = (0..SIZE).step_by(512).filter(|at| {
+                    let sector = *at as usize..*at as usize + 512;
+                    before[sector.clone()] != after[sector] && (bitmap.name == "old" || *at != 4096)
+                });
+                let missing = changed.into_iter().find(|at| bitmap.bits.next_dirty(bench::range(*at, 512)).is_none());
+                scene.expect(missing.is_none(), &format!("'{}' has no mark for {missing:?}", bitmap.name));
+            }
+        };
+        let tried = faults::with_plans(&subject, &PLANS, scenario);
+        points += tried.unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+    eprintln!("{points} faults, after which {} bitmaps are believed", believed.get());
+    assert!(points > 100 && believed.get() > 100);
 }

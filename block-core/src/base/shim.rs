@@ -1,5 +1,5 @@
 //! Locks and atomics of the files that are model-checked (`graph/gate.rs`, `graph/uses.rs`, `graph/tracked.rs`,
-//! `graph/haste.rs`, `rt/wake.rs`, the throttle filter's `turnstile.rs`), and of `graph/stats.rs`: std's, or under `cfg(loom)` and
+//! `graph/haste.rs`, `graph/grace.rs`, `rt/wake.rs`, the throttle filter's `turnstile.rs`), and of `graph/stats.rs`: std's, or under `cfg(loom)` and
 //! `cfg(shuttle)` those of the checker, or under `cfg(counted)` such as say what they write.
 
 #[cfg(counted)]

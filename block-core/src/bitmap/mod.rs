@@ -148,6 +148,25 @@ impl Bitmap {
         (0..count).map(|number| self.word(number).map_or(0, |word| word.load(Ordering::Acquire)))
     }
 
+    /// Marks what words say, from word `first` on: 64 bits in each, the first one lowest. What is past the end is left out.
+    pub fn mark_words(&self, first: u64, words: impl IntoIterator<Item = u64>) {
+        let bits = self.bits();
+        for (number, word) in (first..).zip(words) {
+            let left = bits.saturating_sub(number.saturating_mul(64)).min(64);
+            let word = if left == 64 { word } else { word & ((1 << left) - 1) };
+            if word != 0 {
+                self.made(number).fetch_or(word, Ordering::AcqRel);
+            }
+        }
+    }
+
+    /// So many words from word `first` on; those past the end are 0.
+    pub fn words(&self, first: u64, count: u64) -> impl Iterator<Item = u64> {
+        let end = self.bits().div_ceil(64);
+        let word = move |number| self.word(number).map_or(0, |word| word.load(Ordering::Acquire));
+        (first..first + count).map(move |number| if number < end { word(number) } else { 0 })
+    }
+
     // ---- bits ----------------------------------------------------------------------------------------------------
 
     fn unit(&self) -> u64 {
@@ -310,6 +329,22 @@ mod tests {
         let words = |bitmap: &Bitmap| bitmap.all_words().collect::<Vec<_>>();
         assert_eq!(words(&bitmap(0, 512, &[])), [0]);
         assert_eq!(words(&bitmap(65 * 512, 512, &[(0, 512), (64 * 512, 65 * 512)])), [1, 1]);
+    }
+
+    #[test]
+    fn words_go_there_and_back() {
+        let marked =
+            bitmap((PAGE + 70) * 512, 512, &[(512, 1024), (63 * 512, 65 * 512), (PAGE * 512, (PAGE + 70) * 512)]);
+        let words: Vec<_> = marked.words(0, PAGE / 64 + 4).collect();
+        assert_eq!((words[0], words[1], words[words.len() - 3], words.last()), (1 << 63 | 2, 1, 0x3f, Some(&0)));
+        let other = marked.clean().unwrap();
+        other.mark_words(0, words.iter().map(|word| word | 1));
+        other.clear(range(0, 512));
+        assert_eq!(other.next_dirty(range(2 * 64 * 512, 2 * 64 * 512 + 512)), Some(range(128 * 512, 129 * 512)));
+        let same = marked.clean().unwrap();
+        same.mark_words(0, words);
+        same.mark_words(PAGE / 64 + 1, [u64::MAX, u64::MAX]);
+        assert_eq!(runs(&same), runs(&marked));
     }
 
     #[test]

@@ -25,7 +25,15 @@ pub async fn add_unnamed(permit: &mut Permit, options: BlockdevOptions) -> Resul
     let mut opening = Opening { graph: permit.graph().clone(), opened: Vec::new(), names: HashSet::new(), depth: 0 };
     opening.define(&options, None).await?;
     let opened = opening.opened;
-    permit.apply(move |edit| add_all(edit, &opened)).await
+    let top = permit.apply(move |edit| add_all(edit, &opened)).await?;
+    if let Err(error) = permit.mend(top).await {
+        // Whoever asked has no node, and no lock. The second time nobody minds what cannot be flushed.
+        if permit.remove(top).await.is_err() {
+            permit.remove(top).await?;
+        }
+        return Err(error);
+    }
+    Ok(top)
 }
 
 /// Adds what was opened, children first; the last one is the root of the tree.

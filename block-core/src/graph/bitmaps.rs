@@ -6,10 +6,12 @@
 use std::sync::Arc;
 
 use super::control::Graph;
+use super::drain::Drained;
 use super::edit::{DrainedSet, GraphEdit, Owner, no_such_node};
+use super::geometry::Geometry;
 use super::id::NodeId;
 use super::shape::{Kind, NodeParts, Vertex, Vertices};
-use super::transaction::Step;
+use super::transaction::{Pending, Step};
 use crate::base::{Error, Result};
 use crate::bitmap::Bitmap;
 
@@ -20,6 +22,10 @@ pub struct NodeBitmap {
     pub name: String,
     /// Writes mark it.
     pub recording: bool,
+    /// The image stores it.
+    pub persistent: bool,
+    /// What the image stores of it may be too little: it can only be removed, and has no marks.
+    pub inconsistent: bool,
     /// The marks.
     pub bits: Arc<Bitmap>,
 }
@@ -44,6 +50,8 @@ pub enum BitmapAction {
         granularity: Option<u32>,
         /// It records from the beginning.
         recording: bool,
+        /// The image stores it.
+        persistent: bool,
     },
     /// It goes.
     Remove,
@@ -67,16 +75,22 @@ impl Step for BitmapChange {
         Ok(std::iter::once(self.node).chain(sources.iter().map(|(node, _)| *node)).collect())
     }
 
+    fn prepare<'a>(&'a mut self, drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
+        Box::pin(self.kept(drained))
+    }
+
     fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
         let (owner, name) = (set.owner(self.node)?, &self.name[..]);
         match &self.what {
-            BitmapAction::Add { granularity, recording } => edit.add_bitmap(owner, name, *granularity, *recording),
-            BitmapAction::Remove => edit.change_bitmaps(owner, |bitmaps| {
+            BitmapAction::Add { .. } => edit.add_bitmap(owner, name, &self.what),
+            BitmapAction::Remove => edit.change_bitmaps(owner, |bitmaps, read_only| {
                 let at = position(bitmaps, name)?;
+                bitmaps[at].check_kept(read_only)?;
                 bitmaps.remove(at);
                 Ok(())
             }),
-            BitmapAction::Clear => edit.change_bitmap(owner, name, |bitmap| {
+            BitmapAction::Clear => edit.change_bitmap(owner, name, |bitmap, read_only| {
+                bitmap.check_kept(read_only)?;
                 bitmap.bits = Arc::new(bitmap.bits.clean()?);
                 Ok(())
             }),
@@ -88,12 +102,10 @@ impl Step for BitmapChange {
 }
 
 impl<'d> GraphEdit<'d> {
-    fn add_bitmap(&mut self, owner: Owner<'d>, name: &str, granularity: Option<u32>, recording: bool) -> Result<()> {
-        check_name(name)?;
-        let geometry = self.vertex(owner.id).and_then(Vertex::node).ok_or_else(no_such_node)?.geometry;
-        let granularity = granularity.unwrap_or_else(|| default_granularity(geometry.limits.compressed_cluster));
-        let bits = Arc::new(Bitmap::new(geometry.size, granularity)?);
-        self.change_bitmaps(owner, |bitmaps| {
+    fn add_bitmap(&mut self, owner: Owner<'d>, name: &str, what: &BitmapAction) -> Result<()> {
+        let node = self.vertex(owner.id).and_then(Vertex::node).ok_or_else(no_such_node)?;
+        let new = NodeBitmap::new(name, what, node.geometry)?;
+        self.change_bitmaps(owner, |bitmaps, _| {
             if bitmaps.iter().any(|bitmap| bitmap.name == name) {
                 return Err(Error::new(format!("Bitmap already exists: {name}")));
             }
@@ -101,22 +113,27 @@ impl<'d> GraphEdit<'d> {
                 return Err(Error::new(format!("A node may not have more than {MAX_BITMAPS} bitmaps")));
             }
             // The youngest first, as clients are used to.
-            bitmaps.insert(0, NodeBitmap { name: name.to_owned(), recording, bits });
+            bitmaps.insert(0, new);
             Ok(())
         })
     }
 
     fn set_recording(&mut self, owner: Owner<'d>, name: &str, recording: bool) -> Result<()> {
-        self.change_bitmap(owner, name, |bitmap| {
+        self.change_bitmap(owner, name, |bitmap, _| {
             bitmap.recording = recording;
             Ok(())
         })
     }
 
     fn merge_bitmaps(&mut self, owner: Owner<'d>, name: &str, sources: &[(NodeId, String)]) -> Result<()> {
-        let sources = sources.iter().map(|(node, name)| self.bitmap(*node, name).map(|bitmap| bitmap.bits.clone()));
-        let sources = sources.collect::<Result<Vec<_>>>()?;
-        self.change_bitmap(owner, name, |bitmap| {
+        let source = |(node, name): &(NodeId, String)| {
+            let bitmap = self.bitmap(*node, name)?;
+            bitmap.check_usable()?;
+            Ok(bitmap.bits.clone())
+        };
+        let sources = sources.iter().map(source).collect::<Result<Vec<_>>>()?;
+        self.change_bitmap(owner, name, |bitmap, read_only| {
+            bitmap.check_kept(read_only)?;
             let merged = bitmap.bits.copied()?;
             sources.iter().try_for_each(|source| merged.merge(source))?;
             bitmap.bits = Arc::new(merged);
@@ -133,22 +150,78 @@ impl<'d> GraphEdit<'d> {
         &mut self,
         owner: Owner<'d>,
         name: &str,
-        change: impl FnOnce(&mut NodeBitmap) -> Result<()>,
+        change: impl FnOnce(&mut NodeBitmap, bool) -> Result<()>,
     ) -> Result<()> {
-        self.change_bitmaps(owner, |bitmaps| {
+        self.change_bitmaps(owner, |bitmaps, read_only| {
             let at = position(bitmaps, name)?;
-            change(&mut bitmaps[at])
+            bitmaps[at].check_usable()?;
+            change(&mut bitmaps[at], read_only)
         })
     }
 
     fn change_bitmaps(
         &mut self,
         owner: Owner<'d>,
-        change: impl FnOnce(&mut Vec<NodeBitmap>) -> Result<()>,
+        change: impl FnOnce(&mut Vec<NodeBitmap>, bool) -> Result<()>,
     ) -> Result<()> {
         let Kind::Node(parts) = &mut self.vertex_mut(owner.id)?.kind else { return Err(no_such_node()) };
-        change(&mut parts.bitmaps)?;
+        change(&mut parts.bitmaps, parts.options.read_only)?;
         self.seen_differently.insert(owner.id);
+        Ok(())
+    }
+}
+
+impl BitmapChange {
+    /// What the image says of the bitmap is going to be untrue, or the image shall store one more.
+    async fn kept(&self, drained: &mut Drained<'_>) -> Result<()> {
+        let missing = || Error::new("There is no such node");
+        let report = drained.graph().node(self.node).ok_or_else(missing)?;
+        let old = report.bitmaps.iter().find(|bitmap| bitmap.name == self.name);
+        let mut kept: Vec<_> = report.bitmaps.iter().filter(|bitmap| bitmap.persistent).cloned().collect();
+        match (&self.what, old) {
+            (BitmapAction::Add { persistent: true, .. }, None) => {
+                kept.insert(0, NodeBitmap::new(&self.name, &self.what, report.geometry)?);
+                drained.exclusive(self.node)?.with(async |child| child.keep_bitmaps(&kept).await).await
+            }
+            (BitmapAction::Remove, Some(old)) if old.persistent => {
+                old.check_kept(report.options.read_only)?;
+                drained.exclusive(self.node)?.with(async |child| child.keep_bitmaps(&kept).await).await
+            }
+            // On a node that is only read this is a matter of memory.
+            (BitmapAction::Enable | BitmapAction::Disable, _) if report.options.read_only => Ok(()),
+            (_, Some(old)) if old.persistent => {
+                old.check_kept(report.options.read_only)?;
+                old.check_usable()?;
+                drained.exclusive(self.node)?.with(async |child| child.keep_bitmaps(&kept).await).await
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl NodeBitmap {
+    fn new(name: &str, what: &BitmapAction, geometry: Geometry) -> Result<Self> {
+        let BitmapAction::Add { granularity, recording, persistent } = what else { unreachable!("it is added") };
+        check_name(name)?;
+        let granularity = granularity.unwrap_or_else(|| default_granularity(geometry.limits.compressed_cluster));
+        let bits = Arc::new(Bitmap::new(geometry.size, granularity)?);
+        let (recording, persistent) = (*recording, *persistent);
+        Ok(Self { name: name.to_owned(), recording, persistent, inconsistent: false, bits })
+    }
+
+    /// In QEMU's words.
+    pub(super) fn check_usable(&self) -> Result<()> {
+        if self.inconsistent {
+            return Err(Error::new(format!("Bitmap '{}' is inconsistent and cannot be used", self.name)));
+        }
+        Ok(())
+    }
+
+    /// What an image stores changes only with the image.
+    fn check_kept(&self, read_only: bool) -> Result<()> {
+        if self.persistent && read_only {
+            return Err(Error::new(format!("Bitmap '{}' is readonly and cannot be modified", self.name)));
+        }
         Ok(())
     }
 }
@@ -157,15 +230,22 @@ impl NodeParts {
     /// Bitmaps have the size of their node.
     pub(super) fn resize_bitmaps(&mut self) -> Result<()> {
         let size = self.geometry.size;
-        for bitmap in self.bitmaps.iter_mut().filter(|bitmap| bitmap.bits.size() != size) {
+        let others = self.bitmaps.iter_mut().filter(|bitmap| !bitmap.inconsistent && bitmap.bits.size() != size);
+        for bitmap in others {
             bitmap.bits = Arc::new(bitmap.bits.resized(size)?);
         }
         Ok(())
     }
 
+    /// Those that the image stores.
+    pub(super) fn kept(&self) -> Box<[NodeBitmap]> {
+        self.bitmaps.iter().filter(|bitmap| bitmap.persistent).cloned().collect()
+    }
+
     /// What writes have to mark.
     pub(super) fn recording(&self) -> Box<[Arc<Bitmap>]> {
-        self.bitmaps.iter().filter(|bitmap| bitmap.recording).map(|bitmap| bitmap.bits.clone()).collect()
+        let recording = self.bitmaps.iter().filter(|bitmap| bitmap.recording && !bitmap.inconsistent);
+        recording.map(|bitmap| bitmap.bits.clone()).collect()
     }
 }
 

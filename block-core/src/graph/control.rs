@@ -350,6 +350,7 @@ fn placed(parts: &NodeParts) -> Placed {
         options: parts.options,
         geometry: parts.geometry,
         bitmaps: parts.recording(),
+        kept: parts.kept(),
         _guard: parts.guard.clone(),
     }
 }

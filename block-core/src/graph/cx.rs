@@ -11,9 +11,10 @@ use std::task::Poll;
 
 use super::driver::End;
 use super::geometry::Geometry;
+use super::grace::Grace;
 use super::haste::Haste;
 use super::id::ChildId;
-use super::lane::{Lane, ViewPin};
+use super::lane::{Away, Here, Lane, ViewPin};
 use super::options::NodeOptions;
 use super::permission::PermSet;
 use super::stats::Counters;
@@ -98,6 +99,26 @@ impl<'g> IoCx<'g> {
         let ticket = tracked.enter(range, serialising, self.haste());
         self.handing_on(poll_fn(|cx| ticket.poll_alone(cx)), || ticket.hurry_others()).await;
         ticket
+    }
+
+    /// The driver works on the node that this request is at, as long as the value lives: it may know something of it that
+    /// is not true any more. Periods wait for that ([`IoCx::grace`]).
+    pub(crate) fn here(self) -> Here<'g> {
+        self.pin.here(self.at)
+    }
+
+    /// Waits for `work` without being at the node meanwhile: no period waits for this request. What was known of the node
+    /// before is worth nothing afterwards, unless something else keeps it true. One request does one thing at a time at a
+    /// node that uses this.
+    pub async fn aside<T>(self, work: impl Future<Output = T>) -> T {
+        let _away: Away<'_> = self.pin.away(self.at);
+        work.await
+    }
+
+    /// Begins a period at the node that this request is at: over when nobody uses any more what he found there before.
+    pub fn grace(self) -> Grace {
+        let node = &self.pin.pinned().view.placed(self.at).shared;
+        node.visitors.grace(node)
     }
 
     /// For those who will wait for this request.

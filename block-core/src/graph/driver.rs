@@ -9,6 +9,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::bitmaps::NodeBitmap;
+use super::check::{CheckReport, Repair};
 use super::cx::IoCx;
 use super::debug_event::{DebugEvent, Pause};
 use super::geometry::Geometry;
@@ -289,6 +291,49 @@ pub trait Driver: Send + Sync + 'static {
         preallocation: Preallocation,
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
 
+    /// Goes through the image and compares what it says of itself; puts right what `repair` says. Nobody else is inside,
+    /// and the node may be written if anything is to be put right. Only formats with tables of their own offer it.
+    fn check(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _repair: Repair,
+    ) -> impl Future<Output = Result<CheckReport, Error>> {
+        std::future::ready(Err(Error::new("This image format does not support checks")))
+    }
+
+    /// The image says that it was not closed in good order, so that [`Driver::check`] has to repair it before it is
+    /// written; until then writes fail. Asked when the node has been added.
+    fn is_unclean(&self) -> bool {
+        false
+    }
+
+    /// The dirty bitmaps that the image stores, the youngest first. Asked when the node is added, perhaps several times.
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        Vec::new()
+    }
+
+    /// The image shall store these bitmaps, which nobody else changes now, and what it says of any that it has becomes
+    /// untrue. Fails where it cannot store them; `false`: it cannot store any. Nobody else is inside.
+    fn keep_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<bool, Error>> {
+        std::future::ready(Ok(false))
+    }
+
+    /// Stores the bitmaps, if what the image says of them is untrue. Comes before [`Driver::finish`].
+    fn store_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
+
     /// Where the node ends just now. Who says anything but [`End::Fixed`] takes writes, and writes of zeroes, past its end
     /// from users that may resize it, and [`Driver::set_end`].
     fn end(&self, _conf: &Self::Conf) -> End {
@@ -442,6 +487,11 @@ pub(crate) trait DynDriver: Send + Sync {
         cx: IoCx<'a>,
         change: &'a SnapshotChange,
     ) -> Boxed<'a, Result<Snapshotted, Error>>;
+    fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
+    fn is_unclean(&self) -> bool;
+    fn bitmaps(&self) -> Vec<NodeBitmap>;
+    fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<bool, Error>>;
+    fn store_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), IoError>>;
     fn end(&self) -> End;
     fn set_end<'a>(&'a self, cx: IoCx<'a>, to: u64, how: Preallocation) -> Boxed<'a, Result<(), IoError>>;
     fn finish<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), IoError>>;
@@ -545,6 +595,21 @@ impl<D: Driver> DynDriver for Body<D> {
             let (info, conf) = self.driver.change_snapshots(&self.conf, cx, change).await?;
             Ok((info, conf.map(|conf| self.under(conf))))
         })
+    }
+    fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>> {
+        Box::pin(self.driver.check(&self.conf, cx, repair))
+    }
+    fn is_unclean(&self) -> bool {
+        self.driver.is_unclean()
+    }
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        self.driver.bitmaps()
+    }
+    fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<bool, Error>> {
+        Box::pin(self.driver.keep_bitmaps(&self.conf, cx, bitmaps))
+    }
+    fn store_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<(), IoError>> {
+        Box::pin(self.driver.store_bitmaps(&self.conf, cx, bitmaps))
     }
     fn end(&self) -> End {
         self.driver.end(&self.conf)

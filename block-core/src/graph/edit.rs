@@ -178,12 +178,13 @@ impl<'d> GraphEdit<'d> {
         let placeholder = Geometry { size: 0, limits: Limits::ANY };
         let guard = shared.uses.guard();
         let (body, options, explicit) = (new.body, new.options, new.explicit);
+        let bitmaps = body.bitmaps();
         let parts = NodeParts {
             body,
             shared,
             options,
             geometry: placeholder,
-            bitmaps: Vec::new(),
+            bitmaps,
             held: new.held,
             is_supposed: false,
             explicit,

@@ -1,5 +1,5 @@
-//! A root's gate: may a request come in, and when is nobody inside? With `uses.rs` and `tracked.rs` the only file of the
-//! graph with memory orderings; all are model-checked (`block-core/tests/graph_loom.rs`, `block-core/tests/schedules.rs`).
+//! A root's gate: may a request come in, and when is nobody inside? With `uses.rs`, `tracked.rs` and `grace.rs` the only
+//! file of the graph with memory orderings; all are model-checked (`block-core/tests/graph_loom.rs`, `block-core/tests/schedules.rs`).
 //!
 //! Each thread counts its own requests in its own *lane*; only that thread writes the lane, so counting is a plain
 //! store. The STOPPED bit and the lanes form the classic store/load pair: whoever comes second must see the other.
@@ -21,6 +21,13 @@ const VERSION: u64 = 2;
 #[repr(align(128))]
 #[derive(Debug)]
 pub struct LaneCount(AtomicU32);
+
+impl LaneCount {
+    /// Requests are inside. What they did is seen by who sees that they have left.
+    pub(super) fn is_busy(&self) -> bool {
+        self.0.load(Ordering::Acquire) != 0
+    }
+}
 
 /// See the module's head. `V` is what is published: a view of the graph.
 #[derive(Debug)]

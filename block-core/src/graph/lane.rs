@@ -5,12 +5,14 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::mem::take;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::cx::IoCx;
 use super::gate::{Gate, LaneCount};
+use super::grace::Share;
 use super::haste::Haste;
 use super::node::NodeShared;
 use super::stats::Counters;
@@ -56,16 +58,18 @@ impl Root {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Relaxed);
         let count = self.0.gate.attach();
+        let me = Me { lane: id, count: count.clone(), thread: local.remote() };
         // Before it looks at the view: a poke that comes between would miss it, and the old view would stay.
         self.threads().push((id, local.remote()));
-        let lane = Rc::new_cyclic(|me| Lane {
-            id,
+        let lane = Rc::new_cyclic(|weak| Lane {
             root: self.0.clone(),
             count,
             inside: Cell::new(0),
-            pinned: RefCell::new(Rc::new(Pinned::new(&self.0.gate))),
+            pinned: RefCell::new(Rc::new(Pinned::new(&self.0.gate, &me))),
+            turned: RefCell::default(),
             local: local.clone(),
-            me: me.clone(),
+            me,
+            weak: weak.clone(),
         });
         LANES.with_borrow_mut(|lanes| lanes.insert(id, Rc::downgrade(&lane)));
         lane
@@ -96,22 +100,46 @@ fn forget_old(id: u64) {
     }
 }
 
+/// A period has begun at `node`: the lane tells who was there before from who comes later.
+pub(super) fn turn(id: u64, node: &Arc<NodeShared>, share: &Share) {
+    let lane = LANES.with_borrow(|lanes| lanes.get(&id).and_then(Weak::upgrade));
+    if let Some(lane) = lane {
+        lane.turn(node, share);
+    }
+}
+
 /// See the module's head.
 pub struct Lane {
-    id: u64,
     root: Arc<RootShared>,
     count: Arc<LaneCount>,
     inside: Cell<u32>,
     pinned: RefCell<Rc<Pinned>>,
+    /// Pins that were handed out before a period began, and may still be held.
+    turned: RefCell<Vec<Weak<Pinned>>>,
     local: Rc<Local>,
-    me: Weak<Self>,
+    me: Me,
+    weak: Weak<Self>,
+}
+
+/// What nodes know of a lane.
+struct Me {
+    lane: u64,
+    count: Arc<LaneCount>,
+    thread: Remote,
 }
 
 /// A view with what this thread counts for each of its nodes.
 pub(crate) struct Pinned {
     version: u64,
     pub(crate) view: Arc<View>,
-    counts: Box<[Option<Counts>]>,
+    counts: Rc<[Option<Counts>]>,
+    lane: u64,
+    /// Ring entries under way, of whatever nodes.
+    in_kernel: Cell<u32>,
+    /// For each slot: how often a driver works on the node just now.
+    here: Box<[Cell<u32>]>,
+    /// Periods at slots that have to wait for what is done under this pin.
+    awaited: RefCell<Vec<(u32, Share)>>,
 }
 
 /// What one thread counts for one node under one root.
@@ -122,19 +150,58 @@ struct Counts {
 }
 
 impl Counts {
-    fn new(node: &Placed) -> Self {
+    fn new(node: &Placed, me: &Me) -> Self {
+        node.shared.visitors.attach(me.lane, &me.count, &me.thread);
         let writes = node.tracks().then(|| node.shared.tracked.attach());
         Self { done: node.shared.stats.counters(), writes }
     }
 }
 
 impl Pinned {
-    fn new(gate: &Gate<Arc<View>>) -> Self {
+    fn new(gate: &Gate<Arc<View>>, me: &Me) -> Self {
         // The version first: a newer view under an older version is refreshed again, never the other way round.
         let version = gate.version();
         let view = gate.view();
-        let counts = view.nodes().map(|node| node.map(Counts::new)).collect();
-        Self { version, view, counts }
+        let counts = view.nodes().map(|node| node.map(|node| Counts::new(node, me))).collect();
+        Self::with(version, view, counts, me.lane)
+    }
+
+    fn with(version: u64, view: Arc<View>, counts: Rc<[Option<Counts>]>, lane: u64) -> Self {
+        let here = counts.iter().map(|_| Cell::new(0)).collect();
+        Self { version, view, counts, lane, in_kernel: Cell::new(0), here, awaited: RefCell::default() }
+    }
+
+    /// The same for those who come in from now on.
+    fn again(&self) -> Self {
+        Self::with(self.version, self.view.clone(), self.counts.clone(), self.lane)
+    }
+
+    /// A period at `node` waits for what is done there under this pin.
+    fn await_for(&self, node: &Arc<NodeShared>, share: &Share) {
+        let found =
+            (0..).zip(self.view.nodes()).find(|(_, placed)| placed.is_some_and(|at| Arc::ptr_eq(&at.shared, node)));
+        if let Some((slot, _)) = found.filter(|(slot, _)| !self.is_quiet(*slot)) {
+            self.awaited.borrow_mut().push((slot, share.clone()));
+        }
+    }
+
+    fn is_quiet(&self, slot: u32) -> bool {
+        self.in_kernel.get() == 0 && self.here[slot as usize].get() == 0
+    }
+
+    /// Something is over; who waits for it is told.
+    #[cold]
+    fn tell(&self) {
+        let all = take(&mut *self.awaited.borrow_mut());
+        let (over, left): (Vec<_>, Vec<_>) = all.into_iter().partition(|(slot, _)| self.is_quiet(*slot));
+        *self.awaited.borrow_mut() = left;
+        // Wakes others, so not before all is in its place.
+        drop(over);
+    }
+
+    #[inline]
+    fn is_awaited(&self) -> bool {
+        !self.awaited.borrow().is_empty()
     }
 
     #[inline]
@@ -154,13 +221,79 @@ impl Pinned {
     }
 }
 
+impl Counted for Pinned {
+    #[inline]
+    fn up(&self) {
+        self.in_kernel.set(self.in_kernel.get() + 1);
+    }
+
+    #[inline]
+    fn down(&self) {
+        let left = self.in_kernel.get() - 1;
+        self.in_kernel.set(left);
+        if left == 0 && self.is_awaited() {
+            self.tell();
+        }
+    }
+}
+
 impl Drop for Pinned {
     fn drop(&mut self) {
-        for (node, counts) in self.view.nodes().zip(&self.counts) {
+        // The last of those that count in the same place.
+        let Some(counts) = Rc::get_mut(&mut self.counts) else { return };
+        for (node, counts) in self.view.nodes().zip(counts) {
             if let (Some(node), Some(counts)) = (node, counts) {
                 node.shared.stats.retire(&counts.done);
+                node.shared.visitors.detach(self.lane);
                 counts.writes.iter().for_each(|writes| node.shared.tracked.detach(writes));
             }
+        }
+    }
+}
+
+/// A driver at work on a node: see [`IoCx::here`].
+pub(crate) struct Here<'g> {
+    pinned: &'g Pinned,
+    slot: u32,
+}
+
+impl<'g> Here<'g> {
+    fn new(pinned: &'g Pinned, slot: u32) -> Self {
+        let here = &pinned.here[slot as usize];
+        here.set(here.get() + 1);
+        Self { pinned, slot }
+    }
+}
+
+impl Drop for Here<'_> {
+    fn drop(&mut self) {
+        let here = &self.pinned.here[self.slot as usize];
+        here.set(here.get() - 1);
+        if here.get() == 0 && self.pinned.is_awaited() {
+            self.pinned.tell();
+        }
+    }
+}
+
+/// One who waits aside of a node: see [`IoCx::aside`].
+pub(crate) struct Away<'g> {
+    /// `None`: it was not there (the control task's own work on a drained node).
+    from: Option<(&'g Pinned, u32)>,
+}
+
+impl<'g> Away<'g> {
+    fn new(pinned: &'g Pinned, slot: u32) -> Self {
+        let from = (pinned.here[slot as usize].get() > 0).then_some((pinned, slot));
+        drop(from.map(|(pinned, slot)| Here { pinned, slot }));
+        Self { from }
+    }
+}
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        if let Some((pinned, slot)) = self.from {
+            let here = &pinned.here[slot as usize];
+            here.set(here.get() + 1);
         }
     }
 }
@@ -213,7 +346,7 @@ impl Lane {
     #[cold]
     fn refresh(&self) -> Rc<Pinned> {
         assert_eq!(self.inside.get(), 1, "a view changes only while its root is empty");
-        let pinned = Rc::new(Pinned::new(&self.root.gate));
+        let pinned = Rc::new(Pinned::new(&self.root.gate, &self.me));
         let old = self.pinned.replace(pinned.clone());
         drop(old);
         pinned
@@ -222,14 +355,27 @@ impl Lane {
     fn forget_old(&self) {
         let outdated = self.inside.get() == 0 && self.pinned.borrow().version != self.root.gate.version();
         if outdated {
-            let old = self.pinned.replace(Rc::new(Pinned::new(&self.root.gate)));
+            let old = self.pinned.replace(Rc::new(Pinned::new(&self.root.gate, &self.me)));
             drop(old);
         }
     }
 
+    fn turn(&self, node: &Arc<NodeShared>, share: &Share) {
+        if self.inside.get() == 0 {
+            return;
+        }
+        // Somebody is inside, so the view is the one that is published.
+        let again = Rc::new(self.pinned.borrow().again());
+        let before = self.pinned.replace(again);
+        let mut turned = self.turned.borrow_mut();
+        turned.push(Rc::downgrade(&before));
+        turned.retain(|pinned| pinned.strong_count() > 0);
+        turned.iter().filter_map(Weak::upgrade).for_each(|pinned| pinned.await_for(node, share));
+    }
+
     #[inline]
     fn counted(&self) -> CountedIn {
-        CountedIn(self.me.upgrade().expect("who calls a lane holds it"))
+        CountedIn(self.weak.upgrade().expect("who calls a lane holds it"))
     }
 
     #[inline]
@@ -258,8 +404,8 @@ impl Drop for Lane {
     fn drop(&mut self) {
         self.root.gate.detach(&self.count);
         let mut threads = self.root.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        threads.retain(|(id, _)| *id != self.id);
-        LANES.with_borrow_mut(|lanes| lanes.remove(&self.id));
+        threads.retain(|(id, _)| *id != self.me.lane);
+        LANES.with_borrow_mut(|lanes| lanes.remove(&self.me.lane));
     }
 }
 
@@ -306,13 +452,16 @@ impl ViewPin {
     /// Another request that begins now, under the same view. Unlike a fork it is hurried for itself.
     pub fn another(&self) -> Self {
         self.lane().up();
-        Self { pinned: self.pinned.clone(), haste: OnceCell::new(), counted: CountedIn(self.lane().clone()) }
+        // Not this one's pin: a period may wait for that.
+        let pinned = self.lane().pinned.borrow().clone();
+        assert_eq!(pinned.version, self.pinned.version, "a view changes only while its root is empty");
+        Self { pinned, haste: OnceCell::new(), counted: CountedIn(self.lane().clone()) }
     }
 
     /// For a ring entry: counted until its completion has arrived, whatever becomes of the request.
     #[inline]
     pub fn hold(&self) -> Hold {
-        Hold::new(self.lane().clone())
+        Hold::within(self.lane().clone(), self.pinned.clone())
     }
 
     #[inline]
@@ -327,6 +476,14 @@ impl ViewPin {
 
     pub(crate) fn gate(&self) -> &Gate<Arc<View>> {
         &self.lane().root.gate
+    }
+
+    pub(super) fn here(&self, slot: u32) -> Here<'_> {
+        Here::new(&self.pinned, slot)
+    }
+
+    pub(super) fn away(&self, slot: u32) -> Away<'_> {
+        Away::new(&self.pinned, slot)
     }
 
     /// This request's, and that of what it forks.

@@ -9,6 +9,7 @@ mod agreement;
 mod bitmaps;
 mod blockers;
 mod change;
+mod check;
 mod control;
 mod cx;
 mod debug_event;
@@ -19,6 +20,8 @@ mod edit;
 #[doc(hidden)] // public for the models alone
 pub mod gate;
 mod geometry;
+#[doc(hidden)] // public for the models alone
+pub mod grace;
 #[doc(hidden)] // public for the models alone
 pub mod haste;
 mod id;
@@ -47,6 +50,7 @@ mod visit;
 pub use bitmaps::{BitmapAction, BitmapChange, NodeBitmap};
 pub use blockers::{Blocker, Frozen, Operation};
 pub use change::Change;
+pub use check::{CheckReport, Repair};
 pub use control::{Committed, Graph, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
 pub use debug_event::{DebugEvent, Pause};
@@ -59,8 +63,10 @@ pub use driver::{
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
 pub use geometry::{Geometry, Limits, MAX_SEGMENTS, MAX_TRANSFER};
+pub use grace::Grace;
 pub use id::{ChildId, NodeId};
 pub use job_cx::{Entered, JobCx};
+pub(crate) use lane::Here;
 pub use lane::{Lane, Root, ViewPin};
 pub use node::{EventSink, NodeEvent, QuorumOp};
 pub use objects::Objects;

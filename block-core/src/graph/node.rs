@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::grace::Visitors;
 use super::stats::{NodeStats, Totals};
 use super::tracked::Tracked;
 use super::uses::Uses;
@@ -78,6 +79,7 @@ pub(crate) struct NodeShared {
     pub(crate) name: String,
     pub(crate) stats: NodeStats,
     pub(crate) tracked: Tracked,
+    pub(crate) visitors: Visitors,
     pub(crate) uses: Arc<Uses>,
     /// `u64::MAX`: not armed. Else a byte offset.
     threshold: AtomicU64,
@@ -93,6 +95,7 @@ impl NodeShared {
             name,
             stats: NodeStats::default(),
             tracked: Tracked::default(),
+            visitors: Visitors::default(),
             uses: Uses::new(),
             threshold: AtomicU64::new(u64::MAX),
             loss_told: AtomicBool::new(false),

@@ -6,6 +6,7 @@ use super::driver::{Direct, DirectRequest, RingEntry};
 use super::lane::ViewPin;
 use super::stats::OpKind;
 use crate::base::ByteRange;
+use crate::rt::Counted;
 
 /// A direct answer with the nodes that it passes through.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +102,7 @@ impl ViewPin {
         match answer {
             Direct::Ring(entry) => {
                 self.enter_nodes(&trail)?;
+                self.pinned().up();
                 Some(Passed::Ring(entry, Passage { pin: self.fork(), request, trail }))
             }
             Direct::Done | Direct::Zeroed => {
@@ -169,6 +171,7 @@ impl Drop for Passage {
             self.pin.record(slot, at.expect("the range was checked against the node's size"));
         }
         self.pin.leave_nodes(self.trail.apart());
+        self.pin.pinned().down();
     }
 }
 

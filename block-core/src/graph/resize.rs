@@ -77,6 +77,9 @@ impl Drained<'_> {
         targets: &[(NodeId, u64)],
         preallocation: Preallocation,
     ) -> Result<Committed<()>> {
+        for report in targets.iter().filter_map(|(id, _)| self.graph().node(*id)) {
+            report.bitmaps.iter().try_for_each(|bitmap| bitmap.check_usable())?;
+        }
         // Users who would not have another size say so before anything is cut off; and they have to have it for good,
         // without the one who may resize.
         self.preview(|edit, _| {

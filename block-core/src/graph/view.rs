@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::bitmaps::NodeBitmap;
 use super::driver::DynDriver;
 use super::geometry::Geometry;
 use super::id::ChildId;
@@ -35,6 +36,8 @@ pub(crate) struct Placed {
     pub(crate) geometry: Geometry,
     /// Those that record.
     pub(crate) bitmaps: Box<[Arc<Bitmap>]>,
+    /// Those that the image stores.
+    pub(crate) kept: Box<[NodeBitmap]>,
     /// Declared last: it says that the parts above are gone.
     pub(crate) _guard: UseGuard,
 }

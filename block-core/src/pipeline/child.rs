@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    Child, DetectZeroes, DiscardMode, Extent, OpKind, PermSet, Place, Preallocation, SnapshotChange, Snapshotted,
-    Ticket, WriteFlags,
+    CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place, Preallocation, Repair,
+    SnapshotChange, Snapshotted, Ticket, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -113,8 +113,12 @@ impl<'g> Child<'g> {
 
     /// Leaves what the node stands on as somebody else may find it, if the node writes at all. A flush makes it stable.
     pub(crate) async fn finish(self) -> Result<(), IoError> {
-        let writes = !self.options().read_only && self.options().active;
-        if writes { self.placed().body.finish(self.cx()).await } else { Ok(()) }
+        if self.options().read_only || !self.options().active {
+            return Ok(());
+        }
+        let placed = self.placed();
+        placed.body.store_bitmaps(self.cx(), &placed.kept).await?;
+        placed.body.finish(self.cx()).await
     }
 
     /// See [`Driver::end_growth`](crate::graph::Driver::end_growth).
@@ -171,6 +175,28 @@ impl<'g> Child<'g> {
     /// Takes, deletes or applies an internal snapshot; the caller publishes what this gives besides.
     pub(crate) async fn change_snapshots(self, change: &SnapshotChange) -> Result<Snapshotted, Error> {
         self.placed().body.change_snapshots(self.cx(), change).await
+    }
+
+    /// Checks the node's image; nobody else is inside.
+    pub(crate) async fn check_image(self, repair: Repair) -> Result<CheckReport, Error> {
+        let options = self.options();
+        if repair != Repair::Nothing && (options.read_only || !options.active) {
+            return Err(Error::new(format!("Node '{}' is read-only: nothing can be repaired", self.name())));
+        }
+        self.placed().body.check(self.cx(), repair).await
+    }
+
+    /// The node's image shall store these bitmaps; nobody else is inside.
+    pub(crate) async fn keep_bitmaps(self, bitmaps: &[NodeBitmap]) -> Result<(), Error> {
+        // In QEMU's words.
+        let refused = |why| Error::new(format!("Can't store persistent bitmaps to {}: {why}", self.name()));
+        if self.options().read_only || !self.options().active {
+            return Err(refused("Read-only file system"));
+        }
+        match self.placed().body.keep_bitmaps(self.cx(), bitmaps).await? {
+            true => Ok(()),
+            false => Err(refused("Operation not supported")),
+        }
     }
 
     // ---- what all of them need ---------------------------------------------------------------------------------

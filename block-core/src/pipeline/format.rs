@@ -5,9 +5,9 @@ use std::future::Future;
 
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent,
-    Geometry, IoCx, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Role, Settled, SnapshotChange,
-    SnapshotInfo, WriteFlags,
+    CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End,
+    Extent, Geometry, Here, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Repair, Role,
+    Settled, SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -109,6 +109,46 @@ pub trait Format: Send + Sync + 'static {
         preallocation: Preallocation,
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
 
+    /// See [`Driver::check`].
+    fn check(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _repair: Repair,
+    ) -> impl Future<Output = Result<CheckReport, Error>> {
+        std::future::ready(Err(Error::new("This image format does not support checks")))
+    }
+
+    /// See [`Driver::is_unclean`].
+    fn is_unclean(&self) -> bool {
+        false
+    }
+
+    /// See [`Driver::bitmaps`].
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        Vec::new()
+    }
+
+    /// See [`Driver::keep_bitmaps`].
+    fn keep_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<bool, Error>> {
+        std::future::ready(Ok(false))
+    }
+
+    /// See [`Driver::store_bitmaps`].
+    fn store_bitmaps(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _bitmaps: &[NodeBitmap],
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
+
     /// See [`Driver::end`]; [`End::Of`] passes [`Driver::set_end`] on as well.
     fn end(&self, _conf: &Self::Conf) -> End {
         End::Fixed
@@ -193,6 +233,12 @@ const FILE: ChildId = ChildId::FIRST;
 
 /// Makes a [`Driver`] of a [`Format`].
 pub struct Mapped<F>(pub F);
+
+/// Who works on a format whose data moves knows places that may be somebody else's soon.
+#[inline]
+fn here<F: Format>(cx: IoCx<'_>) -> Option<Here<'_>> {
+    F::MOVES.then(|| cx.here())
+}
 
 /// Fills `buf` with what a guest of the format sees.
 pub async fn read_mapped<F: Format>(
@@ -361,6 +407,7 @@ impl<F: Format> Driver for Mapped<F> {
     }
 
     async fn read(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         read_mapped(&self.0, conf, cx, at, buf).await
     }
 
@@ -372,6 +419,7 @@ impl<F: Format> Driver for Mapped<F> {
         buf: IoBuf,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         if flags.compressed {
             return self.0.write_compressed(conf, cx, at, buf, flags).await;
         }
@@ -385,19 +433,23 @@ impl<F: Format> Driver for Mapped<F> {
         at: ByteRange,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         self.0.write_zeroes(conf, cx, at, flags).await
     }
 
     async fn discard(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         self.0.discard(conf, cx, at).await
     }
 
     async fn flush(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         cx.child(FILE).announce(DebugEvent::FlushToOs).await;
         self.0.flush(conf, cx).await
     }
 
     async fn map(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        let _here = here::<F>(cx);
         self.0.map(conf, cx, at, Access::Read).await
     }
 
@@ -408,7 +460,28 @@ impl<F: Format> Driver for Mapped<F> {
         size: u64,
         preallocation: Preallocation,
     ) -> Result<F::Conf, Error> {
+        let _here = here::<F>(cx);
         self.0.truncate(conf, cx, size, preallocation).await
+    }
+
+    async fn check(&self, conf: &F::Conf, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport, Error> {
+        self.0.check(conf, cx, repair).await
+    }
+
+    fn is_unclean(&self) -> bool {
+        self.0.is_unclean()
+    }
+
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        self.0.bitmaps()
+    }
+
+    async fn keep_bitmaps(&self, conf: &F::Conf, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<bool, Error> {
+        self.0.keep_bitmaps(conf, cx, bitmaps).await
+    }
+
+    async fn store_bitmaps(&self, conf: &F::Conf, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<(), IoError> {
+        self.0.store_bitmaps(conf, cx, bitmaps).await
     }
 
     fn end(&self, conf: &F::Conf) -> End {
@@ -423,6 +496,7 @@ impl<F: Format> Driver for Mapped<F> {
     }
 
     async fn finish(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), IoError> {
+        let _here = here::<F>(cx);
         self.0.finish(conf, cx).await
     }
 

@@ -84,19 +84,32 @@ pub trait Counted {
 }
 
 /// One that is counted, from its making to its drop.
-pub struct Hold(Rc<dyn Counted>);
+pub struct Hold {
+    outer: Rc<dyn Counted>,
+    inner: Option<Rc<dyn Counted>>,
+}
 
 impl Hold {
     /// Counts one up; the drop counts it down.
     pub fn new(counter: Rc<dyn Counted>) -> Self {
         counter.up();
-        Self(counter)
+        Self { outer: counter, inner: None }
+    }
+
+    /// Counts in two places. `inner` is counted down, and let go, before `outer` is.
+    pub fn within(outer: Rc<dyn Counted>, inner: Rc<dyn Counted>) -> Self {
+        outer.up();
+        inner.up();
+        Self { outer, inner: Some(inner) }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.0.down();
+        if let Some(inner) = self.inner.take() {
+            inner.down();
+        }
+        self.outer.down();
     }
 }
 

@@ -2,7 +2,7 @@
 #![allow(dead_code, unused_imports, clippy::all)]
 
 use block_core::base::ByteRange;
-use block_core::graph::{DebugEvent, DirectRequest, Driver, IoCx, Preallocation, SnapshotChange, WriteFlags};
+use block_core::graph::{DebugEvent, DirectRequest, Driver, IoCx, Preallocation, Repair, SnapshotChange, WriteFlags};
 use block_core::rt::IoBuf;
 
 async fn all<D: Driver>(d: &D, conf: &D::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, direct: DirectRequest, snapshot: &SnapshotChange) {
@@ -20,6 +20,9 @@ async fn all<D: Driver>(d: &D, conf: &D::Conf, cx: IoCx<'_>, at: ByteRange, buf:
     let _ = d.discard_snapshot(conf, cx, at).await;
     let _ = d.truncate(conf, cx, 0, Preallocation::Off).await;
     let _ = d.change_snapshots(conf, cx, snapshot).await;
+    let _ = d.check(conf, cx, Repair::All).await;
+    let _ = d.keep_bitmaps(conf, cx, &[]).await;
+    let _ = d.store_bitmaps(conf, cx, &[]).await;
     let _ = d.hear(conf, cx, DebugEvent::None);
 }
 

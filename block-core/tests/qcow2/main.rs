@@ -10,6 +10,9 @@ mod bench;
 #[path = "../support/random.rs"]
 mod random;
 
+mod bitmaps;
+mod check;
+mod churning;
 mod creating;
 mod hostile;
 mod peer;

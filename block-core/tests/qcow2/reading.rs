@@ -176,6 +176,10 @@ fn what_is_known_of_an_image_is_what_qemu_says() {
     let dir = in_memory();
     for (number, kind) in KINDS.iter().enumerate() {
         let path = create(dir.path(), &format!("{number}.qcow2"), *kind, 1 << 20, None);
+        if !kind.options.contains("0.10") {
+            run("qemu-img", &["bitmap", "--add", "-g", "512", &path, "one"]);
+            run("qemu-img", &["bitmap", "--add", "--disable", &path, "two"]);
+        }
         let said: Value =
             serde_json::from_str(&run("qemu-img", &["info", "-f", "qcow2", "--output=json", &path])).unwrap();
         let ours = run_control(async |_| {

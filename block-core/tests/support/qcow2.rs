@@ -177,3 +177,25 @@ pub fn fresh(options: &str, size: u64) -> Vec<u8> {
     assert!(status.unwrap().success());
     std::fs::read(path).unwrap()
 }
+
+/// The image says that it was not closed in good order.
+pub fn is_dirty(image: &[u8]) -> bool {
+    image[7] == 3 && image[79] & 1 != 0
+}
+
+/// An image that was not closed in good order: of the clusters that its first refcount block describes, some have no
+/// refcount, and others one that is too high.
+pub fn spoil(image: &mut [u8]) {
+    let word = |image: &[u8], at: u64| Image(image).u64(at).unwrap();
+    let (bits, order) = (Image(image).u32(20).unwrap(), Image(image).u32(96).unwrap());
+    assert_eq!(order, 4, "refcounts of two bytes");
+    let block = word(image, word(image, 48)) as usize;
+    for (number, count) in image[block..block + (1 << bits)].chunks_exact_mut(2).enumerate() {
+        match number % 5 {
+            1 => count.copy_from_slice(&[0, 0]),
+            3 => count.copy_from_slice(&[0, 2]),
+            _ => {}
+        }
+    }
+    image[79] |= 1;
+}

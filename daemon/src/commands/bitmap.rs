@@ -45,7 +45,7 @@ pub(super) struct BlockDirtyBitmapAdd {
     name: String,
     /// Bytes for a bit, a power of two from 512 on; without it, as suits the node.
     granularity: Option<u32>,
-    /// The image stores it. No driver can yet.
+    /// The image stores it, so that it is there again when the image is opened again. Needs a qcow2 image of version 3.
     #[qapi(default = false)]
     persistent: bool,
     /// It does not note anything yet.
@@ -94,9 +94,10 @@ pub(super) struct BlockDirtyInfo {
     recording: bool,
     /// Whether a job has it: there are none yet.
     busy: bool,
-    /// Whether the image stores it: none can yet.
+    /// Whether the image stores it.
     persistent: bool,
-    /// Present and true where the stored one cannot be used.
+    /// Present and true where what the image stores cannot be used: the image was not closed in good order since. Such a
+    /// bitmap can only be removed.
     inconsistent: Option<bool>,
 }
 
@@ -108,8 +109,8 @@ impl BlockDirtyInfo {
             granularity: bitmap.bits.granularity(),
             recording: bitmap.recording,
             busy: false,
-            persistent: false,
-            inconsistent: None,
+            persistent: bitmap.persistent,
+            inconsistent: bitmap.inconsistent.then_some(true),
         }
     }
 }
@@ -158,10 +159,7 @@ impl BlockDirtyBitmapAdd {
     pub(super) fn step(self, daemon: &Daemon) -> Result<Box<dyn Step>> {
         let Self { node, name, granularity, persistent, disabled } = self;
         let found = daemon.graph.find(&node).ok_or_else(|| no_such_device(Some(&node), Some(&node)))?;
-        if persistent {
-            return Err(Error::generic(format!("Can't store persistent bitmaps to {node}: Operation not supported")));
-        }
-        let what = BitmapAction::Add { granularity, recording: !disabled };
+        let what = BitmapAction::Add { granularity, recording: !disabled, persistent };
         Ok(Box::new(BitmapChange { node: found, name, what }))
     }
 }

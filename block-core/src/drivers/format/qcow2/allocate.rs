@@ -1,8 +1,8 @@
 //! Handing out host clusters, and making the refcount table larger where it ends.
 //!
 //! A cluster's refcount goes up in memory before anybody learns of the cluster, and in the file before anything in the
-//! file leads to it (`commit.rs`). What is set free is handed out again only when the node has been drained: until then a
-//! request that looked before may still be on its way there. *Leak, never reuse.*
+//! file leads to it (`commit.rs`). What is set free is handed out again when nobody can be on his way there any more
+//! (`reuse.rs`).
 
 use super::Image;
 use super::commit::write_header;
@@ -20,13 +20,36 @@ const PATIENCE: u32 = 1024;
 impl Image {
     /// Up to `wanted` clusters (at least one) that lie one after another, for guest data.
     pub(super) async fn take(&self, cx: IoCx<'_>, wanted: u64) -> Result<Run, IoError> {
-        cx.child(self.file).announce(DebugEvent::ClusterAlloc).await;
-        if self.meta().is_full(self.slices.capacity()) {
+        self.take_run(cx, wanted, false).await
+    }
+
+    async fn take_run(&self, cx: IoCx<'_>, wanted: u64, whole: bool) -> Result<Run, IoError> {
+        let file = cx.child(self.file);
+        file.announce(DebugEvent::ClusterAlloc).await;
+        let (is_full, is_ready) = {
+            let meta = self.meta();
+            // Who rewrites and never flushes would make the file grow.
+            let much = (file.size() / self.layout.cluster() / 8).max(FREED);
+            (meta.is_full(self.slices.capacity()) || meta.to_be_free() > much, meta.reuse.is_ready())
+        };
+        if is_full {
             self.commit(cx).await?;
+        } else if is_ready {
+            self.reclaim(cx).await;
         }
+        loop {
+            let released = self.meta().reuse.released();
+            match self.search(cx, wanted, whole).await {
+                Err(IoError::NoSpace) if self.room_comes(cx, released).await? => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn search(&self, cx: IoCx<'_>, wanted: u64, whole: bool) -> Result<Run, IoError> {
         let mut read = 0;
         loop {
-            match self.find(cx, wanted)? {
+            match self.find(cx, wanted, whole)? {
                 Found::Clusters(run) => return Ok(run),
                 Found::Block(index) => {
                     read += 1;
@@ -40,12 +63,12 @@ impl Image {
         }
     }
 
-    fn find(&self, cx: IoCx<'_>, wanted: u64) -> Result<Found, IoError> {
+    fn find(&self, cx: IoCx<'_>, wanted: u64, whole: bool) -> Result<Found, IoError> {
         let file = cx.child(self.file);
         let is_fixed = file.moving_end().is_none();
         let mut meta = self.meta();
         meta.refs.limit = if is_fixed { file.size() / self.layout.cluster() } else { u64::MAX };
-        let found = meta.refs.take(self.layout, wanted, |cluster| self.regions.may_own(cluster));
+        let found = meta.refs.take(self.layout, wanted, whole, |cluster| self.regions.may_own(cluster));
         let refs = &meta.refs;
         let new = refs.table_dirty.iter().filter_map(|index| refs.table.get(*index));
         new.for_each(|block| self.regions.mark(block >> self.layout.cluster_bits));
@@ -63,7 +86,7 @@ impl Image {
         let mut whole: Option<Run> = None;
         for _ in 0..TRIES {
             let missing = count - whole.map_or(0, |run| run.count);
-            let run = self.take(cx, missing).await?;
+            let run = self.take_run(cx, missing, true).await?;
             let joined = match whole {
                 Some(before) if before.cluster + before.count == run.cluster => {
                     Run { count: before.count + run.count, ..before }
@@ -234,5 +257,7 @@ impl Growth {
     }
 }
 
+/// Clusters that may wait for a commit to set them free, however small the file is.
+const FREED: u64 = 64;
 /// Times that a long run is looked for among what is free.
 const TRIES: usize = 64;

@@ -6,7 +6,7 @@
 //! | 1 | new refcount blocks, flush | clusters that nobody knows of |
 //! | 2 | the refcount table, other blocks; flush, which also makes guest data stable | leaks |
 //! | 3 | L2 slices, the L1 table; flush | leaks, where these led to something before |
-//! | 4 | lower refcounts of what is free; the file is told of holes | – |
+//! | 4 | lower refcounts of what is free, which rests from now on (`reuse.rs`) | – |
 //!
 //! The next flush makes step 4 stable. One commit runs at a time; who comes while one runs waits
 //! for the next, and all who wait for the same one share it.
@@ -69,6 +69,7 @@ impl Image {
             self.lower(cx, &work.freed).await;
             self.write_lowered(cx).await;
         }
+        self.reclaim(cx).await;
         Ok(())
     }
 
@@ -119,32 +120,27 @@ impl Image {
         Ok(())
     }
 
-    /// Nothing in the file leads to these clusters any more. What cannot be lowered now is tried again with the next
-    /// commit.
+    /// Nothing in the file leads to these clusters any more. What cannot be lowered now is tried again later.
     async fn lower(&self, cx: IoCx<'_>, freed: &[Run]) {
+        let mut failed = None;
         for run in freed {
             cx.child(self.file).announce(DebugEvent::ClusterFree).await;
-            let mut empty = None;
             for cluster in run.cluster..run.cluster + run.count {
-                match self.lower_one(cx, cluster).await {
-                    Ok(false) => {}
-                    Ok(true) => self.punch_later(cx, &mut empty, Run { cluster, count: 1, ..*run }).await,
-                    Err(error) => {
-                        tracing::warn!("a refcount of '{}' cannot be lowered: {error}", self.name);
-                        self.meta().freed.push(Run { cluster, count: run.cluster + run.count - cluster, ..*run });
-                        break;
-                    }
+                if let Err(error) = self.lower_one(cx, Run { cluster, count: 1, ..*run }).await {
+                    self.meta().stuck.push(Run { cluster, count: run.cluster + run.count - cluster, ..*run });
+                    failed = Some(error);
+                    break;
                 }
             }
-            if let Some(last) = empty {
-                self.punch(cx, last).await;
-            }
+        }
+        let is_first = self.meta().tried(failed.is_none());
+        if let Some(error) = failed.filter(|_| is_first) {
+            tracing::warn!("a refcount of '{}' cannot be lowered, and may stay too high: {error}", self.name);
         }
     }
 
-    /// True where the cluster is free now.
-    async fn lower_one(&self, cx: IoCx<'_>, cluster: u64) -> Result<bool, IoError> {
-        let layout = self.layout;
+    async fn lower_one(&self, cx: IoCx<'_>, run: Run) -> Result<(), IoError> {
+        let (layout, cluster) = (self.layout, run.cluster);
         let count = loop {
             let changed = self.meta().refs.change(layout, cluster, false);
             match changed {
@@ -155,39 +151,17 @@ impl Image {
         let Ok(count) = count else {
             let at = ByteRange::new(cluster << layout.cluster_bits, layout.cluster()).ok_or(CORRUPT)?;
             self.corrupt(cx, "a cluster that was in use has refcount 0", at).await;
-            return Ok(false);
+            return Ok(());
         };
         if count == 0 {
             self.regions.unmark(cluster);
-            self.meta().refs.rest(cluster);
+            let mut meta = self.meta();
+            meta.refs.rest(cluster);
+            meta.reuse.rest(run);
+            // No more goes in there.
+            meta.packed = meta.packed.filter(|at| at >> layout.cluster_bits != cluster);
         }
-        Ok(count == 0)
-    }
-
-    /// Collects neighbours, so that the file is told of them at once.
-    async fn punch_later(&self, cx: IoCx<'_>, before: &mut Option<Run>, run: Run) {
-        match before {
-            Some(last) if last.cluster + last.count == run.cluster => last.count += run.count,
-            other => {
-                if let Some(last) = other.replace(run) {
-                    self.punch(cx, last).await;
-                }
-            }
-        }
-    }
-
-    /// The file below need not keep these. It may have no use for knowing.
-    async fn punch(&self, cx: IoCx<'_>, run: Run) {
-        if !run.punch {
-            return;
-        }
-        let bits = self.layout.cluster_bits;
-        let file = cx.child(self.file);
-        let at = ByteRange::new(run.cluster << bits, run.count << bits);
-        if let Some(at) = at.and_then(|at| at.intersection(ByteRange::whole(file.size()))) {
-            // A discard is a hint.
-            let _ = file.discard(at).await;
-        }
+        Ok(())
     }
 }
 
@@ -225,7 +199,7 @@ impl Work {
         work.table = sectors(&work.table_entries, &meta.refs.table, meta.refs.table_at);
         work.l1_entries = std::mem::take(&mut meta.l1_dirty);
         work.l1 = sectors(&work.l1_entries, &meta.l1, meta.l1_at);
-        work.freed = std::mem::take(&mut meta.freed);
+        work.freed = meta.take_freed();
         Ok(work)
     }
 

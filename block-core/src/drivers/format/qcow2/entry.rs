@@ -5,7 +5,7 @@ use crate::base::{IoError, is_aligned};
 
 /// The cluster or table behind an entry belongs to this entry alone.
 pub(super) const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeroes (images of version 3 without subclusters).
 const ZERO: u64 = 1;
 /// Bits 9 to 55.

@@ -34,14 +34,14 @@ pub(super) struct Bitmaps {
 pub(super) const END: u32 = 0;
 pub(super) const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub(super) const FEATURE_NAMES: u32 = 0x6803_f857;
-const BITMAPS: u32 = 0x2385_2875;
+pub(super) const BITMAPS: u32 = 0x2385_2875;
 pub(super) const DATA_FILE: u32 = 0x4441_5441;
 
 /// Bytes of an entry of the feature name table.
 const FEATURE: usize = 48;
 /// The largest bitmap directory that is believed, in bytes.
-const MAX_DIRECTORY: u64 = 64 << 20;
-const MAX_BITMAPS: u32 = 65535;
+pub(super) const MAX_DIRECTORY: u64 = 64 << 20;
+pub(super) const MAX_BITMAPS: u32 = 65535;
 
 impl Extensions {
     /// From the first cluster, or as much of it as the file has.

@@ -3,7 +3,7 @@
 use serde_json::json;
 use std::sync::atomic::Ordering::Acquire;
 
-use super::header::{CORRUPT_BIT, Compression, DIRTY, EXTENDED_L2, LAZY_REFCOUNTS};
+use super::header::{AT_INCOMPATIBLE, CORRUPT_BIT, Compression, DIRTY, EXTENDED_L2, LAZY_REFCOUNTS};
 use super::{Image, Shape};
 use crate::graph::DriverInfo;
 
@@ -24,8 +24,15 @@ impl Image {
         }
         put("refcount-bits", (1u64 << header.refcount_order).into());
         if header.version >= 3 {
-            put("corrupt", (header.has(CORRUPT_BIT) || self.is_corrupt.load(Acquire)).into());
+            put(
+                "corrupt",
+                (self.header_word(AT_INCOMPATIBLE) & CORRUPT_BIT != 0 || self.is_corrupt.load(Acquire)).into(),
+            );
             put("extended-l2", header.has(EXTENDED_L2).into());
+        }
+        let bitmaps = self.stored_bitmaps();
+        if !bitmaps.is_empty() {
+            put("bitmaps", bitmaps.into());
         }
         if self.data.is_some() {
             if let Some(name) = &self.extensions.data_file {
@@ -39,7 +46,7 @@ impl Image {
             driver: "qcow2",
             specific,
             cluster_size: Some(self.layout.cluster()),
-            dirty: Some(header.has(DIRTY)),
+            dirty: Some(self.header_word(AT_INCOMPATIBLE) & DIRTY != 0),
             backing: backing.map(|name| (name, self.extensions.backing_format.clone())),
             ..DriverInfo::default()
         }

@@ -2,13 +2,14 @@
 //!
 //! What has changed is marked; `commit.rs` writes it down in an order that a crash may cut anywhere.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::entry::{CORRUPT, OFFSET};
 use super::header::MAX_HOST;
 use super::layout::Layout;
 use super::options::Checks;
 use super::refcounts::Block;
+use super::reuse::{Clusters, Reuse, push};
 use super::snapshots::Snapshot;
 use crate::base::{ByteRange, IoError, is_aligned};
 
@@ -31,8 +32,14 @@ pub(super) struct Meta {
     pub(super) refs: Refs,
     /// Clusters that nothing in memory refers to any more; in the file something may.
     pub(super) freed: Vec<Run>,
-    /// Room of writes that came to nothing. Something may still write there until the node is drained.
+    /// Room of writes that came to nothing. Something may still be written there.
     pub(super) abandoned: Vec<Run>,
+    /// Clusters of `freed` whose refcounts could not be lowered. Some commits try again, and then only one on a drained node.
+    pub(super) stuck: Vec<Run>,
+    /// How many commits have tried in vain.
+    pub(super) tries: u32,
+    /// Clusters whose refcount is 0 and that somebody may still be using.
+    pub(super) reuse: Reuse,
     /// Tables that only the header or a snapshot refers to, with what they are.
     pub(super) fixed: Vec<(ByteRange, &'static str)>,
     /// Over which tables nothing else may be written.
@@ -71,13 +78,14 @@ pub(super) struct Refs {
     pub(super) blocks: HashMap<u64, Cached>,
     /// Blocks that are kept although nothing of them has to be written.
     pub(super) room: usize,
-    /// No cluster before this one is handed out until the node is drained.
+    /// Where the search goes on: clusters before it are handed out only where `free` has them, until the node is drained.
     pub(super) next: u64,
     /// The first cluster that the file cannot have.
     pub(super) limit: u64,
-    /// Clusters from `next` on that were set free since, first and number: a request that began before may still be
-    /// using them.
-    pub(super) resting: BTreeMap<u64, u64>,
+    /// Clusters that were set free: a request that began before may still be using them.
+    resting: Clusters,
+    /// Clusters before `next` that may be handed out again.
+    free: Clusters,
     /// From this cluster on the file is a hole.
     pub(super) fresh: u64,
     clock: u64,
@@ -110,9 +118,14 @@ pub(super) enum Found {
 impl Meta {
     /// Which table that is watched has a part of the range, if one has. Goes through all of them.
     pub(super) fn owner_of(&self, at: ByteRange) -> Option<&'static str> {
+        self.other_owner_of(at, "")
+    }
+
+    /// The same for a place where a table of kind `own` is going to be written.
+    pub(super) fn other_owner_of(&self, at: ByteRange, own: &str) -> Option<&'static str> {
         let (cluster, checks) = (self.layout.cluster(), self.checks);
         let hits = |offset: u64| offset != 0 && ByteRange::new(offset, cluster).is_some_and(|table| table.overlaps(at));
-        if let Some((_, what)) = self.fixed.iter().find(|(range, _)| range.overlaps(at)) {
+        if let Some((_, what)) = self.fixed.iter().find(|(range, what)| *what != own && range.overlaps(at)) {
             return Some(what);
         }
         if checks.l1 && self.l1_range().overlaps(at) {
@@ -121,11 +134,16 @@ impl Meta {
         if checks.refcount_table && self.refs.range().overlaps(at) {
             return Some("the refcount table");
         }
-        if checks.refcount_block && self.refs.table.iter().any(|offset| hits(*offset)) {
-            return Some("a refcount block");
+        let (block, l2) = ("a refcount block", "an active L2 table");
+        if checks.refcount_block && own != block && self.refs.table.iter().any(|offset| hits(*offset)) {
+            return Some(block);
         }
-        if checks.l2 && self.l1.iter().any(|entry| hits(entry & OFFSET)) {
-            return Some("an active L2 table");
+        if checks.l2 && own != l2 && self.l1.iter().any(|entry| hits(entry & OFFSET)) {
+            return Some(l2);
+        }
+        // A table may be a snapshot's and the active one's.
+        if own == l2 {
+            return None;
         }
         let bits = self.layout.cluster_bits;
         let mut clusters = at.start() >> bits..at.end().div_ceil(cluster);
@@ -159,24 +177,38 @@ impl Meta {
         }
     }
 
-    /// The same for a place where a table of kind `own` is going to be written.
-    pub(super) fn other_owner_of(&self, at: ByteRange, own: &str) -> Option<&'static str> {
-        // A table may be a snapshot's and the active one's.
-        self.owner_of(at).filter(|owner| *owner != own && (*owner != INACTIVE_L2 || own != "an active L2 table"))
-    }
-
     pub(super) fn l1_range(&self) -> ByteRange {
         ByteRange::new(self.l1_at, self.l1.len() as u64 * 8).unwrap_or(ByteRange::whole(0))
     }
 
     /// Nothing in memory refers to the clusters any more.
     pub(super) fn free(&mut self, run: Run) {
-        match self.freed.last_mut() {
-            Some(last) if last.cluster + last.count == run.cluster && last.punch == run.punch => {
-                last.count += run.count
-            }
-            _ => self.freed.push(run),
+        push(&mut self.freed, run);
+    }
+
+    /// Clusters that the next commit is going to set free.
+    pub(super) fn to_be_free(&self) -> u64 {
+        self.freed.iter().chain(&self.abandoned).map(|run| run.count).sum()
+    }
+
+    /// A commit has lowered all refcounts that it had to, or not. True for the first time that it was not so.
+    pub(super) fn tried(&mut self, all_went_well: bool) -> bool {
+        let is_first = self.tries == 0;
+        self.tries = match all_went_well {
+            true if self.stuck.is_empty() => 0,
+            true => self.tries,
+            false => self.tries + 1,
+        };
+        is_first
+    }
+
+    /// What a commit sets free.
+    pub(super) fn take_freed(&mut self) -> Vec<Run> {
+        std::mem::take(&mut self.abandoned).into_iter().for_each(|run| self.free(run));
+        if self.tries < TRIES {
+            self.freed.append(&mut self.stuck);
         }
+        std::mem::take(&mut self.freed)
     }
 
     /// Nothing is being written any more.
@@ -200,10 +232,24 @@ impl Meta {
         self.dirty.len() > (slices / 2).clamp(1, 4096) || self.freed.len() > 4096 || blocks > self.refs.room.max(64)
     }
 
-    /// Nobody uses anything any more: what was set free or came to nothing can be handed out again.
+    /// The file is as it is said to be here, and nothing waits to be written.
+    pub(super) fn reload(&mut self, header: Vec<u8>, l1: Vec<u64>, l1_at: u64) {
+        (self.header, self.l1, self.l1_at) = (header, l1, l1_at);
+        self.l1_dirty.clear();
+        self.dirty.clear();
+        self.busy.clear();
+        self.own_tables.clear();
+        self.freed.clear();
+        self.stuck.clear();
+        self.abandoned.clear();
+        // Whether they are free is for the new refcounts to say, and nobody is on the way to them any more.
+        drop(self.reuse.all());
+        self.packed = None;
+    }
+
+    /// Nobody uses anything any more: what could not be set free is tried once more.
     pub(super) fn drained(&mut self) {
-        let abandoned = std::mem::take(&mut self.abandoned);
-        abandoned.into_iter().for_each(|run| self.free(run));
+        self.freed.append(&mut self.stuck);
         self.packed = None;
     }
 }
@@ -218,7 +264,8 @@ impl Refs {
             room: room.max(4),
             next: 1,
             limit: u64::MAX,
-            resting: BTreeMap::new(),
+            resting: Clusters::default(),
+            free: Clusters::default(),
             fresh,
             clock: 0,
             cleaned: 0,
@@ -260,9 +307,19 @@ impl Refs {
         self.clock
     }
 
-    /// Takes up to `wanted` free clusters that lie one after another, none of them one that `owned` says is a table's.
-    pub(super) fn take(&mut self, layout: Layout, wanted: u64, owned: impl Fn(u64) -> bool) -> Result<Found, IoError> {
+    /// Takes up to `wanted` free clusters that lie one after another, none of them one that `owned` says is a table's. Those
+    /// that were used before come first; if `whole`, not fewer than are wanted, where that can be.
+    pub(super) fn take(
+        &mut self,
+        layout: Layout,
+        wanted: u64,
+        whole: bool,
+        owned: impl Fn(u64) -> bool,
+    ) -> Result<Found, IoError> {
         let entries = layout.block_entries();
+        if let Some(found) = self.take_again(layout, wanted, whole, &owned) {
+            return Ok(found);
+        }
         loop {
             let limit = self.limit.min(MAX_HOST >> layout.cluster_bits);
             if self.next >= limit {
@@ -282,7 +339,7 @@ impl Refs {
             let base = index * entries;
             let resting = &self.resting;
             let is_free =
-                |at: u64| cached.block.get(layout, at) == 0 && !rests(resting, base + at) && !owned(base + at);
+                |at: u64| cached.block.get(layout, at) == 0 && !resting.contains(base + at) && !owned(base + at);
             let free = (first..entries.min(limit - base)).find(|at| is_free(*at));
             let Some(start) = free else {
                 self.next = base + entries;
@@ -297,12 +354,35 @@ impl Refs {
         }
     }
 
+    /// Clusters that were used before.
+    fn take_again(&mut self, layout: Layout, wanted: u64, whole: bool, owned: impl Fn(u64) -> bool) -> Option<Found> {
+        let entries = layout.block_entries();
+        while let Some((cluster, count)) = self.free.find(wanted, whole) {
+            let (index, first) = (cluster / entries, cluster % entries);
+            let used = self.tick();
+            let Some(cached) = self.blocks.get_mut(&index) else { return Some(Found::Block(index)) };
+            cached.used = used;
+            let last = entries.min(first + count.min(wanted));
+            let is_free = |at: &u64| cached.block.get(layout, *at) == 0 && !owned(index * entries + at);
+            let got = (first..last).take_while(is_free).count() as u64;
+            // The image says something else by now: its tables contradict each other.
+            self.free.remove(cluster, got.max(1));
+            if got > 0 {
+                (first..first + got).for_each(|at| cached.block.set(layout, at, 1));
+                cached.dirty = true;
+                return Some(Found::Clusters(Run { cluster, count: got, punch: false }));
+            }
+        }
+        None
+    }
+
     /// A new block in the first cluster that it describes and that may be handed out; if there is none, the search goes
     /// on behind it.
     fn add_block(&mut self, layout: Layout, index: u64, owned: impl Fn(u64) -> bool) {
         let entries = layout.block_entries();
         let first = self.next.max(index * entries);
-        let Some(cluster) = (first..(index + 1) * entries).find(|cluster| *cluster != 0 && !owned(*cluster)) else {
+        let end = ((index + 1) * entries).min(self.limit);
+        let Some(cluster) = (first..end).find(|cluster| *cluster != 0 && !owned(*cluster)) else {
             self.next = (index + 1) * entries;
             return;
         };
@@ -348,28 +428,33 @@ impl Refs {
 
     /// A cluster has become free. Whoever found it by an older entry may still be using it.
     pub(super) fn rest(&mut self, cluster: u64) {
-        if cluster < self.next {
-            return;
+        if !self.resting.contains(cluster) {
+            self.resting.insert(cluster, 1);
         }
-        let before = self.resting.range(..=cluster).next_back().map(|(first, count)| (*first, *count));
-        match before {
-            Some((first, count)) if first + count == cluster => drop(self.resting.insert(first, count + 1)),
-            Some((first, count)) if first + count > cluster => {}
-            _ => drop(self.resting.insert(cluster, 1)),
+    }
+
+    /// Nobody uses the clusters any more, and the file below has heard of it.
+    pub(super) fn release(&mut self, cluster: u64, count: u64) {
+        self.resting.remove(cluster, count);
+        // There is something in them.
+        self.fresh = self.fresh.max(cluster + count);
+        let before = count.min(self.next.saturating_sub(cluster));
+        if before > 0 {
+            self.free.insert(cluster, before);
         }
     }
 
     /// All free clusters may be handed out.
     pub(super) fn wake(&mut self, fresh: u64) {
         self.resting.clear();
+        self.free.clear();
         self.next = 1;
         self.fresh = self.fresh.max(fresh);
     }
 }
 
-fn rests(resting: &BTreeMap<u64, u64>, cluster: u64) -> bool {
-    resting.range(..=cluster).next_back().is_some_and(|(first, count)| cluster < first + count)
-}
+/// Commits that try to lower refcounts which could not be lowered.
+const TRIES: u32 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -387,17 +472,17 @@ mod tests {
     fn clusters_are_handed_out_once_and_blocks_describe_themselves() {
         let mut refs = Refs::new(vec![0; 2], 512, 8, 0);
         let owned = |cluster| cluster < 3;
-        assert_eq!(run(refs.take(LAYOUT, 3, owned).unwrap()), (4, 3), "the one before is the block's own");
-        assert_eq!(refs.table[0], 3 << 9);
-        assert_eq!(run(refs.take(LAYOUT, 300, owned).unwrap()), (7, 249), "up to the end of what the block describes");
-        assert_eq!(run(refs.take(LAYOUT, 1, owned).unwrap()), (257, 1));
-        assert_eq!(refs.table[1], 256 << 9);
+        let mut take = |count| run(refs.take(LAYOUT, count, false, owned).unwrap());
+        assert_eq!(take(3), (4, 3), "the one before is the block's own");
+        assert_eq!(take(300), (7, 249), "up to the end of what the block describes");
+        assert_eq!(take(1), (257, 1));
+        assert_eq!(refs.table, [3 << 9, 256 << 9]);
     }
 
     #[test]
     fn what_was_freed_rests() {
         let mut refs = Refs::new(vec![5 << 9, 0], 512, 8, 0);
-        let take = |refs: &mut Refs, count| refs.take(LAYOUT, count, |_| false).unwrap();
+        let take = |refs: &mut Refs, count| refs.take(LAYOUT, count, false, |_| false).unwrap();
         assert_eq!(take(&mut refs, 1), Found::Block(0));
         refs.keep(0, Block::empty(LAYOUT));
         assert_eq!(run(take(&mut refs, 2)), (1, 2));
@@ -429,6 +514,42 @@ mod tests {
     fn the_table_ends() {
         let mut refs = Refs::new(vec![0x4000], 512, 8, 0);
         refs.keep(0, Block::from_bytes(vec![1; 512]));
-        assert_eq!(refs.take(LAYOUT, 1, |_| false).unwrap(), Found::TableIsFull);
+        assert_eq!(refs.take(LAYOUT, 1, false, |_| false).unwrap(), Found::TableIsFull);
+    }
+
+    #[test]
+    fn what_was_released_is_handed_out_before_the_rest() {
+        let mut refs = Refs::new(vec![5 << 9], 512, 8, 20);
+        refs.keep(0, Block::empty(LAYOUT));
+        let take = |refs: &mut Refs, count, whole| run(refs.take(LAYOUT, count, whole, |_| false).unwrap());
+        assert_eq!(take(&mut refs, 40, false), (1, 40));
+        for cluster in [3, 10, 11, 12, 30] {
+            assert_eq!(refs.change(LAYOUT, cluster, false), Some(Ok(0)));
+            refs.rest(cluster);
+        }
+        assert_eq!(take(&mut refs, 1, false), (41, 1), "they rest");
+        refs.release(3, 1);
+        refs.release(10, 3);
+        assert_eq!(refs.fresh, 20);
+        assert_eq!(take(&mut refs, 2, true), (10, 2));
+        assert_eq!(take(&mut refs, 2, true), (42, 2), "no run is long enough");
+        assert_eq!(take(&mut refs, 5, false), (3, 1));
+        assert_eq!(take(&mut refs, 5, false), (12, 1));
+        assert_eq!(take(&mut refs, 1, false), (44, 1));
+        refs.release(30, 1);
+        assert_eq!(refs.fresh, 31, "what was used before is not fresh");
+        assert_eq!(take(&mut refs, 1, false), (30, 1));
+    }
+
+    #[test]
+    fn a_block_lies_where_the_file_is() {
+        let mut refs = Refs::new(vec![5 << 9, 0], 512, 8, 0);
+        refs.keep(0, Block::from_bytes(vec![1; 512]));
+        refs.limit = 256;
+        assert_eq!(refs.take(LAYOUT, 1, false, |_| false), Err(IoError::NoSpace));
+        refs.limit = 258;
+        refs.next = 256;
+        assert_eq!(run(refs.take(LAYOUT, 4, false, |_| false).unwrap()), (257, 1));
+        assert_eq!(refs.table[1], 256 << 9);
     }
 }

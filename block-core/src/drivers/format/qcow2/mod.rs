@@ -4,25 +4,33 @@
 //!
 //! | | |
 //! |---|---|
-//! | `header` `extensions` `entry` `refcounts` `snapshots` `layout` | bytes of the image, parsed into what cannot be wrong |
+//! | `header` `extensions` `entry` `refcounts` `snapshots` `directory` `layout` | bytes of the image, parsed into what cannot be wrong |
 //! | `compression` | bytes to bytes |
 //! | `slices` `meta` `regions` `turns` `clean` | tables in memory, and who may use them when |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
+//! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
+//! | `check` `counts` `repair` | whether refcounts are true, and making them true |
+//! | `reuse` | when what was set free may be used again |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
 //! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
 
 mod allocate;
+mod bitmap;
+mod check;
 mod clean;
 mod commit;
 mod compression;
+mod counts;
 mod create;
+mod directory;
 mod entry;
 mod extensions;
 mod header;
+mod heading;
 mod history;
 mod info;
 mod layout;
@@ -33,7 +41,9 @@ mod options;
 mod packed;
 mod refcounts;
 mod regions;
+mod repair;
 mod resize;
+mod reuse;
 mod sharing;
 mod slices;
 mod snapshots;
@@ -45,15 +55,17 @@ mod zero;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::check::check;
 pub use self::create::{CreateOptions, create};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::write::Room;
 
+use self::bitmap::Stored;
 use self::clean::Cleaner;
 use self::commit::write_header;
 use self::entry::CORRUPT;
 use self::extensions::Extensions;
-use self::header::{AT_AUTOCLEAR, AT_INCOMPATIBLE, CORRUPT_BIT, Compression, Header, RAW_DATA_FILE};
+use self::header::{AT_AUTOCLEAR, AT_INCOMPATIBLE, CORRUPT_BIT, Compression, Fields, Header, RAW_DATA_FILE};
 use self::layout::Layout;
 use self::meta::Meta;
 use self::options::Discards;
@@ -63,8 +75,8 @@ use self::snapshots::Snapshot;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeEvent, NodeOptions, Perms,
-    Preallocation, ReopenRequest, SnapshotChange, SnapshotInfo, WriteFlags,
+    CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap, NodeEvent,
+    NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::pipeline::{Access, Format};
 use crate::rt::IoBuf;
@@ -86,23 +98,28 @@ pub struct Image {
     /// Why the image may not be written, if that is so.
     refusal: Option<String>,
     options: Qcow2Options,
+    stored: Mutex<Stored>,
     slices: Arc<Slices>,
     regions: Regions,
     meta: Arc<Mutex<Meta>>,
     /// What gives memory of tables back is at work as long as this is here.
     _cleaner: Option<Cleaner>,
     // Turns, in the order in which one task may take several.
+    readying: Turns,
     guests: Turns,
     tables: Turns,
     packing: Turns,
     loads: Turns,
     committing: Turns,
+    reclaiming: Turns,
     blocks: Turns,
     header_turn: Turns,
     /// The header says nothing any more that a write would make untrue.
     is_ready: AtomicBool,
     /// Tables have been found to contradict each other: nothing is written any more.
     is_corrupt: AtomicBool,
+    /// The image was not closed in good order: it is repaired before anything is written.
+    is_unclean: AtomicBool,
 }
 
 /// What requests only read.
@@ -117,6 +134,15 @@ pub struct Shape {
 impl Image {
     fn meta(&self) -> MutexGuard<'_, Meta> {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the header says now of features.
+    fn header_word(&self, at: usize) -> u64 {
+        if self.layout.version < 3 { 0 } else { Fields(&self.meta().header).u64(at).unwrap_or(0) }
+    }
+
+    fn stored(&self) -> MutexGuard<'_, Stored> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A table that is watched has a part of the host cluster at `start`.
@@ -134,14 +160,20 @@ impl Image {
 
     /// Before the first write: what the header says of the image has to stay true.
     async fn ready(&self, cx: IoCx<'_>) -> Result<(), IoError> {
-        if self.is_corrupt.load(Acquire) {
+        if self.is_corrupt.load(Acquire) || self.is_unclean.load(Acquire) {
             return Err(CORRUPT);
         }
         if self.is_ready.load(Acquire) {
             return Ok(());
         }
-        let known = self.header.autoclear & if self.data.is_some() { RAW_DATA_FILE } else { 0 };
-        if self.header.autoclear != known {
+        let _turn = self.readying.at(cx, 0).await;
+        if self.is_ready.load(Acquire) {
+            return Ok(());
+        }
+        self.mark_in_use(cx).await?;
+        let autoclear = self.header_word(AT_AUTOCLEAR);
+        let known = autoclear & (self.vouches_for_bitmaps() | if self.data.is_some() { RAW_DATA_FILE } else { 0 });
+        if autoclear != known {
             write_header(self, cx, AT_AUTOCLEAR, &known.to_be_bytes()).await?;
             cx.child(self.file).flush().await?;
         }
@@ -157,7 +189,7 @@ impl Image {
         (self.events)(NodeEvent::ImageCorrupted { node: self.name.clone(), what: what.to_owned(), at });
         tracing::error!("the image of '{}' is corrupt, and is not written any more: {what}, at {at:?}", self.name);
         if self.layout.version >= 3 {
-            let bits = self.header.incompatible | CORRUPT_BIT;
+            let bits = self.header_word(AT_INCOMPATIBLE) | CORRUPT_BIT;
             if let Err(error) = write_header(self, cx, AT_INCOMPATIBLE, &bits.to_be_bytes()).await {
                 tracing::error!("the image of '{}' could not be marked corrupt: {error}", self.name);
             }
@@ -267,6 +299,26 @@ impl Format for Image {
         self.resize(*shape, cx, size, how).await
     }
 
+    async fn check(&self, _: &Shape, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport> {
+        self.checked(cx, repair).await
+    }
+
+    fn is_unclean(&self) -> bool {
+        self.is_unclean.load(Acquire)
+    }
+
+    fn bitmaps(&self) -> Vec<NodeBitmap> {
+        self.loaded_bitmaps()
+    }
+
+    async fn keep_bitmaps(&self, shape: &Shape, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<bool> {
+        self.keep(shape, cx, bitmaps).await.map(|()| true)
+    }
+
+    async fn store_bitmaps(&self, _: &Shape, cx: IoCx<'_>, bitmaps: &[NodeBitmap]) -> Result<(), IoError> {
+        self.store(cx, bitmaps).await
+    }
+
     fn with_children(&self, shape: &Shape, change: ChildChange<'_>) -> Result<Option<Shape>> {
         Ok(match change {
             ChildChange::Comes("backing", id) => Some(Shape { backing: Some(id), ..*shape }),
@@ -282,6 +334,12 @@ impl Format for Image {
         }
         if let Some(refusal) = self.refusal.as_ref().filter(|_| !request.common.read_only) {
             return Err(Error::new(refusal.clone()));
+        }
+        if self.is_unclean.load(Acquire) && !request.common.read_only {
+            return Err(Error::new(
+                "The image was not closed in good order. It is repaired when it is opened for writing: remove the node, and \
+                 add it without 'read-only'",
+            ));
         }
         Ok(Shape { discards: own.discards(self.layout.version, request.common)?, ..*shape })
     }

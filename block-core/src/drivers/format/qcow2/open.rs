@@ -4,13 +4,15 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
+use super::bitmap::Stored;
 use super::clean::Cleaner;
 use super::extensions::Extensions;
-use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
+use super::header::{CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
 use super::layout::Layout;
 use super::meta::{Meta, Refs};
 use super::options::{Checks, Qcow2Options};
 use super::regions::Regions;
+use super::reuse::Reuse;
 use super::slices::Slices;
 use super::snapshots::{self, Snapshot, position};
 use super::tables::fetch;
@@ -32,14 +34,22 @@ impl Open for Qcow2Options {
         if self.snapshot.is_some() && !site.common.read_only {
             return Err(Error::new(SNAPSHOT_IS_READ));
         }
-        let read = site.visit(file, async |child| Read::all(child, self).await).await?;
-        let read = read.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
+        let read = site.visit(file, async |child| {
+            let mut read = Read::all(child).await?;
+            let stored = Stored::load(child, &read).await?;
+            read.watch(child, self.checks()).await?;
+            match &self.snapshot {
+                None => Ok((read, stored)),
+                Some(which) => read.go_back(child, which).await.map(|()| (read, Stored::default())),
+            }
+        });
+        let (read, stored) = read.await?.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
         let writable = !site.common.read_only;
         let refused = read.check(&site).and_then(|()| if writable { read.check_writable() } else { Ok(()) });
         refused.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
         let size = read.header.size;
         let discards = self.discards(read.header.version, site.common)?;
-        let image = self.image(read, &site)?;
+        let image = self.image(read, stored, &site)?;
         let shape = Shape { size, backing: site.optional("backing"), discards };
         Ok(Opened { driver: Mapped(image), conf: shape, options: site.common })
     }
@@ -51,9 +61,9 @@ pub(super) struct Read {
     pub(super) extensions: Extensions,
     /// Of the file, in bytes.
     end: u64,
-    sector: Vec<u8>,
-    l1: Vec<u64>,
-    refcount_table: Vec<u64>,
+    pub(super) sector: Vec<u8>,
+    pub(super) l1: Vec<u64>,
+    pub(super) refcount_table: Vec<u64>,
     pub(super) snapshots: Vec<Snapshot>,
     /// Entries of their L1 tables, where these are watched.
     inactive: Vec<u64>,
@@ -62,7 +72,7 @@ pub(super) struct Read {
 }
 
 impl Read {
-    async fn all(file: Child<'_>, options: &Qcow2Options) -> Result<Self> {
+    pub(super) async fn all(file: Child<'_>) -> Result<Self> {
         let end = file.size();
         let sector = part(file, ByteRange::whole(SECTOR)).await.doing(|| "Could not read the header")?;
         let header = Header::parse(&sector)?;
@@ -85,16 +95,16 @@ impl Read {
                 snapshots::parse(&header, &bytes)?
             }
         };
-        let mut inactive = Vec::new();
-        for snapshot in snapshots.iter().filter(|_| options.checks().inactive_l2) {
-            inactive.extend(table(file, snapshot.l1).await.doing(|| "Could not read a snapshot's L1 table")?);
+        let (inactive, is_past) = (Vec::new(), false);
+        Ok(Self { header, extensions, end, sector, l1, refcount_table, snapshots, inactive, is_past })
+    }
+
+    /// Which tables only snapshots have, where that has to be known.
+    async fn watch(&mut self, file: Child<'_>, checks: Checks) -> Result<()> {
+        for snapshot in self.snapshots.iter().filter(|_| checks.inactive_l2) {
+            self.inactive.extend(table(file, snapshot.l1).await.doing(|| "Could not read a snapshot's L1 table")?);
         }
-        let mut read =
-            Self { header, extensions, end, sector, l1, refcount_table, snapshots, inactive, is_past: false };
-        if let Some(which) = &options.snapshot {
-            read.go_back(file, which).await?;
-        }
-        Ok(read)
+        Ok(())
     }
 
     /// Shows a snapshot.
@@ -106,6 +116,19 @@ impl Read {
         self.header.size = snapshot.disk_size.unwrap_or(self.header.size);
         self.is_past = true;
         Ok(())
+    }
+
+    /// With slices of one entry: how large they are is a matter of options.
+    pub(super) fn layout(&self) -> Layout {
+        let header = &self.header;
+        Layout {
+            cluster_bits: header.cluster_bits,
+            refcount_order: header.refcount_order,
+            extended: header.has(EXTENDED_L2),
+            version: header.version,
+            external: header.has(DATA_FILE),
+            slice_entries: 1,
+        }
     }
 
     /// What has to be true for any use.
@@ -150,18 +173,11 @@ impl Read {
         if header.has(CORRUPT_BIT) {
             return Err(Error::new("The image is marked corrupt, so it can only be opened with 'read-only'"));
         }
-        if header.has(DIRTY) {
-            return Err(Error::new(
-                "The image was not closed and its refcounts have to be repaired ('qemu-img check -r all'), so it can only \
-                 be opened with 'read-only'",
-            ));
-        }
-        if self.extensions.bitmaps.is_some() && header.autoclear & BITMAPS != 0 {
-            return Err(Error::new(
-                "The image has persistent dirty bitmaps, which cannot be kept up to date yet, so it can only be opened \
-                 with 'read-only'",
-            ));
-        }
+        self.check_overlaps()
+    }
+
+    /// Tables that would be written lie over each other.
+    pub(super) fn check_overlaps(&self) -> Result<()> {
         let tables = self.tables();
         for (number, (range, what)) in tables.iter().enumerate() {
             if let Some((_, other)) = tables.iter().skip(number + 1).find(|(other, _)| other.overlaps(*range)) {
@@ -177,6 +193,14 @@ impl Read {
         let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
         all.extend([(header.l1, "the active L1 table"), (header.refcount_table, "the refcount table")]);
         all.extend(self.fixed().into_iter().filter(|(_, what)| *what == SNAPSHOTS));
+        all
+    }
+
+    /// The same, with what only snapshots and bitmaps lead to.
+    pub(super) fn all_tables(&self) -> Vec<(ByteRange, &'static str)> {
+        let Self { header, .. } = self;
+        let mut all = self.fixed();
+        all.extend([(header.l1, "the active L1 table"), (header.refcount_table, "the refcount table")]);
         all
     }
 
@@ -215,17 +239,10 @@ impl Checks {
 }
 
 impl Qcow2Options {
-    fn image(&self, read: Read, site: &Site<'_>) -> Result<Image> {
+    fn image(&self, read: Read, stored: Stored, site: &Site<'_>) -> Result<Image> {
         let (fixed, refusal) = (read.fixed(), read.check_writable().err().map(|refusal| refusal.full()));
+        let mut layout = read.layout();
         let Read { header, extensions, end, sector, l1, refcount_table, snapshots, inactive, .. } = read;
-        let mut layout = Layout {
-            cluster_bits: header.cluster_bits,
-            refcount_order: header.refcount_order,
-            extended: header.has(EXTENDED_L2),
-            version: header.version,
-            external: header.has(DATA_FILE),
-            slice_entries: 1,
-        };
         layout.slice_entries = self.slice_entries(layout)?;
         let caches = self.caches(layout, header.size)?;
         let slices = Slices::new(layout, caches.slices);
@@ -249,6 +266,9 @@ impl Qcow2Options {
             ),
             freed: Vec::new(),
             abandoned: Vec::new(),
+            stuck: Vec::new(),
+            tries: 0,
+            reuse: Reuse::default(),
             fixed: fixed.collect(),
             checks,
             snapshots,
@@ -272,6 +292,8 @@ impl Qcow2Options {
             compression: header.compression,
             refusal,
             options: self.clone(),
+            stored: Mutex::new(stored),
+            readying: Turns::default(),
             slices,
             regions,
             meta,
@@ -281,10 +303,12 @@ impl Qcow2Options {
             blocks: Turns::default(),
             guests: Turns::default(),
             committing: Turns::default(),
+            reclaiming: Turns::default(),
             packing: Turns::default(),
             header_turn: Turns::default(),
             is_ready: AtomicBool::new(false),
             is_corrupt: AtomicBool::new(false),
+            is_unclean: AtomicBool::new(header.has(DIRTY)),
             extensions,
             header,
             layout,
@@ -296,7 +320,7 @@ const SNAPSHOT_IS_READ: &str = "An internal snapshot can only be opened with 're
 const SECTOR: u64 = 512;
 
 /// As much of the range as the file has.
-async fn part(file: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
+pub(super) async fn part(file: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
     match ByteRange::whole(file.size()).intersection(at) {
         None => Ok(Vec::new()),
         Some(inside) => fetch(file, inside.start(), inside.len()).await,

@@ -65,14 +65,14 @@ impl Image {
         let _turn = self.packing.at(cx, 0).await;
         cx.child(self.file).announce(DebugEvent::ClusterAllocBytes).await;
         let bits = self.layout.cluster_bits;
-        let before = self.meta().packed.take();
+        let before = self.meta().packed;
         let left = before.map_or(0, |at| self.layout.around(at).end() - at);
         let start = match before {
-            Some(at) if len <= left && self.refer(cx, at >> bits).await? => at,
+            Some(at) if len <= left && self.refer(cx, at).await? => at,
             Some(at) => {
                 let run = self.take(cx, 1).await?;
                 let follows = run.cluster == (at >> bits) + 1 && len > left;
-                if follows && self.refer(cx, at >> bits).await? { at } else { run.cluster << bits }
+                if follows && self.refer(cx, at).await? { at } else { run.cluster << bits }
             }
             None => self.take(cx, 1).await?.cluster << bits,
         };
@@ -86,11 +86,16 @@ impl Image {
         Ok(place)
     }
 
-    /// One reference more to a cluster; `false`: it has as many as it can have.
-    async fn refer(&self, cx: IoCx<'_>, cluster: u64) -> Result<bool, IoError> {
+    /// One reference more to the cluster that compressed data may go on in at `at`; `false`: it has as many as it can have,
+    /// or is not that any more.
+    async fn refer(&self, cx: IoCx<'_>, at: u64) -> Result<bool, IoError> {
+        let cluster = at >> self.layout.cluster_bits;
         loop {
             {
                 let mut meta = self.meta();
+                if meta.packed != Some(at) {
+                    return Ok(false);
+                }
                 match meta.refs.get(self.layout, cluster) {
                     // Its only user is gone, or there are too many.
                     Some(count) if count == 0 || count == self.layout.max_refcount() => return Ok(false),

@@ -8,7 +8,7 @@ use super::tables::put;
 use super::{Image, Shape};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt, align_up};
 use crate::graph::{DebugEvent, Extent, IoCx, Place, Preallocation, WriteFlags};
-use crate::pipeline::{self, Ticket};
+use crate::pipeline::{self, Access, Ticket};
 use crate::rt::IoBuf;
 
 impl Image {
@@ -23,6 +23,10 @@ impl Image {
             }
         }
         cx.child(self.file).flush().await?;
+        let resting = self.meta().reuse.all();
+        for run in resting {
+            self.punch(cx, run).await;
+        }
         let fresh = cx.child(self.file).size().div_ceil(self.layout.cluster());
         self.meta().refs.wake(fresh);
         Ok(())
@@ -39,12 +43,23 @@ impl Image {
         }
         self.ready(cx).await.doing(|| "The image cannot be written")?;
         let doing = || format!("Could not resize the image of '{}'", self.name);
+        self.settle(cx).await.doing(doing)?;
         if size < shape.size {
-            self.cut(shape, cx, size).await.doing(doing)?;
-            self.settle(cx).await.doing(doing)?;
+            self.write_size(cx, shape.size, size).await.doing(doing)?;
+            // The disk ends there now, whatever becomes of what is behind.
+            let cut = async {
+                // Nothing is lost before that is stable.
+                cx.child(self.file).flush().await?;
+                self.cut(shape, cx, size).await?;
+                self.settle(cx).await
+            };
+            if let Err(error) = cut.await {
+                tracing::warn!("what lies behind the new end of '{}' stays in the image for now: {error}", self.name);
+            }
         } else {
-            self.settle(cx).await.doing(doing)?;
             self.grow_l1(cx, size).await?;
+            // A shrink that failed, or another program, may have left something.
+            self.cut(Shape { size, ..shape }, cx, shape.size).await.doing(doing)?;
             match how {
                 Preallocation::Off => self.cover(shape, cx, size).await,
                 Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => {
@@ -53,11 +68,7 @@ impl Image {
             }
             .doing(doing)?;
             self.settle(cx).await.doing(doing)?;
-        }
-        if let Err(error) = self.write_size(cx, size).await {
-            // Whoever asked is told that nothing has changed.
-            let _ = self.write_size(cx, shape.size).await;
-            return Err(error).doing(doing);
+            self.write_size(cx, shape.size, size).await.doing(doing)?;
         }
         Ok(Shape { size, ..shape })
     }
@@ -75,14 +86,27 @@ impl Image {
     }
 
     /// The next flush makes it stable, as with any other node that is resized.
-    async fn write_size(&self, cx: IoCx<'_>, size: u64) -> Result<(), IoError> {
-        write_header(self, cx, AT_SIZE, &size.to_be_bytes()).await
+    async fn write_size(&self, cx: IoCx<'_>, before: u64, size: u64) -> Result<(), IoError> {
+        let write = async |size: u64| write_header(self, cx, AT_SIZE, &size.to_be_bytes()).await;
+        if let Err(error) = write(size).await {
+            // Whoever asked is told that nothing has changed.
+            let _ = write(before).await;
+            return Err(error);
+        }
+        Ok(())
     }
 
-    /// What is behind the new end is gone for good: it does not come back when the disk grows.
+    /// The image has nothing from `size` up to the end of `shape`: it does not come to light when the disk grows.
     async fn cut(&self, shape: Shape, cx: IoCx<'_>, size: u64) -> Result<(), IoError> {
         let edge = align_up(size, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
-        self.blank(&shape, cx, size, edge.min(shape.size)).await?;
+        let mut left = ByteRange::between(size, edge.min(shape.size)).filter(|tail| !tail.is_empty());
+        while let Some(now) = left {
+            let Extent { len, place } = self.place(&shape, cx, now, Access::Read).await?;
+            if matches!(place, Place::Data { .. } | Place::Encoded) {
+                self.blank(&shape, cx, now.start(), now.start() + len).await?;
+            }
+            left = now.split(len).1;
+        }
         let end = align_up(shape.size, self.layout.cluster()).unwrap_or(shape.size);
         match ByteRange::between(edge, end).filter(|gone| !gone.is_empty()) {
             Some(gone) => self.cut_off(&shape, cx, gone).await,

@@ -123,6 +123,11 @@ impl Slices {
         true
     }
 
+    /// Nothing is here any more.
+    pub(super) fn clear(&self) {
+        self.places.iter().for_each(|place| place.change(|| place.tag.store(0, Relaxed)));
+    }
+
     fn victim(&self, slice: u64, keep: impl Fn(u64) -> bool) -> Option<usize> {
         let set = self.set(slice);
         let hand = usize::try_from(self.hand.fetch_add(1, Relaxed)).unwrap_or(0);
@@ -180,11 +185,6 @@ impl Slices {
     pub(super) fn refresh(&self, slice: u64, bytes: &[u8]) {
         let Some((place, words)) = self.find(slice) else { return };
         place.change(|| fill(words, bytes));
-    }
-
-    /// Nothing is here any more.
-    pub(super) fn clear(&self) {
-        self.places.iter().for_each(|place| place.change(|| place.tag.store(0, Relaxed)));
     }
 
     /// A slice as it is in the file.

@@ -1,5 +1,8 @@
 //! Taking turns, across threads: at a table, or at guest clusters. First come, first served, so that who wants much is
 //! not kept waiting by many who want little; and who is drained hurries those that he waits for.
+//!
+//! Who waits is not at the node meanwhile (`IoCx::aside`): what he knew of its tables, and has no turn at, has to be looked
+//! up again.
 
 use crate::base::ByteRange;
 use crate::graph::{IoCx, Ticket, Tracked};
@@ -16,7 +19,7 @@ pub(super) struct Turn<'a> {
 impl Turns {
     /// Waits until no part of the range is somebody else's who came before.
     pub(super) async fn take<'a>(&'a self, cx: IoCx<'a>, range: ByteRange) -> Turn<'a> {
-        Turn { _ticket: cx.alone(&self.0, range, true).await }
+        Turn { _ticket: cx.aside(cx.alone(&self.0, range, true)).await }
     }
 
     /// The turn at the one thing that is called `number`.

@@ -2,7 +2,7 @@
 
 use smallvec::SmallVec;
 
-use super::entry::{Cluster, Granules, L2Entry};
+use super::entry::{Cluster, Granules, L2Entry, OFFSET};
 use super::meta::Run;
 use super::write::mask;
 use super::{Image, Shape};
@@ -81,9 +81,19 @@ impl Image {
         self.all_clusters(shape, cx, at, Work::Discard).await
     }
 
-    /// The disk is going to end before these clusters: they have nothing any more.
+    /// The disk ends before these clusters, or ended there: they have nothing any more.
     pub(super) async fn cut_off(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
-        self.all_clusters(shape, cx, at, Work::Cut).await
+        let tables: Vec<u64> = {
+            let meta = self.meta();
+            (0..).zip(&meta.l1).filter(|(_, entry)| **entry & OFFSET != 0).map(|(index, _)| index).collect()
+        };
+        let span = self.layout.l2_span();
+        for table in tables.into_iter().filter_map(|index| ByteRange::new(index * span, span)) {
+            if let Some(part) = table.intersection(at) {
+                self.all_clusters(shape, cx, part, Work::Cut).await?;
+            }
+        }
+        Ok(())
     }
 
     /// There is something below, or the image says that there should be.

@@ -1,0 +1,472 @@
+//! Going through a whole image: who refers to which cluster, and whether refcounts and the flag that a cluster is somebody's
+//! alone agree with that. Only the file is looked at, so that an image need not be open for it. What is put right, and in
+//! which order, is `repair.rs`.
+//!
+//! What counts as a corruption is what QEMU's `check` counts; a leak is a cluster whose refcount is higher than it has
+//! references. Memory: the tables that an open image has in memory, a table at a time of what else there is, and a counter
+//! for each cluster (`counts.rs`).
+
+use std::collections::HashMap;
+use std::sync::atomic::{Ordering::Acquire, Ordering::Release};
+
+use super::Image;
+use super::counts::Counts;
+use super::directory::{self, Part};
+use super::entry::{COMPRESSED, COPIED, Cluster, L2Entry, OFFSET};
+use super::header::{BITMAPS, DIRTY, Fields};
+use super::layout::Layout;
+use super::meta::Refs;
+use super::open::{Read, part};
+use super::refcounts::Block;
+use crate::base::{ByteRange, Error, IoError, Result, ResultExt, is_aligned};
+use crate::graph::{CheckReport, Child, IoCx, Repair};
+
+/// Checks the image in `file`, and puts right what it is told to: then the caller may write and resize the file. Nobody
+/// else uses it.
+pub async fn check(file: Child<'_>, repair: Repair) -> Result<CheckReport> {
+    let doing = || "Could not go through the image";
+    let read = Read::all(file).await?;
+    let found = Walk::over(file, &read).await.doing(doing)?;
+    let before = found.report;
+    if repair == Repair::Nothing {
+        return Ok(before);
+    }
+    read.check_overlaps()?;
+    if before.check_errors > 0 {
+        return Err(Error::new("Parts of the image cannot be read: nothing is repaired, since it could do harm"));
+    }
+    let read = found.repaired(read, repair).await.doing(|| "Could not repair the image")?;
+    let after = Walk::over(file, &read).await.doing(doing)?.report;
+    if repair == Repair::All && after.is_consistent() {
+        read.mark_consistent(file).await.doing(|| "Could not mark the image consistent")?;
+    }
+    Ok(CheckReport {
+        corruptions_fixed: before.corruptions.saturating_sub(after.corruptions),
+        leaks_fixed: before.leaks.saturating_sub(after.leaks),
+        ..after
+    })
+}
+
+impl Image {
+    /// The same for an image that is open; nobody else is inside.
+    pub(super) async fn checked(&self, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport> {
+        if self.is_ready.load(Acquire) && !self.is_corrupt.load(Acquire) {
+            self.settle(cx).await.doing(|| "Could not write down what is in memory")?;
+        }
+        let result = check(cx.child(self.file), repair).await;
+        if repair == Repair::Nothing {
+            return result;
+        }
+        // Whatever came of it: tables may have moved.
+        let reloaded = self.reload(cx).await;
+        let report = result?;
+        reloaded.inspect_err(|_| self.is_corrupt.store(true, Release))?;
+        self.is_corrupt.store(!report.is_consistent() && self.is_corrupt.load(Acquire), Release);
+        Ok(report)
+    }
+
+    /// What is in memory is what is in the file.
+    async fn reload(&self, cx: IoCx<'_>) -> Result<()> {
+        let file = cx.child(self.file);
+        let read = Read::all(file).await?;
+        self.is_ready.store(false, Release);
+        self.is_unclean.store(read.header.has(DIRTY), Release);
+        let mut meta = self.meta();
+        let fresh = file.size().div_ceil(self.layout.cluster());
+        meta.reload(read.sector, read.l1, read.header.l1.start());
+        meta.refs = Refs::new(read.refcount_table, read.header.refcount_table.start(), meta.refs.room, fresh);
+        self.slices.clear();
+        meta.watched(|cluster| self.regions.mark(cluster));
+        Ok(())
+    }
+}
+
+/// What was found in an image.
+pub(super) struct Walk<'a> {
+    pub(super) file: Child<'a>,
+    pub(super) layout: Layout,
+    /// Of the file, in bytes.
+    pub(super) end: u64,
+    pub(super) counts: Counts,
+    pub(super) refcounts: Refcounts<'a>,
+    pub(super) report: CheckReport,
+    /// Refcounts cannot be put right where they are.
+    pub(super) needs_new_refcounts: bool,
+    /// Of the corruptions, those that are flags and follow from refcounts.
+    pub(super) wrong_flags: u64,
+    /// Where the next cluster of the same table would not be a fragment.
+    next: Option<u64>,
+}
+
+impl<'a> Walk<'a> {
+    async fn over(file: Child<'a>, read: &Read) -> Result<Self, IoError> {
+        let mut walk = Self::references(file, read).await?;
+        walk.refer(read.header.refcount_table)?;
+        walk.blocks().await?;
+        walk.compare().await?;
+        walk.flags(read).await?;
+        walk.report.image_end = walk.report.image_end.max(1) << walk.layout.cluster_bits;
+        Ok(walk)
+    }
+
+    /// Counts what is referred to, but for what holds the refcounts.
+    pub(super) async fn references(file: Child<'a>, read: &Read) -> Result<Self, IoError> {
+        let layout = read.layout();
+        let total = read.header.size.div_ceil(layout.cluster());
+        let mut walk = Self {
+            file,
+            layout,
+            end: file.size(),
+            counts: Counts::default(),
+            refcounts: Refcounts::of(file, read),
+            report: CheckReport { total_clusters: total, ..CheckReport::default() },
+            needs_new_refcounts: false,
+            wrong_flags: 0,
+            next: None,
+        };
+        walk.refer(ByteRange::whole(layout.cluster()))?;
+        walk.refer(read.header.l1)?;
+        walk.tables(&read.l1, true).await?;
+        walk.snapshots(read).await?;
+        for extension in read.extensions.all.iter().filter(|extension| extension.kind == CRYPTO) {
+            let field = Fields(&extension.data);
+            match field.u64(0).ok().zip(field.u64(8).ok()).and_then(|(start, len)| ByteRange::new(start, len)) {
+                Some(header) => walk.refer(header)?,
+                None => walk.report.corruptions += 1,
+            }
+        }
+        walk.bitmaps(read).await?;
+        Ok(walk)
+    }
+
+    /// Counts a reference to every cluster that the range touches.
+    fn refer(&mut self, range: ByteRange) -> Result<(), IoError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let (bits, cluster) = (self.layout.cluster_bits, self.layout.cluster());
+        // The last cluster need not be there in full.
+        if range.end() >= self.end.saturating_add(cluster) {
+            self.report.corruptions += 1;
+            return Ok(());
+        }
+        for number in range.start() >> bits..=(range.end() - 1) >> bits {
+            if !self.counts.add(number, self.layout.max_refcount())? {
+                self.report.corruptions += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn refer_cluster(&mut self, start: u64) -> Result<(), IoError> {
+        match ByteRange::new(start, self.layout.cluster()) {
+            Some(range) => self.refer(range),
+            None => {
+                self.report.corruptions += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// A piece of a table; what the file has not got of it is zeroes, as readers see it. `None`: it cannot be read.
+    async fn words(&mut self, at: ByteRange) -> Option<Vec<u64>> {
+        let found = words(self.file, at).await.ok();
+        self.report.check_errors += u64::from(found.is_none());
+        found
+    }
+
+    /// The L2 tables behind an L1 table, and all behind them.
+    async fn tables(&mut self, l1: &[u64], active: bool) -> Result<(), IoError> {
+        for entry in l1.iter().filter(|entry| **entry != 0) {
+            self.report.corruptions += u64::from(entry & !(OFFSET | COPIED) != 0);
+            let table = entry & OFFSET;
+            if table == 0 {
+                continue;
+            }
+            self.refer_cluster(table)?;
+            if !is_aligned(table, self.layout.cluster()) {
+                self.report.corruptions += 1;
+                continue;
+            }
+            self.table(table, active).await?;
+        }
+        Ok(())
+    }
+
+    async fn table(&mut self, table: u64, active: bool) -> Result<(), IoError> {
+        let Some(at) = ByteRange::new(table, self.layout.cluster()) else { return Ok(()) };
+        let Some(words) = self.words(at).await else { return Ok(()) };
+        self.next = None;
+        for entry in entries(&words, self.layout) {
+            self.entry(entry, active)?;
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: L2Entry, active: bool) -> Result<(), IoError> {
+        let layout = self.layout;
+        if entry.word & COMPRESSED != 0 {
+            let strange = entry.word & COPIED != 0 || entry.bitmap != 0 || layout.external;
+            self.report.corruptions += u64::from(strange);
+            if active {
+                self.report.allocated_clusters += 1;
+                self.report.compressed_clusters += 1;
+                // They are by their nature.
+                self.report.fragmented_clusters += 1;
+            }
+            let Ok(Cluster::Compressed(packed)) = entry.parse(layout, 0) else { return Ok(()) };
+            return match ByteRange::new(packed.start, packed.len) {
+                Some(range) => self.refer(range),
+                None => {
+                    self.report.corruptions += 1;
+                    Ok(())
+                }
+            };
+        }
+        self.report.corruptions += u64::from(is_strange(entry, layout));
+        let offset = entry.word & OFFSET;
+        if offset == 0 && !(layout.external && entry.word & COPIED != 0) {
+            return Ok(());
+        }
+        if !is_aligned(offset, layout.cluster()) {
+            self.report.corruptions += 1;
+            return Ok(());
+        }
+        if active {
+            self.report.allocated_clusters += 1;
+            self.report.fragmented_clusters += u64::from(self.next.is_some_and(|next| next != offset));
+            self.next = Some(offset + layout.cluster());
+        }
+        if layout.external { Ok(()) } else { self.refer_cluster(offset) }
+    }
+
+    async fn snapshots(&mut self, read: &Read) -> Result<(), IoError> {
+        for snapshot in &read.snapshots {
+            self.refer(snapshot.l1)?;
+            if let Some(l1) = self.words(snapshot.l1).await {
+                self.tables(&l1, false).await?;
+            }
+        }
+        let len = read.snapshots.iter().map(|snapshot| snapshot.len).sum();
+        match ByteRange::new(read.header.snapshots_offset, len) {
+            Some(table) => self.refer(table),
+            None => Ok(()),
+        }
+    }
+
+    /// Bitmaps that the image does not vouch for are none.
+    async fn bitmaps(&mut self, read: &Read) -> Result<(), IoError> {
+        let Some(extension) = read.extensions.bitmaps.filter(|_| read.header.autoclear & BITMAPS != 0) else {
+            return Ok(());
+        };
+        self.refer(extension.directory)?;
+        let Ok(bytes) = part(self.file, extension.directory).await else {
+            self.report.check_errors += 1;
+            return Ok(());
+        };
+        let Ok(entries) = directory::parse(&bytes, extension, self.layout, read.header.size) else {
+            self.report.corruptions += 1;
+            return Ok(());
+        };
+        for entry in entries {
+            self.refer(entry.table)?;
+            for word in self.words(entry.table).await.unwrap_or_default() {
+                match Part::parse(word, self.layout) {
+                    None => self.report.corruptions += 1,
+                    Some(Part::At(offset)) => self.refer_cluster(offset)?,
+                    Some(Part::Clean | Part::Dirty) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The refcount blocks: each is where it can be, and belongs to the table alone.
+    async fn blocks(&mut self) -> Result<(), IoError> {
+        let table = self.refcounts.table.clone();
+        for entry in table.iter().filter(|entry| **entry != 0) {
+            if !self.refcounts.is_possible(*entry) {
+                self.report.corruptions += 1;
+                self.needs_new_refcounts = true;
+                continue;
+            }
+            self.refer_cluster(*entry)?;
+        }
+        for entry in table {
+            if !self.refcounts.is_possible(entry) {
+                continue;
+            }
+            // Something else lies there, too.
+            if self.counts.get(entry >> self.layout.cluster_bits) != 1 {
+                self.report.corruptions += 1;
+                self.needs_new_refcounts = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refcounts against references.
+    async fn compare(&mut self) -> Result<(), IoError> {
+        let per_block = self.layout.block_entries();
+        // What lies behind the end is nobody's concern.
+        let known = self.end.div_ceil(self.layout.cluster()).max(self.counts.last().map_or(0, |last| last + 1));
+        for index in 0..self.refcounts.table.len() as u64 {
+            if self.refcounts.has(index) {
+                for cluster in index * per_block..known.min((index + 1) * per_block) {
+                    match self.refcounts.get(cluster).await {
+                        Ok(count) => self.judge(cluster, count),
+                        Err(_) => {
+                            self.report.check_errors += 1;
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        // Those that no block knows of.
+        let mut from = 0;
+        while let Some(cluster) = self.counts.next(from) {
+            let index = cluster / per_block;
+            if self.refcounts.has(index) {
+                from = (index + 1) * per_block;
+            } else {
+                self.judge(cluster, 0);
+                from = cluster + 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn judge(&mut self, cluster: u64, count: u64) {
+        let references = self.counts.get(cluster);
+        if count > 0 || references > 0 {
+            self.report.image_end = self.report.image_end.max(cluster + 1);
+        }
+        if count > references {
+            self.report.leaks += 1;
+        }
+        if count < references {
+            self.report.corruptions += 1;
+            self.needs_new_refcounts |= count == 0;
+        }
+    }
+
+    /// Who says of a cluster that it is his alone, and whether it is.
+    async fn flags(&mut self, read: &Read) -> Result<(), IoError> {
+        for entry in &read.l1 {
+            let table = entry & OFFSET;
+            if table == 0 || !is_aligned(table, self.layout.cluster()) {
+                continue;
+            }
+            self.wrong_flags += u64::from(self.refcounts.alone(*entry).await? != *entry);
+            let Some(at) = ByteRange::new(table, self.layout.cluster()) else { continue };
+            // What cannot be read has been counted.
+            for entry in entries(&words(self.file, at).await.unwrap_or_default(), self.layout) {
+                let right = self.refcounts.alone_entry(entry).await?;
+                self.wrong_flags += u64::from(right != entry);
+            }
+        }
+        self.report.corruptions += self.wrong_flags;
+        Ok(())
+    }
+}
+
+/// Bits that no entry of a standard cluster has, or subclusters that are two things at once.
+fn is_strange(entry: L2Entry, layout: Layout) -> bool {
+    let zero = u64::from(!layout.extended);
+    let reserved = entry.word & !(OFFSET | COPIED | COMPRESSED | zero) != 0;
+    let (data, zeroes) = (entry.bitmap & u64::from(u32::MAX), entry.bitmap >> 32);
+    let has_room = entry.word & OFFSET != 0 || (layout.external && entry.word & COPIED != 0);
+    reserved || data & zeroes != 0 || (data != 0 && !has_room)
+}
+
+/// The entries of an L2 table, or of a part of one.
+pub(super) fn entries(words: &[u64], layout: Layout) -> impl Iterator<Item = L2Entry> {
+    words.chunks_exact(if layout.extended { 2 } else { 1 }).map(|words| match *words {
+        [word, bitmap] => L2Entry { word, bitmap },
+        [word] => L2Entry { word, bitmap: 0 },
+        _ => L2Entry::default(),
+    })
+}
+
+/// What the file has not got of it is zeroes.
+pub(super) async fn words(file: Child<'_>, at: ByteRange) -> Result<Vec<u64>, IoError> {
+    let mut bytes = if at.is_empty() { Vec::new() } else { part(file, at).await? };
+    bytes.resize(usize::try_from(at.len()).map_err(|_| IoError::NoMemory)?, 0);
+    Ok(bytes.chunks_exact(8).map(|word| u64::from_be_bytes(word.try_into().unwrap_or_default())).collect())
+}
+
+/// The refcounts as the file has them.
+pub(super) struct Refcounts<'a> {
+    pub(super) file: Child<'a>,
+    pub(super) layout: Layout,
+    pub(super) table: Vec<u64>,
+    /// Of the file, in bytes.
+    end: u64,
+    blocks: HashMap<u64, Block>,
+}
+
+/// Bytes of blocks that are kept in memory.
+const BLOCKS: u64 = 16 << 20;
+
+impl<'a> Refcounts<'a> {
+    pub(super) fn of(file: Child<'a>, read: &Read) -> Self {
+        let table = read.refcount_table.clone();
+        Self { file, layout: read.layout(), table, end: file.size(), blocks: HashMap::new() }
+    }
+
+    /// A block can be there.
+    pub(super) fn is_possible(&self, entry: u64) -> bool {
+        entry != 0 && is_aligned(entry, self.layout.cluster()) && entry < self.end
+    }
+
+    pub(super) fn entry(&self, index: u64) -> u64 {
+        usize::try_from(index).ok().and_then(|index| self.table.get(index)).copied().unwrap_or(0)
+    }
+
+    pub(super) fn has(&self, index: u64) -> bool {
+        self.is_possible(self.entry(index))
+    }
+
+    /// Of a cluster; where there is no block, or none that can be, 0.
+    pub(super) async fn get(&mut self, cluster: u64) -> Result<u64, IoError> {
+        let (layout, index) = (self.layout, cluster / self.layout.block_entries());
+        if !self.has(index) {
+            return Ok(0);
+        }
+        if !self.blocks.contains_key(&index) {
+            let block = self.load(index).await?;
+            if self.blocks.len() as u64 >= (BLOCKS / layout.cluster()).max(4) {
+                self.blocks.clear();
+            }
+            self.blocks.insert(index, block);
+        }
+        Ok(self.blocks.get(&index).map_or(0, |block| block.get(layout, cluster % layout.block_entries())))
+    }
+
+    pub(super) async fn load(&self, index: u64) -> Result<Block, IoError> {
+        let at = self.layout.around(self.entry(index));
+        let mut bytes = part(self.file, at).await?;
+        bytes.resize(usize::try_from(self.layout.cluster()).map_err(|_| IoError::NoMemory)?, 0);
+        Ok(Block::from_bytes(bytes))
+    }
+
+    /// An L1 entry, or the word of an L2 entry, with the flag as it should be.
+    pub(super) async fn alone(&mut self, word: u64) -> Result<u64, IoError> {
+        let count = self.get((word & OFFSET) >> self.layout.cluster_bits).await?;
+        Ok(if count == 1 { word | COPIED } else { word & !COPIED })
+    }
+
+    /// The same for an L2 entry: clusters in another file, and compressed ones, are nobody's alone.
+    pub(super) async fn alone_entry(&mut self, entry: L2Entry) -> Result<L2Entry, IoError> {
+        let offset = entry.word & OFFSET;
+        let counts = offset != 0 && is_aligned(offset, self.layout.cluster());
+        if entry.word & COMPRESSED != 0 || self.layout.external || !counts {
+            return Ok(entry);
+        }
+        Ok(L2Entry { word: self.alone(entry.word).await?, ..entry })
+    }
+}
+
+/// The header extension that says where an encrypted image has its keys.
+const CRYPTO: u32 = 0x0537_be77;

@@ -1,0 +1,101 @@
+//! Whether what an image says of itself is true, and putting it right (`qemu-img check`): a driver goes through its image
+//! with nobody else inside.
+
+use std::rc::Rc;
+
+use super::control::{Graph, Permit};
+use super::edit::NewRoot;
+use super::id::NodeId;
+use super::permission::{PermSet, Perms};
+use super::shape::Vertex;
+use crate::base::{Error, Result, ResultExt};
+
+/// What is to be put right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repair {
+    /// Nothing: only looking.
+    #[default]
+    Nothing,
+    /// Space that nobody uses is given back.
+    Leaks,
+    /// That, and whatever could harm the data.
+    All,
+}
+
+/// What is known after a check: what is wrong now, and what was put right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Things that are wrong and may cost data.
+    pub corruptions: u64,
+    /// Clusters with a higher refcount than they have users.
+    pub leaks: u64,
+    /// Tables that could not be read: what is said else is only a part.
+    pub check_errors: u64,
+    /// Corruptions that are gone.
+    pub corruptions_fixed: u64,
+    /// Leaks that are gone.
+    pub leaks_fixed: u64,
+    /// The byte behind the last cluster that is in use, or said to be.
+    pub image_end: u64,
+    /// Clusters that the disk has.
+    pub total_clusters: u64,
+    /// Of them, those with room in the file.
+    pub allocated_clusters: u64,
+    /// Of those, those that do not follow the one before; compressed ones never do.
+    pub fragmented_clusters: u64,
+    /// Of those, those that are compressed.
+    pub compressed_clusters: u64,
+}
+
+impl CheckReport {
+    /// Nothing is wrong that may cost data.
+    pub fn is_consistent(&self) -> bool {
+        self.corruptions == 0 && self.check_errors == 0
+    }
+}
+
+impl Permit {
+    /// Checks the image of a node, and puts right what it is told to. Refused by drivers that cannot, and, where
+    /// something shall be put right, while somebody uses the node or what it lies on without bearing writers.
+    pub async fn check(&mut self, id: NodeId, repair: Repair) -> Result<CheckReport> {
+        let writes = if repair == Repair::Nothing { PermSet::NONE } else { PermSet::WRITE | PermSet::RESIZE };
+        // For as long as it takes, the check is a user like any other: permissions and file locks follow from that.
+        let perms = Perms { uses: PermSet::CONSISTENT_READ | writes, shares: PermSet::ALL };
+        let (user, _) = self.add_root(NewRoot::new("check".into(), perms, id, Rc::new(|_| ()))).await?;
+        let result = self.checked(id, repair).await;
+        self.remove_root(user).await?;
+        result
+    }
+
+    async fn checked(&mut self, id: NodeId, repair: Repair) -> Result<CheckReport> {
+        let mut drained = self.drain(&[id]).await?;
+        drained.exclusive(id)?.with(async |child| child.check_image(repair).await).await
+    }
+
+    /// Puts those images right, of a node that has just come and of what was defined with it, that have to be before they
+    /// are written.
+    pub(crate) async fn mend(&mut self, top: NodeId) -> Result<()> {
+        for id in self.graph().unclean(top) {
+            let doing = || "The image was not closed in good order, and could not be repaired";
+            let report = self.check(id, Repair::All).await.doing(doing)?;
+            if !report.is_consistent() {
+                let CheckReport { corruptions, check_errors, .. } = report;
+                let text = format!("{corruptions} corruptions and {check_errors} errors are left");
+                return Err(Error::new(text)).doing(doing);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Graph {
+    /// Children before their parents.
+    fn unclean(&self, top: NodeId) -> Vec<NodeId> {
+        let written = |vertex: &Vertex| {
+            let node = vertex.node();
+            node.is_some_and(|node| !node.options.read_only && node.options.active && node.body.is_unclean())
+        };
+        let family = self.family(top).into_iter().rev();
+        family.filter(|id| self.vertex(*id, written) == Some(true)).collect()
+    }
+}
