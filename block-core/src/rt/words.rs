@@ -48,11 +48,11 @@ impl Words {
         let end = if end == self.count { end.next_multiple_of(in_page) } else { end / in_page * in_page };
         let first = range.start.next_multiple_of(in_page);
         if first < end {
+            // SAFETY: `first` is below `count`, so inside the mapping.
+            let start = unsafe { self.start.add(first) };
+            let len = (end - first) * size_of::<AtomicU64>();
             // SAFETY: the pages are the mapping's; what they hold is atomics, which may become 0 at any time.
-            let told = unsafe {
-                let start = self.start.add(first);
-                madvise(start.cast(), (end - first) * size_of::<AtomicU64>(), Advice::LinuxDontNeed)
-            };
+            let told = unsafe { madvise(start.cast(), len, Advice::LinuxDontNeed) };
             debug_assert_eq!(told, Ok(()), "the kernel takes back what it gave");
         }
     }
