@@ -75,6 +75,14 @@ impl Step for BitmapChange {
         Ok(std::iter::once(self.node).chain(sources.iter().map(|(node, _)| *node)).collect())
     }
 
+    fn changes_image(&self, graph: &Graph) -> Option<NodeId> {
+        let is_kept = match self.what {
+            BitmapAction::Add { persistent, .. } => persistent,
+            _ => graph.bitmap(self.node, &self.name).is_ok_and(|bitmap| bitmap.persistent),
+        };
+        is_kept.then_some(self.node)
+    }
+
     fn prepare<'a>(&'a mut self, drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
         Box::pin(self.kept(drained))
     }

@@ -83,6 +83,10 @@ impl Step for Change {
         }
     }
 
+    fn lets_go(&self) -> bool {
+        matches!(self, Self::RemoveChild { .. })
+    }
+
     fn prepare<'a>(&'a mut self, drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
         Box::pin(async {
             let Self::RemoveChild { parent, child } = &*self else { return Ok(()) };

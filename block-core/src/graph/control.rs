@@ -474,10 +474,11 @@ impl Permit {
 impl Drained<'_> {
     /// What a node and those that go with it keep in memory alone is written, and stable.
     async fn finished(&self, id: NodeId, family: &[NodeId]) -> Result<(), IoError> {
+        let mut result = Ok(());
         for id in family {
-            self.own_io(*id).with(async |child| child.finish().await).await?;
+            result = result.and(self.own_io(*id).with(async |child| child.finish().await).await);
         }
-        self.own_io(id).with(async |child| child.flush().await).await
+        result.and(self.own_io(id).with(async |child| child.flush().await).await)
     }
 }
 

@@ -21,7 +21,7 @@ use super::stats::Counters;
 use super::tracked::{Ticket, Tracked};
 use super::view::Placed;
 use crate::base::{ByteRange, IoError};
-use crate::rt::{Engine, Local, Op};
+use crate::rt::{Engine, Hold, Local, Op};
 
 /// See the module's head.
 #[derive(Clone, Copy)]
@@ -129,6 +129,11 @@ impl<'g> IoCx<'g> {
     /// A second request under the same root, for work that outlives this one (read-ahead, write-back).
     pub fn fork(self) -> Forked {
         Forked { pin: self.pin.fork(), at: self.at }
+    }
+
+    /// For work of the kernel that goes on even if the request is dropped: no period is over before it is.
+    pub(crate) fn hold(self) -> Hold {
+        self.pin.hold()
     }
 
     /// An operation of the kernel, on this thread's ring. It counts as inside until it has completed, even if the

@@ -358,6 +358,8 @@ pub(crate) struct Leaving {
     pub(crate) replaced: Vec<(NodeId, NodeId)>,
     /// Those that users could make grow, and no longer can.
     pub(crate) calmed: Vec<NodeId>,
+    /// Nodes that go.
+    pub(crate) removed: Vec<NodeId>,
 }
 
 /// Runs a change on a copy and checks the result: links, permissions, geometry.
@@ -499,7 +501,9 @@ impl GraphEdit<'_> {
         };
         let replaced = self.replaced.iter().copied().filter(|(old, _)| written(old)).collect();
         let calmed = self.touched.iter().filter(|(id, now)| self.is_calmed(**id, now.as_ref())).map(|(id, _)| *id);
-        let leaving = Leaving { replaced, calmed: calmed.collect() };
+        let gone = |id: &NodeId| self.base.vertex(*id).is_some_and(|vertex| vertex.node().is_some());
+        let removed = self.touched.iter().filter(|(id, now)| now.is_none() && gone(id)).map(|(id, _)| *id).collect();
+        let leaving = Leaving { replaced, calmed: calmed.collect(), removed };
         Outcome { relock, affected_roots, news, leaving, new_roots: self.new_roots, touched: self.touched }
     }
 

@@ -55,6 +55,10 @@ impl Step for ReopenStep {
         Ok(vec![self.what.node])
     }
 
+    fn reopens(&self) -> Option<NodeId> {
+        Some(self.what.node)
+    }
+
     fn prepare<'a>(&'a mut self, drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
         Box::pin(async {
             self.ready = Some(drained.reopened(&self.what).await?);

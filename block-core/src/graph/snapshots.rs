@@ -101,6 +101,10 @@ impl Step for TakeSnapshot {
         Ok(vec![graph.keeper(self.node).unwrap_or(self.node)])
     }
 
+    fn changes_image(&self, graph: &Graph) -> Option<NodeId> {
+        graph.keeper(self.node)
+    }
+
     fn prepare<'a>(&'a mut self, drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
         Box::pin(async {
             let (keeper, device, all) = drained.kept(self.node).await?;

@@ -11,7 +11,7 @@ use super::edit::{DrainedSet, GraphEdit};
 use super::id::NodeId;
 use super::permission::Role;
 use super::shape::{Vertex, Vertices};
-use crate::base::{IoError, Result, ResultExt};
+use crate::base::{Error, IoError, Result, ResultExt};
 
 /// The future of a step's part.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -22,6 +22,21 @@ pub trait Step {
     /// The nodes that no request may be at or above while this change is made. An error ends the transaction before
     /// anything was done. Asked again once they are drained.
     fn drains(&self, graph: &Graph) -> Result<Vec<NodeId>>;
+
+    /// The node whose image this step changes, besides what is in memory.
+    fn changes_image(&self, _graph: &Graph) -> Option<NodeId> {
+        None
+    }
+
+    /// The node that gets a new configuration, for which its image is left in good order.
+    fn reopens(&self) -> Option<NodeId> {
+        None
+    }
+
+    /// What happens to nodes that go with this step cannot keep it from being made.
+    fn lets_go(&self) -> bool {
+        false
+    }
 
     /// What may fail or take long, while requests are out.
     fn prepare<'a>(&'a mut self, _drained: &'a mut Drained<'_>) -> Pending<'a, Result<()>> {
@@ -53,6 +68,7 @@ impl Permit {
         for step in &steps {
             nodes.extend(step.drains(self.graph())?);
         }
+        check_together(&steps, self.graph())?;
         let drained = self.drain(&nodes).await?;
         // The plan is checked again: while we waited for the drain, somebody may have shut out what it is about.
         steps.iter().try_for_each(|step| step.drains(drained.graph()).map(drop))?;
@@ -96,6 +112,18 @@ impl Drained<'_> {
                 lossy.push((node, by));
             }
         }
+        for node in leaving.removed {
+            let left = self.own_io(node).with(async |child| child.finish_and_flush().await).await;
+            match left {
+                Ok(()) | Err(IoError::FlushLatched) => {}
+                Err(error) if steps.iter().any(|step| step.lets_go()) => {
+                    tracing::warn!("{} goes, and what was written to it may be lost: {error}", self.described(node));
+                }
+                Err(error) => {
+                    return Err(error).doing(|| format!("Could not flush {} before it goes", self.described(node)));
+                }
+            }
+        }
         self.calm(leaving.calmed).await;
         let locks = self.prepare(|edit, set| edit_all(steps, edit, set)).await?;
         let committed = self.write_once(|edit, set| {
@@ -111,7 +139,8 @@ impl Drained<'_> {
     /// What was written before is stable when nobody flushes the node any more (design, invariant 10). That an earlier
     /// flush failed is known already: a change is the way out.
     async fn flush_replaced(&self, node: NodeId) -> Result<Flushed> {
-        match self.own_io(node).with(async |child| child.finish_and_flush().await).await {
+        // It stays open, and others may be using it: no last word of its driver's.
+        match self.own_io(node).with(async |child| child.flush().await).await {
             Ok(()) => Ok(Flushed::Well),
             Err(IoError::FlushLatched) => Ok(Flushed::Lossy),
             Err(error) => {
@@ -152,6 +181,19 @@ impl GraphEdit<'_> {
         let child = vertex.and_then(Vertex::node).and_then(|node| node.body.filtered());
         let below = child.zip(vertex).map(|(child, vertex)| child.of(&vertex.edges).to);
         id == base || below.is_some_and(|below| self.filters(below, base))
+    }
+}
+
+/// A reopen leaves the image as it is to be found, so nothing else may change it in the same transaction.
+fn check_together(steps: &[Box<dyn Step>], graph: &Graph) -> Result<()> {
+    let reopened: Vec<_> = steps.iter().filter_map(|step| step.reopens()).collect();
+    let mut changed = steps.iter().filter_map(|step| step.changes_image(graph));
+    match changed.find(|node| reopened.contains(node)) {
+        Some(node) => Err(Error::new(format!(
+            "{} cannot be reopened in one transaction with a change of its snapshots or persistent bitmaps",
+            graph.described(node)
+        ))),
+        None => Ok(()),
     }
 }
 

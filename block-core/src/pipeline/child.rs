@@ -117,8 +117,10 @@ impl<'g> Child<'g> {
             return Ok(());
         }
         let placed = self.placed();
-        placed.body.store_bitmaps(self.cx(), &placed.kept).await?;
-        placed.body.finish(self.cx()).await
+        // Bitmaps that cannot be stored are no reason to lose data.
+        let stored = placed.body.store_bitmaps(self.cx(), &placed.kept).await;
+        let finished = placed.body.finish(self.cx()).await;
+        stored.and(finished)
     }
 
     /// See [`Driver::end_growth`](crate::graph::Driver::end_growth).

@@ -50,6 +50,9 @@ impl<'g> Child<'g> {
                 Place::Zero { allocated: false } => return Ok(Status::new(at.len(), Content::Absent, depth)),
                 Place::Data { child, offset } => {
                     let (len, content) = within_file(node.cx().child(child), offset, at.len()).await?;
+                    // What moved away meanwhile may have left a hole.
+                    let moved = content != Content::Data && node.map(at).await?.place != extent.place;
+                    let content = if moved { Content::Data } else { content };
                     return Ok(Status::new(len, content, depth));
                 }
                 Place::Passed(child) => node.cx().child(child),

@@ -15,7 +15,7 @@ use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};
 
 use crate::bench::{add, attach, enter, flush, io_thread, range, read, started, with, write, writer};
-use crate::peer::{KINDS, Kind, check, contents, create, file, node};
+use crate::peer::{KINDS, Kind, check, contents, create, file, node, run};
 use crate::random::Random;
 
 const PLAIN: WriteFlags =
@@ -325,4 +325,51 @@ fn who_waits_for_room_waits_for_nobody_who_waits() {
         closed(all).await;
     });
     check(&path);
+}
+
+/// One sets free what the image was full of, and another takes room just then, from the image's beginning on: neither gets
+/// the other's, and what has a new owner is not punched.
+#[test]
+fn what_is_being_set_free_is_not_taken_before_it_has_rested() {
+    let kind = KINDS[3];
+    let half = 4u64 << 20;
+    for round in 0..4 {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = create(dir.path(), "top.qcow2", kind, 2 * half, None);
+        run("qemu-io", &["-f", "qcow2", "-c", &format!("write -P 9 0 {half}"), &path]);
+        let options = node(&path, kind, None);
+        run_control(async |_| {
+            let all = opened(&options).await;
+            let threads: Vec<_> = (0..2).map(|_| io_thread()).collect();
+            let freeing = started(&threads[0], &all.2.handle(), async move |lane| {
+                for part in 0..32 {
+                    let at = range(part * half / 32, half / 32);
+                    lane.discard(&enter(&lane).await, at).await.unwrap();
+                    flush(&lane).await.unwrap();
+                }
+            });
+            let taking = started(&threads[1], &all.2.handle(), async move |lane| {
+                for number in half / 512..2 * half / 512 {
+                    write(&lane, number * 512, &sector(number, round), PLAIN).await.unwrap();
+                    if number % 512 == 0 {
+                        flush(&lane).await.unwrap();
+                    }
+                }
+            });
+            freeing.await.unwrap();
+            taking.await.unwrap();
+            let lane = all.2.handle().lane(&Local::current());
+            for _ in 0..3 {
+                flush(&lane).await.unwrap();
+                moment().await;
+            }
+            let seen = read(&lane, range(half, half)).await.unwrap();
+            for (number, found) in (half / 512..).zip(seen.chunks_exact(512)) {
+                assert!(found == sector(number, round), "sector {number}");
+            }
+            drop(lane);
+            closed(all).await;
+        });
+        check(&path);
+    }
 }

@@ -53,7 +53,7 @@ impl Image {
                 Found::Clusters(run) => return Ok(run),
                 Found::Block(index) => {
                     read += 1;
-                    if read == PATIENCE {
+                    if read == PATIENCE && cx.child(self.file).moving_end().is_some() {
                         self.skip_to_end(cx);
                     }
                     self.load_block(cx, index).await?;
@@ -86,7 +86,13 @@ impl Image {
         let mut whole: Option<Run> = None;
         for _ in 0..TRIES {
             let missing = count - whole.map_or(0, |run| run.count);
-            let run = self.take_run(cx, missing, true).await?;
+            let run = match self.take_run(cx, missing, true).await {
+                Ok(run) => run,
+                Err(error) => {
+                    self.meta().abandoned.extend(whole);
+                    return Err(error);
+                }
+            };
             let joined = match whole {
                 Some(before) if before.cluster + before.count == run.cluster => {
                     Run { count: before.count + run.count, ..before }

@@ -5,6 +5,7 @@
 //! after a crash knows that they may say too little. Storing writes everything anew beside what is there, and then the
 //! header leads to the new directory; the old one, with its tables, is set free.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Release};
 
@@ -177,8 +178,14 @@ impl Image {
         if self.layout.version < 3 {
             return Err(Error::new("Cannot store dirty bitmaps in qcow2 v2 files"));
         }
-        let entries: Vec<_> = bitmaps.iter().map(|bitmap| self.entry_of(bitmap)).collect();
+        let entries = self.directory_of(bitmaps);
         directory::check(&entries, self.layout, shape.size)?;
+        // What is stored can be loaded again.
+        let valid = entries.iter().filter(|entry| entry.is_valid());
+        let clusters: u64 = valid.map(|entry| entry.table_entries(self.layout, shape.size)).sum();
+        if clusters.saturating_mul(self.layout.cluster()) > MAX_BYTES {
+            return Err(Error::new(format!("The bitmaps of the image would have more than {MAX_BYTES} bytes")));
+        }
         let heading = self.heading(cx).await.doing(|| "Could not read the header")?;
         if heading.has_room(&self.header) {
             return Ok(());
@@ -186,19 +193,20 @@ impl Image {
         Err(Error::new("The first cluster of the image has no room for the header extension"))
     }
 
-    /// As it is to be in the directory, but for its table.
-    fn entry_of(&self, bitmap: &NodeBitmap) -> Entry {
+    /// As they are to be in the directory, but for their tables.
+    fn directory_of(&self, bitmaps: &[NodeBitmap]) -> Vec<Entry> {
         let stored = self.stored();
-        let old = stored.entries.iter().find(|entry| entry.name == bitmap.name);
-        match old {
-            Some(old) if bitmap.inconsistent => old.clone(),
-            _ => {
+        let old: HashMap<_, _> = stored.entries.iter().map(|entry| (&*entry.name, entry)).collect();
+        let entry = |bitmap: &NodeBitmap| match old.get(&*bitmap.name) {
+            Some(old) if bitmap.inconsistent => (*old).clone(),
+            old => {
                 let new = Entry::new(&bitmap.name, bitmap.bits.granularity(), bitmap.recording);
                 let extra = old.map(|old| old.extra.clone()).unwrap_or_default();
                 let compatible = if extra.is_empty() { 0 } else { EXTRA_COMPATIBLE };
                 Entry { flags: new.flags | compatible, extra, ..new }
             }
-        }
+        };
+        bitmaps.iter().map(entry).collect()
     }
 
     /// Nobody else is inside: the image has the bitmaps as they are. The next write makes that untrue again.
@@ -219,8 +227,7 @@ impl Image {
     async fn store_anew(&self, cx: IoCx<'_>, bitmaps: &[NodeBitmap], taken: &mut Vec<Run>) -> Result<(), IoError> {
         let mut entries = Vec::new();
         // The oldest first.
-        for bitmap in bitmaps.iter().rev() {
-            let entry = self.entry_of(bitmap);
+        for (bitmap, entry) in bitmaps.iter().zip(self.directory_of(bitmaps)).rev() {
             let table =
                 if bitmap.inconsistent { entry.table } else { self.write_bits(cx, &bitmap.bits, taken).await? };
             entries.push(Entry { table, ..entry });
@@ -235,12 +242,11 @@ impl Image {
         // Refcounts come before what leads there.
         self.commit(cx).await?;
         let heading = self.heading(cx).await?;
-        let file = cx.child(self.file);
         let write = async |bytes: &[u8], part: std::ops::Range<usize>| self.write_heading(cx, bytes, part).await;
         let switched = heading.set_bitmaps(&self.header, place, write).await;
-        switched.inspect_err(|error| self.give_up("the change of its bitmap directory", *error))?;
-        file.flush().await?;
+        // What was taken is in use from here on, whatever comes of the rest.
         taken.clear();
+        switched.inspect_err(|error| self.give_up("the change of its bitmap directory", *error))?;
         let gone = self.replaced(cx, &entries).await;
         let mut meta = self.meta();
         gone.into_iter().for_each(|run| meta.free(run));
@@ -268,7 +274,8 @@ impl Image {
             Run { cluster: range.start() >> bits, count, punch: true }
         };
         let mut gone: Vec<Run> = place.into_iter().map(|place| run(place.directory)).collect();
-        for entry in old.iter().filter(|old| now.iter().all(|now| now.table != old.table)) {
+        let kept: HashSet<u64> = now.iter().map(|entry| entry.table.start()).collect();
+        for entry in old.iter().filter(|old| !kept.contains(&old.table.start())) {
             let Ok(table) = fetch(file, entry.table.start(), entry.table.len()).await else {
                 // They leak.
                 tracing::warn!("a table of the bitmap '{}' in the image of '{}' cannot be read", entry.name, self.name);

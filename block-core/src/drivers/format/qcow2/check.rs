@@ -6,7 +6,7 @@
 //! references. Memory: the tables that an open image has in memory, a table at a time of what else there is, and a counter
 //! for each cluster (`counts.rs`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{Ordering::Acquire, Ordering::Release};
 
 use super::Image;
@@ -177,6 +177,7 @@ impl<'a> Walk<'a> {
 
     /// The L2 tables behind an L1 table, and all behind them.
     async fn tables(&mut self, l1: &[u64], active: bool) -> Result<(), IoError> {
+        let mut seen = HashSet::new();
         for entry in l1.iter().filter(|entry| **entry != 0) {
             self.report.corruptions += u64::from(entry & !(OFFSET | COPIED) != 0);
             let table = entry & OFFSET;
@@ -184,6 +185,11 @@ impl<'a> Walk<'a> {
                 continue;
             }
             self.refer_cluster(table)?;
+            // Nobody makes a table that stands for two parts of a disk; following it each time could take days.
+            if !seen.insert(table) {
+                self.report.corruptions += 1;
+                continue;
+            }
             if !is_aligned(table, self.layout.cluster()) {
                 self.report.corruptions += 1;
                 continue;
@@ -268,8 +274,13 @@ impl<'a> Walk<'a> {
             self.report.corruptions += 1;
             return Ok(());
         };
+        let mut seen = HashSet::new();
         for entry in entries {
             self.refer(entry.table)?;
+            if !seen.insert(entry.table.start()) {
+                self.report.corruptions += 1;
+                continue;
+            }
             for word in self.words(entry.table).await.unwrap_or_default() {
                 match Part::parse(word, self.layout) {
                     None => self.report.corruptions += 1,

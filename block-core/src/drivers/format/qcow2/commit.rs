@@ -142,7 +142,15 @@ impl Image {
     async fn lower_one(&self, cx: IoCx<'_>, run: Run) -> Result<(), IoError> {
         let (layout, cluster) = (self.layout, run.cluster);
         let count = loop {
-            let changed = self.meta().refs.change(layout, cluster, false);
+            // One that is free rests from the same moment on: nobody finds it free in between.
+            let changed = {
+                let mut meta = self.meta();
+                let changed = meta.refs.change(layout, cluster, false);
+                if changed == Some(Ok(0)) {
+                    meta.refs.rest(cluster);
+                }
+                changed
+            };
             match changed {
                 Some(changed) => break changed,
                 None => self.load_block(cx, cluster / layout.block_entries()).await?,
@@ -158,7 +166,7 @@ impl Image {
             let owner = self.meta().owner_of(at);
             if let Some(owner) = owner {
                 // It keeps the reference that is the table's own.
-                let _ = self.meta().refs.change(layout, cluster, true);
+                self.meta().refs.keep_used(layout, cluster);
                 self.corrupt(cx, &format!("a cluster that is set free is part of {owner}"), at).await;
                 return Ok(());
             }
@@ -166,7 +174,6 @@ impl Image {
         if count == 0 {
             self.regions.unmark(cluster);
             let mut meta = self.meta();
-            meta.refs.rest(cluster);
             meta.reuse.rest(run);
             // No more goes in there.
             meta.packed = meta.packed.filter(|at| at >> layout.cluster_bits != cluster);

@@ -61,7 +61,7 @@ impl Extensions {
             let data = data.ok_or_else(|| {
                 Error::new(format!("The header extension {kind:#010x} has {len} bytes and ends outside its place"))
             })?;
-            found.read(kind, data)?;
+            found.read(kind, data, header.cluster_bits)?;
             found.all.push(Extension { kind, data: data.to_vec() });
             at = at.saturating_add(8).saturating_add(len.saturating_add(7) & !7);
         }
@@ -73,11 +73,14 @@ impl Extensions {
         Ok(found)
     }
 
-    fn read(&mut self, kind: u32, data: &[u8]) -> Result<()> {
+    fn read(&mut self, kind: u32, data: &[u8], cluster_bits: u8) -> Result<()> {
         match kind {
             BACKING_FORMAT => self.backing_format = Some(text(data)),
             DATA_FILE => self.data_file = Some(text(data)),
-            BITMAPS => self.bitmaps = Some(bitmaps(data)?),
+            BITMAPS if self.bitmaps.is_some() => {
+                return Err(Error::new("There are two bitmaps extensions in the header"));
+            }
+            BITMAPS => self.bitmaps = Some(bitmaps(data, cluster_bits)?),
             _ => {}
         }
         Ok(())
@@ -96,14 +99,17 @@ impl Extensions {
     }
 }
 
-fn bitmaps(data: &[u8]) -> Result<Bitmaps> {
+fn bitmaps(data: &[u8], cluster_bits: u8) -> Result<Bitmaps> {
+    if data.len() != 24 {
+        return Err(Error::new(format!("The bitmaps extension has {} bytes; it has 24", data.len())));
+    }
     let field = Fields(data);
     let (count, size, offset) = (field.u32(0)?, field.u64(8)?, field.u64(16)?);
     if count == 0 || count > MAX_BITMAPS {
         return Err(Error::new(format!("The bitmaps extension says that there are {count} bitmaps")));
     }
-    let directory =
-        ByteRange::new(offset, size).filter(|range| range.len() <= MAX_DIRECTORY && is_aligned(offset, 512));
+    let directory = ByteRange::new(offset, size)
+        .filter(|range| range.len() <= MAX_DIRECTORY && is_aligned(offset, 1 << cluster_bits));
     let directory = directory.ok_or_else(|| Error::new("The bitmap directory has an impossible place or size"))?;
     Ok(Bitmaps { count, directory })
 }

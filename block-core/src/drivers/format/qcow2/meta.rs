@@ -433,6 +433,13 @@ impl Refs {
         }
     }
 
+    /// A cluster that has just become free is a table's after all: it keeps its last reference.
+    pub(super) fn keep_used(&mut self, layout: Layout, cluster: u64) {
+        self.resting.remove(cluster, 1);
+        // Its block is in memory: the refcount was lowered just now, and what is to be written stays there.
+        let _ = self.change(layout, cluster, true);
+    }
+
     /// Nobody uses the clusters any more, and the file below has heard of it.
     pub(super) fn release(&mut self, cluster: u64, count: u64) {
         self.resting.remove(cluster, count);

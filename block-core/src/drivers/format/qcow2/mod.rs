@@ -111,6 +111,7 @@ pub struct Image {
     guests: Turns,
     tables: Turns,
     packing: Turns,
+    neighbours: Turns,
     loads: Turns,
     committing: Turns,
     reclaiming: Turns,

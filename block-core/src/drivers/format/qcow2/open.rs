@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::bitmap::Stored;
 use super::clean::Cleaner;
 use super::extensions::Extensions;
-use super::header::{CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
+use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
 use super::layout::Layout;
 use super::meta::{Meta, Refs};
 use super::options::{Checks, Qcow2Options};
@@ -209,7 +209,8 @@ impl Read {
         let Self { header, extensions, snapshots, .. } = self;
         let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
         all.extend(tables_of(snapshots, header.snapshots_offset));
-        all.extend(extensions.bitmaps.map(|bitmaps| (bitmaps.directory, DIRECTORY)));
+        let vouched = extensions.bitmaps.filter(|_| header.autoclear & BITMAPS != 0);
+        all.extend(vouched.map(|bitmaps| (bitmaps.directory, DIRECTORY)));
         all
     }
 }
@@ -305,6 +306,7 @@ impl Qcow2Options {
             committing: Turns::default(),
             reclaiming: Turns::default(),
             packing: Turns::default(),
+            neighbours: Turns::default(),
             header_turn: Turns::default(),
             is_ready: AtomicBool::new(false),
             is_corrupt: AtomicBool::new(false),

@@ -46,7 +46,7 @@ impl Image {
         let place = self.take_bytes(cx, packed.len() as u64).await?;
         cx.child(self.file).announce(DebugEvent::WriteCompressed).await;
         let linked = async {
-            put(cx.child(self.file), place.start, &packed).await?;
+            self.put_packed(cx, place, &packed).await?;
             let entry = place.entry(self.layout);
             let gone: Vec<Run> = self.runs_of(old, shape.discards.other).into_iter().collect();
             cx.child(self.file).announce(DebugEvent::L2UpdateCompressed).await;
@@ -58,6 +58,15 @@ impl Image {
             self.meta().abandoned.extend(taken);
         }
         linked
+    }
+
+    /// Where the file takes whole blocks only, neighbours share one, which is read and written as a whole: one at a time.
+    async fn put_packed(&self, cx: IoCx<'_>, place: Compressed, packed: &[u8]) -> Result<(), IoError> {
+        let file = cx.child(self.file);
+        let blocks = ByteRange::new(place.start, place.len)
+            .and_then(|at| at.widened(file.geometry().limits.request_alignment.into()));
+        let _turn = self.neighbours.take(cx, blocks.ok_or(IoError::OutOfRange)?).await;
+        put(file, place.start, packed).await
     }
 
     /// Room for so many bytes, at most a cluster, with a reference to each host cluster that it is in.
@@ -72,7 +81,8 @@ impl Image {
             Some(at) => {
                 let run = self.take(cx, 1).await?;
                 let follows = run.cluster == (at >> bits) + 1 && len > left;
-                if follows && self.refer(cx, at).await? { at } else { run.cluster << bits }
+                let goes_on = if follows { self.refer(cx, at).await } else { Ok(false) };
+                if goes_on.inspect_err(|_| self.meta().abandoned.push(run))? { at } else { run.cluster << bits }
             }
             None => self.take(cx, 1).await?.cluster << bits,
         };

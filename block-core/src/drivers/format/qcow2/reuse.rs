@@ -123,6 +123,8 @@ impl Image {
         self.commit(cx).await?;
         self.reclaim(cx).await;
         let grace = {
+            // Whoever is just handing something over does so first.
+            let _turn = self.reclaiming.at(cx, 0).await;
             let meta = self.meta();
             if meta.reuse.released != released {
                 return Ok(true);

@@ -170,7 +170,7 @@ fn learn(never: &AtomicBool, result: Result<(), i32>) -> Result<(), IoError> {
 /// Work on a helper thread that changes the file: the request is not over before it is, even if its future is dropped.
 pub(super) async fn inside<T: Send + 'static>(cx: IoCx<'_>, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, result) = oneshot();
-    let counted = cx.fork();
+    let counted = (cx.fork(), cx.hold());
     cx.local().spawn(async move {
         let value = blocking(work).await;
         drop(counted);
