@@ -10,6 +10,7 @@ mod bench;
 #[path = "../support/random.rs"]
 mod random;
 
+mod amend;
 mod bitmaps;
 mod check;
 mod churning;

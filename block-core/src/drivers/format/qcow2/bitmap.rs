@@ -180,7 +180,7 @@ impl Image {
         let entries: Vec<_> = bitmaps.iter().map(|bitmap| self.entry_of(bitmap)).collect();
         directory::check(&entries, self.layout, shape.size)?;
         let heading = self.heading(cx).await.doing(|| "Could not read the header")?;
-        if heading.has_room(&self.header) {
+        if heading.has_room() {
             return Ok(());
         }
         Err(Error::new("The first cluster of the image has no room for the header extension"))
@@ -237,7 +237,7 @@ impl Image {
         let heading = self.heading(cx).await?;
         let file = cx.child(self.file);
         let write = async |bytes: &[u8], part: std::ops::Range<usize>| self.write_heading(cx, bytes, part).await;
-        let switched = heading.set_bitmaps(&self.header, place, write).await;
+        let switched = heading.set_bitmaps(place, write).await;
         switched.inspect_err(|error| self.give_up("the change of its bitmap directory", *error))?;
         file.flush().await?;
         taken.clear();
@@ -330,7 +330,7 @@ impl Image {
         ByteRange::new(at, bytes.len() as u64).ok_or(CORRUPT)
     }
 
-    async fn heading(&self, cx: IoCx<'_>) -> Result<Heading, IoError> {
+    pub(super) async fn heading(&self, cx: IoCx<'_>) -> Result<Heading, IoError> {
         let cluster = self.layout.cluster();
         let there = cluster.min(cx.child(self.file).size());
         let mut bytes = fetch(cx.child(self.file), 0, there).await?;
@@ -339,7 +339,7 @@ impl Image {
     }
 
     /// Writes the sectors that have a part of the heading, and makes them stable.
-    async fn write_heading(&self, cx: IoCx<'_>, bytes: &[u8], part: std::ops::Range<usize>) -> Result<(), IoError> {
+    pub(super) async fn write_heading(&self, cx: IoCx<'_>, bytes: &[u8], part: std::ops::Range<usize>) -> Result<(), IoError> {
         let _turn = self.header_turn.at(cx, 0).await;
         let (start, end) = (part.start / 512 * 512, part.end.next_multiple_of(512));
         let file = cx.child(self.file);

@@ -12,6 +12,7 @@
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
 //! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
+//! | `rewrite` | other names, extensions and versions in the first cluster |
 //! | `check` `counts` `repair` | whether refcounts are true, and making them true |
 //! | `reuse` | when what was set free may be used again |
 //!
@@ -46,6 +47,7 @@ mod regions;
 mod repair;
 mod resize;
 mod reuse;
+mod rewrite;
 mod sharing;
 mod slices;
 mod snapshots;
@@ -95,7 +97,8 @@ pub struct Image {
     layout: Layout,
     /// As it was when the image was opened.
     header: Header,
-    extensions: Extensions,
+    /// As they are now, but for the bitmaps'.
+    extensions: Mutex<Arc<Extensions>>,
     compression: Compression,
     /// Why the image may not be written, if that is so.
     refusal: Option<String>,
@@ -136,6 +139,10 @@ pub struct Shape {
 impl Image {
     fn meta(&self) -> MutexGuard<'_, Meta> {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn extensions(&self) -> Arc<Extensions> {
+        self.extensions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the header says now of features.
@@ -295,6 +302,10 @@ impl Format for Image {
         change: &SnapshotChange,
     ) -> Result<(SnapshotInfo, Option<Shape>)> {
         self.change_history(shape, cx, change).await
+    }
+
+    async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, name: Option<&str>) -> Result<()> {
+        self.rename_backing(cx, name).await
     }
 
     async fn truncate(&self, shape: &Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {
