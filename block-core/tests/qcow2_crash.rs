@@ -381,3 +381,49 @@ fn a_bitmap_whose_flushes_are_dropped_is_caught() {
     let found = Bitmaps::of("cluster_size=4096", &careless);
     assert!(found.first.is_some(), "{found:?}");
 }
+
+/// Opens an image over a node of nothing, and lets it name these backing files one after another; gives what it names
+/// then, and what was done to the disk.
+fn renamed(image: &[u8], names: &[&str]) -> (Option<String>, Vec<Event>) {
+    let log = Log::default();
+    let named = run_control(async |_| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        graph.permit().add(Disk::node(0, image.to_vec(), limits(), &log)).await.unwrap();
+        let below = json!({ "driver": "null-co", "size": SIZE, "read-zeroes": true });
+        let options = json!({ "driver": "qcow2", "node-name": "top", "file": "disk", "backing": below });
+        let node = add(&graph, options).await.unwrap();
+        for name in names {
+            graph.permit().change_backing_file(node, node, Some(name)).await.unwrap();
+        }
+        let named = graph.info(node).await.unwrap().backing.map(|(name, _)| name);
+        graph.permit().remove(node).await.unwrap();
+        named
+    });
+    (named, log.events())
+}
+
+/// An image names the old backing file or the new one, wherever the power fails; and nothing else in it has changed.
+#[test]
+fn a_crash_leaves_the_old_backing_files_name_or_the_new_one() {
+    for options in ["cluster_size=512", "cluster_size=2048", "cluster_size=4096,compat=0.10", "cluster_size=64K"] {
+        let fresh = qcow2::fresh(options, SIZE);
+        let mut start = last(&fresh, &renamed(&fresh, &["one.img"]).1);
+        for new in ["another.img", &"long".repeat(12), "s"] {
+            let (old, _) = renamed(&start, &[]);
+            let (named, log) = renamed(&start, &[new]);
+            assert_eq!(named.as_deref(), Some(new));
+            let (mut before, mut after) = (0, 0);
+            for cut in cuts(&log, &mut Random(7)) {
+                let image = cut.images(std::slice::from_ref(&start), &log).remove(0);
+                assert_eq!(qcow2::corrupt(&image).map(|judged| judged.leaks), Ok(0), "{options}, {cut:?}");
+                let (found, _) = renamed(&image, &[]);
+                assert!(found == old || found == named, "{options}, {cut:?}: {found:?}");
+                before += usize::from(found == old);
+                after += usize::from(found == named);
+            }
+            assert!(before > 0 && after > 0, "{options}: {before} before, {after} after");
+            start = last(&start, &log);
+            qcow2::qemu_check(&start).unwrap();
+        }
+    }
+}

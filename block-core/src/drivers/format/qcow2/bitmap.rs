@@ -339,7 +339,12 @@ impl Image {
     }
 
     /// Writes the sectors that have a part of the heading, and makes them stable.
-    pub(super) async fn write_heading(&self, cx: IoCx<'_>, bytes: &[u8], part: std::ops::Range<usize>) -> Result<(), IoError> {
+    pub(super) async fn write_heading(
+        &self,
+        cx: IoCx<'_>,
+        bytes: &[u8],
+        part: std::ops::Range<usize>,
+    ) -> Result<(), IoError> {
         let _turn = self.header_turn.at(cx, 0).await;
         let (start, end) = (part.start / 512 * 512, part.end.next_multiple_of(512));
         let file = cx.child(self.file);

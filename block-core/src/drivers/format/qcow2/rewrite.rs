@@ -200,7 +200,9 @@ impl Wanted {
 /// Of a backing file.
 pub(super) fn check_name(name: &str) -> Result<()> {
     if name.is_empty() || name.len() as u64 > MAX_BACKING_NAME || name.contains('\0') {
-        return Err(Error::new(format!("The name of a backing file has 1 to {MAX_BACKING_NAME} bytes, none of them 0")));
+        return Err(Error::new(format!(
+            "The name of a backing file has 1 to {MAX_BACKING_NAME} bytes, none of them 0"
+        )));
     }
     Ok(())
 }
