@@ -393,10 +393,13 @@ fn one_moment(disk: &[u8], what: &str) {
 #[test]
 fn another_backing_file_is_named_as_qemu_names_it() {
     let answers = [Scene::new(Server::start), Scene::new(Server::start_peer)].map(|mut scene| {
-        let sync = scene.sync("base", "one.qcow2", "one");
-        scene.ok("blockdev-snapshot-sync", &sync);
-        let sync = scene.sync("one", "two.qcow2", "two");
-        scene.ok("blockdev-snapshot-sync", &sync);
+        for (name, below, image, format) in [("one", "base", "base.raw", "raw"), ("two", "one", "one.qcow2", "qcow2")] {
+            let path = scene.path(&format!("{name}.qcow2"));
+            qemu_img(&["create", "-q", "-f", "qcow2", "-b", &scene.path(image), "-F", format, &path]);
+            let file = json!({ "driver": "file", "filename": path });
+            let options = json!({ "driver": "qcow2", "node-name": name, "file": file, "backing": below });
+            scene.ok("blockdev-add", &options);
+        }
         scene.overlay("alone", MIB);
         let change = |device: &str, image: &str, name: &str| {
             json!({ "device": device, "image-node-name": image, "backing-file": name })
