@@ -12,7 +12,7 @@
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
 //! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
-//! | `rewrite` | other names, extensions and versions in the first cluster |
+//! | `amend` `rewrite` | other names, features, refcount widths and versions |
 //! | `check` `counts` `repair` | whether refcounts are true, and making them true |
 //! | `reuse` | when what was set free may be used again |
 //!
@@ -20,6 +20,7 @@
 //! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
 
 mod allocate;
+mod amend;
 mod bitmap;
 mod check;
 mod clean;
@@ -59,6 +60,7 @@ mod zero;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::amend::{AmendOptions, amend};
 pub use self::check::check;
 pub use self::create::{CreateOptions, create};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
