@@ -24,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bench::{add, with};
+use block_core::drivers::format::qcow2::AmendOptions;
 use block_core::graph::{BitmapAction, BitmapChange, Graph, Limits, NodeId, Repair, WriteFlags};
 use block_core::rt::{Local, run_control};
 use crash::{Report, Trial, cuts};
@@ -425,4 +426,49 @@ fn a_crash_leaves_the_old_backing_files_name_or_the_new_one() {
             start = last(&start, &log);
         }
     }
+}
+
+/// Refcounts get another width, and the power fails: the image has the old ones or the new ones, and leaks at most.
+#[test]
+fn a_crash_leaves_refcounts_of_the_old_width_or_of_the_new_one() {
+    let mut states = 0;
+    for (options, widths) in [("cluster_size=512", [64, 1, 16]), ("cluster_size=4096,compat=0.10", [8, 32, 2])] {
+        let fresh = qcow2::fresh(options, SIZE);
+        let fill = async |graph: &Rc<Graph>, node| written(graph, node, 4096, 20000).await;
+        let (filled, log) = opened(&fresh, fill);
+        filled.unwrap();
+        let mut start = last(&fresh, &log);
+        let expected = opened(&start, contents).0.unwrap();
+        for bits in widths {
+            let log = Log::default();
+            run_control(async |_| {
+                let graph = Graph::new(Arc::new(|_| ()));
+                let disk = Disk::node(0, start.clone(), limits(), &log);
+                let disk = graph.permit().add(disk).await.unwrap();
+                let version = Some(3);
+                let options = AmendOptions { refcount_bits: Some(bits), version, ..AmendOptions::default() };
+                bench::amend(&graph, disk, &options).await.unwrap();
+            });
+            let log = log.events();
+            let (mut before, mut after) = (0, 0);
+            for (number, cut) in cuts(&log, &mut Random(7)).into_iter().enumerate() {
+                let image = cut.images(std::slice::from_ref(&start), &log).remove(0);
+                let judged = qcow2::corrupt(&image);
+                assert!(judged.is_ok(), "{options}, {bits} bits, {cut:?}: {judged:?}");
+                if number.is_multiple_of(7) {
+                    qcow2::qemu_check(&image).unwrap();
+                }
+                let order = if image[7] == 2 { 4 } else { image[99] };
+                after += usize::from(1 << order == bits);
+                before += usize::from(1 << order != bits);
+                assert!(opened(&image, contents).0.unwrap() == expected, "{options}, {bits} bits, {cut:?}");
+                states += 1;
+            }
+            assert!(before > 0 && after > 0, "{options}, {bits} bits: {before} before, {after} after");
+            start = last(&start, &log);
+            assert_eq!(qcow2::corrupt(&start).map(|judged| judged.leaks), Ok(0), "{options}, {bits} bits");
+        }
+    }
+    eprintln!("{states} crash states");
+    assert!(states > 50);
 }

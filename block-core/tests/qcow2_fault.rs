@@ -22,6 +22,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
+use block_core::drivers::format::qcow2::AmendOptions;
 use block_core::graph::{BitmapAction, BitmapChange, Graph, NodeBitmap, WriteFlags};
 use block_core::rt::fault::{Faults, Plan};
 use block_core::rt::{Local, run_control};
@@ -258,4 +259,50 @@ fn naming_another_backing_file() {
     }
     eprintln!("{points} faults, {failed} times it failed");
     assert!(failed > 10);
+}
+
+/// Refcounts get another width, and a call fails: the image is in order, with the old ones or the new ones.
+#[test]
+fn refcounts_of_another_width() {
+    let (mut points, mut failed) = (0, 0);
+    for (options, bits) in [("cluster_size=512", 64), ("cluster_size=16K,extended_l2=on", 1)] {
+        let subject = subject(options);
+        let path = subject.dir.path().join("disk.img");
+        let faults = Faults::default();
+        let _entered = faults.enter();
+        for (fault, lasting) in PLANS {
+            for nth in 1.. {
+                (subject.prepare)(subject.dir.path());
+                let plan = Plan { nth, fault, lasting };
+                let (struck, result) = run_control(async |_| {
+                    let graph = Graph::new(Arc::new(|_| ()));
+                    let node = bench::add(&graph, subject.options["file"].clone()).await;
+                    let node = node.unwrap();
+                    faults.arm(plan);
+                    let wanted = AmendOptions { refcount_bits: Some(bits), ..AmendOptions::default() };
+                    let result = bench::amend(&graph, node, &wanted).await;
+                    let struck = faults.disarm();
+                    // A node whose last flush failed says so first.
+                    if graph.permit().remove(node).await.is_err() {
+                        graph.permit().remove(node).await.unwrap();
+                    }
+                    (struck.len(), result)
+                });
+                if struck == 0 {
+                    break;
+                }
+                points += 1;
+                failed += usize::from(result.is_err());
+                let image = std::fs::read(&path).unwrap();
+                let which = format!("{options}, {plan:?}, {result:?}");
+                qcow2::corrupt(&image).unwrap_or_else(|wrong| panic!("{which}: {wrong}"));
+                assert!(result.is_err() || 1 << image[99] == bits, "{which}");
+                if points % 23 == 0 {
+                    qcow2::qemu_repaired(&image).unwrap_or_else(|wrong| panic!("{which}: {wrong}"));
+                }
+            }
+        }
+    }
+    eprintln!("{points} faults, {failed} times it failed");
+    assert!(failed > 20);
 }

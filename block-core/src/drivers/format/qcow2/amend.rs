@@ -12,7 +12,9 @@ use std::ops::Range;
 
 use super::check::{entries, words};
 use super::entry::OFFSET;
-use super::extensions::{BACKING_FORMAT, BITMAPS as BITMAPS_KIND, DATA_FILE as DATA_FILE_NAME, Extension, FEATURE_NAMES};
+use super::extensions::{
+    BACKING_FORMAT, BITMAPS as BITMAPS_KIND, DATA_FILE as DATA_FILE_NAME, Extension, FEATURE_NAMES,
+};
 use super::header::{
     AT_AUTOCLEAR, AT_COMPATIBLE, AT_REFCOUNT_ORDER, BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, Header, LAZY_REFCOUNTS,
     RAW_DATA_FILE, V2_LENGTH,

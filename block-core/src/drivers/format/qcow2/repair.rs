@@ -12,7 +12,9 @@ use std::collections::BTreeSet;
 use super::check::{Refcounts, Walk, entries, words};
 use super::counts::Counts;
 use super::entry::{COPIED, CORRUPT, OFFSET};
-use super::header::{AT_INCOMPATIBLE, AT_REFCOUNT_ORDER, AT_REFCOUNT_TABLE, CORRUPT_BIT, DIRTY, MAX_HOST, MAX_REFCOUNT_TABLE};
+use super::header::{
+    AT_INCOMPATIBLE, AT_REFCOUNT_ORDER, AT_REFCOUNT_TABLE, CORRUPT_BIT, DIRTY, MAX_HOST, MAX_REFCOUNT_TABLE,
+};
 use super::layout::Layout;
 use super::open::Read;
 use super::refcounts::Block;
