@@ -276,8 +276,8 @@ fn refcounts_of_another_width() {
                 let plan = Plan { nth, fault, lasting };
                 let (struck, result) = run_control(async |_| {
                     let graph = Graph::new(Arc::new(|_| ()));
-                    let node = bench::add(&graph, subject.options["file"].clone()).await;
-                    let node = node.unwrap();
+                    let file = bench::with(subject.options["file"].clone(), &json!({ "node-name": "file" }));
+                    let node = bench::add(&graph, file).await.unwrap();
                     faults.arm(plan);
                     let wanted = AmendOptions { refcount_bits: Some(bits), ..AmendOptions::default() };
                     let result = bench::amend(&graph, node, &wanted).await;

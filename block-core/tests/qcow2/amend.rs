@@ -137,7 +137,7 @@ fn an_image_is_amended_as_qemu_amends_it() {
             run("qemu-img", &["snapshot", "-c", "s", &path]);
         }
         let (ours, theirs) = (format!("{path}.ours"), format!("{path}.theirs"));
-        for change in changes {
+        for change in changes.into_iter().skip(number % 2).step_by(2) {
             // Where that is not what QEMU does, the next test looks at it; and QEMU takes minutes for large blocks.
             let older = change.starts_with("compat=0.10") && !kind.options.contains("compat=0.10");
             if older || (change.contains("refcount_bits") && kind.cluster > 1 << 20) {
@@ -156,8 +156,9 @@ fn an_image_is_amended_as_qemu_amends_it() {
                     assert!(output.status.success(), "{which}");
                     done += 1;
                     assert_eq!(info(&ours), info(&theirs), "{which}");
-                    check(&ours);
+                    // Nothing is where that name leads.
                     if !change.starts_with("data_file=") {
+                        check(&ours);
                         assert!(contents(&ours) == contents(&path), "{which}");
                     }
                 }
@@ -171,7 +172,7 @@ fn an_image_is_amended_as_qemu_amends_it() {
         }
     }
     eprintln!("{done} done, {refused} refused");
-    assert!(done > 80 && refused > 40);
+    assert!(done > 40 && refused > 20);
 }
 
 #[test]
