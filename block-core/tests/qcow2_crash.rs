@@ -5,6 +5,8 @@
 
 #[path = "support/allowed.rs"]
 mod allowed;
+#[path = "support/amending.rs"]
+mod amending;
 #[path = "support/bench.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;
@@ -447,7 +449,7 @@ fn a_crash_leaves_refcounts_of_the_old_width_or_of_the_new_one() {
                 let disk = graph.permit().add(disk).await.unwrap();
                 let version = Some(3);
                 let options = AmendOptions { refcount_bits: Some(bits), version, ..AmendOptions::default() };
-                bench::amend(&graph, disk, &options).await.unwrap();
+                amending::amend(&graph, disk, &options).await.unwrap();
             });
             let log = log.events();
             let (mut before, mut after) = (0, 0);

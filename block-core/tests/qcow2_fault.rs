@@ -6,6 +6,8 @@
 
 #[path = "support/allowed.rs"]
 mod allowed;
+#[path = "support/amending.rs"]
+mod amending;
 #[path = "support/bench.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;
@@ -280,7 +282,7 @@ fn refcounts_of_another_width() {
                     let node = bench::add(&graph, file).await.unwrap();
                     faults.arm(plan);
                     let wanted = AmendOptions { refcount_bits: Some(bits), ..AmendOptions::default() };
-                    let result = bench::amend(&graph, node, &wanted).await;
+                    let result = amending::amend(&graph, node, &wanted).await;
                     let struck = faults.disarm();
                     // A node whose last flush failed says so first.
                     if graph.permit().remove(node).await.is_err() {

@@ -7,7 +7,8 @@ use block_core::graph::Graph;
 use block_core::rt::run_control;
 use serde_json::{Value, json};
 
-use crate::bench::{self, add, with};
+use crate::amending;
+use crate::bench::{add, with};
 use crate::peer::{KINDS, check, contents, create, file, node, run, work};
 use crate::random::Random;
 
@@ -79,7 +80,7 @@ fn amended(path: &str, options: &AmendOptions) -> Result<(), String> {
     run_control(async |_| {
         let graph = Graph::new(Arc::new(|_| ()));
         let node = add(&graph, with(file(path), &json!({ "node-name": "file" }))).await.unwrap();
-        let result = bench::amend(&graph, node, options).await;
+        let result = amending::amend(&graph, node, options).await;
         graph.permit().remove(node).await.unwrap();
         result
     })

@@ -7,11 +7,10 @@ use std::rc::Rc;
 
 use block_core::base::{ByteRange, IoError, Result};
 use block_core::catalog::{self, BlockdevOptions};
-use block_core::drivers::format::qcow2::{self, AmendOptions};
 use block_core::graph::{Graph, NodeId, PermSet, Perms, ViewPin, WriteFlags};
-use block_core::port::{PORT, Port, PortHandle, PortLane, PortOptions};
+use block_core::port::{Port, PortHandle, PortLane, PortOptions};
 use block_core::rt::sync::{Receiver, oneshot};
-use block_core::rt::{IoBuf, IoThread, Local, PollParams};
+use block_core::rt::{IoBuf, IoThread, PollParams};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use serde_json::{Value, json};
 
@@ -173,15 +172,4 @@ impl Failing {
     pub(crate) fn fail(&self) {
         fcntl_add_seals(&self.memory, SealFlags::WRITE).unwrap();
     }
-}
-
-/// Changes what the qcow2 image in a node is like.
-pub(crate) async fn amend(graph: &Rc<Graph>, node: NodeId, options: &AmendOptions) -> Result<(), String> {
-    let uses = PermSet::CONSISTENT_READ | PermSet::WRITE | PermSet::RESIZE;
-    let perms = Perms { uses, shares: PermSet::ALL.without(PermSet::WRITE | PermSet::RESIZE) };
-    let port = attach(graph, node, perms).await?;
-    let mut job = port.handle().job(&Local::current());
-    let amended = job.step(async |cx| qcow2::amend(cx.child(PORT), options).await).await;
-    port.detach(&mut graph.permit()).await.unwrap();
-    amended.map_err(|error| error.full())
 }

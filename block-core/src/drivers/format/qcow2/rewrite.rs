@@ -12,7 +12,7 @@ use super::Image;
 use super::extensions::{BACKING_FORMAT, Extension, Extensions};
 use super::header::{Header, MAX_BACKING_NAME, V2_LENGTH};
 use super::heading::Heading;
-use crate::base::{Error, IoError, Result, ResultExt, SECTOR};
+use crate::base::{Error, IoError, Result, ResultExt};
 use crate::graph::IoCx;
 
 /// What the first cluster is to say.
@@ -33,7 +33,8 @@ pub(super) struct Failed {
 
 /// Of a header of version 3 that is written.
 pub(super) const LENGTH: usize = 112;
-const FIRST: usize = SECTOR as usize;
+/// The first sector.
+const FIRST: usize = 512;
 const MARK: usize = 8;
 
 impl Heading {
@@ -119,7 +120,10 @@ impl Heading {
     /// With the extensions at `start`, and the name at `name`.
     fn form(&self, wanted: &Wanted, start: usize, name: usize) -> Option<Vec<u8>> {
         let mut bytes = self.bytes.clone();
-        let mut put = |at: usize, new: &[u8]| Some(bytes.get_mut(at..at + new.len())?.copy_from_slice(new));
+        let mut put = |at: usize, new: &[u8]| {
+            bytes.get_mut(at..at + new.len())?.copy_from_slice(new);
+            Some(())
+        };
         put(0, &wanted.header)?;
         if wanted.header.len() >= LENGTH {
             put(100, &u32::try_from(start).ok()?.to_be_bytes())?;
