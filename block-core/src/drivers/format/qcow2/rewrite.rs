@@ -227,9 +227,9 @@ mod tests {
 
     /// Makes the change on `disk`. Each sector of each step may be the last one that is written: who finds that has to see
     /// all as it was, or all as it will be. `fails` is the call that fails, and all behind it.
-    fn changed(disk: &mut Vec<u8>, wanted: &Wanted, fails: usize) -> Result<(), Failed> {
+    fn changed(disk: &mut [u8], wanted: &Wanted, fails: usize) -> Result<(), Failed> {
         let was = said(disk);
-        let mut heading = Heading { bytes: disk.clone() };
+        let mut heading = Heading { bytes: disk.to_vec() };
         let will = {
             let version = wanted.header[7];
             let name = wanted.backing.as_ref().map(|name| String::from_utf8(name.clone()).unwrap());
