@@ -5,6 +5,8 @@
 
 #[path = "support/allowed.rs"]
 mod allowed;
+#[path = "support/amending.rs"]
+mod amending;
 #[path = "support/bench.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bench::{add, with};
+use block_core::drivers::format::qcow2::AmendOptions;
 use block_core::graph::{BitmapAction, BitmapChange, Graph, Limits, NodeId, Repair, WriteFlags};
 use block_core::rt::{Local, run_control};
 use crash::{Report, Trial, cuts};
@@ -380,4 +383,94 @@ fn a_bitmap_whose_flushes_are_dropped_is_caught() {
     let careless = json!({ "driver": "raw", "file": "disk", "cache": { "no-flush": true } });
     let found = Bitmaps::of("cluster_size=4096", &careless);
     assert!(found.first.is_some(), "{found:?}");
+}
+
+/// Opens an image over a node of nothing, and lets it name these backing files one after another; gives what it names
+/// then, and what was done to the disk.
+fn renamed(image: &[u8], names: &[&str]) -> (Option<String>, Vec<Event>) {
+    let log = Log::default();
+    let named = run_control(async |_| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        graph.permit().add(Disk::node(0, image.to_vec(), limits(), &log)).await.unwrap();
+        let below = json!({ "driver": "null-co", "size": SIZE, "read-zeroes": true });
+        let options = json!({ "driver": "qcow2", "node-name": "top", "file": "disk", "backing": below });
+        let node = add(&graph, options).await.unwrap();
+        for name in names {
+            graph.permit().change_backing_file(node, node, Some(name)).await.unwrap();
+        }
+        let named = graph.info(node).await.unwrap().backing.map(|(name, _)| name);
+        graph.permit().remove(node).await.unwrap();
+        named
+    });
+    (named, log.events())
+}
+
+/// An image names the old backing file or the new one, wherever the power fails; and nothing else in it has changed.
+#[test]
+fn a_crash_leaves_the_old_backing_files_name_or_the_new_one() {
+    for options in ["cluster_size=512", "cluster_size=2048", "cluster_size=4096,compat=0.10", "cluster_size=64K"] {
+        let fresh = qcow2::fresh(options, SIZE);
+        let mut start = last(&fresh, &renamed(&fresh, &["one.img"]).1);
+        for new in ["another.img", &"long".repeat(12), "s"] {
+            let (old, _) = renamed(&start, &[]);
+            let (named, log) = renamed(&start, &[new]);
+            assert_eq!(named.as_deref(), Some(new));
+            let (mut before, mut after) = (0, 0);
+            for cut in cuts(&log, &mut Random(7)) {
+                let image = cut.images(std::slice::from_ref(&start), &log).remove(0);
+                assert_eq!(qcow2::corrupt(&image).map(|judged| judged.leaks), Ok(0), "{options}, {cut:?}");
+                let (found, _) = renamed(&image, &[]);
+                assert!(found == old || found == named, "{options}, {cut:?}: {found:?}");
+                before += usize::from(found == old);
+                after += usize::from(found == named);
+            }
+            assert!(before > 0 && after > 0, "{options}: {before} before, {after} after");
+            start = last(&start, &log);
+        }
+    }
+}
+
+/// Refcounts get another width, and the power fails: the image has the old ones or the new ones, and leaks at most.
+#[test]
+fn a_crash_leaves_refcounts_of_the_old_width_or_of_the_new_one() {
+    let mut states = 0;
+    for (options, widths) in [("cluster_size=512", [64, 1, 16]), ("cluster_size=4096,compat=0.10", [8, 32, 2])] {
+        let fresh = qcow2::fresh(options, SIZE);
+        let fill = async |graph: &Rc<Graph>, node| written(graph, node, 4096, 20000).await;
+        let (filled, log) = opened(&fresh, fill);
+        filled.unwrap();
+        let mut start = last(&fresh, &log);
+        let expected = opened(&start, contents).0.unwrap();
+        for bits in widths {
+            let log = Log::default();
+            run_control(async |_| {
+                let graph = Graph::new(Arc::new(|_| ()));
+                let disk = Disk::node(0, start.clone(), limits(), &log);
+                let disk = graph.permit().add(disk).await.unwrap();
+                let version = Some(3);
+                let options = AmendOptions { refcount_bits: Some(bits), version, ..AmendOptions::default() };
+                amending::amend(&graph, disk, &options).await.unwrap();
+            });
+            let log = log.events();
+            let (mut before, mut after) = (0, 0);
+            for (number, cut) in cuts(&log, &mut Random(7)).into_iter().enumerate() {
+                let image = cut.images(std::slice::from_ref(&start), &log).remove(0);
+                let judged = qcow2::corrupt(&image);
+                assert!(judged.is_ok(), "{options}, {bits} bits, {cut:?}: {judged:?}");
+                if number.is_multiple_of(7) {
+                    qcow2::qemu_check(&image).unwrap();
+                }
+                let order = if image[7] == 2 { 4 } else { image[99] };
+                after += usize::from(1 << order == bits);
+                before += usize::from(1 << order != bits);
+                assert!(opened(&image, contents).0.unwrap() == expected, "{options}, {bits} bits, {cut:?}");
+                states += 1;
+            }
+            assert!(before > 0 && after > 0, "{options}, {bits} bits: {before} before, {after} after");
+            start = last(&start, &log);
+            assert_eq!(qcow2::corrupt(&start).map(|judged| judged.leaks), Ok(0), "{options}, {bits} bits");
+        }
+    }
+    eprintln!("{states} crash states");
+    assert!(states > 50);
 }

@@ -6,6 +6,8 @@
 
 #[path = "support/allowed.rs"]
 mod allowed;
+#[path = "support/amending.rs"]
+mod amending;
 #[path = "support/bench.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;
@@ -22,6 +24,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
+use block_core::drivers::format::qcow2::AmendOptions;
 use block_core::graph::{BitmapAction, BitmapChange, Graph, NodeBitmap, WriteFlags};
 use block_core::rt::fault::{Faults, Plan};
 use block_core::rt::{Local, run_control};
@@ -202,4 +205,106 @@ fn storing_bitmaps() {
     }
     eprintln!("{points} faults, after which {} bitmaps are believed", believed.get());
     assert!(points > 100 && believed.get() > 100);
+}
+
+/// A change of the backing file's name is done, or the image is as before, as it says.
+#[test]
+fn naming_another_backing_file() {
+    let (mut points, mut failed) = (0, 0);
+    for options in ["cluster_size=512", "cluster_size=2048", "cluster_size=16K"] {
+        let subject = subject(options);
+        let path = subject.dir.path().join("disk.img");
+        let below = json!({ "driver": "null-co", "size": SIZE, "read-zeroes": true });
+        let faults = Faults::default();
+        let _entered = faults.enter();
+        let opened = async || {
+            let graph = Graph::new(Arc::new(|_| ()));
+            let options = bench::with(subject.options.clone(), &json!({ "backing": below }));
+            let node = bench::add(&graph, options).await.unwrap();
+            (graph, node)
+        };
+        for (fault, lasting) in PLANS {
+            for nth in 1.. {
+                (subject.prepare)(subject.dir.path());
+                let plan = Plan { nth, fault, lasting };
+                let (struck, result) = run_control(async |_| {
+                    let (graph, node) = opened().await;
+                    graph.permit().change_backing_file(node, node, Some("one.img")).await.unwrap();
+                    faults.arm(plan);
+                    let result = graph.permit().change_backing_file(node, node, Some("another.img")).await;
+                    let struck = faults.disarm();
+                    let shown = graph.info(node).await.unwrap().backing.map(|(name, _)| name);
+                    let expected = if result.is_ok() { "another.img" } else { "one.img" };
+                    assert_eq!(shown.as_deref(), Some(expected), "{options}, {plan:?}: {result:?}");
+                    // A node whose last flush failed says so first.
+                    if graph.permit().remove(node).await.is_err() {
+                        graph.permit().remove(node).await.unwrap();
+                    }
+                    (struck.len(), result)
+                });
+                if struck == 0 {
+                    break;
+                }
+                points += 1;
+                failed += usize::from(result.is_err());
+                let which = format!("{options}, {plan:?}, {result:?}");
+                qcow2::corrupt(&std::fs::read(&path).unwrap()).unwrap_or_else(|wrong| panic!("{which}: {wrong}"));
+                let found = run_control(async |_| {
+                    let (graph, node) = opened().await;
+                    graph.info(node).await.unwrap().backing.map(|(name, _)| name).unwrap()
+                });
+                // Where the way back failed as well, the header says either.
+                let right = if result.is_ok() { found == "another.img" } else { found == "one.img" || lasting };
+                assert!(right, "{which}: {found}");
+            }
+        }
+    }
+    eprintln!("{points} faults, {failed} times it failed");
+    assert!(failed > 10);
+}
+
+/// Refcounts get another width, and a call fails: the image is in order, with the old ones or the new ones.
+#[test]
+fn refcounts_of_another_width() {
+    let (mut points, mut failed) = (0, 0);
+    for (options, bits) in [("cluster_size=512", 64), ("cluster_size=16K,extended_l2=on", 1)] {
+        let subject = subject(options);
+        let path = subject.dir.path().join("disk.img");
+        let faults = Faults::default();
+        let _entered = faults.enter();
+        for (fault, lasting) in PLANS {
+            for nth in 1.. {
+                (subject.prepare)(subject.dir.path());
+                let plan = Plan { nth, fault, lasting };
+                let (struck, result) = run_control(async |_| {
+                    let graph = Graph::new(Arc::new(|_| ()));
+                    let file = bench::with(subject.options["file"].clone(), &json!({ "node-name": "file" }));
+                    let node = bench::add(&graph, file).await.unwrap();
+                    faults.arm(plan);
+                    let wanted = AmendOptions { refcount_bits: Some(bits), ..AmendOptions::default() };
+                    let result = amending::amend(&graph, node, &wanted).await;
+                    let struck = faults.disarm();
+                    // A node whose last flush failed says so first.
+                    if graph.permit().remove(node).await.is_err() {
+                        graph.permit().remove(node).await.unwrap();
+                    }
+                    (struck.len(), result)
+                });
+                if struck == 0 {
+                    break;
+                }
+                points += 1;
+                failed += usize::from(result.is_err());
+                let image = std::fs::read(&path).unwrap();
+                let which = format!("{options}, {plan:?}, {result:?}");
+                qcow2::corrupt(&image).unwrap_or_else(|wrong| panic!("{which}: {wrong}"));
+                assert!(result.is_err() || 1 << image[99] == bits, "{which}");
+                if points % 23 == 0 {
+                    qcow2::qemu_repaired(&image).unwrap_or_else(|wrong| panic!("{which}: {wrong}"));
+                }
+            }
+        }
+    }
+    eprintln!("{points} faults, {failed} times it failed");
+    assert!(failed > 20);
 }

@@ -387,3 +387,62 @@ fn one_moment(disk: &[u8], what: &str) {
     let follows = |pair: &&[u8]| pair[0] == pair[1] + 1 || (pair[0], pair[1]) == (1, 250);
     assert!(changes.len() <= 1 && changes.iter().all(|pair| follows(&&pair[..])), "{what}: {rounds:?}");
 }
+
+/// Both say the same of what cannot be done, and the image names what it was told to; QEMU takes the image's own format for
+/// the backing file's.
+#[test]
+fn another_backing_file_is_named_as_qemu_names_it() {
+    let answers = [Scene::new(Server::start), Scene::new(Server::start_peer)].map(|mut scene| {
+        for (name, below, image, format) in [("one", "base", "base.raw", "raw"), ("two", "one", "one.qcow2", "qcow2")] {
+            let path = scene.path(&format!("{name}.qcow2"));
+            qemu_img(&["create", "-q", "-f", "qcow2", "-b", &scene.path(image), "-F", format, &path]);
+            let file = json!({ "driver": "file", "filename": path });
+            let options = json!({ "driver": "qcow2", "node-name": name, "file": file, "backing": below });
+            scene.ok("blockdev-add", &options);
+        }
+        scene.overlay("alone", MIB);
+        let change = |device: &str, image: &str, name: &str| {
+            json!({ "device": device, "image-node-name": image, "backing-file": name })
+        };
+        let refusals = [("nobody", "two"), ("two", "nobody"), ("alone", "alone"), ("two", "base"), ("one", "one")];
+        let mut answers: Vec<_> = refusals
+            .map(|(device, image)| scene.refused("change-backing-file", &change(device, image, "x")))
+            .into();
+        answers.push(scene.refused("change-backing-file", &change("alone", "two", "x")));
+        scene.ok("change-backing-file", &change("two", "two", "./one.qcow2"));
+        let shown = scene.ok("query-named-block-nodes", &json!({}));
+        let two = shown.as_array().unwrap().iter().find(|node| node["node-name"] == "two").unwrap();
+        answers.push(two["image"]["backing-filename"].to_string());
+        for node in ["two", "one", "base"] {
+            scene.ok("blockdev-del", &json!({ "node-name": node }));
+        }
+        let info: Value =
+            serde_json::from_str(&qemu_img(&["info", "--output=json", &scene.path("two.qcow2")])).unwrap();
+        answers.push(info["backing-filename"].to_string());
+        answers.push(info["backing-filename-format"].to_string());
+        qemu_img(&["check", &scene.path("two.qcow2")]);
+        qemu_img(&["convert", "-O", "raw", &scene.path("two.qcow2"), &scene.path("all.raw")]);
+        assert_eq!(std::fs::read(scene.path("all.raw")).unwrap(), vec![7; MIB]);
+        answers
+    });
+    let [ours, theirs] = answers;
+    assert_eq!(ours, theirs);
+}
+
+/// What is not as with QEMU: the format that the image names is kept, and a read-only node is not written.
+#[test]
+fn a_backing_file_keeps_its_format_and_a_read_only_image_its_name() {
+    let mut scene = Scene::new(Server::start);
+    let sync = scene.sync("base", "one.qcow2", "one");
+    scene.ok("blockdev-snapshot-sync", &sync);
+    let change = json!({ "device": "one", "image-node-name": "one", "backing-file": "base.raw" });
+    scene.ok("change-backing-file", &change);
+    scene.ok("blockdev-del", &json!({ "node-name": "one" }));
+    let info: Value = serde_json::from_str(&qemu_img(&["info", "--output=json", &scene.path("one.qcow2")])).unwrap();
+    assert_eq!((&info["backing-filename"], &info["backing-filename-format"]), (&json!("base.raw"), &json!("raw")));
+    let file = json!({ "driver": "file", "filename": scene.path("one.qcow2") });
+    let options = json!({ "driver": "qcow2", "node-name": "one", "read-only": true, "file": file, "backing": "base" });
+    scene.ok("blockdev-add", &options);
+    let refusal = scene.refused("change-backing-file", &change);
+    assert!(refusal.contains("read-only"), "{refusal}");
+}

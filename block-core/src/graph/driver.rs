@@ -381,6 +381,20 @@ pub trait Driver: Send + Sync + 'static {
         }
     }
 
+    /// The image names another backing file, or none; nobody else is inside. Nothing is opened, and the node's children stay.
+    /// After an error the name is what it was.
+    fn change_backing_file(
+        &self,
+        conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _name: Option<&str>,
+    ) -> impl Future<Output = Result<(), Error>> {
+        async {
+            let driver = self.info(conf).await.driver;
+            Err(Error::new(format!("Driver '{driver}' does not name a backing file")))
+        }
+    }
+
     /// A node whose size is a child's says which child has to change, and to what size in bytes. `None`: it changes by
     /// itself, through [`Driver::truncate`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
@@ -487,6 +501,7 @@ pub(crate) trait DynDriver: Send + Sync {
         cx: IoCx<'a>,
         change: &'a SnapshotChange,
     ) -> Boxed<'a, Result<Snapshotted, Error>>;
+    fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>>;
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
     fn is_unclean(&self) -> bool;
     fn bitmaps(&self) -> Vec<NodeBitmap>;
@@ -595,6 +610,9 @@ impl<D: Driver> DynDriver for Body<D> {
             let (info, conf) = self.driver.change_snapshots(&self.conf, cx, change).await?;
             Ok((info, conf.map(|conf| self.under(conf))))
         })
+    }
+    fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>> {
+        Box::pin(self.driver.change_backing_file(&self.conf, cx, name))
     }
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>> {
         Box::pin(self.driver.check(&self.conf, cx, repair))

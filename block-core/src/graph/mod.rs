@@ -6,6 +6,7 @@
 
 mod activity;
 mod agreement;
+mod backing;
 mod bitmaps;
 mod blockers;
 mod change;

@@ -239,12 +239,7 @@ impl Graph {
     /// Internal snapshots of a node may be changed. In QEMU's words.
     fn check_snapshots(&self, node: NodeId) -> Result<()> {
         let report = self.node(node).ok_or_else(|| Error::new("There is no such node"))?;
-        let is_top = |vertex: &Vertex| {
-            vertex.parents.iter().all(|id| self.vertex(*id, |user| user.root().is_some()) == Some(true))
-        };
-        if self.vertex(node, is_top) != Some(true) {
-            return Err(Error::new("Need a root block node"));
-        }
+        self.check_root(node)?;
         let keeper = self.keeper(node).unwrap_or(node);
         self.check_operation(keeper, Operation::InternalSnapshot)?;
         let writable = |id: NodeId| self.node(id).is_some_and(|report| !report.options.read_only);

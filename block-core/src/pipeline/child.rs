@@ -179,6 +179,11 @@ impl<'g> Child<'g> {
         self.placed().body.change_snapshots(self.cx(), change).await
     }
 
+    /// Lets the node's image name another backing file; nobody else is inside.
+    pub(crate) async fn change_backing_file(self, name: Option<&str>) -> Result<(), Error> {
+        self.placed().body.change_backing_file(self.cx(), name).await
+    }
+
     /// Checks the node's image; nobody else is inside.
     pub(crate) async fn check_image(self, repair: Repair) -> Result<CheckReport, Error> {
         let options = self.options();

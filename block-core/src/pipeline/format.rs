@@ -174,6 +174,16 @@ pub trait Format: Send + Sync + 'static {
         std::future::ready(Err(Error::new("The format has no internal snapshots")))
     }
 
+    /// See [`Driver::change_backing_file`].
+    fn change_backing_file(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _name: Option<&str>,
+    ) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Err(Error::new("The format names no backing file")))
+    }
+
     /// See [`Driver::passes_size`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
         Ok(None)
@@ -511,6 +521,10 @@ impl<F: Format> Driver for Mapped<F> {
         change: &SnapshotChange,
     ) -> Result<(SnapshotInfo, Option<F::Conf>), Error> {
         self.0.change_snapshots(conf, cx, change).await
+    }
+
+    async fn change_backing_file(&self, conf: &F::Conf, cx: IoCx<'_>, name: Option<&str>) -> Result<(), Error> {
+        self.0.change_backing_file(conf, cx, name).await
     }
 
     fn passes_size(&self, conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {

@@ -4,12 +4,15 @@
 #![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
 #![expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 
+#[path = "../support/amending.rs"]
+mod amending;
 #[path = "../support/bench.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;
 #[path = "../support/random.rs"]
 mod random;
 
+mod amend;
 mod bitmaps;
 mod check;
 mod churning;

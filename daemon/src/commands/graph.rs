@@ -18,6 +18,11 @@ pub(super) fn register(table: &mut Table) {
         "Makes nodes inactive, so that another process may have their images, or active again.",
         blockdev_set_active,
     );
+    table.add(
+        "change-backing-file",
+        "Lets an image name another backing file. What its node stands on stays as it is.",
+        change_backing_file,
+    );
     table.add_with(
         "x-blockdev-change",
         "Adds a child to a quorum, or takes one from it, while it is in use.",
@@ -45,6 +50,18 @@ struct SetActiveArguments {
     node_name: Option<String>,
     /// Whether it is to be active.
     active: bool,
+}
+
+/// The arguments of `change-backing-file`.
+#[derive(Clone, Debug, Qapi)]
+struct ChangeBackingFileArguments {
+    /// The node that `image-node-name` is, or that stands on it. No other node may stand on it.
+    device: String,
+    /// The node whose image is changed: it has a backing node, and is not read-only.
+    image_node_name: String,
+    /// What the image is to call its backing file: at most 1023 bytes, which are not looked at. Empty: it names none. The
+    /// format that it names stays.
+    backing_file: String,
 }
 
 /// The arguments of `x-blockdev-change`. Either `child` or `node` is given.
@@ -147,6 +164,17 @@ async fn blockdev_set_active(daemon: Rc<Daemon>, arguments: SetActiveArguments) 
     let mut permit = daemon.graph.permit();
     let done = if active { permit.activate(node).await } else { permit.deactivate(node).await };
     done.map(|()| Empty {}).map_err(refused)
+}
+
+async fn change_backing_file(daemon: Rc<Daemon>, arguments: ChangeBackingFileArguments) -> Result<Empty> {
+    let ChangeBackingFileArguments { device, image_node_name, backing_file } = arguments;
+    let graph = &daemon.graph;
+    let top = graph.find(&device).ok_or_else(|| no_such_device(Some(&device), Some(&device)))?;
+    graph.check_root(top).map_err(refused)?;
+    let image = graph.find(&image_node_name).ok_or_else(|| no_such_device(None, Some(&image_node_name)))?;
+    let name = Some(&*backing_file).filter(|name| !name.is_empty());
+    graph.permit().change_backing_file(top, image, name).await.map_err(refused)?;
+    Ok(Empty {})
 }
 
 async fn x_blockdev_change(daemon: Rc<Daemon>, arguments: ChangeArguments) -> Result<Empty> {

@@ -187,7 +187,7 @@ impl Image {
             return Err(Error::new(format!("The bitmaps of the image would have more than {MAX_BYTES} bytes")));
         }
         let heading = self.heading(cx).await.doing(|| "Could not read the header")?;
-        if heading.has_room(&self.header) {
+        if heading.has_room() {
             return Ok(());
         }
         Err(Error::new("The first cluster of the image has no room for the header extension"))
@@ -243,7 +243,7 @@ impl Image {
         self.commit(cx).await?;
         let heading = self.heading(cx).await?;
         let write = async |bytes: &[u8], part: std::ops::Range<usize>| self.write_heading(cx, bytes, part).await;
-        let switched = heading.set_bitmaps(&self.header, place, write).await;
+        let switched = heading.set_bitmaps(place, write).await;
         // What was taken is in use from here on, whatever comes of the rest.
         taken.clear();
         switched.inspect_err(|error| self.give_up("the change of its bitmap directory", *error))?;
@@ -337,7 +337,7 @@ impl Image {
         ByteRange::new(at, bytes.len() as u64).ok_or(CORRUPT)
     }
 
-    async fn heading(&self, cx: IoCx<'_>) -> Result<Heading, IoError> {
+    pub(super) async fn heading(&self, cx: IoCx<'_>) -> Result<Heading, IoError> {
         let cluster = self.layout.cluster();
         let there = cluster.min(cx.child(self.file).size());
         let mut bytes = fetch(cx.child(self.file), 0, there).await?;
@@ -346,7 +346,12 @@ impl Image {
     }
 
     /// Writes the sectors that have a part of the heading, and makes them stable.
-    async fn write_heading(&self, cx: IoCx<'_>, bytes: &[u8], part: std::ops::Range<usize>) -> Result<(), IoError> {
+    pub(super) async fn write_heading(
+        &self,
+        cx: IoCx<'_>,
+        bytes: &[u8],
+        part: std::ops::Range<usize>,
+    ) -> Result<(), IoError> {
         let _turn = self.header_turn.at(cx, 0).await;
         let (start, end) = (part.start / 512 * 512, part.end.next_multiple_of(512));
         let file = cx.child(self.file);

@@ -116,6 +116,11 @@ fn offset_bits(layout: Layout) -> u32 {
 }
 
 impl L2Entry {
+    /// A standard cluster that reads as zeroes, as only version 3 can say it.
+    pub(super) fn is_zero(self) -> bool {
+        self.word & COMPRESSED == 0 && self.word & ZERO != 0
+    }
+
     /// What the entry says of the guest cluster that begins at `guest`.
     pub(super) fn parse(self, layout: Layout, guest: u64) -> Result<Cluster, IoError> {
         if self.word & COMPRESSED != 0 {

@@ -59,7 +59,9 @@ pub(super) const AT_L1: usize = 36;
 pub(super) const AT_REFCOUNT_TABLE: usize = 48;
 pub(super) const AT_SNAPSHOTS: usize = 60;
 pub(super) const AT_INCOMPATIBLE: usize = 72;
+pub(super) const AT_COMPATIBLE: usize = 80;
 pub(super) const AT_AUTOCLEAR: usize = 88;
+pub(super) const AT_REFCOUNT_ORDER: usize = 96;
 
 /// Bytes of a header of version 2, and the least that one of version 3 has.
 pub(super) const V2_LENGTH: u32 = 72;
@@ -136,9 +138,9 @@ impl Header {
     /// What version 3 has besides.
     fn features(&mut self, field: &Fields<'_>) -> Result<()> {
         self.incompatible = field.u64(AT_INCOMPATIBLE)?;
-        self.compatible = field.u64(80)?;
+        self.compatible = field.u64(AT_COMPATIBLE)?;
         self.autoclear = field.u64(AT_AUTOCLEAR)?;
-        let order = field.u32(96)?;
+        let order = field.u32(AT_REFCOUNT_ORDER)?;
         let parsed = u8::try_from(order).ok().filter(|order| *order <= 6);
         self.refcount_order =
             parsed.ok_or_else(|| Error::new(format!("refcount_order is {order}; refcounts have at most 64 bits")))?;

@@ -2,7 +2,7 @@
 //! it half-written reads the old extensions or the new ones, and always the right backing file.
 
 use super::extensions::{BITMAPS as KIND, Bitmaps, END};
-use super::header::{AT_AUTOCLEAR, BITMAPS, Fields, Header};
+use super::header::{AT_AUTOCLEAR, BITMAPS, Fields, V2_LENGTH};
 use crate::base::{IoError, SECTOR};
 
 /// The first cluster, as it is in the file.
@@ -20,12 +20,11 @@ impl Heading {
     /// to `write`, which gives it to the file and makes it stable; a step is one sector, or several where no reader looks.
     pub(super) async fn set_bitmaps(
         mut self,
-        header: &Header,
         bitmaps: Option<Bitmaps>,
         mut write: impl AsyncFnMut(&[u8], std::ops::Range<usize>) -> Result<(), IoError>,
     ) -> Result<(), IoError> {
-        let found = self.extensions(header);
-        let (at, end) = (found.iter().find(|(_, kind, _)| *kind == KIND).map(|(at, ..)| *at), self.end(header));
+        let found = self.extensions();
+        let (at, end) = (found.iter().find(|(_, kind, _)| *kind == KIND).map(|(at, ..)| *at), self.end());
         let vouched = self.autoclear() & BITMAPS != 0;
         let Some(bitmaps) = bitmaps else {
             self.vouch(false, vouched, &mut write).await?;
@@ -53,9 +52,9 @@ impl Heading {
     }
 
     /// There is room for the extension, if it is not there already.
-    pub(super) fn has_room(&self, header: &Header) -> bool {
-        let is_there = self.extensions(header).iter().any(|(_, kind, _)| *kind == KIND);
-        is_there || self.room(self.end(header)).is_some()
+    pub(super) fn has_room(&self) -> bool {
+        let is_there = self.extensions().iter().any(|(_, kind, _)| *kind == KIND);
+        is_there || self.room(self.end()).is_some()
     }
 
     /// At `end`: gives where the name of the backing file has to be moved to, if it is in the way.
@@ -130,15 +129,15 @@ impl Heading {
     }
 
     /// Where the backing file's name is, and how long; 0: there is none.
-    fn name(&self) -> (usize, usize) {
+    pub(super) fn name(&self) -> (usize, usize) {
         let field = Fields(&self.bytes);
         let place = |number: u64| usize::try_from(number).unwrap_or(0);
         (place(field.u64(8).unwrap_or(0)), place(u64::from(field.u32(16).unwrap_or(0))))
     }
 
     /// All extensions: where each begins, its kind, and the bytes of its data. The header has been parsed: all fit.
-    fn extensions(&self, header: &Header) -> Vec<(usize, u32, usize)> {
-        let (mut at, mut all) = (usize::try_from(header.length).unwrap_or(usize::MAX), Vec::new());
+    pub(super) fn extensions(&self) -> Vec<(usize, u32, usize)> {
+        let (mut at, mut all) = (self.start(), Vec::new());
         let (start, _) = self.name();
         let end = if start == 0 { self.bytes.len() } else { start.min(self.bytes.len()) };
         while at + 8 <= end {
@@ -154,9 +153,16 @@ impl Heading {
     }
 
     /// Where the mark at the end of all extensions is, or would be.
-    fn end(&self, header: &Header) -> usize {
-        let last = self.extensions(header).last().map(|(at, _, len)| at + 8 + len.next_multiple_of(8));
-        last.unwrap_or(usize::try_from(header.length).unwrap_or(usize::MAX))
+    pub(super) fn end(&self) -> usize {
+        let last = self.extensions().last().map(|(at, _, len)| at + 8 + len.next_multiple_of(8));
+        last.unwrap_or(self.start())
+    }
+
+    /// Where the extensions begin.
+    pub(super) fn start(&self) -> usize {
+        let field = Fields(&self.bytes);
+        let length = if field.u32(4).ok() == Some(2) { V2_LENGTH } else { field.u32(100).unwrap_or(u32::MAX) };
+        usize::try_from(length).unwrap_or(usize::MAX)
     }
 }
 
@@ -173,16 +179,17 @@ fn data(bitmaps: Bitmaps) -> [u8; LEN - 8] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
     use super::super::extensions::Extensions;
+    use super::super::header::Header;
     use super::*;
     use crate::base::ByteRange;
 
     /// A first cluster with extensions of such lengths, and perhaps the name of a backing file behind them.
-    fn cluster(lens: &[u32], name: Option<&str>, kinds: &[u32]) -> Vec<u8> {
+    pub(crate) fn cluster(lens: &[u32], name: Option<&str>, kinds: &[u32]) -> Vec<u8> {
         let mut bytes = vec![0; 112];
         bytes[..4].copy_from_slice(&super::super::header::MAGIC);
         (bytes[7], bytes[23], bytes[59], bytes[99], bytes[103]) = (3, 11, 1, 4, 112);
@@ -206,7 +213,7 @@ mod tests {
         Bitmaps { count, directory: ByteRange::new(u64::from(count) << 16, 32).unwrap() }
     }
 
-    fn parsed(bytes: &[u8]) -> (Header, Extensions) {
+    pub(crate) fn parsed(bytes: &[u8]) -> (Header, Extensions) {
         let header = Header::parse(&bytes[..512]).unwrap();
         let extensions = Extensions::parse(&header, bytes).unwrap();
         (header, extensions)
@@ -221,10 +228,10 @@ mod tests {
     /// Makes the change on `disk`. Each sector of each step may be the last one that is written: who finds that has to see
     /// the bitmaps as they were, as they will be, or none, and everything else as it was.
     fn changed(disk: &mut [u8], to: Option<Bitmaps>) -> Result<(), IoError> {
-        let ((header, before), was) = (parsed(disk), vouched(disk));
+        let ((_, before), was) = (parsed(disk), vouched(disk));
         let others = |all: &Extensions| all.all.iter().filter(|one| one.kind != KIND).cloned().collect::<Vec<_>>();
         let heading = Heading { bytes: disk.to_vec() };
-        let has_room = heading.has_room(&header);
+        let has_room = heading.has_room();
         let write = async |bytes: &[u8], part: std::ops::Range<usize>| {
             let sectors = part.start / 512..part.end.div_ceil(512);
             for sector in sectors {
@@ -238,7 +245,7 @@ mod tests {
             Ok(())
         };
         let done = {
-            let mut future = pin!(heading.set_bitmaps(&header, to, write));
+            let mut future = pin!(heading.set_bitmaps(to, write));
             match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(done) => done,
                 Poll::Pending => panic!("nothing waits"),
@@ -267,11 +274,11 @@ mod tests {
     fn an_extension_between_others_goes_too() {
         let mut disk = cluster(&[16, 24, 100], Some("base.img"), &[7, 8, 9]);
         changed(&mut disk, Some(place(1))).unwrap();
-        let (header, found) = parsed(&disk);
+        let (_, found) = parsed(&disk);
         assert_eq!(found.all.iter().map(|one| one.kind).collect::<Vec<_>>(), [7, 8, 9, KIND]);
         // Another program has put one behind it.
         let heading = Heading { bytes: disk.clone() };
-        let end = heading.end(&header);
+        let end = heading.end();
         disk[end..end + 8].copy_from_slice(&[0, 0, 0, 10, 0, 0, 0, 0]);
         changed(&mut disk, None).unwrap();
         let (_, found) = parsed(&disk);

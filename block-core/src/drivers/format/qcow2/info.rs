@@ -9,7 +9,7 @@ use crate::graph::DriverInfo;
 
 impl Image {
     pub(super) fn described(&self, _: &Shape) -> DriverInfo {
-        let header = &self.header;
+        let (header, extensions) = (&self.header, self.extensions());
         let compression = match self.compression {
             Compression::Zlib => "zlib",
             Compression::Zstd => "zstd",
@@ -35,19 +35,19 @@ impl Image {
             put("bitmaps", bitmaps.into());
         }
         if self.data.is_some() {
-            if let Some(name) = &self.extensions.data_file {
+            if let Some(name) = &extensions.data_file {
                 put("data-file", name.as_str().into());
             }
             put("data-file-raw", self.raw_data.into());
         }
         let specific = Some(json!({ "type": "qcow2", "data": data }));
-        let backing = self.extensions.backing_file.clone();
+        let backing = extensions.backing_file.clone();
         DriverInfo {
             driver: "qcow2",
             specific,
             cluster_size: Some(self.layout.cluster()),
             dirty: Some(self.header_word(AT_INCOMPATIBLE) & DIRTY != 0),
-            backing: backing.map(|name| (name, self.extensions.backing_format.clone())),
+            backing: backing.map(|name| (name, extensions.backing_format.clone())),
             ..DriverInfo::default()
         }
     }

@@ -12,6 +12,7 @@
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
 //! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
+//! | `amend` `rewrite` | other names, features, refcount widths and versions |
 //! | `check` `counts` `repair` | whether refcounts are true, and making them true |
 //! | `reuse` | when what was set free may be used again |
 //!
@@ -19,6 +20,7 @@
 //! room are one writer's at a time; the lock around `Meta` is never held while anything is waited for.
 
 mod allocate;
+mod amend;
 mod bitmap;
 mod check;
 mod clean;
@@ -46,6 +48,7 @@ mod regions;
 mod repair;
 mod resize;
 mod reuse;
+mod rewrite;
 mod sharing;
 mod slices;
 mod snapshots;
@@ -57,6 +60,7 @@ mod zero;
 use std::sync::atomic::{AtomicBool, Ordering::Acquire, Ordering::Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use self::amend::{AmendOptions, amend};
 pub use self::check::check;
 pub use self::create::{CreateOptions, create};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
@@ -95,7 +99,8 @@ pub struct Image {
     layout: Layout,
     /// As it was when the image was opened.
     header: Header,
-    extensions: Extensions,
+    /// As they are now, but for the bitmaps'.
+    extensions: Mutex<Arc<Extensions>>,
     compression: Compression,
     /// Why the image may not be written, if that is so.
     refusal: Option<String>,
@@ -137,6 +142,10 @@ pub struct Shape {
 impl Image {
     fn meta(&self) -> MutexGuard<'_, Meta> {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn extensions(&self) -> Arc<Extensions> {
+        self.extensions.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What the header says now of features.
@@ -296,6 +305,10 @@ impl Format for Image {
         change: &SnapshotChange,
     ) -> Result<(SnapshotInfo, Option<Shape>)> {
         self.change_history(shape, cx, change).await
+    }
+
+    async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, name: Option<&str>) -> Result<()> {
+        self.rename_backing(cx, name).await
     }
 
     async fn truncate(&self, shape: &Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {

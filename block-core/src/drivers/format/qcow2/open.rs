@@ -311,7 +311,7 @@ impl Qcow2Options {
             is_ready: AtomicBool::new(false),
             is_corrupt: AtomicBool::new(false),
             is_unclean: AtomicBool::new(header.has(DIRTY)),
-            extensions,
+            extensions: Mutex::new(Arc::new(extensions)),
             header,
             layout,
         })

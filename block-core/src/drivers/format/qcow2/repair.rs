@@ -12,7 +12,9 @@ use std::collections::BTreeSet;
 use super::check::{Refcounts, Walk, entries, words};
 use super::counts::Counts;
 use super::entry::{COPIED, CORRUPT, OFFSET};
-use super::header::{AT_INCOMPATIBLE, AT_REFCOUNT_TABLE, CORRUPT_BIT, DIRTY, MAX_HOST, MAX_REFCOUNT_TABLE};
+use super::header::{
+    AT_INCOMPATIBLE, AT_REFCOUNT_ORDER, AT_REFCOUNT_TABLE, CORRUPT_BIT, DIRTY, MAX_HOST, MAX_REFCOUNT_TABLE,
+};
 use super::layout::Layout;
 use super::open::Read;
 use super::refcounts::Block;
@@ -28,15 +30,13 @@ impl Walk<'_> {
         let only_leaks = repair == Repair::Leaks && self.report.corruptions > self.wrong_flags;
         if self.needs_new_refcounts && repair == Repair::All {
             drop(self);
-            NewRefcounts::over(file, &read).await?.write(file, &mut read).await?;
+            let order = read.header.refcount_order;
+            NewRefcounts::over(file, &read, order).await?.write(file, &mut read).await?;
         } else {
             self.in_place(repair).await?;
         }
         if !only_leaks {
-            for set in [false, true] {
-                Flags::of(file, &mut read, set).put_right().await?;
-                file.flush().await?;
-            }
+            read.put_flags_right(file).await?;
         }
         Ok(read)
     }
@@ -69,8 +69,8 @@ impl Walk<'_> {
     }
 }
 
-/// A whole new refcount table, with its blocks.
-struct NewRefcounts {
+/// A whole new refcount table, with its blocks, whose entries may have another width.
+pub(super) struct NewRefcounts {
     layout: Layout,
     /// References, without those to what holds refcounts.
     counts: Counts,
@@ -82,12 +82,12 @@ struct NewRefcounts {
 
 impl NewRefcounts {
     /// Where it goes: behind all that is in use and all that was a refcount table.
-    async fn over(file: Child<'_>, read: &Read) -> Result<Self, IoError> {
+    pub(super) async fn over(file: Child<'_>, read: &Read, order: u8) -> Result<Self, IoError> {
         let walk = Walk::references(file, read).await?;
         if walk.report.check_errors > 0 {
             return Err(CORRUPT);
         }
-        let (layout, bits) = (walk.layout, walk.layout.cluster_bits);
+        let (layout, bits) = (Layout { refcount_order: order, ..walk.layout }, walk.layout.cluster_bits);
         let old = walk.refcounts.table.iter().filter(|entry| walk.refcounts.is_possible(**entry));
         let last_block = old.map(|entry| (entry >> bits) + 1).max().unwrap_or(0);
         let table_end = read.header.refcount_table.end() >> bits;
@@ -121,7 +121,20 @@ impl NewRefcounts {
         self.first + self.blocks.len() as u64 + self.table_clusters
     }
 
-    async fn write(self, file: Child<'_>, read: &mut Read) -> Result<(), IoError> {
+    /// The first cluster that has more references than an entry can say, and how many.
+    pub(super) fn too_many(&self) -> Option<(u64, u64)> {
+        let mut from = 0;
+        while let Some(cluster) = self.counts.next(from) {
+            let count = self.counts.get(cluster);
+            if count > self.layout.max_refcount() {
+                return Some((cluster << self.layout.cluster_bits, count));
+            }
+            from = cluster + 1;
+        }
+        None
+    }
+
+    pub(super) async fn write(self, file: Child<'_>, read: &mut Read) -> Result<(), IoError> {
         let bits = self.layout.cluster_bits;
         for (number, index) in (0..).zip(&self.blocks) {
             put(file, (self.first + number) << bits, self.block(*index).bytes()).await?;
@@ -136,8 +149,13 @@ impl NewRefcounts {
         put(file, at, &table.iter().flat_map(|entry| entry.to_be_bytes()).collect::<Vec<_>>()).await?;
         file.flush().await?;
         let clusters = u32::try_from(self.table_clusters).map_err(|_| IoError::NoSpace)?;
+        let order = self.layout.refcount_order;
+        if order != read.header.refcount_order {
+            read.set_field(AT_REFCOUNT_ORDER, &u32::from(order).to_be_bytes())?;
+        }
         read.write_field(file, AT_REFCOUNT_TABLE, &[&at.to_be_bytes()[..], &clusters.to_be_bytes()].concat()).await?;
         file.flush().await?;
+        read.header.refcount_order = order;
         read.header.refcount_table = ByteRange::new(at, len).ok_or(IoError::OutOfRange)?;
         read.refcount_table = table;
         Ok(())
@@ -234,9 +252,24 @@ async fn put_words(file: Child<'_>, at: u64, words: &[u64]) -> Result<(), IoErro
 impl Read {
     /// Changes a field of the header: the sector that it is in is written as a whole.
     async fn write_field(&mut self, file: Child<'_>, at: usize, field: &[u8]) -> Result<(), IoError> {
+        self.set_field(at, field)?;
+        put(file, 0, &self.sector).await
+    }
+
+    /// The next field that is written takes it along.
+    fn set_field(&mut self, at: usize, field: &[u8]) -> Result<(), IoError> {
         let place = self.sector.get_mut(at..at + field.len()).ok_or(IoError::OutOfRange)?;
         place.copy_from_slice(field);
-        put(file, 0, &self.sector).await
+        Ok(())
+    }
+
+    /// Flags say what refcounts say: those that are wrong go before those that are missing come.
+    pub(super) async fn put_flags_right(&mut self, file: Child<'_>) -> Result<(), IoError> {
+        for set in [false, true] {
+            Flags::of(file, self, set).put_right().await?;
+            file.flush().await?;
+        }
+        Ok(())
     }
 
     /// The image says that it was closed well, and is not corrupt.

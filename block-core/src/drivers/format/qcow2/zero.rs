@@ -98,7 +98,7 @@ impl Image {
 
     /// There is something below, or the image says that there should be.
     pub(super) fn stands_on(&self, shape: &Shape) -> bool {
-        shape.backing.is_some() || self.extensions.backing_file.is_some()
+        shape.backing.is_some() || self.extensions().backing_file.is_some()
     }
 
     async fn all_clusters(&self, shape: &Shape, cx: IoCx<'_>, at: ByteRange, work: Work) -> Result<(), IoError> {
