@@ -352,7 +352,7 @@ pub trait Driver: Send + Sync + 'static {
     }
 
     /// Leaves the children as somebody else may find them: what is kept in memory alone is written. The node is drained,
-    /// and is about to be closed, replaced or reopened, or to become inactive; it may be used again afterwards.
+    /// and is about to be closed or reopened, or to become inactive; it may be used again afterwards.
     fn finish(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), IoError>> {
         std::future::ready(Ok(()))
     }

@@ -7,11 +7,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use block_core::graph::{BitmapAction, BitmapChange, Graph, NodeId, Preallocation, Repair, WriteFlags};
+use block_core::catalog;
+use block_core::graph::{BitmapAction, BitmapChange, Change, Graph, NodeId, Preallocation, Repair, WriteFlags};
 use block_core::rt::{Local, run_control};
 use serde_json::{Value, json};
 
-use crate::bench::{add, attach, reopen, with, write, writer};
+use crate::bench::{add, attach, parsed, reopen, with, write, writer};
 use crate::peer::{KINDS, Kind, check, create, node, run};
 
 const SIZE: u64 = (3 << 20) + 512;
@@ -306,4 +307,55 @@ fn what_cannot_be_stored_is_refused() {
     });
     check(&path);
     assert_eq!(listed(&path), [("n".repeat(1023), 1 << 31, vec!["auto".into()])]);
+}
+
+/// A bitmap is changed and an overlay comes above its node in one transaction: the image gets what the bitmap is then.
+#[test]
+fn a_change_beside_an_overlay_is_stored() {
+    let kind = KINDS[0];
+    let dir = in_memory();
+    let path = create(dir.path(), "top.qcow2", kind, SIZE, None);
+    let over = create(dir.path(), "over.qcow2", kind, SIZE, None);
+    run_control(async |_| {
+        let (graph, node) = opened(&path, kind, &json!({})).await.unwrap();
+        change(&graph, node, "some", new(65536, true)).await.unwrap();
+        written(&graph, node, &[(0, 65536)]).await;
+        change(&graph, node, "sum", new(65536, false)).await.unwrap();
+        // Somebody writes, so that the overlay takes over from a node that is written.
+        let port = attach(&graph, node, writer()).await.unwrap();
+        let options = with(crate::peer::node(&over, kind, None), &json!({ "node-name": "over" }));
+        let mut options = options.as_object().unwrap().clone();
+        options.remove("backing");
+        let overlay = add(&graph, Value::Object(options)).await.unwrap();
+        let merge = BitmapAction::Merge(vec![(node, "some".into())]);
+        let mut steps = Change::append(overlay, node);
+        steps.push(Box::new(BitmapChange { node, name: "sum".into(), what: merge }));
+        graph.permit().transact(steps).await.map_err(|error| error.full()).unwrap();
+        port.detach(&mut graph.permit()).await.unwrap();
+        closed(graph.clone(), overlay).await;
+        closed(graph, node).await;
+    });
+    assert_eq!(dirty(&path, "sum"), [(0, 65536)]);
+}
+
+/// What a reopen leaves in the image would not be what the bitmap is afterwards.
+#[test]
+fn a_change_beside_a_reopen_is_refused() {
+    let kind = KINDS[0];
+    let dir = in_memory();
+    let path = create(dir.path(), "top.qcow2", kind, SIZE, None);
+    run_control(async |_| {
+        let (graph, node) = opened(&path, kind, &json!({})).await.unwrap();
+        change(&graph, node, "kept", new(65536, true)).await.unwrap();
+        let again = with(crate::peer::node(&path, kind, None), &json!({ "node-name": "top", "read-only": true }));
+        for what in [BitmapAction::Clear, BitmapAction::Disable, BitmapAction::Remove] {
+            let mut steps = catalog::reopen_steps(&graph, &[parsed(again.clone())]).await.unwrap();
+            steps.push(Box::new(BitmapChange { node, name: "kept".into(), what }));
+            let refused = graph.permit().transact(steps).await.unwrap_err().full();
+            assert!(refused.contains("cannot be reopened in one transaction"), "{refused}");
+        }
+        reopen(&graph, &[again]).await.unwrap();
+        closed(graph, node).await;
+    });
+    assert_eq!(listed(&path), [("kept".into(), 65536, vec!["auto".to_owned()])]);
 }
