@@ -359,7 +359,7 @@ fn exports_that_make_no_sense_leave_nothing_behind() {
         (json!({ "addr": { "type": "inet", "host": "::", "port": "1" } }), "'unix' and 'fd'"),
         (json!({ "addr": { "type": "fd", "str": "999" } }), ""),
         (json!({ "addr": unix(&file) }), ""),
-        (json!({ "addr": unix(&long) }), "107 bytes"),
+        (json!({ "addr": unix(&long) }), "107 is the limit"),
         (json!({ "addr": unix(Path::new("/nonexistent/e.sock")) }), "No such file"),
         (json!({ "zz": 1 }), "'zz' is unexpected"),
     ] {

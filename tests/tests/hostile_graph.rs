@@ -1048,7 +1048,7 @@ fn gr_29_a_socket_where_none_can_be() {
         let link = dir.join("link");
         symlink(&precious, &link).unwrap();
         for (path, sentence) in [
-            (dir.join("x".repeat(200)), "longer than 107 bytes"),
+            (dir.join("x".repeat(200)), "107 is the limit"),
             (precious.clone(), "is not a socket"),
             (link.clone(), "is not a socket"),
             (dir.clone(), "is not a socket"),
