@@ -1053,7 +1053,7 @@ fn gr_29_a_socket_where_none_can_be() {
             (link.clone(), "is not a socket"),
             (dir.clone(), "is not a socket"),
             (dir.join("missing/x.sock"), "No such file or directory"),
-            (server.socket("b"), "listens on"),
+            (server.socket("b"), "another process listens there"),
         ] {
             refused(server, "block-export-add", &export("x", "disk-b", &path), sentence);
         }
@@ -1205,7 +1205,7 @@ fn gr_34_a_socket_that_a_killed_daemon_left() {
     let first = started();
     let other = Watched::builder().arg("--blockdev", "null-co,node-name=n").start();
     let before = fs::symlink_metadata(&socket).unwrap().ino();
-    refused(&other, "block-export-add", &export("x", "n", &socket), "listens on");
+    refused(&other, "block-export-add", &export("x", "n", &socket), "another process listens there");
     assert_eq!(fs::symlink_metadata(&socket).unwrap().ino(), before, "the socket of a running daemon is taken away");
     Client::start(&socket, &Setup::default());
     // It is killed, as by SIGKILL.
