@@ -68,10 +68,10 @@ impl Permit {
         for step in &steps {
             nodes.extend(step.drains(self.graph())?);
         }
-        check_together(&steps, self.graph())?;
         let drained = self.drain(&nodes).await?;
         // The plan is checked again: while we waited for the drain, somebody may have shut out what it is about.
         steps.iter().try_for_each(|step| step.drains(drained.graph()).map(drop))?;
+        check_together(&steps, drained.graph())?;
         match drained.attempt(&mut steps).await {
             Ok(committed) => {
                 steps.iter_mut().rev().for_each(|step| step.commit());

@@ -7,6 +7,8 @@
 //! | `header` `extensions` `entry` `refcounts` `snapshots` `directory` `layout` | bytes of the image, parsed into what cannot be wrong |
 //! | `compression` | bytes to bytes |
 //! | `slices` `meta` `regions` `turns` `clean` | tables in memory, and who may use them when |
+//! | `options` `info` | what an operator says, and is told |
+//! | `create` | a new image |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
