@@ -61,6 +61,6 @@ mod tests {
         let flat_default = parse_quote! { struct A { #[qapi(flatten, default)] a: B } };
         assert_eq!(refused(&flat_default), "what is flattened is always there");
         let unknown = parse_quote! { struct A { #[qapi(renamed = "b")] a: u8 } };
-        assert_eq!(refused(&unknown), "expected rename, feature, flatten or default");
+        assert_eq!(refused(&unknown), "expected rename, feature, flatten, skip or default");
     }
 }
