@@ -7,8 +7,10 @@ mod add;
 mod children;
 mod create;
 mod describe;
+mod luks;
 mod options;
 mod reopen;
+mod secret;
 
 use std::any::Any;
 
@@ -30,6 +32,7 @@ use crate::drivers::filter::preallocate::PreallocateOptions;
 use crate::drivers::filter::quorum::QuorumOptions;
 use crate::drivers::filter::snapshot_access::SnapshotAccessOptions;
 use crate::drivers::filter::throttle::ThrottleOptions;
+use crate::drivers::format::luks::LuksOptions;
 use crate::drivers::format::qcow2::Qcow2Options;
 use crate::drivers::format::raw::RawOptions;
 use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
@@ -38,15 +41,19 @@ use crate::graph::{NodeOptions, Role};
 
 pub use self::add::{add, add_unnamed};
 pub use self::create::{
-    BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2, PreallocMode, Qcow2CompressionType,
-    Qcow2Version, create,
+    BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsLuks, BlockdevCreateOptionsQcow2,
+    PreallocMode, Qcow2CompressionType, Qcow2Version, create,
 };
 pub use self::describe::info;
+pub use self::luks::{
+    LuksCreateOptions, QCryptoCipherAlgo, QCryptoCipherMode, QCryptoHashAlgo, QCryptoIvGenAlgo,
+};
 pub use self::options::{
     BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption,
     MAX_DEPTH,
 };
 pub use self::reopen::{reopen, reopen_steps};
+pub use self::secret::{SecretFormat, SecretKeyringOptions, SecretOptions, SecretText};
 
 /// The names of all drivers, as QMP has them.
 pub fn drivers() -> &'static [&'static str] {
@@ -125,6 +132,13 @@ drivers! {
     "raw" Raw(RawNode): RawOptions {
         /// Where the bytes are.
         file: BlockdevRef = Data
+    }
+    /// An encrypted disk.
+    "luks" Luks(LuksNode): LuksOptions {
+        /// The image; where the header is elsewhere, the disk alone.
+        file: BlockdevRef = Metadata,
+        /// Where the header is, if it is not in the image.
+        header: Option<BlockdevRef> = Metadata
     }
     /// A disk in a file that grows with what is written to it.
     "qcow2" Qcow2(Qcow2Node): Qcow2Options {

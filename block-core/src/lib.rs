@@ -4,6 +4,7 @@
 pub mod base;
 pub mod bitmap;
 pub mod catalog;
+pub mod codec;
 pub mod drivers;
 pub mod graph;
 pub mod job;

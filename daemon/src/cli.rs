@@ -84,8 +84,10 @@ impl StepOption {
 }
 
 impl std::fmt::Display for Step {
+    /// What may have a secret in it is not shown.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "--{} {}", self.option.name(), self.text)
+        let is_secret = self.option == StepOption::Object && self.text.contains("data");
+        write!(f, "--{} {}", self.option.name(), if is_secret { "…" } else { &self.text })
     }
 }
 

@@ -129,7 +129,7 @@ async fn obey(daemon: &Rc<Daemon>, step: &Step) -> Result<Flow> {
         }
         StepOption::Object => {
             let Some(options) = read::<ObjectOptions>(text, "qom-type")? else { return Ok(Flow::End) };
-            daemon.objects.add(options).map_err(|error| error.desc)?;
+            daemon.objects.add(options).await.map_err(|error| error.desc)?;
         }
         StepOption::Qmp => serve_qmp(daemon, text).await?,
         StepOption::NbdServer => return Err("there is no NBD server here yet".to_owned()),

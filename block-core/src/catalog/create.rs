@@ -7,9 +7,10 @@ use std::rc::Rc;
 use qmp::Qapi;
 
 use super::add::add_unnamed;
+use super::luks::LuksCreateOptions;
 use super::options::BlockdevRef;
 use crate::base::{Error, Result, ResultExt};
-use crate::drivers::format::qcow2;
+use crate::drivers::format::{luks, qcow2};
 use crate::drivers::protocol::file::{self, EXTENT_SIZE_HINT};
 use crate::graph::{Child, Graph, NodeId, PermSet, Perms, Preallocation};
 use crate::port::{PORT, Port, PortOptions};
@@ -22,6 +23,9 @@ pub enum BlockdevCreateOptions {
     /// A regular file of the host.
     #[qapi(rename = "file")]
     File(BlockdevCreateOptionsFile),
+    /// An encrypted disk (LUKS1).
+    #[qapi(rename = "luks")]
+    Luks(BlockdevCreateOptionsLuks),
     /// A qcow2 image.
     #[qapi(rename = "qcow2")]
     Qcow2(BlockdevCreateOptionsQcow2),
@@ -43,6 +47,23 @@ pub struct BlockdevCreateOptionsFile {
     /// Allocate in pieces of this many bytes (XFS); 0: as the file system likes. Elsewhere nothing.
     #[qapi(default = u64::from(EXTENT_SIZE_HINT))]
     pub extent_size_hint: u64,
+}
+
+/// An encrypted disk (LUKS1).
+#[derive(Clone, Debug, PartialEq, Qapi)]
+#[qapi(name = "BlockdevCreateOptionsLUKS")]
+pub struct BlockdevCreateOptionsLuks {
+    /// The node that the image is made in. Its contents are lost. It may be left out where `header` is given.
+    pub file: Option<BlockdevRef>,
+    /// The node that the header is made in, if it is another one. Its contents are lost.
+    pub header: Option<BlockdevRef>,
+    /// Bytes of the disk; a multiple of 512.
+    pub size: u64,
+    /// How room is made; nothing is allocated if absent.
+    pub preallocation: Option<PreallocMode>,
+    /// How the disk is encrypted, and what opens it.
+    #[qapi(flatten)]
+    pub own: LuksCreateOptions,
 }
 
 /// A qcow2 image.
@@ -126,7 +147,34 @@ pub async fn create(graph: &Rc<Graph>, options: BlockdevCreateOptions) -> Result
             check_unused(graph, &own.filename).await?;
             create_file(own).await
         }
+        BlockdevCreateOptions::Luks(own) => create_luks(graph, own).await,
         BlockdevCreateOptions::Qcow2(own) => create_qcow2(graph, own).await,
+    }
+}
+
+async fn create_luks(graph: &Rc<Graph>, own: BlockdevCreateOptionsLuks) -> Result<()> {
+    let passphrase = own.own.passphrase(graph.objects())?;
+    let preallocation = own.preallocation.map_or(Preallocation::Off, Preallocation::from);
+    let options = luks::CreateOptions { preallocation, ..own.own.parsed(own.size)? };
+    match (&own.file, &own.header) {
+        (None, None) => Err(Error::new("Parameter 'file' is missing")),
+        (None, Some(_)) if preallocation != Preallocation::Off => {
+            Err(Error::new("Parameter 'file' is required for 'preallocation'"))
+        }
+        (Some(file), None) => {
+            in_node(graph, file, async |file, _| luks::create(Some(file), None, &options, &passphrase).await).await
+        }
+        (None, Some(header)) => {
+            in_node(graph, header, async |header, _| luks::create(None, Some(header), &options, &passphrase).await)
+                .await
+        }
+        (Some(file), Some(header)) => {
+            in_node(graph, header, async |header, _| {
+                let work = async |file: Child<'_>, _| luks::create(Some(file), Some(header), &options, &passphrase).await;
+                in_node(graph, file, work).await
+            })
+            .await
+        }
     }
 }
 

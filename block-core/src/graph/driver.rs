@@ -156,6 +156,8 @@ pub struct DriverInfo {
     pub cluster_size: Option<u64>,
     /// Whether the image was not closed in good order, for images that know.
     pub dirty: Option<bool>,
+    /// The guest's data is encrypted.
+    pub encrypted: bool,
     /// What the image says that it stands on: the file's name and its format.
     pub backing: Option<(String, Option<String>)>,
     /// `image.format-specific` of `query-named-block-nodes`: QMP's tagged `{type, data}` object.

@@ -152,6 +152,8 @@ struct ImageInfo {
     virtual_size: i64,
     /// Bytes in a cluster.
     cluster_size: Option<i64>,
+    /// Whether its data is encrypted; absent where it is not.
+    encrypted: Option<bool>,
     /// What the image says that it stands on.
     backing_filename: Option<String>,
     /// The format of that, as the image says.
@@ -240,7 +242,7 @@ impl BlockDeviceInfo {
             drv: info.driver.to_owned(),
             backing_file_depth: 0,
             active: options.active,
-            encrypted: false,
+            encrypted: info.encrypted,
             detect_zeroes: match options.detect_zeroes {
                 DetectZeroes::Off => DetectZeroesInfo::Off,
                 DetectZeroes::On => DetectZeroesInfo::On,
@@ -259,6 +261,7 @@ impl BlockDeviceInfo {
                 actual_size: info.allocated.map(signed),
                 virtual_size: signed(node.geometry.size),
                 cluster_size: info.cluster_size.map(signed),
+                encrypted: info.encrypted.then_some(true),
                 backing_filename,
                 backing_filename_format,
                 snapshots: Some(snapshots).filter(|all| !all.is_empty()),

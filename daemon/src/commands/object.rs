@@ -22,7 +22,7 @@ struct ObjectDelArguments {
 }
 
 async fn object_add(daemon: Rc<Daemon>, options: ObjectOptions) -> Result<Empty> {
-    daemon.objects.add(options).map(|()| Empty {})
+    daemon.objects.add(options).await.map(|()| Empty {})
 }
 
 /// An IOThread that an export uses is refused, instead of leaving the export without a thread.

@@ -140,11 +140,11 @@ mod tests {
     use serde_json::json;
 
     use super::super::ObjectKind;
-    use super::super::tests::{objects, read};
+    use super::super::tests::{at_once, objects, read};
     use super::*;
 
     fn refused(text: &str) -> String {
-        read(text).and_then(|options| objects().add(options)).unwrap_err().desc
+        read(text).and_then(|options| at_once(objects().add(options))).unwrap_err().desc
     }
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn an_object_in_use_stays() {
         let objects = objects();
-        objects.add(read("iothread,id=io0").unwrap()).unwrap();
+        at_once(objects.add(read("iothread,id=io0").unwrap())).unwrap();
         let user = objects.iothread("io0").unwrap();
         assert_eq!(objects.remove("io0").unwrap_err().desc, "object 'io0' is in use, can not be deleted");
         drop(user);
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn properties_change_while_the_thread_runs() {
         let objects = objects();
-        objects.add(read("iothread,id=io0").unwrap()).unwrap();
+        at_once(objects.add(read("iothread,id=io0").unwrap())).unwrap();
         let thread = objects.iothread("io0").unwrap();
         thread.set("poll-max-ns", json!(7)).unwrap();
         assert_eq!(thread.get("poll-max-ns").unwrap(), json!(7));

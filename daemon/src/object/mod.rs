@@ -1,16 +1,19 @@
 //! User-made objects (`object-add`) and what can be seen and changed of them (`qom-*` commands use this).
 
 mod iothread;
+mod secret;
 mod throttle_group;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use block_core::catalog::{SecretKeyringOptions, SecretOptions};
 use block_core::graph::Graph;
 use qmp::schema::{Qapi, Value};
 use qmp::{Error, Result};
 
 pub use iothread::{IoThreadObject, IoThreadOptions};
+pub use secret::SecretObject;
 pub use throttle_group::{ThrottleGroupObject, ThrottleGroupOptions};
 
 /// The argument of `object-add` and `--object`.
@@ -29,6 +32,11 @@ pub struct ObjectOptions {
 pub enum ObjectKind {
     /// A thread that serves queues of exports.
     Iothread(IoThreadOptions),
+    /// A passphrase or a key, given or in a file.
+    Secret(SecretOptions),
+    /// A passphrase or a key that the kernel keeps.
+    #[qapi(rename = "secret_keyring")]
+    SecretKeyring(SecretKeyringOptions),
     /// Limits that nodes share.
     ThrottleGroup(Box<ThrottleGroupOptions>),
 }
@@ -38,6 +46,8 @@ pub enum ObjectKind {
 pub enum Object {
     /// A thread.
     IoThread(Rc<IoThreadObject>),
+    /// A passphrase or a key.
+    Secret(Rc<SecretObject>),
     /// Limits.
     ThrottleGroup(Rc<ThrottleGroupObject>),
 }
@@ -47,6 +57,7 @@ impl Object {
     pub fn id(&self) -> &str {
         match self {
             Self::IoThread(thread) => thread.id(),
+            Self::Secret(secret) => secret.id(),
             Self::ThrottleGroup(group) => group.id(),
         }
     }
@@ -55,6 +66,7 @@ impl Object {
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::IoThread(_) => "iothread",
+            Self::Secret(secret) => secret.type_name(),
             Self::ThrottleGroup(_) => "throttle-group",
         }
     }
@@ -63,6 +75,7 @@ impl Object {
     pub fn get(&self, name: &str) -> Result<Value> {
         match self {
             Self::IoThread(thread) => thread.get(name),
+            Self::Secret(secret) => secret.get(name),
             Self::ThrottleGroup(group) => group.get(name),
         }
     }
@@ -71,14 +84,16 @@ impl Object {
     pub fn set(&self, name: &str, value: Value) -> Result<()> {
         match self {
             Self::IoThread(thread) => thread.set(name, value),
+            Self::Secret(secret) => secret.set(name),
             Self::ThrottleGroup(group) => group.set(name, value),
         }
     }
 
-    /// Whoever uses a thread holds the object; whoever uses a group holds the group.
+    /// Whoever uses a thread holds the object; whoever uses a group holds the group; whoever uses a secret has done so.
     fn is_used(&self) -> bool {
         match self {
             Self::IoThread(thread) => Rc::strong_count(thread) > 1,
+            Self::Secret(_) => false,
             Self::ThrottleGroup(group) => group.is_used(),
         }
     }
@@ -87,6 +102,7 @@ impl Object {
     pub fn properties(type_name: &str) -> Vec<(&'static str, &'static str)> {
         match type_name {
             "iothread" => IoThreadOptions::properties(),
+            "secret" | "secret_keyring" => SecretObject::properties(type_name),
             "throttle-group" => ThrottleGroupObject::properties(),
             _ => Vec::new(),
         }
@@ -106,23 +122,36 @@ impl Objects {
     }
 
     /// Makes an object.
-    pub fn add(&self, options: ObjectOptions) -> Result<()> {
+    pub async fn add(&self, options: ObjectOptions) -> Result<()> {
         let ObjectOptions { id, kind } = options;
         if !crate::is_identifier(&id) {
             return Err(Error::generic("Parameter 'id' expects an identifier"));
         }
-        if self.find(&id).is_some() {
-            let desc = format!("attempt to add duplicate property '{id}' to object (type 'container')");
-            return Err(Error::generic(desc));
-        }
+        self.check_free(&id)?;
         let object = match kind {
             ObjectKind::Iothread(options) => Object::IoThread(Rc::new(IoThreadObject::start(id, options)?)),
+            ObjectKind::Secret(options) => {
+                Object::Secret(Rc::new(SecretObject::read(&self.graph, id, options, |id| self.check_free(id)).await?))
+            }
+            ObjectKind::SecretKeyring(options) => Object::Secret(Rc::new(
+                SecretObject::fetch(&self.graph, id, options, |id| self.check_free(id)).await?,
+            )),
             ObjectKind::ThrottleGroup(options) => {
                 Object::ThrottleGroup(Rc::new(ThrottleGroupObject::offer(&self.graph, id, *options)?))
             }
         };
         self.all.borrow_mut().push(object);
         Ok(())
+    }
+
+    fn check_free(&self, id: &str) -> Result<()> {
+        match self.find(id) {
+            None => Ok(()),
+            Some(_) => {
+                let desc = format!("attempt to add duplicate property '{id}' to object (type 'container')");
+                Err(Error::generic(desc))
+            }
+        }
     }
 
     /// Ends an object, unless somebody uses it.
@@ -146,7 +175,7 @@ impl Objects {
     pub fn iothread(&self, id: &str) -> Option<Rc<IoThreadObject>> {
         match self.find(id)? {
             Object::IoThread(thread) => Some(thread),
-            Object::ThrottleGroup(_) => None,
+            Object::Secret(_) | Object::ThrottleGroup(_) => None,
         }
     }
 
@@ -181,6 +210,16 @@ mod tests {
 
     pub(super) fn objects() -> Objects {
         Objects::new(Graph::new(Arc::new(|_| ())))
+    }
+
+    /// What does not wait for anything.
+    pub(super) fn at_once<T>(work: impl Future<Output = T>) -> T {
+        let poll = std::pin::pin!(work).poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        assert!(poll.is_ready(), "it waits for something");
+        match poll {
+            std::task::Poll::Ready(value) => value,
+            std::task::Poll::Pending => unreachable!("it is ready"),
+        }
     }
 
     pub(super) fn read(text: &str) -> Result<ObjectOptions> {

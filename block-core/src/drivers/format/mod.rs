@@ -1,4 +1,5 @@
 //! Image formats: they say where guest data is, and `pipeline` moves it.
 
+pub mod luks;
 pub mod qcow2;
 pub mod raw;

@@ -1,0 +1,168 @@
+//! Secrets as operators define them: what the daemon and the tools accept, and how it is read.
+
+use std::io::Read as _;
+use std::sync::Arc;
+
+use qmp::Qapi;
+use qmp::schema::{At, Collector, Definition, Kind, TypeRef, Value};
+use zeroize::Zeroize;
+
+use crate::base::{Error, Result, ResultExt};
+use crate::codec::SecretBytes;
+use crate::codec::secret::{Encoding, Secret};
+use crate::drivers;
+use crate::graph::Objects;
+use crate::rt::{blocking, keyring, system_call};
+
+/// A secret that is given, or in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+#[qapi(name = "SecretProperties")]
+pub struct SecretOptions {
+    /// How the bytes stand for the secret; raw if absent.
+    pub format: Option<SecretFormat>,
+    /// The id of the secret that this one is encrypted with.
+    pub keyid: Option<String>,
+    /// The initial vector of that encryption, in base64. Needs `keyid`.
+    pub iv: Option<String>,
+    /// The bytes. Whoever sees the command line sees them; `file` is better.
+    pub data: Option<SecretText>,
+    /// The file that has the bytes; read once, now.
+    pub file: Option<String>,
+}
+
+/// A secret that the kernel keeps.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+#[qapi(name = "SecretKeyringProperties")]
+pub struct SecretKeyringOptions {
+    /// How the bytes stand for the secret; raw if absent.
+    pub format: Option<SecretFormat>,
+    /// The id of the secret that this one is encrypted with.
+    pub keyid: Option<String>,
+    /// The initial vector of that encryption, in base64. Needs `keyid`.
+    pub iv: Option<String>,
+    /// The key's number; read once, now.
+    pub serial: i32,
+}
+
+/// How bytes stand for a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Qapi)]
+#[qapi(name = "QCryptoSecretFormat")]
+pub enum SecretFormat {
+    /// They are it.
+    Raw,
+    /// They are its base64.
+    Base64,
+}
+
+impl SecretOptions {
+    /// Reads the secret. Whoever offers it to nodes gives it an id.
+    pub async fn read(mut self, objects: &Objects) -> Result<Arc<Secret>> {
+        let data = self.data.take();
+        let given = match (data, self.file.clone()) {
+            (Some(data), None) => data.into_bytes(),
+            (None, Some(file)) => read_file(file).await?,
+            (Some(_), Some(_)) => return Err(Error::new("'file' and 'data' are mutually exclusive")),
+            (None, None) => return Err(Error::new("Must provide 'file' or 'data'")),
+        };
+        let Self { format, keyid, iv, .. } = self;
+        made(objects, given, format, keyid.as_deref(), iv.as_deref())
+    }
+}
+
+impl SecretKeyringOptions {
+    /// The same for the kernel's.
+    pub async fn read(self, objects: &Objects) -> Result<Arc<Secret>> {
+        let Self { format, keyid, iv, serial } = self;
+        let doing = || format!("Could not read the key {serial}");
+        let given = blocking(move || keyring::read(serial, MAX_SECRET)).await.doing(doing)?;
+        made(objects, SecretBytes::new(given), format, keyid.as_deref(), iv.as_deref())
+    }
+}
+
+fn made(
+    objects: &Objects,
+    given: SecretBytes,
+    format: Option<SecretFormat>,
+    keyid: Option<&str>,
+    iv: Option<&str>,
+) -> Result<Arc<Secret>> {
+    let encoding = match format {
+        None | Some(SecretFormat::Raw) => Encoding::Raw,
+        Some(SecretFormat::Base64) => Encoding::Base64,
+    };
+    let secret = match (keyid, iv) {
+        (None, None) => Secret::new(given, encoding)?,
+        (Some(keyid), Some(iv)) => Secret::wrapped(given, encoding, &drivers::secret(objects, keyid)?, iv)?,
+        (Some(_), None) => return Err(Error::new("IV is required to decrypt secret")),
+        (None, Some(_)) => return Err(Error::new("'iv' needs 'keyid'")),
+    };
+    Ok(Arc::new(secret))
+}
+
+async fn read_file(path: String) -> Result<SecretBytes> {
+    let shown = path.clone();
+    let read = blocking(move || {
+        // The whole room at once: a vector that grows leaves copies behind.
+        let mut room = SecretBytes::zeroed(MAX_SECRET + 1);
+        let mut file = system_call(|| std::fs::File::open(&path))?;
+        let mut done = 0;
+        loop {
+            let count = system_call(|| file.read(&mut room.expose_mut()[done..]))?;
+            done += count;
+            if count == 0 {
+                break Ok::<_, std::io::Error>(SecretBytes::new(room.expose()[..done].to_vec()));
+            }
+        }
+    });
+    let secret = read.await.doing(|| format!("Unable to read {shown}"))?;
+    if secret.len() > MAX_SECRET {
+        return Err(Error::new(format!("The secret in '{shown}' is longer than {MAX_SECRET} bytes")));
+    }
+    Ok(secret)
+}
+
+/// Bytes of a secret as it is handed over.
+const MAX_SECRET: usize = 64 << 10;
+
+/// A text that is not shown, and is wiped when it is dropped.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretText(String);
+
+impl SecretText {
+    fn into_bytes(mut self) -> SecretBytes {
+        SecretBytes::new(std::mem::take(&mut self.0).into_bytes())
+    }
+}
+
+impl Drop for SecretText {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText(…)")
+    }
+}
+
+impl Qapi for SecretText {
+    const KIND: Kind = String::KIND;
+
+    fn parse(value: Value, at: &At<'_>) -> qmp::Result<Self> {
+        String::parse(value, at).map(Self)
+    }
+
+    /// Never what it is.
+    fn to_value(&self) -> Value {
+        Value::Null
+    }
+
+    fn define(collector: &mut Collector) -> Definition {
+        String::define(collector)
+    }
+
+    fn type_ref(collector: &mut Collector) -> TypeRef {
+        String::type_ref(collector)
+    }
+}

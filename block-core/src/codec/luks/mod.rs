@@ -1,0 +1,152 @@
+//! LUKS: what stands before an encrypted disk, and how a passphrase leads to its key.
+//!
+//! `v1` is the older header, read and written (LUKS1 On-Disk Format Specification 1.2.3); `v2` the newer one, read
+//! (LUKS2 On-Disk Format Specification 1.1.x); `budget` what deriving may cost. Both versions say the same to those above:
+//! where the payload is and how it is encrypted, where the material of the key slots is, and the key, once they are given
+//! that material and a passphrase.
+
+mod budget;
+pub mod v1;
+pub mod v2;
+
+use super::SecretBytes;
+use super::cipher::{SectorCipher, Spec};
+use super::fields::Fields;
+use crate::base::{ByteRange, Error, Result};
+
+pub use self::budget::{Budget, MAX_ARGON2_MEMORY, MAX_ARGON2_WORK, MAX_PBKDF2_ITERATIONS};
+
+/// The first bytes of either version.
+pub const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
+/// Bytes from the beginning of the file that say which version it is, and all that a header of version 1 has.
+pub const BEGINNING: u64 = 4096;
+
+/// The version that the first bytes of a file name.
+pub fn version(beginning: &[u8]) -> Result<u16> {
+    if beginning.get(..MAGIC.len()) != Some(&MAGIC) {
+        return Err(Error::new("The file is not in LUKS format: its magic is another one"));
+    }
+    Fields(beginning).u16(MAGIC.len())
+}
+
+/// The guest's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payload {
+    /// Where it begins in the file, in bytes; a multiple of 512.
+    pub offset: u64,
+    /// Its bytes; `None`: up to the end of the file.
+    pub size: Option<u64>,
+    /// What is encrypted at once, in bytes: 512 to 4096.
+    pub unit: u32,
+    /// How.
+    pub spec: Spec,
+    /// The number of its first sector of 512 bytes.
+    pub first: u64,
+    /// Bytes of the key.
+    pub key_len: usize,
+}
+
+impl Payload {
+    /// Ready for use, numbers counted from the payload's first sector.
+    pub fn cipher(&self, key: &SecretBytes) -> Result<SectorCipher> {
+        self.spec.keyed(key.expose(), self.unit as usize)
+    }
+
+    fn check(&self, end: u64) -> Result<()> {
+        if self.offset > end {
+            return Err(Error::new(format!("The payload begins at {}, behind the end of the file ({end})", self.offset)));
+        }
+        match self.size.map(|size| self.offset.checked_add(size)) {
+            None => Ok(()),
+            Some(Some(last)) if last <= end => Ok(()),
+            Some(_) => Err(Error::new(format!("The payload ends behind the end of the file ({end})"))),
+        }
+    }
+}
+
+/// A key slot that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Active {
+    /// Its number.
+    pub index: usize,
+    /// Where its material is in the header's file.
+    pub material: ByteRange,
+}
+
+/// A passphrase fitted.
+#[derive(Debug)]
+pub struct Unlocked {
+    /// The slot that it fitted.
+    pub slot: usize,
+    /// The key of the payload.
+    pub key: SecretBytes,
+}
+
+/// Either header.
+#[derive(Clone, Debug)]
+pub enum Header {
+    /// The older one.
+    V1(v1::Header),
+    /// The newer one.
+    V2(v2::Header),
+}
+
+impl Header {
+    /// The guest's data.
+    pub fn payload(&self) -> Payload {
+        match self {
+            Self::V1(header) => header.payload(),
+            Self::V2(header) => header.payload(),
+        }
+    }
+
+    /// The disk lies in `end` bytes of the file that has the payload.
+    pub fn check_payload(&self, end: u64) -> Result<()> {
+        self.payload().check(end)
+    }
+
+    /// The slots that a passphrase may fit, in the order in which they are tried.
+    pub fn active(&self) -> Vec<Active> {
+        match self {
+            Self::V1(header) => header.active(),
+            Self::V2(header) => header.active(),
+        }
+    }
+
+    /// Fails where looking for the slot that a passphrase fits could cost more than `budget`. Nothing is derived.
+    pub fn check_costs(&self, budget: &Budget) -> Result<()> {
+        match self {
+            Self::V1(header) => header.check_costs(budget),
+            Self::V2(header) => header.check_costs(budget),
+        }
+    }
+
+    /// Looks for the slot that the passphrase fits. `material` is that of [`Header::active`], in that order. Takes as long as
+    /// the header says: not for a thread that others wait for. `None`: it fits none.
+    pub fn unlock(&self, passphrase: &SecretBytes, material: Vec<SecretBytes>) -> Result<Option<Unlocked>> {
+        let active = self.active();
+        if active.is_empty() {
+            return Err(Error::new("No key slot of the image is in use: nothing can open it"));
+        }
+        for (slot, material) in active.into_iter().zip(material) {
+            let key = match self {
+                Self::V1(header) => header.try_slot(slot.index, passphrase, material)?,
+                Self::V2(header) => header.try_slot(slot.index, passphrase, material)?,
+            };
+            if let Some(key) = key {
+                return Ok(Some(Unlocked { slot: slot.index, key }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Reads a row of areas that may not share a byte.
+fn check_apart(areas: &[(usize, ByteRange)]) -> Result<()> {
+    for (at, (index, area)) in areas.iter().enumerate() {
+        if let Some((other, _)) = areas.iter().skip(at + 1).find(|(_, other)| other.overlaps(*area)) {
+            return Err(Error::new(format!("The material of key slots {index} and {other} overlaps")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,244 @@
+//! The header of LUKS2: two copies of a binary header, each with an area of JSON behind it; then the material of key slots.
+//!
+//! It is read, never written: opening an image changes nothing of it. What its JSON may say and we do not know is refused.
+
+use super::budget::Left;
+use super::{Active, Budget, MAGIC, Payload, check_apart};
+use crate::base::{ByteRange, Error, Result};
+use crate::codec::SecretBytes;
+use crate::codec::cipher::Spec;
+use crate::codec::fields::Fields;
+use crate::codec::hash::Hash;
+use crate::codec::split::{STRIPES, merge};
+
+mod json;
+
+/// Where the second copy can be, and how large each is then.
+pub const SIZES: [u64; 9] =
+    [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, MAX_LUKS2_HEADER];
+/// The largest copy of a header, its JSON included, in bytes.
+pub const MAX_LUKS2_HEADER: u64 = 0x40_0000;
+/// Key slots that a header may have.
+pub const MAX_LUKS2_SLOTS: usize = 32;
+
+/// A header that holds what the specification and our limits ask.
+#[derive(Clone, Debug)]
+pub struct Header {
+    sequence: u64,
+    label: String,
+    uuid: String,
+    slots: Vec<Slot>,
+    digest: Digest,
+    payload: Payload,
+}
+
+/// A key slot that leads to the payload's key.
+#[derive(Clone, Debug)]
+struct Slot {
+    index: usize,
+    /// 2: tried before the others. 0: only where it is named, which nobody can here.
+    priority: u64,
+    /// Bytes of the key that it holds.
+    key_len: usize,
+    material: ByteRange,
+    /// How the material is encrypted, with a key of so many bytes.
+    spec: Spec,
+    material_key: usize,
+    hash: Hash,
+    kdf: Kdf,
+}
+
+/// How a passphrase becomes the key of the material.
+#[derive(Clone, Debug)]
+enum Kdf {
+    Pbkdf2 { hash: Hash, iterations: u32, salt: Vec<u8> },
+    Argon2 { algorithm: argon2::Algorithm, passes: u32, memory_kib: u32, lanes: u32, salt: Vec<u8> },
+}
+
+/// How a key is known to be the right one.
+#[derive(Clone, Debug)]
+struct Digest {
+    hash: Hash,
+    iterations: u32,
+    salt: Vec<u8>,
+    digest: Vec<u8>,
+}
+
+/// Which copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copy {
+    /// At the beginning of the file.
+    First,
+    /// Behind it.
+    Second,
+}
+
+/// How many bytes the copy that begins with these has, at `offset` of the file. Nothing else is true of it yet.
+pub fn extent(copy: Copy, beginning: &[u8], offset: u64) -> Result<u64> {
+    let fields = Fields(beginning);
+    let magic = if copy == Copy::First { MAGIC } else { SECOND_MAGIC };
+    if fields.bytes(0)? != magic || fields.u16(6)? != 2 {
+        return Err(Error::new("There is no LUKS2 header"));
+    }
+    let (size, own) = (fields.u64(8)?, fields.u64(256)?);
+    if own != offset {
+        return Err(Error::new(format!("The header says that it is at {own}, and is at {offset}")));
+    }
+    if !SIZES.contains(&size) || (copy == Copy::Second && size != offset) {
+        return Err(Error::new(format!("A LUKS2 header of {size} bytes is none")));
+    }
+    Ok(size)
+}
+
+impl Header {
+    /// From all bytes of a copy, of a file of `end` bytes. `detached`: the payload is in another file.
+    pub fn parse(bytes: &[u8], end: u64, detached: bool) -> Result<Self> {
+        let fields = Fields(bytes);
+        check_sum(bytes)?;
+        let text = bytes.get(BINARY..).unwrap_or_default();
+        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+        let tree = serde_json::from_slice(text).map_err(|_| Error::new("The header's JSON cannot be read"))?;
+        let (slots, digest, payload) = json::read(&tree)?;
+        let (sequence, label) = (fields.u64(16)?, fields.name("The label", 24, 48)?.to_owned());
+        let uuid = fields.name("The UUID", 168, 40)?.to_owned();
+        let header = Self { sequence, label, uuid, slots, digest, payload };
+        header.check(bytes.len() as u64, end, detached)?;
+        Ok(header)
+    }
+
+    fn check(&self, size: u64, end: u64, detached: bool) -> Result<()> {
+        let payload = if detached { u64::MAX } else { self.payload.offset };
+        if payload < 2 * size {
+            return Err(Error::new("The payload lies over the header"));
+        }
+        let areas: Vec<_> = self.slots.iter().map(|slot| (slot.index, slot.material)).collect();
+        check_apart(&areas)?;
+        for (index, area) in areas {
+            if area.start() < 2 * size {
+                return Err(Error::new(format!("The material of key slot {index} lies over the header")));
+            }
+            if area.end() > payload {
+                return Err(Error::new(format!("The material of key slot {index} lies over the payload")));
+            }
+            if area.end() > end {
+                return Err(Error::new(format!("The material of key slot {index} ends behind the end of the file")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The younger of two copies has the higher number.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// What the disk is called, if it is.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// The disk's name, as the header has it.
+    pub fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
+    /// The hash of the key's digest.
+    pub fn hash(&self) -> Hash {
+        self.digest.hash
+    }
+
+    /// Iterations over the key itself.
+    pub fn digest_iterations(&self) -> u32 {
+        self.digest.iterations
+    }
+
+    /// The numbers of the slots and where their material is, in bytes.
+    pub fn slots(&self) -> impl Iterator<Item = (usize, u64)> {
+        self.slots.iter().map(|slot| (slot.index, slot.material.start()))
+    }
+
+    /// The guest's data.
+    pub fn payload(&self) -> Payload {
+        self.payload
+    }
+
+    pub(super) fn active(&self) -> Vec<Active> {
+        let mut slots: Vec<_> = self.slots.iter().filter(|slot| slot.priority > 0).collect();
+        slots.sort_by_key(|slot| (u64::MAX - slot.priority, slot.index));
+        slots.into_iter().map(|slot| Active { index: slot.index, material: slot.stripes() }).collect()
+    }
+
+    pub(super) fn check_costs(&self, budget: &Budget) -> Result<()> {
+        let mut left = Left::of(budget);
+        left.pbkdf2("The key's digest", self.digest.iterations)?;
+        for slot in &self.slots {
+            let what = format!("Key slot {}", slot.index);
+            match slot.kdf {
+                Kdf::Pbkdf2 { iterations, .. } => left.pbkdf2(&what, iterations)?,
+                Kdf::Argon2 { memory_kib, passes, .. } => left.argon2(&what, memory_kib, passes)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn try_slot(
+        &self,
+        index: usize,
+        passphrase: &SecretBytes,
+        mut material: SecretBytes,
+    ) -> Result<Option<SecretBytes>> {
+        let slot = self.slots.iter().find(|slot| slot.index == index);
+        let slot = slot.ok_or_else(|| Error::new(format!("There is no key slot {index}")))?;
+        let derived = slot.kdf.derive(passphrase, slot.material_key)?;
+        slot.spec.keyed(derived.expose(), SECTOR)?.decrypt(0, material.expose_mut());
+        let stripes = material.expose().get(..slot.key_len * STRIPES as usize);
+        let stripes = stripes.ok_or_else(|| Error::new("The key material is too short"))?;
+        let key = merge(slot.hash, stripes, slot.key_len)?;
+        let Digest { hash, iterations, salt, digest } = &self.digest;
+        let is_right = hash.derive(key.expose(), salt, *iterations, digest.len()).is(digest);
+        Ok(is_right.then_some(key))
+    }
+}
+
+impl Slot {
+    /// The part of the material that says something, in whole sectors.
+    fn stripes(&self) -> ByteRange {
+        let len = (self.key_len * STRIPES as usize).next_multiple_of(SECTOR);
+        ByteRange::new(self.material.start(), len as u64).expect("the material is longer")
+    }
+}
+
+impl Kdf {
+    fn derive(&self, passphrase: &SecretBytes, len: usize) -> Result<SecretBytes> {
+        match self {
+            Self::Pbkdf2 { hash, iterations, salt } => Ok(hash.derive(passphrase.expose(), salt, *iterations, len)),
+            Self::Argon2 { algorithm, passes, memory_kib, lanes, salt } => {
+                let said = |error: argon2::Error| Error::new(format!("Argon2 failed: {error}"));
+                let params = argon2::Params::new(*memory_kib, *passes, *lanes, Some(len)).map_err(said)?;
+                let argon2 = argon2::Argon2::new(*algorithm, argon2::Version::V0x13, params);
+                let mut key = SecretBytes::zeroed(len);
+                argon2.hash_password_into(passphrase.expose(), salt, key.expose_mut()).map_err(said)?;
+                Ok(key)
+            }
+        }
+    }
+}
+
+/// The sum is over the whole copy, with zeroes where it stands itself.
+fn check_sum(bytes: &[u8]) -> Result<()> {
+    let fields = Fields(bytes);
+    let hash = Hash::named(fields.name("The checksum's name", 72, 32)?)?;
+    let (before, after) = (fields.slice(0, AT_SUM)?, bytes.get(AT_SUM + SUM..).unwrap_or_default());
+    let digest = hash.digest(&[before, &[0; SUM], after]);
+    if !digest.is(fields.slice(AT_SUM, hash.size())?) {
+        return Err(Error::new("The header's checksum is wrong"));
+    }
+    Ok(())
+}
+
+const SECOND_MAGIC: [u8; 6] = *b"SKUL\xba\xbe";
+/// Bytes before the JSON.
+const BINARY: usize = 4096;
+const AT_SUM: usize = 448;
+const SUM: usize = 64;
+const SECTOR: usize = 512;

@@ -1,0 +1,129 @@
+//! Making an image of LUKS1. The header is the last thing that is written, so that half an image is none.
+
+use std::time::Duration;
+
+use crate::base::{ByteRange, Error, IoError, Result, ResultExt, SECTOR};
+use crate::codec::SecretBytes;
+use crate::codec::cipher::{Family, IvGen, Mode, Spec};
+use crate::codec::hash::Hash;
+use crate::codec::luks::{Budget, Header, v1};
+use crate::codec::secret::Secret;
+use crate::graph::{Child, Preallocation, WriteFlags};
+use crate::rt::{IoBuf, blocking_long, random};
+
+/// What a new image is to be (QEMU: `BlockdevCreateOptionsLUKS`; the files are nodes, and given apart).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreateOptions {
+    /// Bytes of the disk; a multiple of 512.
+    pub size: u64,
+    /// How sectors are encrypted.
+    pub spec: Spec,
+    /// Bytes of the key.
+    pub key_len: usize,
+    /// For what is derived.
+    pub hash: Hash,
+    /// How long one try of a passphrase takes on this machine.
+    pub time: Duration,
+    /// How room is made.
+    pub preallocation: Preallocation,
+}
+
+impl CreateOptions {
+    /// A disk of `size` bytes as QEMU makes it where nothing else is said.
+    pub fn of(size: u64) -> Self {
+        Self {
+            size,
+            spec: Spec { family: Family::Aes, mode: Mode::Xts, iv: Some(IvGen::Plain64) },
+            key_len: 64,
+            hash: Hash::Sha256,
+            time: Duration::from_secs(2),
+            preallocation: Preallocation::Off,
+        }
+    }
+}
+
+/// Makes an image in `file`, whose contents are lost, with its header in `header` if that is given; then `file` holds the disk
+/// alone, and need not be given where it is made otherwise. The caller may write and resize both, and nobody else uses them.
+pub async fn create(
+    file: Option<Child<'_>>,
+    header: Option<Child<'_>>,
+    options: &CreateOptions,
+    passphrase: &Secret,
+) -> Result<()> {
+    let doing = || "Could not create the luks image";
+    if i64::try_from(options.size).is_err() || !options.size.is_multiple_of(SECTOR) {
+        return Err(Error::new("Image size must be a multiple of 512 bytes, and at most 8 EiB"));
+    }
+    if options.preallocation == Preallocation::Metadata {
+        return Err(Error::new("Unsupported preallocation mode 'metadata'"));
+    }
+    let keeper = header.or(file).ok_or_else(|| Error::new("Either 'file' or 'header' has to be given"))?;
+    let (new, material) = derived(options, header.is_some(), passphrase.bytes().duplicate()).await?;
+    let payload = new.payload().offset;
+    let end = ByteRange::new(payload, options.size).ok_or_else(|| Error::new("The disk is too large for a file"))?.end();
+    // What was there is no image from here on.
+    emptied(keeper).await.doing(doing)?;
+    if let Some(file) = file {
+        if header.is_some() {
+            emptied(file).await.doing(doing)?;
+        }
+        grown(file, end, options.preallocation).await.doing(doing)?;
+    }
+    // The material of all slots has its room, so that whoever fills one later finds it.
+    let last = new.material(v1::SLOTS - 1).end();
+    if keeper.size() < last {
+        grown(keeper, last, Preallocation::Off).await.doing(doing)?;
+    }
+    put(keeper, new.material(0).start(), material.expose()).await.doing(doing)?;
+    if let (Some(file), Some(_)) = (file, header) {
+        file.flush().await.doing(doing)?;
+    }
+    keeper.flush().await.doing(doing)?;
+    put(keeper, 0, &new.to_bytes()).await.doing(doing)?;
+    keeper.flush().await.doing(doing)
+}
+
+/// The header and the material of its first slot. The thread that asks goes on with other things meanwhile.
+async fn derived(
+    options: &CreateOptions,
+    detached: bool,
+    passphrase: SecretBytes,
+) -> Result<(v1::Header, SecretBytes)> {
+    let CreateOptions { spec, key_len, hash, time, .. } = *options;
+    let new = v1::New { spec, key_len, hash, time, detached };
+    let made = blocking_long(move || {
+        let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
+        let (header, _, material) = v1::Header::create(&new, &passphrase, &mut source)?;
+        Ok((header, material))
+    });
+    let (header, material) = made.await?;
+    // What we would not open is not made either.
+    let either = Header::V1(header.clone());
+    either.check_costs(&Budget::default()).doing(|| "The iteration time is too long")?;
+    Ok((header, material))
+}
+
+async fn emptied(child: Child<'_>) -> Result<(), IoError> {
+    if child.moving_end().is_some() {
+        return child.set_end(0, Preallocation::Off).await;
+    }
+    put(child, 0, &[0; v1::LEN]).await
+}
+
+/// Space that a file system cannot reserve is written.
+async fn grown(file: Child<'_>, end: u64, how: Preallocation) -> Result<(), IoError> {
+    if file.moving_end().is_none() {
+        return if file.size() < end { Err(IoError::NoSpace) } else { Ok(()) };
+    }
+    match file.set_end(end, how).await {
+        Err(IoError::Unsupported) if how == Preallocation::Falloc => file.set_end(end, Preallocation::Full).await,
+        other => other,
+    }
+}
+
+async fn put(child: Child<'_>, start: u64, bytes: &[u8]) -> Result<(), IoError> {
+    let at = ByteRange::new(start, bytes.len() as u64).ok_or(IoError::OutOfRange)?;
+    let buf = IoBuf::private(at.len())?;
+    buf.write_at(0, bytes);
+    child.write(at, buf, WriteFlags::default()).await
+}

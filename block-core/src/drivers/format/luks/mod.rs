@@ -1,0 +1,177 @@
+//! `luks`: an encrypted disk. What a header is and how keys are derived is in `codec/luks`; here headers are read from
+//! children and written to them, and requests pass through the cipher.
+//!
+//! Guest memory is never encrypted nor decrypted in place: the guest would see ciphertext in what it is reading into, and
+//! change what it is writing while it is being encrypted. Requests go through a buffer of our own.
+//!
+//! | | |
+//! |---|---|
+//! | `options` `info` | what an operator says, and is told |
+//! | `open` | reading a header, and deriving the key on a helper thread |
+//! | `create` | a new image |
+
+mod create;
+mod info;
+mod open;
+mod options;
+
+use std::sync::Mutex;
+
+use crate::base::{ByteRange, Error, IoError, Result, align_down, is_aligned};
+use crate::codec::cipher::SectorCipher;
+use crate::codec::luks::{Header, Payload};
+use crate::graph::{
+    ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, Perms, Place, Preallocation, ReopenRequest, Role,
+    WriteFlags,
+};
+use crate::rt::IoBuf;
+
+pub use self::create::{CreateOptions, create};
+pub use self::options::LuksOptions;
+
+/// An open image.
+pub struct Luks {
+    file: ChildId,
+    /// Where the header is, if not in the file.
+    header_in: Option<ChildId>,
+    header: Mutex<Header>,
+    payload: Payload,
+    cipher: SectorCipher,
+}
+
+#[derive(Clone, Copy)]
+enum Direction {
+    Encrypt,
+    Decrypt,
+}
+
+impl Luks {
+    /// Where in the file a range of the disk is.
+    fn below(&self, at: ByteRange) -> Result<ByteRange, IoError> {
+        at.shifted(self.payload.offset).ok_or(IoError::OutOfRange)
+    }
+
+    /// Passes what is at `at` of the disk through the cipher, from one buffer to another.
+    fn turn(&self, direction: Direction, at: ByteRange, from: &IoBuf, to: &IoBuf) {
+        let mut chunk = [0; CHUNK];
+        for piece in at.pieces(CHUNK as u64) {
+            let chunk = &mut chunk[..usize::try_from(piece.len()).unwrap_or(CHUNK)];
+            let number = self.payload.first.wrapping_add(piece.start() / SECTOR);
+            let offset = piece.start() - at.start();
+            from.read_at(offset, chunk);
+            match direction {
+                Direction::Encrypt => self.cipher.encrypt(number, chunk),
+                Direction::Decrypt => self.cipher.decrypt(number, chunk),
+            }
+            to.write_at(offset, chunk);
+        }
+    }
+
+    /// The file's size with a disk of `size` bytes in it.
+    fn file_size(&self, size: u64) -> Result<u64> {
+        if self.payload.size.is_some() {
+            return Err(Error::new("The image says how large its disk is, and cannot be resized"));
+        }
+        let unit = u64::from(self.payload.unit);
+        if !is_aligned(size, unit) {
+            return Err(Error::new(format!("The size of this disk is a multiple of {unit} bytes")));
+        }
+        let size = ByteRange::new(self.payload.offset, size);
+        size.map(ByteRange::end).ok_or_else(|| Error::new("The disk is too large for its place in the file"))
+    }
+}
+
+impl Driver for Luks {
+    type Conf = LuksOptions;
+
+    fn geometry(&self, _: &LuksOptions, children: &[Geometry]) -> Result<Geometry> {
+        let Payload { offset, size, unit, .. } = self.payload;
+        let file = self.file.of(children);
+        let room = file.size.checked_sub(offset).filter(|room| size.is_none_or(|size| size <= *room));
+        let room = room.ok_or_else(|| Error::new("The file is too short for the disk that its header describes"))?;
+        let limits = Limits {
+            request_alignment: unit,
+            max_transfer: PIECE,
+            write_zeroes_alignment: unit,
+            physical_block: file.limits.physical_block.max(unit),
+            unmap_zeroes: false,
+            discard: false,
+            compressed_cluster: 0,
+            ..file.limits.passed_on()
+        };
+        Ok(Geometry { size: size.unwrap_or(align_down(room, unit.into())), limits })
+    }
+
+    async fn read(&self, _: &LuksOptions, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
+        let sealed = IoBuf::private(at.len())?;
+        cx.child(self.file).read(self.below(at)?, sealed.clone()).await?;
+        self.turn(Direction::Decrypt, at, &sealed, &buf);
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        _: &LuksOptions,
+        cx: IoCx<'_>,
+        at: ByteRange,
+        buf: IoBuf,
+        flags: WriteFlags,
+    ) -> Result<(), IoError> {
+        let sealed = IoBuf::private(at.len())?;
+        self.turn(Direction::Encrypt, at, &buf, &sealed);
+        cx.child(self.file).write(self.below(at)?, sealed, flags).await
+    }
+
+    /// Zeroes of the file are none of the disk.
+    async fn write_zeroes(&self, _: &LuksOptions, _: IoCx<'_>, _: ByteRange, _: WriteFlags) -> Result<(), IoError> {
+        Err(IoError::Unsupported)
+    }
+
+    /// Says nothing to the file: what it freed would read as noise, and show which parts of the disk are used.
+    async fn discard(&self, _: &LuksOptions, _: IoCx<'_>, _: ByteRange) -> Result<(), IoError> {
+        Ok(())
+    }
+
+    async fn flush(&self, _: &LuksOptions, cx: IoCx<'_>) -> Result<(), IoError> {
+        cx.child(self.file).flush().await
+    }
+
+    async fn map(&self, _: &LuksOptions, _: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        Ok(Extent { len: at.len(), place: Place::Encoded })
+    }
+
+    async fn truncate(&self, own: &LuksOptions, _: IoCx<'_>, size: u64, _: Preallocation) -> Result<LuksOptions> {
+        self.file_size(size)?;
+        Ok(own.clone())
+    }
+
+    /// What is new reads as noise: nothing has been encrypted there.
+    fn passes_size(&self, _: &LuksOptions, size: u64) -> Result<Option<(ChildId, u64)>> {
+        Ok(Some((self.file, self.file_size(size)?)))
+    }
+
+    /// A file without the header has nothing but the disk.
+    fn child_perms(&self, _: &LuksOptions, child: ChildId, role: Role, above: Perms, writable: bool) -> Perms {
+        let role = if child == self.file && self.header_in.is_some() { Role::Data } else { role };
+        role.child_perms(above, writable)
+    }
+
+    async fn reopen(&self, own: &LuksOptions, request: ReopenRequest<'_>) -> Result<LuksOptions> {
+        let new = request.options.downcast_ref::<LuksOptions>();
+        let new = new.expect("the catalog reopens a driver with options of its kind");
+        if new != own {
+            return Err(Error::new("Cannot change the option 'key-secret'"));
+        }
+        Ok(own.clone())
+    }
+
+    async fn info(&self, _: &LuksOptions) -> DriverInfo {
+        self.described()
+    }
+}
+
+/// What goes through the cipher at once: a multiple of the largest unit.
+const CHUNK: usize = 4096;
+/// The largest request, in bytes: other requests of the thread have their turn after so much.
+const PIECE: u64 = 1 << 20;
+const SECTOR: u64 = 512;

@@ -1,0 +1,11 @@
+//! What an operator says of a luks node.
+
+use qmp::Qapi;
+
+/// An encrypted disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Qapi)]
+#[qapi(name = "BlockdevOptionsLUKS")]
+pub struct LuksOptions {
+    /// The id of the secret that opens it.
+    pub key_secret: Option<String>,
+}
