@@ -4,6 +4,7 @@
 //! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options, `describe` answers queries.
 
 mod add;
+mod amend;
 mod children;
 mod create;
 mod describe;
@@ -40,6 +41,7 @@ use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
 pub use self::add::{add, add_unnamed};
+pub use self::amend::{BlockdevAmendOptions, QCryptoBlockAmendOptionsLuks, QCryptoBlockLuksKeyslotState, amend};
 pub use self::create::{
     BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsLuks, BlockdevCreateOptionsQcow2,
     PreallocMode, Qcow2CompressionType, Qcow2Version, create,

@@ -20,7 +20,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("drivers/protocol", &["base", "rt", "bitmap", "graph", "pipeline", "port"]),
     ("drivers/format", &["base", "codec", "rt", "bitmap", "graph", "pipeline", "port"]),
     ("drivers/filter", &["base", "rt", "bitmap", "graph", "pipeline", "port"]),
-    ("drivers", &["base", "rt", "bitmap", "graph", "pipeline", "port"]),
+    ("drivers", &["base", "codec", "rt", "bitmap", "graph", "pipeline", "port"]),
     (
         "catalog",
         &[

@@ -178,6 +178,16 @@ pub struct ReopenRequest<'a> {
     pub objects: &'a Objects,
 }
 
+/// What is asked of an image that is open (`x-blockdev-amend`).
+pub struct AmendRequest<'a> {
+    /// The driver's own options for it, as the catalog parsed them.
+    pub options: &'a (dyn Any + Send),
+    /// What the options may refer to by id.
+    pub objects: &'a Objects,
+    /// Also what makes data unreadable for good.
+    pub force: bool,
+}
+
 /// How the children of a node change: what QMP calls the edge, and what the driver calls the child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChildChange<'a> {
@@ -397,6 +407,19 @@ pub trait Driver: Send + Sync + 'static {
         }
     }
 
+    /// Changes what the image is like, beside other requests. After an error all is as before, or as the error says.
+    fn amend(
+        &self,
+        conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _request: AmendRequest<'_>,
+    ) -> impl Future<Output = Result<(), Error>> {
+        async {
+            let driver = self.info(conf).await.driver;
+            Err(Error::new(format!("Driver '{driver}' has nothing that can be amended")))
+        }
+    }
+
     /// A node whose size is a child's says which child has to change, and to what size in bytes. `None`: it changes by
     /// itself, through [`Driver::truncate`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
@@ -504,6 +527,7 @@ pub(crate) trait DynDriver: Send + Sync {
         change: &'a SnapshotChange,
     ) -> Boxed<'a, Result<Snapshotted, Error>>;
     fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>>;
+    fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<(), Error>>;
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
     fn is_unclean(&self) -> bool;
     fn bitmaps(&self) -> Vec<NodeBitmap>;
@@ -615,6 +639,9 @@ impl<D: Driver> DynDriver for Body<D> {
     }
     fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>> {
         Box::pin(self.driver.change_backing_file(&self.conf, cx, name))
+    }
+    fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<(), Error>> {
+        Box::pin(self.driver.amend(&self.conf, cx, request))
     }
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>> {
         Box::pin(self.driver.check(&self.conf, cx, repair))

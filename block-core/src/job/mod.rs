@@ -22,6 +22,8 @@ pub const MAX_JOBS: usize = 1024;
 pub enum Kind {
     /// Makes an image: one step, which cannot be paused, and is done even if it is cancelled meanwhile.
     Create,
+    /// Changes what an image is like: one step like that.
+    Amend,
 }
 
 /// What there is to say about a job.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place, Preallocation, Repair,
+    AmendRequest, CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place, Preallocation, Repair,
     SnapshotChange, Snapshotted, Ticket, WriteFlags,
 };
 use crate::rt::IoBuf;
@@ -182,6 +182,14 @@ impl<'g> Child<'g> {
     /// Lets the node's image name another backing file; nobody else is inside.
     pub(crate) async fn change_backing_file(self, name: Option<&str>) -> Result<(), Error> {
         self.placed().body.change_backing_file(self.cx(), name).await
+    }
+
+    /// Changes what the node's image is like, beside other requests.
+    pub(crate) async fn amend(self, request: AmendRequest<'_>) -> Result<(), Error> {
+        if self.options().read_only || !self.options().active {
+            return Err(Error::new("The node is read-only"));
+        }
+        self.placed().body.amend(self.cx(), request).await
     }
 
     /// Checks the node's image; nobody else is inside.

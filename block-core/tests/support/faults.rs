@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use block_core::base::{ByteRange, IoError};
+use block_core::codec::SecretBytes;
+use block_core::codec::secret::{Encoding, Secret};
 use block_core::drivers::filter::throttle::{Limits, ThrottleGroup, ThrottleLimits};
 use block_core::graph::{Extent, Graph, NodeId, NodeReport, PermSet, Perms, Place, Preallocation, WriteFlags};
 use block_core::port::{Port, PortHandle, PortLane};
@@ -432,10 +434,12 @@ async fn holes(lane: &PortLane, size: u64) -> Result<Vec<Range<u64>>, IoError> {
     Ok(holes)
 }
 
-/// With a throttle group called `free`.
+/// With a throttle group called `free`, and a secret called `word`.
 fn graph() -> Rc<Graph> {
     let graph = Graph::new(Arc::new(|_| ()));
     graph.objects().insert("free", ThrottleGroup::new(ThrottleLimits::default().over(Limits::default()).unwrap()));
+    let word = Secret::new(SecretBytes::new(b"word".to_vec()), Encoding::Raw).unwrap();
+    graph.objects().insert("word", Arc::new(word));
     graph
 }
 

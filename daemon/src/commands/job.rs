@@ -2,17 +2,23 @@
 
 use std::rc::Rc;
 
-use block_core::catalog::{self, BlockdevCreateOptions};
+use block_core::catalog::{self, BlockdevAmendOptions, BlockdevCreateOptions};
 use block_core::job::{JobReport, Kind, Status, Verb};
 use qmp::schema::Empty;
 use qmp::{Qapi, Result};
 
+use super::blockdev::find;
 use super::{Table, signed};
 use crate::daemon::Daemon;
 use crate::refused;
 
 pub(super) fn register(table: &mut Table) {
     table.add("blockdev-create", "Begins a job that makes an image. It stays until it is dismissed.", blockdev_create);
+    table.add(
+        "x-blockdev-amend",
+        "Begins a job that changes the key slots of an encrypted disk, which may be in use. It stays until it is dismissed.",
+        blockdev_amend,
+    );
     table.add(
         "query-jobs",
         "All jobs, those included that are over and not dismissed; the youngest first.",
@@ -47,6 +53,19 @@ struct CreateArguments {
     options: BlockdevCreateOptions,
 }
 
+/// The arguments of `x-blockdev-amend`.
+#[derive(Clone, Debug, Qapi)]
+struct AmendArguments {
+    /// The id that the job will have.
+    job_id: String,
+    /// The node.
+    node_name: String,
+    /// What is changed.
+    options: BlockdevAmendOptions,
+    /// Also what makes the disk unreadable for good. False if absent.
+    force: Option<bool>,
+}
+
 /// The arguments of commands for one job.
 #[derive(Clone, Debug, Qapi)]
 struct JobArguments {
@@ -76,6 +95,8 @@ struct JobInfo {
 enum JobType {
     /// It makes an image.
     Create,
+    /// It changes what an image is like.
+    Amend,
 }
 
 /// Where a job is in its life.
@@ -127,6 +148,7 @@ impl From<JobReport> for JobInfo {
     fn from(report: JobReport) -> Self {
         let r#type = match report.kind {
             Kind::Create => JobType::Create,
+            Kind::Amend => JobType::Amend,
         };
         Self {
             id: report.id,
@@ -144,6 +166,15 @@ async fn blockdev_create(daemon: Rc<Daemon>, arguments: CreateArguments) -> Resu
     let graph = daemon.graph.clone();
     let work = async move { catalog::create(&graph, options).await };
     daemon.jobs.start(&job_id, Kind::Create, work).map_err(refused)?;
+    Ok(Empty {})
+}
+
+async fn blockdev_amend(daemon: Rc<Daemon>, arguments: AmendArguments) -> Result<Empty> {
+    let AmendArguments { job_id, node_name, options, force } = arguments;
+    let node = find(&daemon, &node_name)?;
+    let graph = daemon.graph.clone();
+    let work = async move { catalog::amend(&graph, node, options, force == Some(true)).await };
+    daemon.jobs.start(&job_id, Kind::Amend, work).map_err(refused)?;
     Ok(Empty {})
 }
 

@@ -121,7 +121,7 @@ async fn grown(file: Child<'_>, end: u64, how: Preallocation) -> Result<(), IoEr
     }
 }
 
-async fn put(child: Child<'_>, start: u64, bytes: &[u8]) -> Result<(), IoError> {
+pub(super) async fn put(child: Child<'_>, start: u64, bytes: &[u8]) -> Result<(), IoError> {
     let at = ByteRange::new(start, bytes.len() as u64).ok_or(IoError::OutOfRange)?;
     let buf = IoBuf::private(at.len())?;
     buf.write_at(0, bytes);

@@ -1,7 +1,5 @@
 //! What queries say about an image: `ImageInfoSpecificLUKS`. No key and no passphrase is anywhere near.
 
-use std::sync::PoisonError;
-
 use serde_json::{Value, json};
 
 use super::Luks;
@@ -11,7 +9,7 @@ use crate::graph::DriverInfo;
 
 impl Luks {
     pub(super) fn described(&self) -> DriverInfo {
-        let header = self.header.lock().unwrap_or_else(PoisonError::into_inner);
+        let header = self.header();
         let (spec, payload) = (self.payload.spec, self.payload);
         let own = spec.cipher_key(payload.key_len).unwrap_or(0);
         let mut data = json!({

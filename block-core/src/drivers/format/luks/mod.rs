@@ -9,24 +9,28 @@
 //! | `options` `info` | what an operator says, and is told |
 //! | `open` | reading a header, and deriving the key on a helper thread |
 //! | `create` | a new image |
+//! | `keys` | other passphrases |
 
 mod create;
 mod info;
+mod keys;
 mod open;
 mod options;
 
-use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::base::{ByteRange, Error, IoError, Result, align_down, is_aligned};
 use crate::codec::cipher::SectorCipher;
 use crate::codec::luks::{Header, Payload};
 use crate::graph::{
-    ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, Perms, Place, Preallocation, ReopenRequest, Role,
+    AmendRequest, ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, Perms, Place, Preallocation, ReopenRequest, Role,
     WriteFlags,
 };
 use crate::rt::IoBuf;
 
 pub use self::create::{CreateOptions, create};
+pub use self::keys::KeyChange;
 pub use self::options::LuksOptions;
 
 /// An open image.
@@ -37,6 +41,8 @@ pub struct Luks {
     header: Mutex<Header>,
     payload: Payload,
     cipher: SectorCipher,
+    /// Somebody is changing the key slots.
+    changing: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -46,6 +52,11 @@ enum Direction {
 }
 
 impl Luks {
+    /// As it stands in the file. Never held while anything is waited for.
+    fn header(&self) -> MutexGuard<'_, Header> {
+        self.header.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Where in the file a range of the disk is.
     fn below(&self, at: ByteRange) -> Result<ByteRange, IoError> {
         at.shifted(self.payload.offset).ok_or(IoError::OutOfRange)
@@ -163,6 +174,12 @@ impl Driver for Luks {
             return Err(Error::new("Cannot change the option 'key-secret'"));
         }
         Ok(own.clone())
+    }
+
+    async fn amend(&self, own: &LuksOptions, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<()> {
+        let change = request.options.downcast_ref::<KeyChange>();
+        let change = change.expect("the catalog amends a driver with options of its kind");
+        self.change_keys(own, cx, change, &request).await
     }
 
     async fn info(&self, _: &LuksOptions) -> DriverInfo {

@@ -2,6 +2,7 @@
 //! waits for the thread.
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 
 use super::{Luks, LuksOptions};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
@@ -31,7 +32,7 @@ impl Open for LuksOptions {
         header.check_payload(end).doing(doing)?;
         let (header, unlocked) = unlock(header, passphrase, material).await.doing(doing)?;
         let cipher = payload.cipher(&unlocked.key).doing(doing)?;
-        let driver = Luks { file, header_in, header: Mutex::new(header), payload, cipher };
+        let driver = Luks { file, header_in, header: Mutex::new(header), payload, cipher, changing: AtomicBool::new(false) };
         Ok(Opened { driver, conf: self.clone(), options: site.common })
     }
 }
@@ -118,7 +119,7 @@ async fn part(child: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
 }
 
 /// All of the range.
-async fn fetch(child: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
+pub(super) async fn fetch(child: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
     let buf = IoBuf::private(at.len())?;
     child.read(at, buf.clone()).await?;
     Ok(buf.to_vec())

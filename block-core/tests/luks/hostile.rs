@@ -1,0 +1,186 @@
+//! Headers with one thing wrong (IMG-111 to IMG-116): none is opened, none costs more than it may, none ends the process.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::peer::{Place, SIZE, WORD, create, node, opens, run};
+use crate::random::Random;
+
+fn luks1(place: &Place) -> String {
+    let path = place.with("image.luks", b"");
+    let file = json!({ "driver": "file", "filename": path });
+    let options = json!({ "driver": "luks", "size": SIZE, "key-secret": "s0", "iter-time": 1, "file": file });
+    create(&options, &[WORD]).unwrap();
+    path
+}
+
+/// The image with some bytes changed is refused at once, with a sentence that has `expected` in it.
+fn refused(path: &str, good: &[u8], changes: &[(usize, &[u8])], expected: &str) {
+    let mut bytes = good.to_vec();
+    for (at, field) in changes {
+        bytes[*at..at + field.len()].copy_from_slice(field);
+    }
+    refused_as(path, &bytes, expected);
+}
+
+fn refused_as(path: &str, bytes: &[u8], expected: &str) {
+    std::fs::write(path, bytes).unwrap();
+    let begun = Instant::now();
+    let refused = opens(&node(path, "s0"), &[WORD]).unwrap_err();
+    assert!(refused.contains(expected), "{refused:?} instead of {expected:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{expected}: that was too much work");
+}
+
+/// IMG-111 to IMG-116 at an image that is opened; each field by itself is tested at the header's parser.
+#[test]
+fn luks1_headers() {
+    let place = Place::new();
+    let path = luks1(&place);
+    let good = std::fs::read(&path).unwrap();
+    let most = &u32::MAX.to_be_bytes()[..];
+    refused(&path, &good, &[(6, &[0, 0])], "LUKS version 0 is not supported");
+    refused(&path, &good, &[(6, &[0xff, 0xff])], "LUKS version 65535 is not supported");
+    refused(&path, &good, &[(104, most)], "behind the end of the file");
+    refused(&path, &good, &[(208 + 48 + 40, &9u32.to_be_bytes())], "key slots 0 and 1 overlaps");
+    refused(&path, &good, &[(208, &0xdeadu32.to_be_bytes())], "No key slot of the image is in use");
+    refused(&path, &good, &[(208 + 4, most)], "4294967295 iterations of PBKDF2");
+    refused(&path, &good, &[(164, most)], "4294967295 iterations of PBKDF2");
+    refused(&path, &good, &[(208 + 44, most)], "4294967295 stripes");
+    refused(&path, &good, &[(8, b"rot\0")], "The cipher 'rot' is not supported");
+    refused(&path, &good, &[(72, b"crc32\0\0")], "The hash 'crc32' is not supported");
+    refused(&path, &good, &[(108, &1u32.to_be_bytes())], "A key of 1 bytes does not fit");
+    refused(&path, &good, &[(108, most)], "Keys have at most 64 bytes");
+    for len in [0, 6, 8, 591, 592, 4096, 200_000, 2_000_000] {
+        std::fs::write(&path, &good[..len]).unwrap();
+        opens(&node(&path, "s0"), &[WORD]).unwrap_err();
+    }
+}
+
+/// A LUKS2 header whose JSON has been changed, with sums that are right.
+struct Json {
+    path: String,
+    image: Vec<u8>,
+    tree: Value,
+}
+
+impl Json {
+    fn new(place: &Place) -> Self {
+        let path = place.empty("image2.luks", (16 << 20) + SIZE as u64);
+        let key = place.with("word.key", WORD.as_bytes());
+        let quick = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", &key];
+        run("cryptsetup", &[&["-q", "luksFormat", "--type", "luks2"], &quick[..], &[&path]].concat());
+        let image = std::fs::read(&path).unwrap();
+        let text = image[4096..0x4000].split(|byte| *byte == 0).next().unwrap();
+        let tree = serde_json::from_slice(text).unwrap();
+        Self { path, image, tree }
+    }
+
+    /// Both copies with another text.
+    fn with_text(&self, text: &[u8]) -> Vec<u8> {
+        let mut image = self.image.clone();
+        for start in [0, 0x4000] {
+            let area = &mut image[start + 4096..start + 0x4000];
+            area.fill(0);
+            area[..text.len()].copy_from_slice(text);
+            image[start + 448..start + 512].fill(0);
+            let sum = block_core::codec::hash::Hash::Sha256.digest(&[&image[start..start + 0x4000]]);
+            image[start + 448..start + 480].copy_from_slice(sum.expose());
+        }
+        image
+    }
+
+    fn refused(&self, place: &str, value: Value, expected: &str) {
+        let mut tree = self.tree.clone();
+        *tree.pointer_mut(place).unwrap() = value;
+        refused_as(&self.path, &self.with_text(tree.to_string().as_bytes()), expected);
+    }
+}
+
+#[test]
+fn luks2_headers() {
+    let place = Place::new();
+    let json = Json::new(&place);
+    std::fs::write(&json.path, json.with_text(json.tree.to_string().as_bytes())).unwrap();
+    opens(&node(&json.path, "s0"), &[WORD]).unwrap();
+    let slot = "/keyslots/0";
+    let argon2 = |passes: u64, memory: u64, cpus: u64| {
+        let salt = json.tree["keyslots"]["0"]["kdf"]["salt"].clone();
+        json!({ "type": "argon2id", "time": passes, "memory": memory, "cpus": cpus, "salt": salt })
+    };
+    let kdf = &format!("{slot}/kdf");
+    json.refused(&format!("{kdf}/iterations"), json!(u32::MAX), "4294967295 iterations of PBKDF2");
+    json.refused(&format!("{kdf}/iterations"), json!(0), "no iterations");
+    json.refused(&format!("{kdf}/iterations"), json!(1u64 << 32), "no valid 'iterations'");
+    json.refused(&format!("{kdf}/iterations"), json!(-1), "no valid 'iterations'");
+    json.refused(&format!("{kdf}/hash"), json!("whirlpool"), "The hash 'whirlpool' is not supported");
+    json.refused(&format!("{kdf}/salt"), json!("%%"), "no valid 'salt'");
+    json.refused(&format!("{kdf}/salt"), json!("AAAA".repeat(1000)), "no valid 'salt'");
+    json.refused(kdf, argon2(4, u32::MAX.into(), 1), "KiB of memory for Argon2");
+    json.refused(kdf, argon2(u32::MAX.into(), 1 << 20, 1), "passes of Argon2");
+    json.refused(kdf, argon2(4, 1 << 20, 4_000_000), "no valid 'cpus'");
+    json.refused(kdf, argon2(0, 1 << 10, 1), "no valid 'kdf'");
+    json.refused(kdf, argon2(1, 1, 4), "no valid 'kdf'");
+    json.refused(kdf, json!({ "type": "scrypt", "salt": "AAAA" }), "The key derivation 'scrypt' is not supported");
+    json.refused("/digests/0/iterations", json!(u32::MAX), "4294967295 iterations of PBKDF2");
+    json.refused("/digests/0/digest", json!("AAAA"), "no valid 'digest'");
+    json.refused("/digests/0/keyslots", json!([]), "No key slot of the image leads to its key");
+    json.refused("/digests/0/segments", json!(["7"]), "no digest for its segment");
+    json.refused(&format!("{slot}/af/stripes"), json!(u32::MAX), "4294967295 stripes");
+    json.refused(&format!("{slot}/key_size"), json!(1), "A key of 1 bytes does not fit");
+    json.refused(&format!("{slot}/key_size"), json!(1u64 << 40), "no valid 'key_size'");
+    json.refused(&format!("{slot}/area/offset"), json!("0"), "lies over the header");
+    json.refused(&format!("{slot}/area/offset"), json!("1"), "too short for its key");
+    json.refused(&format!("{slot}/area/offset"), json!(u64::MAX.to_string()), "no valid 'area'");
+    json.refused(&format!("{slot}/area/offset"), json!("16777216"), "lies over the payload");
+    json.refused(&format!("{slot}/area/size"), json!("512"), "too short for its key");
+    json.refused(&format!("{slot}/area/encryption"), json!("rot-xts-plain64"), "The cipher 'rot' is not supported");
+    json.refused(&format!("{slot}/type"), json!("reencrypt"), "A key slot of type 'reencrypt' is not supported");
+    json.refused("/segments/0/offset", json!("9223372036854775808"), "behind the end of the file");
+    json.refused("/segments/0/offset", json!("32768"), "lies over the payload");
+    json.refused("/segments/0/offset", json!("0"), "The payload lies over the header");
+    json.refused("/segments/0/size", json!("1099511627776"), "behind the end of the file");
+    json.refused("/segments/0/sector_size", json!(0), "no valid 'sector_size'");
+    json.refused("/segments/0/sector_size", json!(65536), "no valid 'sector_size'");
+    json.refused("/segments/0/type", json!("linear"), "A segment of type 'linear' is not supported");
+    json.refused("/segments/0/encryption", json!("cipher_null-ecb"), "The cipher 'cipher_null' is not supported");
+    json.refused("/segments", json!({}), "several segments, or none");
+    json.refused("/config", json!({ "requirements": { "mandatory": ["online-reencrypt"] } }), "needs 'online-reencrypt'");
+    let mut with_integrity = json.tree.clone();
+    with_integrity["segments"]["0"]["integrity"] = json!({ "type": "hmac(sha256)" });
+    let image = json.with_text(with_integrity.to_string().as_bytes());
+    refused_as(&json.path, &image, "integrity protection");
+    for text in ["", "null", "[", "{}", "{\"a\":", &"[".repeat(10_000)] {
+        refused_as(&json.path, &json.with_text(text.as_bytes()), "The header's JSON");
+    }
+}
+
+/// Bytes of the header and of the JSON at random: opened, or refused with a sentence, and soon.
+#[test]
+fn random_headers() {
+    let place = Place::new();
+    let json = Json::new(&place);
+    let (path1, mut random) = (luks1(&place), Random(11));
+    let good = std::fs::read(&path1).unwrap();
+    for round in 0..300 {
+        let mut bytes = good.clone();
+        for _ in 0..=random.below(3) {
+            bytes[random.below(592) as usize] = random.below(256) as u8;
+        }
+        std::fs::write(&path1, &bytes).unwrap();
+        // Iterations that are within the budget may still take a minute: they are another test's.
+        let heavy = [164, 212].iter().any(|at| bytes[*at..at + 4] != good[*at..at + 4]);
+        if !heavy {
+            let _ = opens(&node(&path1, "s0"), &[WORD]);
+        }
+        if round % 3 == 0 {
+            let mut text = json.tree.to_string().into_bytes();
+            let at = random.below(text.len() as u64) as usize;
+            if !text[at].is_ascii_digit() {
+                text[at] = b' ' + random.below(95) as u8;
+            }
+            std::fs::write(&json.path, json.with_text(&text)).unwrap();
+            let _ = opens(&node(&json.path, "s0"), &[WORD]);
+        }
+    }
+}

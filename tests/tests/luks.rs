@@ -1,0 +1,272 @@
+//! Encrypted disks through the daemon: the same words as `qemu-storage-daemon`'s, and no secret anywhere where it is not
+//! needed.
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use trellis_tests::qmp::Qmp;
+use trellis_tests::server::Server;
+
+/// A daemon with a folder of its own.
+struct Side {
+    qmp: Qmp,
+    folder: tempfile::TempDir,
+    server: Server,
+}
+
+impl Side {
+    fn new(ours: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let start = if ours { Server::start } else { Server::start_peer };
+        let server = start(folder.path(), &[]);
+        Self { qmp: server.qmp(), folder, server }
+    }
+
+    fn both() -> [Self; 2] {
+        [true, false].map(Self::new)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn tell(&mut self, command: &str, arguments: Value) -> Value {
+        self.qmp.execute(command, &arguments)
+    }
+
+    /// Why it is refused; empty if it is not. The folder's name is the same in both.
+    fn refused(&mut self, command: &str, arguments: &Value) -> String {
+        let answer = self.qmp.try_execute(command, arguments);
+        answer.err().map(|error| error.desc.replace(self.folder.path().to_str().unwrap(), "DIR")).unwrap_or_default()
+    }
+
+    fn secret(&mut self, id: &str, data: &str) {
+        self.tell("object-add", json!({ "qom-type": "secret", "id": id, "data": data }));
+    }
+
+    /// Makes an image, and gives why it could not.
+    fn create(&mut self, name: &str, more: &Value) -> Option<Value> {
+        let filename = self.path(name);
+        File::create(&filename).unwrap();
+        let mut options = json!({
+            "driver": "luks", "size": 1 << 20, "iter-time": 10, "file": { "driver": "file", "filename": filename }
+        });
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        self.tell("blockdev-create", json!({ "job-id": "make", "options": options }));
+        while self.qmp.event("JOB_STATUS_CHANGE")["status"] != "concluded" {}
+        let jobs = self.tell("query-jobs", json!({}));
+        self.tell("job-dismiss", json!({ "id": "make" }));
+        jobs[0].get("error").cloned()
+    }
+
+    fn node(&self, name: &str, secret: &str) -> Value {
+        let file = json!({ "driver": "file", "filename": self.path(name) });
+        json!({ "driver": "luks", "node-name": "disk", "key-secret": secret, "file": file })
+    }
+}
+
+#[test]
+fn an_image_is_made_and_described_as_qemu_does() {
+    let seen = Side::both().map(|mut side| {
+        side.secret("word", "open sesame");
+        assert_eq!(side.create("plain.luks", &json!({ "key-secret": "word" })), None);
+        let other = json!({
+            "key-secret": "word", "cipher-alg": "serpent-128", "cipher-mode": "cbc", "ivgen-alg": "essiv",
+            "ivgen-hash-alg": "sha256", "hash-alg": "sha512"
+        });
+        assert_eq!(side.create("other.luks", &other), None);
+        let described = ["plain.luks", "other.luks"].map(|name| {
+            let node = side.node(name, "word");
+            side.tell("blockdev-add", node);
+            let nodes = side.tell("query-named-block-nodes", json!({ "flat": true }));
+            side.tell("blockdev-del", json!({ "node-name": "disk" }));
+            let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "disk").unwrap().clone();
+            let mut data = node["image"]["format-specific"]["data"].clone();
+            // What no two images have in common.
+            for member in ["uuid", "master-key-iters"] {
+                assert!(data.as_object_mut().unwrap().remove(member).is_some());
+            }
+            assert!(data["slots"][0].as_object_mut().unwrap().remove("iters").is_some());
+            let of_image = ["format", "virtual-size", "encrypted"].map(|member| node["image"][member].clone());
+            (data, of_image, node["encrypted"].clone(), node["drv"].clone())
+        });
+        let sizes = ["plain.luks", "other.luks"].map(|name| std::fs::metadata(side.path(name)).unwrap().len());
+        (described, sizes)
+    });
+    assert_eq!(seen[0], seen[1]);
+}
+
+#[test]
+fn refusals_are_those_that_clients_know() {
+    let seen = Side::both().map(|mut side| {
+        side.secret("word", "open sesame");
+        side.secret("wrong", "open says me");
+        side.secret("short", "0123");
+        assert_eq!(side.create("plain.luks", &json!({ "key-secret": "word" })), None);
+        std::fs::write(side.path("bad.b64"), "%%%").unwrap();
+        let object = |more: Value| {
+            let mut all = json!({ "qom-type": "secret", "id": "other" });
+            all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            ("object-add", all)
+        };
+        let missing = side.path("missing");
+        let mut cases = vec![
+            object(json!({})),
+            object(json!({ "data": "a", "file": "b" })),
+            object(json!({ "data": "a", "id": "word" })),
+            object(json!({ "data": "a", "keyid": "nobody", "iv": "AAECAwQFBgcICQoLDA0ODw==" })),
+            object(json!({ "data": "a", "keyid": "word" })),
+            object(json!({ "data": "a", "keyid": "short", "iv": "AAECAwQFBgcICQoLDA0ODw==" })),
+            object(json!({ "data": "a", "format": "hex" })),
+            ("qom-get", json!({ "path": "/objects/word", "property": "nothing" })),
+            ("object-del", json!({ "id": "nobody" })),
+        ];
+        for secret in ["nobody", "wrong"] {
+            cases.push(("blockdev-add", side.node("plain.luks", secret)));
+        }
+        let mut without = side.node("plain.luks", "word");
+        without.as_object_mut().unwrap().remove("key-secret");
+        cases.push(("blockdev-add", without));
+        let said: Vec<_> = cases.iter().map(|(command, arguments)| side.refused(command, arguments)).collect();
+        // These are refused in other words.
+        for other in [json!({ "file": missing }), json!({ "format": "base64", "file": side.path("bad.b64") })] {
+            let (command, arguments) = object(other);
+            assert_ne!(side.refused(command, &arguments), "");
+        }
+        let missing = side.create("new.luks", &json!({ "key-secret": "nobody" }));
+        (said, missing)
+    });
+    let [ours, theirs] = seen;
+    for (ours, theirs) in ours.0.iter().zip(&theirs.0) {
+        // Where the image is named as well, the reason comes last.
+        assert!(ours == theirs || ours.ends_with(theirs.as_str()) && !theirs.is_empty(), "{ours:?}, not {theirs:?}");
+    }
+    assert_eq!(ours.1, theirs.1);
+}
+
+/// A secret that is encrypted with another one, made as QEMU's manual says.
+#[test]
+fn a_wrapped_secret_opens_what_the_plain_one_does() {
+    let seen = Side::both().map(|mut side| {
+        std::fs::write(side.path("master"), "0123456789abcdef0123456789abcdef").unwrap();
+        std::fs::write(side.path("word"), "open sesame").unwrap();
+        let key = "3031323334353637383961626364656630313233343536373839616263646566";
+        let iv = "000102030405060708090a0b0c0d0e0f";
+        let arguments = ["enc", "-aes-256-cbc", "-a", "-K", key, "-iv", iv, "-in", &side.path("word")];
+        let wrapped = Command::new("openssl").args(arguments).output().unwrap();
+        let wrapped = String::from_utf8(wrapped.stdout).unwrap().trim().to_owned();
+        let master = side.path("master");
+        side.tell("object-add", json!({ "qom-type": "secret", "id": "master", "file": master }));
+        side.tell("object-add", json!({
+            "qom-type": "secret", "id": "word", "keyid": "master", "format": "base64", "data": wrapped,
+            "iv": "AAECAwQFBgcICQoLDA0ODw=="
+        }));
+        side.secret("plain", "open sesame");
+        assert_eq!(side.create("plain.luks", &json!({ "key-secret": "plain" })), None);
+        let node = side.node("plain.luks", "word");
+        side.refused("blockdev-add", &node)
+    });
+    assert_eq!(seen, ["", ""]);
+}
+
+/// Neither the passphrase nor the key of the disk is to be found where nobody needs it any more; and while somebody does, the
+/// passphrase is in no answer and in no log.
+#[test]
+fn secrets_leave_nothing_behind() {
+    const MARKER: &str = "unmistakable passphrase 8d1f";
+    let mut side = Side::new(true);
+    std::fs::write(side.path("word"), MARKER).unwrap();
+    let file = side.path("word");
+    side.tell("object-add", json!({ "qom-type": "secret", "id": "word", "file": file }));
+    for name in ["luks1.luks", "luks2.luks"] {
+        if name == "luks1.luks" {
+            assert_eq!(side.create(name, &json!({ "key-secret": "word" })), None);
+        } else {
+            File::create(side.path(name)).unwrap().set_len(17 << 20).unwrap();
+            let quick = ["--pbkdf", "argon2id", "--pbkdf-memory", "64", "--pbkdf-force-iterations", "4"];
+            let format = ["-q", "luksFormat", "--type", "luks2", "--key-file", &side.path("word"), &side.path(name)];
+            assert!(Command::new("cryptsetup").args(format).args(quick).status().unwrap().success());
+        }
+        let key = volume_key(&side, name);
+        let node = side.node(name, "word");
+        side.tell("blockdev-add", node);
+        assert!(holds(&side, MARKER.as_bytes()), "{name}: the search finds what is there");
+        let answers = [
+            side.tell("qom-list", json!({ "path": "/objects/word" })),
+            side.tell("qom-get", json!({ "path": "/objects/word", "property": "file" })),
+            json!(side.refused("qom-get", &json!({ "path": "/objects/word", "property": "data" }))),
+            side.tell("query-named-block-nodes", json!({})),
+            side.tell("query-blockstats", json!({})),
+            side.tell("query-qmp-schema", json!({})),
+            side.tell("query-jobs", json!({})),
+            json!(side.qmp.take_events()),
+        ];
+        assert!(answers.iter().all(|answer| !answer.to_string().contains("unmistakable")), "{answers:?}");
+        side.tell("blockdev-del", json!({ "node-name": "disk" }));
+        assert!(gone(&side, &key), "{name}: the key of the disk is still there");
+    }
+    side.tell("object-del", json!({ "id": "word" }));
+    assert!(gone(&side, MARKER.as_bytes()), "the passphrase is still there");
+    assert!(!side.server.said().contains("unmistakable"));
+}
+
+/// An error of the command line that has a secret in it does not repeat it.
+#[test]
+fn the_command_line_is_not_repeated() {
+    let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("trellisd");
+    for option in ["secret,id=1,data=unmistakable", "secret,id=a,data=unmistakable,format=base64,zz=1"] {
+        let output = Command::new(&program).args(["--object", option]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && !said.is_empty() && !said.contains("unmistakable"), "{said}");
+    }
+}
+
+/// As cryptsetup gets it out of the header.
+fn volume_key(side: &Side, name: &str) -> Vec<u8> {
+    let arguments = ["-q", "luksDump", "--dump-master-key", "--key-file", &side.path("word"), &side.path(name)];
+    let output = Command::new("cryptsetup").args(arguments).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (_, hex) = text.split_once("dump:").unwrap();
+    let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).take(128).collect();
+    digits.chunks(2).map(|two| u8::from_str_radix(str::from_utf8(two).unwrap(), 16).unwrap()).collect()
+}
+
+/// The daemon's memory has these bytes nowhere, perhaps after a moment.
+fn gone(side: &Side, bytes: &[u8]) -> bool {
+    let begun = Instant::now();
+    while holds(side, bytes) {
+        if begun.elapsed() > Duration::from_secs(3) {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    true
+}
+
+fn holds(side: &Side, bytes: &[u8]) -> bool {
+    let pid = side.server.pid();
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let writable = maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw")));
+    writable.filter_map(|line| line.split(' ').next()?.split_once('-')).any(|(start, end)| {
+        let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
+        let mut part = vec![0; usize::try_from(end - start).unwrap()];
+        memory.read_at(&mut part, start).is_ok_and(|count| has(&part[..count], bytes))
+    })
+}
+
+fn has(all: &[u8], part: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(first) = all[at..].iter().position(|byte| *byte == part[0]) {
+        at += first;
+        if all[at..].starts_with(part) {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
