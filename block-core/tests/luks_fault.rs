@@ -28,9 +28,9 @@ use faults::{PLANS, SIZE, Subject};
 use scenarios::fault_at_every_call;
 use serde_json::{Value, json};
 
-// Growing is left out: what is new in an encrypted disk is noise.
+// Growing is left out: what is new in an encrypted disk is noise. Where something is costs no call.
 fault_at_every_call! { vec![subject()], PLANS;
-    opening_and_closing reading mapping writing_blocks writing_parts writing_through writing_zeroes unmapping discarding
+    opening_and_closing reading writing_blocks writing_parts writing_through writing_zeroes unmapping discarding
     flushing reopening reopening_two
 }
 
@@ -59,9 +59,16 @@ fn subject() -> Subject {
 }
 
 fn graph() -> Rc<Graph> {
+    graph_with(&["word"])
+}
+
+/// Secrets that are called what they are.
+fn graph_with(words: &[&str]) -> Rc<Graph> {
     let graph = Graph::new(Arc::new(|_| ()));
-    let secret = Secret::new(SecretBytes::new(b"word".to_vec()), Encoding::Raw).unwrap();
-    graph.objects().insert("word", Arc::new(secret));
+    for word in words {
+        let secret = Secret::new(SecretBytes::new(word.as_bytes().to_vec()), Encoding::Raw).unwrap();
+        graph.objects().insert(word, Arc::new(secret));
+    }
     graph
 }
 
@@ -116,5 +123,67 @@ fn an_image_is_made_or_is_none() {
         }
     }
     eprintln!("{points} faults, {failed} failures");
+    assert!(failed > 20, "hardly anything could fail");
+}
+
+/// A change of the key slots fails at some call: it is done, or the slots that there were open the disk; no slot that is not
+/// meant is touched.
+#[test]
+fn key_slots_are_changed_or_not() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("keys.img");
+    create(&path).unwrap();
+    let (fresh, words) = (std::fs::read(&path).unwrap(), ["word", "other"]);
+    let faults = Faults::default();
+    let _entered = faults.enter();
+    let opens = |number: usize| {
+        run_control(async |_| {
+            let graph = graph_with(&words);
+            let node = bench::add(&graph, bench::with(disk(&path), &json!({ "key-secret": words[number] }))).await?;
+            graph.permit().remove(node).await.unwrap();
+            Ok::<_, String>(())
+        })
+        .is_ok()
+    };
+    let fill = json!({ "driver": "luks", "state": "active", "new-secret": "other", "iter-time": 1 });
+    let erase = json!({ "driver": "luks", "state": "inactive", "old-secret": "other" });
+    let change = |change: &Value, plan: Option<Plan>| {
+        run_control(async |_| {
+            let graph = graph_with(&words);
+            let node = bench::add(&graph, disk(&path)).await.unwrap();
+            if let Some(plan) = plan {
+                faults.arm(plan);
+            }
+            let options = qmp::schema::from_value(change.clone()).unwrap();
+            let changed = catalog::amend(&graph, node, options, false).await.map_err(|error| error.full());
+            let struck = faults.disarm().len();
+            let _ = graph.permit().remove(node).await;
+            (changed, struck)
+        })
+    };
+    std::fs::write(&path, &fresh).unwrap();
+    change(&fill, None).0.unwrap();
+    let filled = std::fs::read(&path).unwrap();
+    let mut failed = 0;
+    for (start, what, after) in [(&fresh, &fill, true), (&filled, &erase, false)] {
+        for (fault, lasting) in PLANS {
+            for nth in 1.. {
+                std::fs::write(&path, start).unwrap();
+                let plan = Plan { nth, fault, lasting };
+                let (changed, struck) = change(what, Some(plan));
+                if struck == 0 {
+                    changed.unwrap();
+                    break;
+                }
+                assert!(opens(0), "{what}, {plan:?}, {changed:?}: the other slot is gone");
+                if changed.is_ok() {
+                    assert_eq!(opens(1), after, "{what}, {plan:?}: it was done");
+                } else {
+                    failed += 1;
+                }
+            }
+        }
+    }
+    eprintln!("{failed} failures");
     assert!(failed > 20, "hardly anything could fail");
 }

@@ -364,6 +364,30 @@ mod tests {
         }
     }
 
+    /// `cargo test --release -p block-core --lib how_fast -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement"]
+    fn how_fast() {
+        for (name, key) in [("aes-xts-plain64", 64), ("aes-xts-plain64", 32), ("aes-cbc-essiv:sha256", 32)] {
+            let cipher = Spec::parse_whole(name).unwrap().keyed(&(0..key).collect::<Vec<u8>>(), 512).unwrap();
+            for at_once in [4096, 512 << 10] {
+                let mut data = vec![0; at_once];
+                for (what, turn) in [("encrypt", true), ("decrypt", false)] {
+                    let begun = std::time::Instant::now();
+                    let mut bytes = 0;
+                    while begun.elapsed() < std::time::Duration::from_millis(300) {
+                        for _ in 0..16 {
+                            if turn { cipher.encrypt(bytes, &mut data) } else { cipher.decrypt(bytes, &mut data) }
+                            bytes += at_once as u64;
+                        }
+                    }
+                    let speed = bytes as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 30);
+                    eprintln!("{name}, key of {key} bytes, {at_once} at once: {what} {speed:.2} GiB/s");
+                }
+            }
+        }
+    }
+
     #[test]
     fn large_units_count_in_sectors() {
         let spec = Spec::parse("aes", "xts-plain64").unwrap();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
 #![expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 
+mod amending;
 #[path = "../support/bench.rs"]
 #[expect(dead_code, reason = "each test file uses a part")]
 mod bench;

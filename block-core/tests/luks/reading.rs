@@ -47,7 +47,8 @@ fn described_by_qemu(image: &str) -> Value {
     serde_json::from_str::<Value>(&said).unwrap()["format-specific"]["data"].take()
 }
 
-/// cryptsetup's LUKS1, with several slots; QEMU says what the disk has.
+/// cryptsetup's LUKS1, with several slots; QEMU says what the disk has. Other ciphers than AES cryptsetup has from the kernel,
+/// whose modules not every machine has.
 #[test]
 fn luks1_of_cryptsetup() {
     let place = Place::new();
@@ -58,8 +59,6 @@ fn luks1_of_cryptsetup() {
         ("aes-xts-plain64", "256", "sha1"),
         ("aes-cbc-essiv:sha256", "256", "sha512"),
         ("aes-cbc-essiv:sha256", "192", "ripemd160"),
-        ("serpent-xts-plain64", "512", "sha256"),
-        ("twofish-cbc-plain64", "256", "sha256"),
     ] {
         let image = place.empty("image.luks", (2 << 20) + SIZE as u64);
         let quick = ["--pbkdf-force-iterations", "1000"];
@@ -95,7 +94,7 @@ fn luks2_of_cryptsetup() {
         ("aes-xts-plain64", "512", "4096", &["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"][..]),
         ("aes-xts-plain64", "256", "512", &ARGON2ID),
         ("aes-cbc-essiv:sha256", "256", "2048", &ARGON2I),
-        ("serpent-xts-plain64", "512", "512", &ARGON2ID),
+        ("aes-xts-plain", "512", "1024", &ARGON2ID),
     ] {
         let plain = noise(2, SIZE);
         let (image, header) = (place.with("image", &plain), place.empty("header", 16 << 20));

@@ -15,7 +15,7 @@ impl Luks {
         let mut data = json!({
             "cipher-alg": spec.family.name_with_key(own),
             "cipher-mode": spec.mode.name(),
-            "ivgen-alg": spec.iv.map_or("plain", IvGen::name),
+            "ivgen-alg": spec.iv.unwrap_or(IvGen::Plain64).name(),
             "detached-header": self.header_in.is_some(),
             "payload-offset": payload.offset,
         });
