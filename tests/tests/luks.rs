@@ -161,10 +161,13 @@ fn a_wrapped_secret_opens_what_the_plain_one_does() {
         let wrapped = String::from_utf8(wrapped.stdout).unwrap().trim().to_owned();
         let master = side.path("master");
         side.tell("object-add", json!({ "qom-type": "secret", "id": "master", "file": master }));
-        side.tell("object-add", json!({
-            "qom-type": "secret", "id": "word", "keyid": "master", "format": "base64", "data": wrapped,
-            "iv": "AAECAwQFBgcICQoLDA0ODw=="
-        }));
+        side.tell(
+            "object-add",
+            json!({
+                "qom-type": "secret", "id": "word", "keyid": "master", "format": "base64", "data": wrapped,
+                "iv": "AAECAwQFBgcICQoLDA0ODw=="
+            }),
+        );
         side.secret("plain", "open sesame");
         assert_eq!(side.create("plain.luks", &json!({ "key-secret": "plain" })), None);
         let node = side.node("plain.luks", "word");

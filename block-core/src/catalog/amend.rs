@@ -9,7 +9,7 @@ use crate::base::{Error, Result, ResultExt};
 use crate::codec::secret::Secret;
 use crate::drivers;
 use crate::drivers::format::luks::KeyChange;
-use crate::graph::{AmendRequest, Graph, NodeId, Objects, PermSet, Perms};
+use crate::graph::{AmendRequest, Amending, Graph, JobCx, NodeId, Objects, PermSet, Perms};
 use crate::port::{PORT, Port, PortOptions};
 use crate::rt::Local;
 
@@ -58,17 +58,25 @@ pub async fn amend(graph: &Rc<Graph>, node: NodeId, options: BlockdevAmendOption
     if driver != Some("luks") {
         return Err(Error::new(format!("The node's driver is '{}', not 'luks'", driver.unwrap_or_default())));
     }
-    let options = PortOptions { name: "a change of key slots".into(), perms: Perms { uses: PermSet::NONE, ..Perms::IDLE } };
+    let options =
+        PortOptions { name: "a change of key slots".into(), perms: Perms { uses: PermSet::NONE, ..Perms::IDLE } };
     let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await?;
     let mut job = port.handle().job(&Local::current());
-    let result = job
-        .step(async |cx| {
-            let request = AmendRequest { options: &change, objects: graph.objects(), force };
-            cx.child(PORT).amend(request).await
-        })
-        .await;
+    let result = steps(&mut job, graph, &change, force).await;
     let detached = port.detach(&mut graph.permit()).await.doing(|| "Could not let the node go");
     result.and(detached)
+}
+
+/// What takes long is done between the steps: whoever drains the node, or one below, waits for none of it.
+async fn steps(job: &mut JobCx, graph: &Rc<Graph>, change: &KeyChange, force: bool) -> Result<()> {
+    let mut done = None;
+    loop {
+        let request = AmendRequest { options: change, objects: graph.objects(), force, done: done.take() };
+        match job.step(async |cx| cx.child(PORT).amend(request).await).await? {
+            Amending::Done => return Ok(()),
+            Amending::After(work) => done = Some(work.await?),
+        }
+    }
 }
 
 impl QCryptoBlockAmendOptionsLuks {
@@ -78,7 +86,9 @@ impl QCryptoBlockAmendOptionsLuks {
         let milliseconds = |time| u64::try_from(time).map_err(|_| Error::new("'iter-time' must not be negative"));
         let slot = |slot: i64| {
             let valid = usize::try_from(slot).ok().filter(|slot| *slot < KeyChange::SLOTS);
-            valid.ok_or_else(|| Error::new(format!("There is no key slot {slot}: they are 0 to {}", KeyChange::SLOTS - 1)))
+            valid.ok_or_else(|| {
+                Error::new(format!("There is no key slot {slot}: they are 0 to {}", KeyChange::SLOTS - 1))
+            })
         };
         Ok(KeyChange {
             activates: self.state == QCryptoBlockLuksKeyslotState::Active,

@@ -377,7 +377,11 @@ mod tests {
                     let mut bytes = 0;
                     while begun.elapsed() < std::time::Duration::from_millis(300) {
                         for _ in 0..16 {
-                            if turn { cipher.encrypt(bytes, &mut data) } else { cipher.decrypt(bytes, &mut data) }
+                            if turn {
+                                cipher.encrypt(bytes, &mut data)
+                            } else {
+                                cipher.decrypt(bytes, &mut data)
+                            }
                             bytes += at_once as u64;
                         }
                     }

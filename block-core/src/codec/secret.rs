@@ -32,9 +32,10 @@ impl Secret {
     /// of 16.
     pub fn wrapped(given: SecretBytes, encoding: Encoding, key: &Self, iv: &str) -> Result<Self> {
         let iv = base64::decode(iv.as_bytes()).ok_or_else(|| Error::new("The initial vector is not base64"))?;
-        let iv: [u8; IV] = iv.as_slice().try_into().map_err(|_| {
-            Error::new(format!("IV should be {IV} bytes in length, not {}", iv.len()))
-        })?;
+        let iv: [u8; IV] = iv
+            .as_slice()
+            .try_into()
+            .map_err(|_| Error::new(format!("IV should be {IV} bytes in length, not {}", iv.len())))?;
         let key = key.bytes();
         if key.len() != KEY {
             return Err(Error::new(format!("Key should be {KEY} bytes in length, not {}", key.len())));
@@ -49,7 +50,8 @@ impl Secret {
         let len = text.len().checked_sub(padding.into()).filter(|_| (1..=16).contains(&padding));
         let is_padded = |len: usize| text.expose().iter().skip(len).all(|byte| *byte == padding);
         let len = len.filter(|len| is_padded(*len));
-        let len = len.ok_or_else(|| Error::new("The secret cannot be decrypted: its key or its vector is another one"))?;
+        let len =
+            len.ok_or_else(|| Error::new("The secret cannot be decrypted: its key or its vector is another one"))?;
         Ok(Self(Arc::new(SecretBytes::new(text.expose()[..len].to_vec()))))
     }
 

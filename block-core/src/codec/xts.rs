@@ -22,7 +22,8 @@ impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16>
     /// From one key of twice the cipher's length.
     pub(super) fn new(key: &[u8]) -> Result<Self> {
         let (data, tweak) = key.split_at(key.len() / 2);
-        let keyed = |half| C::new_from_slice(half).map_err(|_| Error::new("The key has a length that the cipher has not"));
+        let keyed =
+            |half| C::new_from_slice(half).map_err(|_| Error::new("The key has a length that the cipher has not"));
         if data.len() != tweak.len() {
             return Err(Error::new("The key of XTS has two halves of one length"));
         }

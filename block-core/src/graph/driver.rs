@@ -186,6 +186,16 @@ pub struct AmendRequest<'a> {
     pub objects: &'a Objects,
     /// Also what makes data unreadable for good.
     pub force: bool,
+    /// What came of the work that the driver asked for; nothing at first.
+    pub done: Option<Box<dyn Any + Send>>,
+}
+
+/// How far an image has been amended.
+pub enum Amending {
+    /// It is done.
+    Done,
+    /// First comes this, which takes long. Nobody waits for it inside the graph; then the driver is asked again.
+    After(Pin<Box<dyn Future<Output = Result<Box<dyn Any + Send>, Error>>>>),
 }
 
 /// How the children of a node change: what QMP calls the edge, and what the driver calls the child.
@@ -413,7 +423,7 @@ pub trait Driver: Send + Sync + 'static {
         conf: &Self::Conf,
         _cx: IoCx<'_>,
         _request: AmendRequest<'_>,
-    ) -> impl Future<Output = Result<(), Error>> {
+    ) -> impl Future<Output = Result<Amending, Error>> {
         async {
             let driver = self.info(conf).await.driver;
             Err(Error::new(format!("Driver '{driver}' has nothing that can be amended")))
@@ -527,7 +537,7 @@ pub(crate) trait DynDriver: Send + Sync {
         change: &'a SnapshotChange,
     ) -> Boxed<'a, Result<Snapshotted, Error>>;
     fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>>;
-    fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<(), Error>>;
+    fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<Amending, Error>>;
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
     fn is_unclean(&self) -> bool;
     fn bitmaps(&self) -> Vec<NodeBitmap>;
@@ -640,7 +650,7 @@ impl<D: Driver> DynDriver for Body<D> {
     fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>> {
         Box::pin(self.driver.change_backing_file(&self.conf, cx, name))
     }
-    fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<(), Error>> {
+    fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<Amending, Error>> {
         Box::pin(self.driver.amend(&self.conf, cx, request))
     }
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>> {

@@ -58,7 +58,7 @@ pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    AmendRequest, ChildChange, Direct, DirectRequest, Driver, DriverInfo, End, Extent, Place, Preallocation,
+    AmendRequest, Amending, ChildChange, Direct, DirectRequest, Driver, DriverInfo, End, Extent, Place, Preallocation,
     ReopenRequest, RingEntry, Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;

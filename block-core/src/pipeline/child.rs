@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    AmendRequest, CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place, Preallocation, Repair,
-    SnapshotChange, Snapshotted, Ticket, WriteFlags,
+    AmendRequest, Amending, CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place,
+    Preallocation, Repair, SnapshotChange, Snapshotted, Ticket, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -185,7 +185,7 @@ impl<'g> Child<'g> {
     }
 
     /// Changes what the node's image is like, beside other requests.
-    pub(crate) async fn amend(self, request: AmendRequest<'_>) -> Result<(), Error> {
+    pub(crate) async fn amend(self, request: AmendRequest<'_>) -> Result<Amending, Error> {
         if self.options().read_only || !self.options().active {
             return Err(Error::new("The node is read-only"));
         }

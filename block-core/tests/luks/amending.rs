@@ -1,6 +1,9 @@
 //! Key slots are changed while the disk is in use; cryptsetup and QEMU see the same slots.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
 
 use block_core::catalog;
 use block_core::rt::run_control;
@@ -14,7 +17,8 @@ const WORDS: [&str; 4] = [WORD, "battery", "staple", "donkey"];
 fn made(place: &Place) -> String {
     let path = place.with("image.luks", b"");
     let file = json!({ "driver": "file", "filename": path });
-    create(&json!({ "driver": "luks", "size": SIZE, "key-secret": "s0", "iter-time": 1, "file": file }), &WORDS).unwrap();
+    create(&json!({ "driver": "luks", "size": SIZE, "key-secret": "s0", "iter-time": 1, "file": file }), &WORDS)
+        .unwrap();
     path
 }
 
@@ -61,7 +65,10 @@ fn passphrases_come_and_go() {
     assert_eq!(open_it(&place, &path), [WORDS[0], WORDS[1], WORDS[2]].into());
     assert_eq!(active(&path), 4);
     let refused = |change: Value| amend(&path, "s0", &change, false).unwrap_err();
-    assert_eq!(refused(on(json!({ "new-secret": "s3", "keyslot": 7 }))), "Keyslot 7 is in use: it has to be erased first");
+    assert_eq!(
+        refused(on(json!({ "new-secret": "s3", "keyslot": 7 }))),
+        "Keyslot 7 is in use: it has to be erased first"
+    );
     assert_eq!(refused(on(json!({ "new-secret": "s3", "keyslot": 8 }))), "There is no key slot 8: they are 0 to 7");
     assert_eq!(refused(on(json!({ "new-secret": "s3", "keyslot": -1 }))), "There is no key slot -1: they are 0 to 7");
     assert_eq!(refused(on(json!({}))), "'new-secret' is required to activate a keyslot");
@@ -72,7 +79,10 @@ fn passphrases_come_and_go() {
     assert!(refused(off(json!({ "iter-time": 5, "keyslot": 0 }))).contains("'iter-time' must not"));
     assert!(refused(off(json!({}))).starts_with("Either 'keyslot' or 'old-secret'"));
     assert!(refused(off(json!({ "old-secret": "s3" }))).starts_with("The old secret opens no keyslot"));
-    assert_eq!(refused(off(json!({ "keyslot": 5 }))), "Keyslot 5 is not in use");
+    assert_eq!(refused(off(json!({ "keyslot": 5, "old-secret": "s1" }))), "Keyslot 5 is not in use");
+    assert_eq!(refused(on(json!({ "new-secret": "s3", "iter-time": 0 }))), "'iter-time' must not be 0");
+    let long = refused(on(json!({ "new-secret": "s3", "iter-time": 2_000_000 })));
+    assert_eq!(long, "'iter-time' is at most 20000 ms, not 2000000");
     assert_eq!(active(&path), 4, "a refusal changes nothing");
     // All slots with this word.
     amend(&path, "s0", &off(json!({ "old-secret": "s2" })), false).unwrap();
@@ -80,8 +90,13 @@ fn passphrases_come_and_go() {
     amend(&path, "s1", &off(json!({ "keyslot": 0 })), false).unwrap();
     assert_eq!(open_it(&place, &path), [WORDS[1]].into());
     assert!(contents(&node(&path, "s1"), &WORDS).unwrap() == model, "the disk is what it was");
-    // An overwritten slot opens with the new word alone.
+    // While it is being overwritten a slot opens nothing, so it cannot be the only one.
+    let only = amend(&path, "s1", &on(json!({ "new-secret": "s3", "keyslot": 1 })), true).unwrap_err();
+    assert!(only.starts_with("Keyslot 1 is the only one in use"), "{only}");
+    amend(&path, "s1", &on(json!({ "new-secret": "s2", "keyslot": 0 })), false).unwrap();
     amend(&path, "s1", &on(json!({ "new-secret": "s3", "keyslot": 1 })), true).unwrap();
+    assert_eq!(open_it(&place, &path), [WORDS[2], WORDS[3]].into());
+    amend(&path, "s2", &off(json!({ "keyslot": 0 })), false).unwrap();
     assert_eq!(open_it(&place, &path), [WORDS[3]].into());
     for change in [json!({ "keyslot": 1 }), json!({ "old-secret": "s3" })] {
         let refused = amend(&path, "s3", &off(change), false).unwrap_err();
@@ -118,4 +133,74 @@ fn all_slots_can_be_filled() {
     }
     assert_eq!(amend(&path, "s0", &more, false).unwrap_err(), "All keyslots are in use");
     assert_eq!(active(&path), 8);
+}
+
+/// An erased slot whose material could not be overwritten then is erased once more.
+#[test]
+fn an_erased_slot_can_be_erased_again() {
+    let place = Place::new();
+    let path = made(&place);
+    amend(&path, "s0", &json!({ "state": "active", "iter-time": 1, "new-secret": "s1" }), false).unwrap();
+    let before = std::fs::read(&path).unwrap();
+    amend(&path, "s0", &json!({ "state": "inactive", "keyslot": 1 }), false).unwrap();
+    // As if the noise had not been written.
+    let after = std::fs::read(&path).unwrap();
+    let half = [&after[..592], &before[592..]].concat();
+    std::fs::write(&path, &half).unwrap();
+    amend(&path, "s0", &json!({ "state": "inactive", "keyslot": 1 }), false).unwrap();
+    let now = std::fs::read(&path).unwrap();
+    assert!(now[..592] == half[..592] && now[592..] != half[592..]);
+    assert_eq!(open_it(&place, &path), [WORDS[0]].into());
+}
+
+/// Another program has changed the header: it is not written as we remember it.
+#[test]
+fn a_header_that_somebody_else_changed_stays() {
+    let place = Place::new();
+    let path = made(&place);
+    run_control(async |_| {
+        let graph = graph(&WORDS);
+        let node = add(&graph, node(&path, "s0")).await.unwrap();
+        // A salt of slot 7.
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[208 + 7 * 48 + 8] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        for change in [
+            json!({ "state": "active", "iter-time": 1, "new-secret": "s1" }),
+            json!({ "state": "inactive", "keyslot": 3 }),
+        ] {
+            let options = qmp::schema::from_value(with(json!({ "driver": "luks" }), &change)).unwrap();
+            let refused = catalog::amend(&graph, node, options, false).await.unwrap_err().full();
+            assert!(refused.contains("changed by somebody else"), "{refused}");
+        }
+        graph.permit().remove(node).await.unwrap();
+        assert!(std::fs::read(&path).unwrap() == bytes);
+    });
+}
+
+/// Deriving a key takes long, and nobody who drains the node waits for it.
+#[test]
+fn a_drain_does_not_wait_for_a_key() {
+    let place = Place::new();
+    let path = made(&place);
+    run_control(async |local| {
+        let graph = graph(&WORDS);
+        let node = add(&graph, node(&path, "s0")).await.unwrap();
+        let change = json!({ "driver": "luks", "state": "active", "iter-time": 3000, "new-secret": "s1" });
+        let (done, other) = (Rc::new(Cell::new(false)), graph.clone());
+        let told = done.clone();
+        local.spawn(async move {
+            let options = qmp::schema::from_value(change).unwrap();
+            catalog::amend(&other, node, options, false).await.unwrap();
+            told.set(true);
+        });
+        local.sleep(Duration::from_millis(300)).await;
+        drop(graph.permit().drain(&[node]).await.unwrap());
+        assert!(!done.get(), "it was over before the drain, or the drain waited for it");
+        while !done.get() {
+            local.sleep(Duration::from_millis(20)).await;
+        }
+        graph.permit().remove(node).await.unwrap();
+    });
+    assert_eq!(open_it(&place, &path), [WORDS[0], WORDS[1]].into());
 }

@@ -46,6 +46,14 @@ fn luks1_headers() {
     refused(&path, &good, &[(208, &0xdeadu32.to_be_bytes())], "No key slot of the image is in use");
     refused(&path, &good, &[(208 + 4, most)], "4294967295 iterations of PBKDF2");
     refused(&path, &good, &[(164, most)], "4294967295 iterations of PBKDF2");
+    // The digest is derived for each slot that is tried: eight cheap slots, and a digest that is within the budget once.
+    let (active, one, dear) = (0x00ac_71f3u32.to_be_bytes(), 1u32.to_be_bytes(), 99_000_000u32.to_be_bytes());
+    let mut cheap: Vec<(usize, &[u8])> = Vec::new();
+    for at in (1..8).map(|slot| 208 + slot * 48) {
+        cheap.extend([(at, &active[..]), (at + 4, &one[..])]);
+    }
+    cheap.push((164, &dear));
+    refused(&path, &good, &cheap, "99000000 iterations of PBKDF2");
     refused(&path, &good, &[(208 + 44, most)], "4294967295 stripes");
     refused(&path, &good, &[(8, b"rot\0")], "The cipher 'rot' is not supported");
     refused(&path, &good, &[(72, b"crc32\0\0")], "The hash 'crc32' is not supported");
@@ -145,7 +153,11 @@ fn luks2_headers() {
     json.refused("/segments/0/type", json!("linear"), "A segment of type 'linear' is not supported");
     json.refused("/segments/0/encryption", json!("cipher_null-ecb"), "The cipher 'cipher_null' is not supported");
     json.refused("/segments", json!({}), "several segments, or none");
-    json.refused("/config", json!({ "requirements": { "mandatory": ["online-reencrypt"] } }), "needs 'online-reencrypt'");
+    json.refused(
+        "/config",
+        json!({ "requirements": { "mandatory": ["online-reencrypt"] } }),
+        "needs 'online-reencrypt'",
+    );
     let mut with_integrity = json.tree.clone();
     with_integrity["segments"]["0"]["integrity"] = json!({ "type": "hmac(sha256)" });
     let image = json.with_text(with_integrity.to_string().as_bytes());

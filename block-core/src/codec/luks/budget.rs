@@ -1,11 +1,12 @@
 //! What deriving keys may cost: a header of others says how much it wants.
 
 use crate::base::{Error, Result};
+use crate::codec::hash::Hash;
 
 /// The costs that are taken, all slots of a header together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Iterations of PBKDF2.
+    /// Iterations of PBKDF2, each counted once for every block of the hash's size that is derived.
     pub pbkdf2_iterations: u64,
     /// Memory of Argon2 at one time, in KiB.
     pub argon2_memory_kib: u64,
@@ -13,9 +14,10 @@ pub struct Budget {
     pub argon2_work_kib: u64,
 }
 
-/// Iterations of PBKDF2 that the slots of one header may ask together. A slot that was made to take two seconds has a few
-/// millions of them; this many take one helper thread about a minute.
-pub const MAX_PBKDF2_ITERATIONS: u64 = 100_000_000;
+/// Iterations of PBKDF2 that one header may ask for: those of its slots, and those of the key's digest, which is derived for
+/// each slot that is tried. A slot that was made to take two seconds has some millions of them; this many take one helper
+/// thread about a minute.
+pub const MAX_PBKDF2_ITERATIONS: u64 = 200_000_000;
 /// Memory that one slot may ask, in KiB: what cryptsetup takes at the most.
 pub const MAX_ARGON2_MEMORY: u64 = 1 << 20;
 /// Memory times passes that the slots of one header may ask together, in KiB: with the most memory, 32 passes.
@@ -44,11 +46,13 @@ impl<'b> Left<'b> {
     }
 
     /// `what` is who asks, for the refusal.
-    pub(super) fn pbkdf2(&mut self, what: &str, iterations: u32) -> Result<()> {
+    /// `len` bytes are derived, `times` times.
+    pub(super) fn pbkdf2(&mut self, what: &str, hash: Hash, iterations: u32, len: usize, times: usize) -> Result<()> {
         if iterations == 0 {
             return Err(Error::new(format!("{what} asks for no iterations of PBKDF2")));
         }
-        self.iterations = self.iterations.checked_sub(iterations.into()).ok_or_else(|| {
+        let asked = u64::from(iterations).saturating_mul((len.div_ceil(hash.size()) * times) as u64);
+        self.iterations = self.iterations.checked_sub(asked).ok_or_else(|| {
             let most = self.budget.pbkdf2_iterations;
             Error::new(format!("{what} asks for {iterations} iterations of PBKDF2; an image may ask for {most} in all"))
         })?;
@@ -58,12 +62,16 @@ impl<'b> Left<'b> {
     pub(super) fn argon2(&mut self, what: &str, memory_kib: u32, passes: u32) -> Result<()> {
         let (memory, most) = (u64::from(memory_kib), self.budget.argon2_memory_kib);
         if memory > most {
-            return Err(Error::new(format!("{what} asks for {memory} KiB of memory for Argon2; at most {most} are taken")));
+            return Err(Error::new(format!(
+                "{what} asks for {memory} KiB of memory for Argon2; at most {most} are taken"
+            )));
         }
         let asked = memory * u64::from(passes);
         self.work_kib = self.work_kib.checked_sub(asked).ok_or_else(|| {
             let most = self.budget.argon2_work_kib;
-            Error::new(format!("{what} asks for {passes} passes of Argon2 over {memory} KiB; {most} KiB are taken in all"))
+            Error::new(format!(
+                "{what} asks for {passes} passes of Argon2 over {memory} KiB; {most} KiB are taken in all"
+            ))
         })?;
         Ok(())
     }

@@ -54,7 +54,10 @@ impl Payload {
 
     fn check(&self, end: u64) -> Result<()> {
         if self.offset > end {
-            return Err(Error::new(format!("The payload begins at {}, behind the end of the file ({end})", self.offset)));
+            return Err(Error::new(format!(
+                "The payload begins at {}, behind the end of the file ({end})",
+                self.offset
+            )));
         }
         match self.size.map(|size| self.offset.checked_add(size)) {
             None => Ok(()),

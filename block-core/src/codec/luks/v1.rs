@@ -74,7 +74,8 @@ impl Header {
     /// From the first bytes of a file of `end` bytes. `detached`: the payload is in another file.
     pub fn parse(bytes: &[u8], end: u64, detached: bool) -> Result<Self> {
         let fields = Fields(bytes);
-        let spec = Spec::parse(fields.name("The cipher's name", 8, NAME)?, fields.name("The cipher's mode", 40, NAME)?)?;
+        let spec =
+            Spec::parse(fields.name("The cipher's name", 8, NAME)?, fields.name("The cipher's mode", 40, NAME)?)?;
         let hash = Hash::named(fields.name("The hash's name", 72, NAME)?)?;
         let key_len = fields.u32(108)?;
         let key_len = usize::try_from(key_len).ok().filter(|len| *len <= MAX_KEY);
@@ -160,7 +161,10 @@ impl Header {
             // The digest is asked once a slot, so it takes an eighth.
             iterations: iterations(new.hash, new.time / words(SLOTS), DIGEST)?,
             uuid: uuid(random)?,
-            slots: std::array::from_fn(|index| Slot { sector: FIRST_MATERIAL + area * words(index), ..Slot::default() }),
+            slots: std::array::from_fn(|index| Slot {
+                sector: FIRST_MATERIAL + area * words(index),
+                ..Slot::default()
+            }),
         };
         random(&mut header.salt)?;
         let digest = header.digest_of(&key);
@@ -205,7 +209,14 @@ impl Header {
     /// The guest's data.
     pub fn payload(&self) -> Payload {
         let Self { spec, key_len, payload, .. } = self;
-        Payload { offset: u64::from(*payload) * SECTOR, size: None, unit: 512, spec: *spec, first: 0, key_len: *key_len }
+        Payload {
+            offset: u64::from(*payload) * SECTOR,
+            size: None,
+            unit: 512,
+            spec: *spec,
+            first: 0,
+            key_len: *key_len,
+        }
     }
 
     /// Where a slot's material is.
@@ -249,9 +260,10 @@ impl Header {
 
     pub(super) fn check_costs(&self, budget: &Budget) -> Result<()> {
         let mut left = Left::of(budget);
-        left.pbkdf2("The key's digest", self.iterations)?;
-        for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.is_active) {
-            left.pbkdf2(&format!("Key slot {index}"), slot.iterations)?;
+        let active = || self.slots.iter().enumerate().filter(|(_, slot)| slot.is_active);
+        left.pbkdf2("The key's digest", self.hash, self.iterations, DIGEST, active().count().max(1))?;
+        for (index, slot) in active() {
+            left.pbkdf2(&format!("Key slot {index}"), self.hash, slot.iterations, self.key_len, 1)?;
         }
         Ok(())
     }
@@ -278,7 +290,11 @@ impl Header {
 
     fn crypt(&self, key: &SecretBytes, material: &mut [u8], encrypt: bool) -> Result<()> {
         let cipher = self.spec.keyed(key.expose(), SECTOR as usize)?;
-        if encrypt { cipher.encrypt(0, material) } else { cipher.decrypt(0, material) }
+        if encrypt {
+            cipher.encrypt(0, material)
+        } else {
+            cipher.decrypt(0, material)
+        }
         Ok(())
     }
 }
@@ -301,6 +317,10 @@ impl Slot {
 }
 
 fn iterations(hash: Hash, time: Duration, len: usize) -> Result<u32> {
+    if time > MAX_ITER_TIME {
+        let most = MAX_ITER_TIME.as_millis();
+        return Err(Error::new(format!("'iter-time' is at most {most} ms, not {}", time.as_millis())));
+    }
     let each = hash.iterations_in(time, len).max(MIN_ITERATIONS.into());
     u32::try_from(each).map_err(|_| Error::new("The iteration time is too long: a header has 32 bits for iterations"))
 }
@@ -339,6 +359,8 @@ const MAX_KEY: usize = 64;
 /// The first sector behind the header, at a multiple of 4 KiB.
 const FIRST_MATERIAL: u32 = 8;
 const MIN_ITERATIONS: u32 = 1000;
+/// The longest time that one try of a passphrase is made to take.
+pub const MAX_ITER_TIME: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
 mod tests;

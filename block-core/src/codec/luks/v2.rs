@@ -170,11 +170,12 @@ impl Header {
 
     pub(super) fn check_costs(&self, budget: &Budget) -> Result<()> {
         let mut left = Left::of(budget);
-        left.pbkdf2("The key's digest", self.digest.iterations)?;
+        let Digest { hash, iterations, ref digest, .. } = self.digest;
+        left.pbkdf2("The key's digest", hash, iterations, digest.len(), self.active().len().max(1))?;
         for slot in &self.slots {
             let what = format!("Key slot {}", slot.index);
             match slot.kdf {
-                Kdf::Pbkdf2 { iterations, .. } => left.pbkdf2(&what, iterations)?,
+                Kdf::Pbkdf2 { hash, iterations, .. } => left.pbkdf2(&what, hash, iterations, slot.material_key, 1)?,
                 Kdf::Argon2 { memory_kib, passes, .. } => left.argon2(&what, memory_kib, passes)?,
             }
         }

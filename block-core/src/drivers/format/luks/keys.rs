@@ -2,24 +2,30 @@
 //!
 //! | step | a crash behind it leaves |
 //! |---|---|
-//! | a slot is filled: its material, flush | the slots that there were; one that was overwritten opens nothing |
+//! | a slot is filled: its material, flush | the slots that there were; one that was overwritten opens nothing, and is never the only one |
 //! | then the header, flush | the new slot too |
 //! | slots are erased: the header, flush | the slots that are left; the material of the others is still there |
 //! | then noise over their material, flush | – |
+//!
+//! Keys are derived between two steps inside the graph. Before each, the header has to be what it was: other programs may
+//! change it where no locks keep them off.
 
+use std::any::Any;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{AcqRel, Release};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::Duration;
 
 use super::create::put;
 use super::open::{fetch, unlock};
 use super::{Luks, LuksOptions};
-use crate::base::{Error, Result, ResultExt};
+use crate::base::{ByteRange, Error, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::luks::{Budget, Header, v1};
 use crate::codec::secret::Secret;
 use crate::drivers::secret;
-use crate::graph::{AmendRequest, Child, IoCx};
+use crate::graph::{AmendRequest, Amending, Child, IoCx};
 use crate::rt::{blocking_long, random};
 
 /// A change of key slots.
@@ -47,6 +53,7 @@ impl KeyChange {
     fn check(&self) -> Result<()> {
         let refused = match (self.activates, &self.new, &self.old, self.time, self.slot) {
             (true, None, ..) => "'new-secret' is required to activate a keyslot",
+            (true, .., Some(Duration::ZERO), _) => "'iter-time' must not be 0",
             (true, _, Some(_), ..) => "'old-secret' must not be given when activating keyslots",
             (false, Some(_), ..) => "'new-secret' must not be given when erasing keyslots",
             (false, _, _, Some(_), _) => "'iter-time' must not be given when erasing keyslots",
@@ -57,124 +64,210 @@ impl KeyChange {
     }
 }
 
+/// What is written next, once it has been found out outside of the graph.
+struct Found {
+    turn: Turn,
+    /// What it was found from.
+    before: v1::Header,
+    what: What,
+}
+
+enum What {
+    Fill { index: usize, header: v1::Header, material: SecretBytes },
+    Erase(Vec<usize>),
+}
+
 impl Luks {
+    /// Deriving takes long: it is asked for, and the slots are changed when this is called again with what came of it.
     pub(super) async fn change_keys(
         &self,
         own: &LuksOptions,
         cx: IoCx<'_>,
         change: &KeyChange,
-        request: &AmendRequest<'_>,
-    ) -> Result<()> {
-        change.check()?;
-        let _turn = Turn::take(&self.changing)?;
-        let Header::V1(header) = self.header().clone() else {
-            return Err(Error::new("The key slots of LUKS2 cannot be changed yet"));
-        };
+        request: AmendRequest<'_>,
+    ) -> Result<Amending> {
         let keeper = cx.child(self.header_in.unwrap_or(self.file));
-        let mut slots = Slots { keeper, header };
-        let changed = if change.activates {
+        if let Some(found) = request.done {
+            let found = found.downcast::<Found>().expect("it is what was asked for");
+            let Found { turn, before, what } = *found;
+            let mut slots = self.slots(keeper).await?;
+            if slots.header != before {
+                return Err(changed_elsewhere());
+            }
+            match what {
+                What::Fill { index, header, material } => slots.fill(index, header, &material).await?,
+                What::Erase(erased) => slots.erase(&erased, request.force).await?,
+            }
+            drop(turn);
+            return Ok(Amending::Done);
+        }
+        change.check()?;
+        let turn = Turn::take(&self.changing)?;
+        let mut slots = self.slots(keeper).await?;
+        if let (false, Some(slot), None) = (change.activates, change.slot, &change.old) {
+            slots.erase_one(slot, request.force).await?;
+            return Ok(Amending::Done);
+        }
+        let (before, material) = (slots.header.clone(), slots.all_material().await?);
+        let work: Pin<Box<dyn Future<Output = Result<What>>>> = if change.activates {
             let opens = match (&change.secret, &own.key_secret) {
                 (Some(given), _) => given.clone(),
                 (None, id) => secret(request.objects, id.as_deref().unwrap_or_default())?,
             };
-            slots.fill(change, opens, request.force).await
+            Box::pin(filling(before.clone(), slots.to_fill(change, request.force)?, opens, change.clone(), material))
         } else {
-            slots.erase(change, request.force).await
+            Box::pin(erasing(before.clone(), change.clone(), material))
         };
-        *self.header() = Header::V1(slots.header);
-        changed
+        Ok(Amending::After(Box::pin(async move {
+            let what = work.await?;
+            Ok(Box::new(Found { turn, before, what }) as Box<dyn Any + Send>)
+        })))
     }
+
+    /// The slots as the file has them, which is as they were when it was last looked at.
+    async fn slots<'s>(&'s self, keeper: Child<'s>) -> Result<Slots<'s>> {
+        let Header::V1(known) = self.header().clone() else {
+            return Err(Error::new("The key slots of LUKS2 cannot be changed yet"));
+        };
+        let bytes = fetch(keeper, ByteRange::whole(v1::LEN as u64)).await.doing(|| "Could not read the header")?;
+        let header = v1::Header::parse(&bytes, keeper.size(), self.header_in.is_some());
+        let header = header.map_err(|_| changed_elsewhere())?;
+        // Of a change of ours that failed nobody knows how much was done.
+        if header != known && !self.is_unsure.load(Acquire) {
+            return Err(changed_elsewhere());
+        }
+        Ok(Slots { image: self, keeper, header })
+    }
+}
+
+fn changed_elsewhere() -> Error {
+    Error::new(
+        "The header has been changed by somebody else since the node was added: remove the node, and add it again",
+    )
+}
+
+/// Finds the disk's key, and hides it in a slot.
+async fn filling(
+    before: v1::Header,
+    index: usize,
+    opens: Secret,
+    change: KeyChange,
+    material: Vec<SecretBytes>,
+) -> Result<What> {
+    let (_, unlocked) = unlock(Header::V1(before.clone()), opens, material).await?;
+    let new = change.new.ok_or_else(|| Error::new("There is no new secret"))?;
+    let (mut header, time) = (before, change.time.unwrap_or(TIME));
+    let derived = blocking_long(move || {
+        let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
+        let material = header.fill(index, new.bytes(), &unlocked.key, time, &mut source)?;
+        Ok::<_, Error>((header, material))
+    });
+    let (header, material) = derived.await?;
+    // What we would not open is not made either.
+    Header::V1(header.clone()).check_costs(&Budget::default()).doing(|| "The iteration time is too long")?;
+    Ok(What::Fill { index, header, material })
+}
+
+/// Finds the slots that the old secret opens.
+async fn erasing(before: v1::Header, change: KeyChange, material: Vec<SecretBytes>) -> Result<What> {
+    let old = change.old.ok_or_else(|| Error::new("There is no old secret"))?;
+    let active = active(&before);
+    if let Some(slot) = change.slot.filter(|slot| !active.contains(slot)) {
+        return Err(Error::new(format!("Keyslot {slot} is not in use")));
+    }
+    let tried = blocking_long(move || {
+        let mut opened = Vec::new();
+        for (index, material) in active.into_iter().zip(material) {
+            if before.try_slot(index, old.bytes(), material)?.is_some() {
+                opened.push(index);
+            }
+        }
+        Ok::<_, Error>(opened)
+    });
+    let mut opened = tried.await?;
+    opened.retain(|index| change.slot.is_none_or(|slot| slot == *index));
+    if opened.is_empty() {
+        return Err(Error::new("The old secret opens no keyslot that could be erased"));
+    }
+    Ok(What::Erase(opened))
+}
+
+fn active(header: &v1::Header) -> Vec<usize> {
+    let slots = header.slots();
+    (0..v1::SLOTS).filter(|index| slots[*index].is_active).collect()
 }
 
 /// The header, as it stands in the file, and where that is.
 struct Slots<'g> {
+    image: &'g Luks,
     keeper: Child<'g>,
     header: v1::Header,
 }
 
 impl Slots<'_> {
-    async fn fill(&mut self, change: &KeyChange, opens: Secret, force: bool) -> Result<()> {
-        let slots = self.header.slots();
-        let free = slots.iter().position(|slot| !slot.is_active);
+    /// The slot that is filled.
+    fn to_fill(&self, change: &KeyChange, force: bool) -> Result<usize> {
+        let active = active(&self.header);
+        let free = (0..v1::SLOTS).find(|index| !active.contains(index));
         let index = change.slot.or(free).ok_or_else(|| Error::new("All keyslots are in use"))?;
-        if slots[index].is_active && !force {
+        if active.contains(&index) && !force {
             return Err(Error::new(format!("Keyslot {index} is in use: it has to be erased first")));
         }
-        let header = Header::V1(self.header.clone());
-        let (_, unlocked) = unlock(header, opens, self.all_material().await?).await?;
-        let new = change.new.clone().ok_or_else(|| Error::new("There is no new secret"))?;
-        let (mut header, time) = (self.header.clone(), change.time.unwrap_or(TIME));
-        let derived = blocking_long(move || {
-            let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
-            let material = header.fill(index, new.bytes(), &unlocked.key, time, &mut source)?;
-            Ok::<_, Error>((header, material))
-        });
-        let (header, material) = derived.await?;
-        Header::V1(header.clone()).check_costs(&Budget::default()).doing(|| "The iteration time is too long")?;
+        // Half-way through, nothing would open the disk.
+        if active == [index] {
+            return Err(Error::new(format!(
+                "Keyslot {index} is the only one in use: fill another one first, and erase this one then"
+            )));
+        }
+        Ok(index)
+    }
+
+    async fn fill(&mut self, index: usize, header: v1::Header, material: &SecretBytes) -> Result<()> {
         let doing = || format!("Could not write keyslot {index}");
         put(self.keeper, header.material(index).start(), material.expose()).await.doing(doing)?;
         self.keeper.flush().await.doing(doing)?;
         self.write(header).await
     }
 
-    async fn erase(&mut self, change: &KeyChange, force: bool) -> Result<()> {
-        let active: Vec<usize> = self.active();
-        let erased = match (change.slot, &change.old) {
-            (Some(slot), _) if !active.contains(&slot) => {
-                return Err(Error::new(format!("Keyslot {slot} is not in use")));
-            }
-            (Some(slot), None) => vec![slot],
-            (slot, Some(old)) => {
-                let mut opened = self.opened_by(old).await?;
-                opened.retain(|index| slot.is_none_or(|slot| slot == *index));
-                opened
-            }
-            (None, None) => Vec::new(),
-        };
-        if erased.is_empty() {
-            return Err(Error::new("The old secret opens no keyslot that could be erased"));
+    /// One that is erased already may have material that could not be overwritten then.
+    async fn erase_one(&mut self, slot: usize, force: bool) -> Result<()> {
+        match active(&self.header).contains(&slot) {
+            true => self.erase(&[slot], force).await,
+            false => self.overwrite(&[slot]).await,
         }
-        if erased.len() == active.len() && !force {
+    }
+
+    async fn erase(&mut self, erased: &[usize], force: bool) -> Result<()> {
+        if erased.len() == active(&self.header).len() && !force {
             let text = "No keyslot would be left, and the disk would be lost for good: this needs 'force'";
             return Err(Error::new(text));
         }
         let mut header = self.header.clone();
         erased.iter().for_each(|index| header.clear(*index));
         self.write(header).await?;
+        self.overwrite(erased).await
+    }
+
+    /// Noise over the material of slots that are not in use any more.
+    async fn overwrite(&self, erased: &[usize]) -> Result<()> {
         for index in erased {
-            let at = self.header.material(index);
+            let at = self.header.material(*index);
             let mut noise = SecretBytes::zeroed(usize::try_from(at.len()).unwrap_or(0));
-            let doing = || format!("Keyslot {index} is erased, and its material could not be overwritten");
+            let doing =
+                || format!("Keyslot {index} is erased, and its material could not be overwritten: erase it once more");
             random(noise.expose_mut()).doing(doing)?;
             put(self.keeper, at.start(), noise.expose()).await.doing(doing)?;
         }
-        self.keeper.flush().await.doing(|| "The keyslots are erased, and their material may not be")
-    }
-
-    fn active(&self) -> Vec<usize> {
-        let slots = self.header.slots();
-        (0..v1::SLOTS).filter(|index| slots[*index].is_active).collect()
-    }
-
-    async fn opened_by(&self, old: &Secret) -> Result<Vec<usize>> {
-        let (header, active, old) = (self.header.clone(), self.active(), old.clone());
-        let material = self.all_material().await?;
-        let tried = blocking_long(move || {
-            let mut opened = Vec::new();
-            for (index, material) in active.into_iter().zip(material) {
-                if header.try_slot(index, old.bytes(), material)?.is_some() {
-                    opened.push(index);
-                }
-            }
-            Ok(opened)
-        });
-        tried.await
+        self.keeper
+            .flush()
+            .await
+            .doing(|| "The keyslots are erased, and their material may not be: erase them once more")
     }
 
     /// Of the slots that are in use.
     async fn all_material(&self) -> Result<Vec<SecretBytes>> {
         let mut all = Vec::new();
-        for index in self.active() {
+        for index in active(&self.header) {
             let doing = || format!("Could not read the material of key slot {index}");
             all.push(SecretBytes::new(fetch(self.keeper, self.header.material(index)).await.doing(doing)?));
         }
@@ -182,28 +275,31 @@ impl Slots<'_> {
     }
 
     async fn write(&mut self, header: v1::Header) -> Result<()> {
-        let doing = || "Could not write the header";
-        // What failed may be there all the same. The next change writes all of the header again, as it was told.
+        let doing = || "Could not write the header, which may be changed all the same";
+        // What failed may be there all the same: the next change goes on from what is found.
+        self.image.is_unsure.store(true, Release);
         put(self.keeper, 0, &header.to_bytes()).await.doing(doing)?;
         self.keeper.flush().await.doing(doing)?;
+        self.image.is_unsure.store(false, Release);
+        *self.image.header() = Header::V1(header.clone());
         self.header = header;
         Ok(())
     }
 }
 
 /// One change at a time.
-struct Turn<'l>(&'l AtomicBool);
+struct Turn(Arc<AtomicBool>);
 
-impl<'l> Turn<'l> {
-    fn take(changing: &'l AtomicBool) -> Result<Self> {
+impl Turn {
+    fn take(changing: &Arc<AtomicBool>) -> Result<Self> {
         if changing.swap(true, AcqRel) {
             return Err(Error::new("The key slots are being changed already"));
         }
-        Ok(Self(changing))
+        Ok(Self(changing.clone()))
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
         self.0.store(false, Release);
     }

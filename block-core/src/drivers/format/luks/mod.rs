@@ -18,14 +18,14 @@ mod open;
 mod options;
 
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::base::{ByteRange, Error, IoError, Result, align_down, is_aligned};
 use crate::codec::cipher::SectorCipher;
 use crate::codec::luks::{Header, Payload};
 use crate::graph::{
-    AmendRequest, ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, Perms, Place, Preallocation, ReopenRequest, Role,
-    WriteFlags,
+    AmendRequest, Amending, ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Perms, Place,
+    Preallocation, ReopenRequest, Role, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -42,7 +42,9 @@ pub struct Luks {
     payload: Payload,
     cipher: SectorCipher,
     /// Somebody is changing the key slots.
-    changing: AtomicBool,
+    changing: Arc<AtomicBool>,
+    /// The header could not be written: the file may have either.
+    is_unsure: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -176,10 +178,14 @@ impl Driver for Luks {
         Ok(own.clone())
     }
 
-    async fn amend(&self, own: &LuksOptions, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<()> {
+    async fn amend(&self, own: &LuksOptions, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending> {
         let change = request.options.downcast_ref::<KeyChange>();
         let change = change.expect("the catalog amends a driver with options of its kind");
-        self.change_keys(own, cx, change, &request).await
+        self.change_keys(own, cx, change, request).await
+    }
+
+    async fn set_active(&self, _: &LuksOptions, _: NodeOptions, _: Perms) -> Result<Option<LuksOptions>> {
+        Err(Error::new("A luks node cannot be made inactive, or active again, yet"))
     }
 
     async fn info(&self, _: &LuksOptions) -> DriverInfo {

@@ -1,8 +1,8 @@
 //! Opening an image: its header is read and judged, then the material of its key slots, and the key is derived where nobody
 //! waits for the thread.
 
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 use super::{Luks, LuksOptions};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
@@ -32,7 +32,15 @@ impl Open for LuksOptions {
         header.check_payload(end).doing(doing)?;
         let (header, unlocked) = unlock(header, passphrase, material).await.doing(doing)?;
         let cipher = payload.cipher(&unlocked.key).doing(doing)?;
-        let driver = Luks { file, header_in, header: Mutex::new(header), payload, cipher, changing: AtomicBool::new(false) };
+        let driver = Luks {
+            file,
+            header_in,
+            header: Mutex::new(header),
+            payload,
+            cipher,
+            changing: Arc::default(),
+            is_unsure: AtomicBool::new(false),
+        };
         Ok(Opened { driver, conf: self.clone(), options: site.common })
     }
 }
