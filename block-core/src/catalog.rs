@@ -47,9 +47,7 @@ pub use self::create::{
     PreallocMode, Qcow2CompressionType, Qcow2Version, create,
 };
 pub use self::describe::info;
-pub use self::luks::{
-    LuksCreateOptions, QCryptoCipherAlgo, QCryptoCipherMode, QCryptoHashAlgo, QCryptoIvGenAlgo,
-};
+pub use self::luks::{LuksCreateOptions, QCryptoCipherAlgo, QCryptoCipherMode, QCryptoHashAlgo, QCryptoIvGenAlgo};
 pub use self::options::{
     BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption,
     MAX_DEPTH,

@@ -101,7 +101,15 @@ fn file_subjects(dir: &Path) -> Vec<Subject> {
         // The last sector is not complete in the file; in the node it is.
         let path = image(dir, &format!("{number}.img"), SIZE - 100, 0);
         let options = with(with(file("subject", &path), &json!({ "detect-zeroes": "unmap" })), &engine);
-        Subject { options, keeps: true, grows_zeroes: true, grain: 512, resizes: true, seen_in: Some((path, 0)), _held: Some(Box::new(held.clone())) }
+        Subject {
+            options,
+            keeps: true,
+            grows_zeroes: true,
+            grain: 512,
+            resizes: true,
+            seen_in: Some((path, 0)),
+            _held: Some(Box::new(held.clone())),
+        }
     };
     engines(is_tmpfs).into_iter().enumerate().map(subject).collect()
 }
@@ -122,7 +130,15 @@ fn device(dir: &Path, engine: &Value, sector: &str) -> Subject {
     let device = Loop::with_sectors(&path, sector);
     let options = json!({ "driver": "host_device", "node-name": "subject", "filename": device.path });
     let held: Option<Box<dyn Any>> = Some(Box::new(device));
-    Subject { options: with(options, engine), keeps: true, grows_zeroes: true, grain: 512, resizes: false, seen_in: None, _held: held }
+    Subject {
+        options: with(options, engine),
+        keeps: true,
+        grows_zeroes: true,
+        grain: 512,
+        resizes: false,
+        seen_in: None,
+        _held: held,
+    }
 }
 
 fn null(options: Value) -> Subject {
@@ -135,7 +151,15 @@ fn throttled(dir: &Path, group: &str) -> Subject {
     let path = image(dir, "throttled.img", SIZE, 0);
     let file = json!({ "driver": "file", "filename": path });
     let options = json!({ "driver": "throttle", "node-name": "subject", "throttle-group": group, "file": file });
-    Subject { options, keeps: true, grows_zeroes: true, grain: 512, resizes: true, seen_in: Some((path, 0)), _held: None }
+    Subject {
+        options,
+        keeps: true,
+        grows_zeroes: true,
+        grain: 512,
+        resizes: true,
+        seen_in: Some((path, 0)),
+        _held: None,
+    }
 }
 
 /// The layers are those of [`graph`].
@@ -167,7 +191,15 @@ fn raw_subjects(dir: &Path) -> Vec<Subject> {
     let direct = json!({ "driver": "file", "filename": path, "aio": "io_uring", "cache": { "direct": true } });
     let raw = |more: Value, offset: usize, resizes: bool| {
         let options = with(json!({ "driver": "raw", "node-name": "subject", "discard": "unmap" }), &more);
-        Subject { options, keeps: true, grows_zeroes: true, grain: 512, resizes, seen_in: Some((path.clone(), offset)), _held: None }
+        Subject {
+            options,
+            keeps: true,
+            grows_zeroes: true,
+            grain: 512,
+            resizes,
+            seen_in: Some((path.clone(), offset)),
+            _held: None,
+        }
     };
     vec![
         raw(json!({ "file": below }), 0, true),
@@ -194,7 +226,13 @@ fn luks_subjects(dir: &Path) -> Vec<Subject> {
     let header = dir.join("header").to_str().unwrap().to_owned();
     let luks2 = ["--type", "luks2", "--pbkdf", "pbkdf2", "--sector-size"];
     vec![
-        subject("one.luks", &["--type", "luks1"], 2 << 20, 512, json!({ "detect-zeroes": "unmap", "discard": "unmap" })),
+        subject(
+            "one.luks",
+            &["--type", "luks1"],
+            2 << 20,
+            512,
+            json!({ "detect-zeroes": "unmap", "discard": "unmap" }),
+        ),
         subject("two.luks", &[&luks2[..], &["512"]].concat(), 16 << 20, 512, json!({})),
         subject("large.luks", &[&luks2[..], &["4096"]].concat(), 16 << 20, 4096, json!({})),
         subject(
@@ -217,7 +255,15 @@ fn qcow2_subjects(dir: &Path) -> Vec<Subject> {
         assert!(status.unwrap().success(), "qemu-img makes an image");
         let file = json!({ "driver": "file", "filename": path });
         let options = json!({ "driver": "qcow2", "node-name": "subject", "discard": "unmap", "file": file });
-        Subject { options: with(options, &more), keeps: true, grows_zeroes: true, grain: 512, resizes: true, seen_in: None, _held: None }
+        Subject {
+            options: with(options, &more),
+            keeps: true,
+            grows_zeroes: true,
+            grain: 512,
+            resizes: true,
+            seen_in: None,
+            _held: None,
+        }
     };
     vec![
         made("small.qcow2", &["-o", "cluster_size=512"], json!({ "discard-no-unref": true })),
@@ -239,7 +285,15 @@ fn copy_before_write(dir: &Path) -> Subject {
     // The last cluster is not complete.
     let (path, options) = kept(dir, SIZE + 8192);
     let options = with(options, &json!({ "node-name": "subject" }));
-    Subject { options, keeps: true, grows_zeroes: true, grain: 512, resizes: false, seen_in: Some((path, 0)), _held: None }
+    Subject {
+        options,
+        keeps: true,
+        grows_zeroes: true,
+        grain: 512,
+        resizes: false,
+        seen_in: Some((path, 0)),
+        _held: None,
+    }
 }
 
 fn snapshot_access(dir: &Path) -> Subject {
@@ -254,7 +308,15 @@ fn blkdebug_subjects(dir: &Path) -> Vec<Subject> {
     let subject = |more: Value| {
         let options = json!({ "driver": "blkdebug", "node-name": "subject", "discard": "unmap", "image": below });
         let seen_in = Some((path.clone(), 0));
-        Subject { options: with(options, &more), keeps: true, grows_zeroes: true, grain: 512, resizes: true, seen_in, _held: None }
+        Subject {
+            options: with(options, &more),
+            keeps: true,
+            grows_zeroes: true,
+            grain: 512,
+            resizes: true,
+            seen_in,
+            _held: None,
+        }
     };
     let odd = json!({
         "align": 4096, "max-transfer": 8192, "opt-write-zero": 12288, "max-write-zero": 24576,
@@ -270,7 +332,15 @@ fn quorum_subjects(dir: &Path) -> Vec<Subject> {
         let children: Vec<Value> = paths.iter().map(|path| json!({ "driver": "file", "filename": path })).collect();
         let options = json!({ "driver": "quorum", "node-name": "subject", "children": children, "discard": "unmap" });
         let options = with(with(options, &json!({ "vote-threshold": threshold })), &more);
-        Subject { options, keeps: true, grows_zeroes: true, grain: 512, resizes: true, seen_in: Some((paths[0].clone(), 0)), _held: None }
+        Subject {
+            options,
+            keeps: true,
+            grows_zeroes: true,
+            grain: 512,
+            resizes: true,
+            seen_in: Some((paths[0].clone(), 0)),
+            _held: None,
+        }
     };
     vec![
         vote(json!({ "rewrite-corrupted": true }), &["a", "b", "c"], 2),
@@ -286,7 +356,15 @@ fn blklogwrites(dir: &Path, sector: u32) -> Subject {
         "driver": "blklogwrites", "node-name": "subject", "discard": "unmap", "log-sector-size": sector,
         "file": { "driver": "file", "filename": path }, "log": { "driver": "file", "filename": log }
     });
-    Subject { options, keeps: true, grows_zeroes: true, grain: 512, resizes: true, seen_in: Some((path, 0)), _held: None }
+    Subject {
+        options,
+        keeps: true,
+        grows_zeroes: true,
+        grain: 512,
+        resizes: true,
+        seen_in: Some((path, 0)),
+        _held: None,
+    }
 }
 
 fn blkreplay(dir: &Path) -> Subject {
@@ -295,7 +373,15 @@ fn blkreplay(dir: &Path) -> Subject {
         "driver": "blkreplay", "node-name": "subject", "discard": "unmap", "x-patience-ms": 1,
         "image": { "driver": "file", "filename": path }
     });
-    Subject { options, keeps: true, grows_zeroes: true, grain: 512, resizes: true, seen_in: Some((path, 0)), _held: None }
+    Subject {
+        options,
+        keeps: true,
+        grows_zeroes: true,
+        grain: 512,
+        resizes: true,
+        seen_in: Some((path, 0)),
+        _held: None,
+    }
 }
 
 fn blkverify(dir: &Path) -> Subject {
@@ -305,7 +391,15 @@ fn blkverify(dir: &Path) -> Subject {
         "test": { "driver": "file", "filename": test },
         "raw": { "driver": "file", "filename": raw, "cache": { "direct": true }, "aio": "io_uring" }
     });
-    Subject { options, keeps: true, grows_zeroes: true, grain: 512, resizes: false, seen_in: Some((test, 0)), _held: None }
+    Subject {
+        options,
+        keeps: true,
+        grows_zeroes: true,
+        grain: 512,
+        resizes: false,
+        seen_in: Some((test, 0)),
+        _held: None,
+    }
 }
 
 #[test]

@@ -58,7 +58,8 @@ pub async fn amend(graph: &Rc<Graph>, node: NodeId, options: BlockdevAmendOption
     if driver != Some("luks") {
         return Err(Error::new(format!("The node's driver is '{}', not 'luks'", driver.unwrap_or_default())));
     }
-    let options = PortOptions { name: "a change of key slots".into(), perms: Perms { uses: PermSet::NONE, ..Perms::IDLE } };
+    let options =
+        PortOptions { name: "a change of key slots".into(), perms: Perms { uses: PermSet::NONE, ..Perms::IDLE } };
     let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await?;
     let mut job = port.handle().job(&Local::current());
     let result = job
@@ -78,7 +79,9 @@ impl QCryptoBlockAmendOptionsLuks {
         let milliseconds = |time| u64::try_from(time).map_err(|_| Error::new("'iter-time' must not be negative"));
         let slot = |slot: i64| {
             let valid = usize::try_from(slot).ok().filter(|slot| *slot < KeyChange::SLOTS);
-            valid.ok_or_else(|| Error::new(format!("There is no key slot {slot}: they are 0 to {}", KeyChange::SLOTS - 1)))
+            valid.ok_or_else(|| {
+                Error::new(format!("There is no key slot {slot}: they are 0 to {}", KeyChange::SLOTS - 1))
+            })
         };
         Ok(KeyChange {
             activates: self.state == QCryptoBlockLuksKeyslotState::Active,

@@ -170,7 +170,8 @@ async fn create_luks(graph: &Rc<Graph>, own: BlockdevCreateOptionsLuks) -> Resul
         }
         (Some(file), Some(header)) => {
             in_node(graph, header, async |header, _| {
-                let work = async |file: Child<'_>, _| luks::create(Some(file), Some(header), &options, &passphrase).await;
+                let work =
+                    async |file: Child<'_>, _| luks::create(Some(file), Some(header), &options, &passphrase).await;
                 in_node(graph, file, work).await
             })
             .await

@@ -69,7 +69,8 @@ mod tests {
     /// RFC 4648, section 10.
     #[test]
     fn the_vectors_of_the_rfc() {
-        let vectors = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")];
+        let vectors =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("fooba", "Zm9vYmE=")];
         for (bytes, text) in vectors {
             assert_eq!(encode(bytes.as_bytes()), text);
             assert_eq!(decode(text.as_bytes()).unwrap().as_slice(), bytes.as_bytes());

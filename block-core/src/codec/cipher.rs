@@ -296,6 +296,7 @@ const UNITS: usize = 64;
 const SECTOR: u64 = 512;
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 mod tests {
     use super::*;
 
@@ -377,7 +378,11 @@ mod tests {
                     let mut bytes = 0;
                     while begun.elapsed() < std::time::Duration::from_millis(300) {
                         for _ in 0..16 {
-                            if turn { cipher.encrypt(bytes, &mut data) } else { cipher.decrypt(bytes, &mut data) }
+                            if turn {
+                                cipher.encrypt(bytes, &mut data)
+                            } else {
+                                cipher.decrypt(bytes, &mut data)
+                            }
                             bytes += at_once as u64;
                         }
                     }

@@ -62,8 +62,7 @@ macro_rules! with {
 
 impl Hash {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Sha1, Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512, Self::Ripemd160];
+    pub const ALL: [Self; 6] = [Self::Sha1, Self::Sha224, Self::Sha256, Self::Sha384, Self::Sha512, Self::Ripemd160];
 
     /// By its name in headers and in QMP.
     pub fn named(name: &str) -> Result<Self> {

@@ -22,7 +22,8 @@ impl<C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser<BlockSize = U16>
     /// From one key of twice the cipher's length.
     pub(super) fn new(key: &[u8]) -> Result<Self> {
         let (data, tweak) = key.split_at(key.len() / 2);
-        let keyed = |half| C::new_from_slice(half).map_err(|_| Error::new("The key has a length that the cipher has not"));
+        let keyed =
+            |half| C::new_from_slice(half).map_err(|_| Error::new("The key has a length that the cipher has not"));
         if data.len() != tweak.len() {
             return Err(Error::new("The key of XTS has two halves of one length"));
         }
@@ -60,7 +61,7 @@ where
         self.tweak.encrypt_blocks(ivs);
         let (blocks, _) = Block::slice_as_chunks_mut(data);
         let (unit, mut ivs) = (unit / IV, ivs.iter());
-        debug_assert!(WINDOW % unit == 0, "a window is whole units");
+        debug_assert!(WINDOW.is_multiple_of(unit), "a window is whole units");
         let mut masks = [0u128; WINDOW];
         for window in blocks.chunks_mut(WINDOW) {
             for (masks, iv) in masks.chunks_mut(unit).zip(ivs.by_ref().take(window.len() / unit)) {
@@ -96,6 +97,7 @@ const WINDOW: usize = 256;
 const BATCH: usize = 64;
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 mod tests {
     use aes::{Aes128, Aes256};
 

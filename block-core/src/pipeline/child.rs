@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    AmendRequest, CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place, Preallocation, Repair,
-    SnapshotChange, Snapshotted, Ticket, WriteFlags,
+    AmendRequest, CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind, PermSet, Place,
+    Preallocation, Repair, SnapshotChange, Snapshotted, Ticket, WriteFlags,
 };
 use crate::rt::IoBuf;
 

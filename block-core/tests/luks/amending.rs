@@ -14,7 +14,8 @@ const WORDS: [&str; 4] = [WORD, "battery", "staple", "donkey"];
 fn made(place: &Place) -> String {
     let path = place.with("image.luks", b"");
     let file = json!({ "driver": "file", "filename": path });
-    create(&json!({ "driver": "luks", "size": SIZE, "key-secret": "s0", "iter-time": 1, "file": file }), &WORDS).unwrap();
+    create(&json!({ "driver": "luks", "size": SIZE, "key-secret": "s0", "iter-time": 1, "file": file }), &WORDS)
+        .unwrap();
     path
 }
 
@@ -61,7 +62,10 @@ fn passphrases_come_and_go() {
     assert_eq!(open_it(&place, &path), [WORDS[0], WORDS[1], WORDS[2]].into());
     assert_eq!(active(&path), 4);
     let refused = |change: Value| amend(&path, "s0", &change, false).unwrap_err();
-    assert_eq!(refused(on(json!({ "new-secret": "s3", "keyslot": 7 }))), "Keyslot 7 is in use: it has to be erased first");
+    assert_eq!(
+        refused(on(json!({ "new-secret": "s3", "keyslot": 7 }))),
+        "Keyslot 7 is in use: it has to be erased first"
+    );
     assert_eq!(refused(on(json!({ "new-secret": "s3", "keyslot": 8 }))), "There is no key slot 8: they are 0 to 7");
     assert_eq!(refused(on(json!({ "new-secret": "s3", "keyslot": -1 }))), "There is no key slot -1: they are 0 to 7");
     assert_eq!(refused(on(json!({}))), "'new-secret' is required to activate a keyslot");

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::bench::with;
-use crate::peer::{Place, SIZE, WORD, by_qemu, contents, create, described, detached, node, opens, output, run, scribble};
+use crate::peer::{
+    Place, SIZE, WORD, by_qemu, contents, create, described, detached, node, opens, output, run, scribble,
+};
 
 fn options(more: &Value) -> Value {
     let plain = json!({ "driver": "luks", "size": SIZE, "key-secret": "s0", "iter-time": 10 });
@@ -33,7 +35,10 @@ fn others_open_what_we_make() {
             json!({ "cipher-alg": "serpent-256", "ivgen-alg": "plain", "hash-alg": "ripemd160" }),
             ["serpent", "xts-plain", "ripemd160", "512"],
         ),
-        (json!({ "cipher-alg": "twofish-256", "preallocation": "falloc" }), ["twofish", "xts-plain64", "sha256", "512"]),
+        (
+            json!({ "cipher-alg": "twofish-256", "preallocation": "falloc" }),
+            ["twofish", "xts-plain64", "sha256", "512"],
+        ),
         (json!({ "preallocation": "full" }), ["aes", "xts-plain64", "sha256", "512"]),
     ] {
         let (path, file) = in_file(&place, "image.luks");

@@ -145,7 +145,11 @@ fn luks2_headers() {
     json.refused("/segments/0/type", json!("linear"), "A segment of type 'linear' is not supported");
     json.refused("/segments/0/encryption", json!("cipher_null-ecb"), "The cipher 'cipher_null' is not supported");
     json.refused("/segments", json!({}), "several segments, or none");
-    json.refused("/config", json!({ "requirements": { "mandatory": ["online-reencrypt"] } }), "needs 'online-reencrypt'");
+    json.refused(
+        "/config",
+        json!({ "requirements": { "mandatory": ["online-reencrypt"] } }),
+        "needs 'online-reencrypt'",
+    );
     let mut with_integrity = json.tree.clone();
     with_integrity["segments"]["0"]["integrity"] = json!({ "type": "hmac(sha256)" });
     let image = json.with_text(with_integrity.to_string().as_bytes());

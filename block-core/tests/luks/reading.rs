@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::peer::{OBJECT, Place, SIZE, WORD, by_qemu, contents, described, detached, node, noise, opens, run, scribble};
+use crate::peer::{
+    OBJECT, Place, SIZE, WORD, by_qemu, contents, described, detached, node, noise, opens, run, scribble,
+};
 
 /// Every cipher, mode, generator and hash that QEMU has and we have; but QEMU 10.0 aborts at keys of 24 bytes, whose material
 /// is no whole number of sectors.

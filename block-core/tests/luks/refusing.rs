@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::peer::{Place, SIZE, WORD, create, graph, node, opens};
 use crate::bench::add;
+use crate::peer::{Place, SIZE, WORD, create, graph, node, opens};
 use block_core::rt::run_control;
 
 fn made(place: &Place, iter_time: u64) -> String {

@@ -133,9 +133,9 @@ impl Objects {
             ObjectKind::Secret(options) => {
                 Object::Secret(Rc::new(SecretObject::read(&self.graph, id, options, |id| self.check_free(id)).await?))
             }
-            ObjectKind::SecretKeyring(options) => Object::Secret(Rc::new(
-                SecretObject::fetch(&self.graph, id, options, |id| self.check_free(id)).await?,
-            )),
+            ObjectKind::SecretKeyring(options) => {
+                Object::Secret(Rc::new(SecretObject::fetch(&self.graph, id, options, |id| self.check_free(id)).await?))
+            }
             ObjectKind::ThrottleGroup(options) => {
                 Object::ThrottleGroup(Rc::new(ThrottleGroupObject::offer(&self.graph, id, *options)?))
             }

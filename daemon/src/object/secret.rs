@@ -63,11 +63,8 @@ impl SecretObject {
     /// Its properties with their types, besides `type`.
     pub fn properties(type_name: &str) -> Vec<(&'static str, &'static str)> {
         let common = [("format", "QCryptoSecretFormat"), ("iv", "string"), ("keyid", "string"), ("loaded", "bool")];
-        let own: &[_] = if type_name == "secret" {
-            &[("data", "string"), ("file", "string")]
-        } else {
-            &[("serial", "int32_t")]
-        };
+        let own: &[_] =
+            if type_name == "secret" { &[("data", "string"), ("file", "string")] } else { &[("serial", "int32_t")] };
         common.into_iter().chain(own.iter().copied()).collect()
     }
 

@@ -58,12 +58,16 @@ impl<'b> Left<'b> {
     pub(super) fn argon2(&mut self, what: &str, memory_kib: u32, passes: u32) -> Result<()> {
         let (memory, most) = (u64::from(memory_kib), self.budget.argon2_memory_kib);
         if memory > most {
-            return Err(Error::new(format!("{what} asks for {memory} KiB of memory for Argon2; at most {most} are taken")));
+            return Err(Error::new(format!(
+                "{what} asks for {memory} KiB of memory for Argon2; at most {most} are taken"
+            )));
         }
         let asked = memory * u64::from(passes);
         self.work_kib = self.work_kib.checked_sub(asked).ok_or_else(|| {
             let most = self.budget.argon2_work_kib;
-            Error::new(format!("{what} asks for {passes} passes of Argon2 over {memory} KiB; {most} KiB are taken in all"))
+            Error::new(format!(
+                "{what} asks for {passes} passes of Argon2 over {memory} KiB; {most} KiB are taken in all"
+            ))
         })?;
         Ok(())
     }

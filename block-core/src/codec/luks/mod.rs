@@ -54,7 +54,10 @@ impl Payload {
 
     fn check(&self, end: u64) -> Result<()> {
         if self.offset > end {
-            return Err(Error::new(format!("The payload begins at {}, behind the end of the file ({end})", self.offset)));
+            return Err(Error::new(format!(
+                "The payload begins at {}, behind the end of the file ({end})",
+                self.offset
+            )));
         }
         match self.size.map(|size| self.offset.checked_add(size)) {
             None => Ok(()),
@@ -84,6 +87,7 @@ pub struct Unlocked {
 
 /// Either header.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "an image has one")]
 pub enum Header {
     /// The older one.
     V1(v1::Header),

@@ -74,7 +74,8 @@ impl Header {
     /// From the first bytes of a file of `end` bytes. `detached`: the payload is in another file.
     pub fn parse(bytes: &[u8], end: u64, detached: bool) -> Result<Self> {
         let fields = Fields(bytes);
-        let spec = Spec::parse(fields.name("The cipher's name", 8, NAME)?, fields.name("The cipher's mode", 40, NAME)?)?;
+        let spec =
+            Spec::parse(fields.name("The cipher's name", 8, NAME)?, fields.name("The cipher's mode", 40, NAME)?)?;
         let hash = Hash::named(fields.name("The hash's name", 72, NAME)?)?;
         let key_len = fields.u32(108)?;
         let key_len = usize::try_from(key_len).ok().filter(|len| *len <= MAX_KEY);
@@ -160,7 +161,10 @@ impl Header {
             // The digest is asked once a slot, so it takes an eighth.
             iterations: iterations(new.hash, new.time / words(SLOTS), DIGEST)?,
             uuid: uuid(random)?,
-            slots: std::array::from_fn(|index| Slot { sector: FIRST_MATERIAL + area * words(index), ..Slot::default() }),
+            slots: std::array::from_fn(|index| Slot {
+                sector: FIRST_MATERIAL + area * words(index),
+                ..Slot::default()
+            }),
         };
         random(&mut header.salt)?;
         let digest = header.digest_of(&key);
@@ -205,7 +209,14 @@ impl Header {
     /// The guest's data.
     pub fn payload(&self) -> Payload {
         let Self { spec, key_len, payload, .. } = self;
-        Payload { offset: u64::from(*payload) * SECTOR, size: None, unit: 512, spec: *spec, first: 0, key_len: *key_len }
+        Payload {
+            offset: u64::from(*payload) * SECTOR,
+            size: None,
+            unit: 512,
+            spec: *spec,
+            first: 0,
+            key_len: *key_len,
+        }
     }
 
     /// Where a slot's material is.
@@ -216,7 +227,7 @@ impl Header {
 
     /// Whole sectors: with keys of 24 bytes the stripes end in the middle of one.
     fn material_len(&self) -> usize {
-        (self.key_len * STRIPES as usize).next_multiple_of(SECTOR as usize)
+        (self.key_len * STRIPES as usize).next_multiple_of(UNIT)
     }
 
     /// The hash of PBKDF2 and of the splitter.
@@ -277,8 +288,12 @@ impl Header {
     }
 
     fn crypt(&self, key: &SecretBytes, material: &mut [u8], encrypt: bool) -> Result<()> {
-        let cipher = self.spec.keyed(key.expose(), SECTOR as usize)?;
-        if encrypt { cipher.encrypt(0, material) } else { cipher.decrypt(0, material) }
+        let cipher = self.spec.keyed(key.expose(), UNIT)?;
+        if encrypt {
+            cipher.encrypt(0, material)
+        } else {
+            cipher.decrypt(0, material)
+        }
         Ok(())
     }
 }
@@ -327,6 +342,7 @@ fn words(small: usize) -> u32 {
 }
 
 const SECTOR: u64 = 512;
+const UNIT: usize = 512;
 const NAME: usize = 32;
 const DIGEST: usize = 20;
 const SALT: usize = 32;
@@ -341,4 +357,5 @@ const FIRST_MATERIAL: u32 = 8;
 const MIN_ITERATIONS: u32 = 1000;
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 mod tests;

@@ -60,7 +60,8 @@ pub async fn create(
     let keeper = header.or(file).ok_or_else(|| Error::new("Either 'file' or 'header' has to be given"))?;
     let (new, material) = derived(options, header.is_some(), passphrase.bytes().duplicate()).await?;
     let payload = new.payload().offset;
-    let end = ByteRange::new(payload, options.size).ok_or_else(|| Error::new("The disk is too large for a file"))?.end();
+    let end =
+        ByteRange::new(payload, options.size).ok_or_else(|| Error::new("The disk is too large for a file"))?.end();
     // What was there is no image from here on.
     emptied(keeper).await.doing(doing)?;
     if let Some(file) = file {

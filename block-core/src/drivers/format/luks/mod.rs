@@ -24,8 +24,8 @@ use crate::base::{ByteRange, Error, IoError, Result, align_down, is_aligned};
 use crate::codec::cipher::SectorCipher;
 use crate::codec::luks::{Header, Payload};
 use crate::graph::{
-    AmendRequest, ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, Perms, Place, Preallocation, ReopenRequest, Role,
-    WriteFlags,
+    AmendRequest, ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, Perms, Place, Preallocation,
+    ReopenRequest, Role, WriteFlags,
 };
 use crate::rt::IoBuf;
 

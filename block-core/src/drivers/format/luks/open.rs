@@ -32,7 +32,8 @@ impl Open for LuksOptions {
         header.check_payload(end).doing(doing)?;
         let (header, unlocked) = unlock(header, passphrase, material).await.doing(doing)?;
         let cipher = payload.cipher(&unlocked.key).doing(doing)?;
-        let driver = Luks { file, header_in, header: Mutex::new(header), payload, cipher, changing: AtomicBool::new(false) };
+        let driver =
+            Luks { file, header_in, header: Mutex::new(header), payload, cipher, changing: AtomicBool::new(false) };
         Ok(Opened { driver, conf: self.clone(), options: site.common })
     }
 }
