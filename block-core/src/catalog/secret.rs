@@ -10,7 +10,7 @@ use zeroize::Zeroize;
 use crate::base::{Error, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::secret::{Encoding, Secret};
-use crate::drivers;
+use crate::drivers::keys::secret;
 use crate::graph::Objects;
 use crate::rt::{blocking, keyring, system_call};
 
@@ -92,7 +92,7 @@ fn made(
     };
     let secret = match (keyid, iv) {
         (None, None) => Secret::new(given, encoding)?,
-        (Some(keyid), iv) => Secret::wrapped(given, encoding, &drivers::secret(objects, keyid)?, iv)?,
+        (Some(keyid), iv) => Secret::wrapped(given, encoding, &secret(objects, keyid)?, iv)?,
         (None, Some(_)) => return Err(Error::new("'iv' needs 'keyid'")),
     };
     Ok(Arc::new(secret))

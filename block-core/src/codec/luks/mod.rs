@@ -6,6 +6,7 @@
 //! that material and a passphrase.
 
 mod budget;
+mod info;
 pub mod v1;
 pub mod v2;
 

@@ -12,13 +12,12 @@ use std::sync::atomic::Ordering::{AcqRel, Release};
 use std::time::Duration;
 
 use super::create::put;
-use super::open::{fetch, unlock};
 use super::{Luks, LuksOptions};
 use crate::base::{Error, Result, ResultExt};
 use crate::codec::SecretBytes;
-use crate::codec::luks::{Budget, Header, v1};
+use crate::codec::luks::{Header, v1};
 use crate::codec::secret::Secret;
-use crate::drivers::secret;
+use crate::drivers::keys::{filled, read_material, secret, unlock};
 use crate::graph::{AmendRequest, Child, IoCx};
 use crate::rt::{blocking_long, random};
 
@@ -103,14 +102,8 @@ impl Slots<'_> {
         let header = Header::V1(self.header.clone());
         let (_, unlocked) = unlock(header, opens, self.all_material().await?).await?;
         let new = change.new.clone().ok_or_else(|| Error::new("There is no new secret"))?;
-        let (mut header, time) = (self.header.clone(), change.time.unwrap_or(TIME));
-        let derived = blocking_long(move || {
-            let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
-            let material = header.fill(index, new.bytes(), &unlocked.key, time, &mut source)?;
-            Ok::<_, Error>((header, material))
-        });
-        let (header, material) = derived.await?;
-        Header::V1(header.clone()).check_costs(&Budget::default()).doing(|| "The iteration time is too long")?;
+        let time = change.time.unwrap_or(TIME);
+        let (header, material) = filled(self.header.clone(), index, new, unlocked.key, time).await?;
         let doing = || format!("Could not write keyslot {index}");
         put(self.keeper, header.material(index).start(), material.expose()).await.doing(doing)?;
         self.keeper.flush().await.doing(doing)?;
@@ -173,12 +166,7 @@ impl Slots<'_> {
 
     /// Of the slots that are in use.
     async fn all_material(&self) -> Result<Vec<SecretBytes>> {
-        let mut all = Vec::new();
-        for index in self.active() {
-            let doing = || format!("Could not read the material of key slot {index}");
-            all.push(SecretBytes::new(fetch(self.keeper, self.header.material(index)).await.doing(doing)?));
-        }
-        Ok(all)
+        read_material(self.keeper, 0, &Header::V1(self.header.clone())).await
     }
 
     async fn write(&mut self, header: v1::Header) -> Result<()> {
