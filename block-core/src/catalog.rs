@@ -44,7 +44,7 @@ pub use self::add::{add, add_unnamed};
 pub use self::amend::{BlockdevAmendOptions, QCryptoBlockAmendOptionsLuks, QCryptoBlockLuksKeyslotState, amend};
 pub use self::create::{
     BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsLuks, BlockdevCreateOptionsQcow2,
-    PreallocMode, Qcow2CompressionType, Qcow2Version, create,
+    PreallocMode, QCryptoBlockCreateOptions, Qcow2CompressionType, Qcow2Version, create,
 };
 pub use self::describe::info;
 pub use self::luks::{LuksCreateOptions, QCryptoCipherAlgo, QCryptoCipherMode, QCryptoHashAlgo, QCryptoIvGenAlgo};

@@ -39,6 +39,7 @@ fn the_catalog_knows_its_drivers() {
         "copy-on-read",
         "file",
         "host_device",
+        "luks",
         "null-aio",
         "null-co",
         "preallocate",

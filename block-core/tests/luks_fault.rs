@@ -2,7 +2,6 @@
 //! errors are reported; and of an image that could not be made there is nothing, or all. How: `support/faults.rs`.
 #![cfg(not(loom))]
 #![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
-#![expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 
 #[path = "support/allowed.rs"]
 mod allowed;
@@ -29,7 +28,7 @@ use scenarios::fault_at_every_call;
 use serde_json::{Value, json};
 
 // Growing is left out: what is new in an encrypted disk is noise. Where something is costs no call.
-fault_at_every_call! { vec![subject()], PLANS;
+fault_at_every_call! { [subject()], PLANS;
     opening_and_closing reading writing_blocks writing_parts writing_through writing_zeroes unmapping discarding
     flushing reopening reopening_two
 }

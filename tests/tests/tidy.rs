@@ -14,7 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("bitmap", &["base"]),
     ("codec", &["base"]),
     ("graph", &["base", "rt", "bitmap"]),
-    ("pipeline", &["base", "rt", "bitmap", "graph"]),
+    ("pipeline", &["base", "codec", "rt", "bitmap", "graph"]),
     ("port", &["base", "rt", "graph", "pipeline"]),
     ("job", &["base", "rt"]),
     ("drivers/protocol", &["base", "rt", "bitmap", "graph", "pipeline", "port"]),

@@ -7,8 +7,8 @@ use qmp::Qapi;
 
 use crate::base::{Error, Result, ResultExt};
 use crate::codec::secret::Secret;
-use crate::drivers;
 use crate::drivers::format::luks::KeyChange;
+use crate::drivers::keys::secret;
 use crate::graph::{AmendRequest, Amending, Graph, JobCx, NodeId, Objects, PermSet, Perms};
 use crate::port::{PORT, Port, PortOptions};
 use crate::rt::Local;
@@ -81,7 +81,7 @@ async fn steps(job: &mut JobCx, graph: &Rc<Graph>, change: &KeyChange, force: bo
 
 impl QCryptoBlockAmendOptionsLuks {
     fn change(&self, objects: &Objects) -> Result<KeyChange> {
-        let found = |id: &Option<String>| id.as_deref().map(|id| drivers::secret(objects, id)).transpose();
+        let found = |id: &Option<String>| id.as_deref().map(|id| secret(objects, id)).transpose();
         let (new, old): (Option<Secret>, Option<Secret>) = (found(&self.new_secret)?, found(&self.old_secret)?);
         let milliseconds = |time| u64::try_from(time).map_err(|_| Error::new("'iter-time' must not be negative"));
         let slot = |slot: i64| {

@@ -11,6 +11,7 @@ use super::luks::LuksCreateOptions;
 use super::options::BlockdevRef;
 use crate::base::{Error, Result, ResultExt};
 use crate::drivers::format::{luks, qcow2};
+use crate::drivers::keys::new_header;
 use crate::drivers::protocol::file::{self, EXTENT_SIZE_HINT};
 use crate::graph::{Child, Graph, NodeId, PermSet, Perms, Preallocation};
 use crate::port::{PORT, Port, PortOptions};
@@ -95,6 +96,16 @@ pub struct BlockdevCreateOptionsQcow2 {
     pub refcount_bits: Option<i64>,
     /// How compressed clusters are compressed; zlib if absent.
     pub compression_type: Option<Qcow2CompressionType>,
+    /// How the disk is encrypted; not at all if absent.
+    pub encrypt: Option<QCryptoBlockCreateOptions>,
+}
+
+/// How a disk is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+#[qapi(union, tag = "format", tag_name = "QCryptoBlockFormat")]
+pub enum QCryptoBlockCreateOptions {
+    /// With a LUKS header in the image.
+    Luks(LuksCreateOptions),
 }
 
 /// The version of the format.
@@ -182,6 +193,18 @@ async fn create_luks(graph: &Rc<Graph>, own: BlockdevCreateOptionsLuks) -> Resul
 async fn create_qcow2(graph: &Rc<Graph>, own: BlockdevCreateOptionsQcow2) -> Result<()> {
     if let Some(format) = own.backing_fmt.as_deref().filter(|format| !super::drivers().contains(format)) {
         return Err(Error::new(format!("Unknown backing format '{format}'")));
+    }
+    if let Some(QCryptoBlockCreateOptions::Luks(encryption)) = &own.encrypt {
+        if own.data_file.is_some() {
+            return Err(Error::new("An encrypted image with an external data file is not supported"));
+        }
+        let options = own.parsed(None)?;
+        let new = encryption.parsed(own.size)?.header(false);
+        let passphrase = encryption.passphrase(graph.objects())?;
+        let (header, material) = new_header(new, passphrase.bytes().duplicate()).await?;
+        let keys = qcow2::NewKeys { header, material };
+        let work = async |file: Child<'_>, _| qcow2::create_encrypted(file, &options, &keys).await;
+        return in_node(graph, &own.file, work).await;
     }
     let Some(data) = own.data_file.clone() else {
         let options = own.parsed(None)?;

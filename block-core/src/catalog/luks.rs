@@ -8,8 +8,8 @@ use crate::base::{Error, Result};
 use crate::codec::cipher::{Family, IvGen, Mode, Spec};
 use crate::codec::hash::Hash;
 use crate::codec::secret::Secret;
-use crate::drivers;
 use crate::drivers::format::luks::CreateOptions;
+use crate::drivers::keys::needed_secret;
 use crate::graph::Objects;
 
 /// How a disk is encrypted, and what opens it (QEMU: `QCryptoBlockCreateOptionsLUKS`).
@@ -109,8 +109,7 @@ pub enum QCryptoHashAlgo {
 impl LuksCreateOptions {
     /// What will open the disk.
     pub(super) fn passphrase(&self, objects: &Objects) -> Result<Secret> {
-        let needed = || Error::new("Parameter 'key-secret' is required for cipher");
-        drivers::secret(objects, self.key_secret.as_deref().ok_or_else(needed)?)
+        needed_secret(objects, self.key_secret.as_deref())
     }
 
     /// A disk of `size` bytes.

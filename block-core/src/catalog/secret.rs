@@ -10,7 +10,7 @@ use zeroize::Zeroize;
 use crate::base::{Error, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::secret::{Encoding, Secret};
-use crate::drivers;
+use crate::drivers::keys::secret;
 use crate::graph::Objects;
 use crate::rt::{blocking, keyring, system_call};
 
@@ -62,7 +62,7 @@ impl SecretOptions {
             (Some(data), None) => data.into_bytes(),
             (None, Some(file)) => read_file(file).await?,
             (Some(_), Some(_)) => return Err(Error::new("'file' and 'data' are mutually exclusive")),
-            (None, None) => return Err(Error::new("Must provide 'file' or 'data'")),
+            (None, None) => return Err(Error::new("Either 'file' or 'data' must be provided")),
         };
         let Self { format, keyid, iv, .. } = self;
         made(objects, given, format, keyid.as_deref(), iv.as_deref())
@@ -92,8 +92,7 @@ fn made(
     };
     let secret = match (keyid, iv) {
         (None, None) => Secret::new(given, encoding)?,
-        (Some(keyid), Some(iv)) => Secret::wrapped(given, encoding, &drivers::secret(objects, keyid)?, iv)?,
-        (Some(_), None) => return Err(Error::new("IV is required to decrypt secret")),
+        (Some(keyid), iv) => Secret::wrapped(given, encoding, &secret(objects, keyid)?, iv)?,
         (None, Some(_)) => return Err(Error::new("'iv' needs 'keyid'")),
     };
     Ok(Arc::new(secret))

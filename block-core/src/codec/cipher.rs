@@ -296,6 +296,7 @@ const UNITS: usize = 64;
 const SECTOR: u64 = 512;
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 mod tests {
     use super::*;
 

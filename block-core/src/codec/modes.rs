@@ -97,6 +97,7 @@ fn veil(block: &mut [u8], mask: &[u8]) {
 const WINDOW: usize = 64;
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 mod tests {
     use aes::Aes128;
 

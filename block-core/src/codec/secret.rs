@@ -30,16 +30,15 @@ impl Secret {
 
     /// From bytes that stand for encrypted ones: AES-256 in CBC mode with the padding of PKCS #7. `key` holds 32 bytes, `iv` is the base64
     /// of 16.
-    pub fn wrapped(given: SecretBytes, encoding: Encoding, key: &Self, iv: &str) -> Result<Self> {
-        let iv = base64::decode(iv.as_bytes()).ok_or_else(|| Error::new("The initial vector is not base64"))?;
-        let iv: [u8; IV] = iv
-            .as_slice()
-            .try_into()
-            .map_err(|_| Error::new(format!("IV should be {IV} bytes in length, not {}", iv.len())))?;
+    pub fn wrapped(given: SecretBytes, encoding: Encoding, key: &Self, iv: Option<&str>) -> Result<Self> {
         let key = key.bytes();
         if key.len() != KEY {
-            return Err(Error::new(format!("Key should be {KEY} bytes in length, not {}", key.len())));
+            return Err(Error::new(format!("Key should be {KEY} bytes in length")));
         }
+        let iv = iv.ok_or_else(|| Error::new("IV is required to decrypt secret"))?;
+        let iv = base64::decode(iv.as_bytes()).ok_or_else(|| Error::new("The initial vector is not base64"))?;
+        let wrong = |_| Error::new(format!("IV should be {IV} bytes in length not {}", iv.len()));
+        let iv: [u8; IV] = iv.as_slice().try_into().map_err(wrong)?;
         let mut text = decoded(given, encoding)?;
         if text.is_empty() || !text.len().is_multiple_of(IV) {
             return Err(Error::new("The encrypted secret is not whole blocks"));
@@ -97,12 +96,12 @@ mod tests {
         let key = Secret::new(given("0123456789abcdef0123456789abcdef"), Encoding::Raw).unwrap();
         let iv = "AAECAwQFBgcICQoLDA0ODw==";
         let text = WRAPPED;
-        assert!(Secret::wrapped(given(text), Encoding::Base64, &key, iv).unwrap().bytes().is(b"hello"));
-        let short = Secret::wrapped(given(text), Encoding::Base64, &key, "AAEC").unwrap_err().full();
-        assert_eq!(short, "IV should be 16 bytes in length, not 3");
-        Secret::wrapped(given("Zm9v"), Encoding::Base64, &key, iv).unwrap_err();
+        assert!(Secret::wrapped(given(text), Encoding::Base64, &key, Some(iv)).unwrap().bytes().is(b"hello"));
+        let short = Secret::wrapped(given(text), Encoding::Base64, &key, Some("AAEC")).unwrap_err().full();
+        assert_eq!(short, "IV should be 16 bytes in length not 3");
+        Secret::wrapped(given("Zm9v"), Encoding::Base64, &key, Some(iv)).unwrap_err();
         let other = Secret::new(given("1123456789abcdef0123456789abcdef"), Encoding::Raw).unwrap();
-        Secret::wrapped(given(text), Encoding::Base64, &other, iv).unwrap_err();
+        Secret::wrapped(given(text), Encoding::Base64, &other, Some(iv)).unwrap_err();
         assert!(!format!("{key:?}").contains("0123"));
     }
 

@@ -55,6 +55,7 @@ fn xor(to: &mut [u8], from: &[u8]) {
 }
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 mod tests {
     use super::*;
 

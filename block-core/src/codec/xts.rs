@@ -61,7 +61,7 @@ where
         self.tweak.encrypt_blocks(ivs);
         let (blocks, _) = Block::slice_as_chunks_mut(data);
         let (unit, mut ivs) = (unit / IV, ivs.iter());
-        debug_assert!(WINDOW % unit == 0, "a window is whole units");
+        debug_assert!(WINDOW.is_multiple_of(unit), "a window is whole units");
         let mut masks = [0u128; WINDOW];
         for window in blocks.chunks_mut(WINDOW) {
             for (masks, iv) in masks.chunks_mut(unit).zip(ivs.by_ref().take(window.len() / unit)) {
@@ -97,6 +97,7 @@ const WINDOW: usize = 256;
 const BATCH: usize = 64;
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 mod tests {
     use aes::{Aes128, Aes256};
 

@@ -3,6 +3,7 @@
 
 pub mod filter;
 pub mod format;
+pub mod keys;
 pub mod protocol;
 
 use std::borrow::Cow;
@@ -15,7 +16,6 @@ use qmp::Qapi;
 
 use crate::base::{Error, Result};
 use crate::bitmap::Bitmap;
-use crate::codec::secret::Secret;
 use crate::graph::{Child, ChildId, Driver, Edges, EventSink, Graph, NewNode, NodeOptions, Objects};
 
 /// A driver's own options, and how a node is made of them.
@@ -85,12 +85,6 @@ impl Site<'_> {
     pub fn optional(&self, name: &str) -> Option<ChildId> {
         self.children.iter().find(|(edge, _)| edge == name).map(|(_, id)| *id)
     }
-}
-
-/// The secret of this id.
-pub fn secret(objects: &Objects, id: &str) -> Result<Secret> {
-    let found = objects.find::<Secret>(id);
-    found.map(|secret| (*secret).clone()).ok_or_else(|| Error::new(format!("No secret with id '{id}'")))
 }
 
 /// A driver that is open and not in the graph yet. Dropping it closes it.

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 
+use super::sealed::Seal;
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
     CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End,
@@ -50,6 +51,11 @@ pub trait Format: Send + Sync + 'static {
     /// there when it is written. Data behind it is none. Without it a child may be as short as it likes.
     fn unit(&self) -> u64 {
         i64::MAX as u64
+    }
+
+    /// What stands between guest data and their places, if they are encrypted. Then requests are whole sectors.
+    fn seal(&self) -> Option<&Seal> {
+        None
     }
 
     /// Fills `buf` from a range that [`Format::map`] gave as [`Place::Encoded`]. `false`: it is not that any more.
@@ -282,11 +288,13 @@ async fn read_extent<F: Format>(
     match extent.place {
         Place::Data { child, offset } => {
             cx.child(FILE).announce(DebugEvent::ReadAio).await;
-            let (child, at) = (cx.child(child), range(offset, at.len())?);
-            if at.end() <= child.size() {
-                child.read(at, buf).await?;
+            let (child, place) = (cx.child(child), range(offset, at.len())?);
+            if let Some(seal) = format.seal() {
+                Box::pin(read_sealed(child, seal, at, place, format.unit(), buf)).await?;
+            } else if place.end() <= child.size() {
+                child.read(place, buf).await?;
             } else {
-                Box::pin(read_over_end(child, at, format.unit(), buf)).await?;
+                Box::pin(read_over_end(child, place, format.unit(), buf)).await?;
             }
         }
         Place::Zero { .. } => buf.fill(0),
@@ -329,12 +337,13 @@ async fn write_some<F: Format>(
 ) -> Result<u64, IoError> {
     let extent = format.map(conf, cx, at, Access::Write).await?;
     if let Place::Data { child, offset } = extent.place {
-        let (child, at) = (cx.child(child), range(offset, extent.len)?);
-        if at.end() > child.size() {
-            within_unit(child, at, format.unit())?;
+        let (child, place) = (cx.child(child), range(offset, extent.len)?);
+        if place.end() > child.size() {
+            within_unit(child, place, format.unit())?;
         }
         cx.child(FILE).announce(DebugEvent::WriteAio).await;
-        child.write(at, buf.slice(0, extent.len), flags).await?;
+        let buf = as_stored(format, at.start(), offset, buf.slice(0, extent.len))?;
+        child.write(place, buf, flags).await?;
         return Ok(extent.len);
     }
     let whole = ByteRange::new(at.start(), extent.len).ok_or(IoError::OutOfRange)?;
@@ -342,9 +351,33 @@ async fn write_some<F: Format>(
     let room = ticket.extent();
     let Place::Data { child, offset } = room.place else { return Err(IoError::Unsupported) };
     cx.child(FILE).announce(DebugEvent::WriteAio).await;
-    cx.child(child).write(range(offset, room.len)?, buf.slice(0, room.len), flags).await?;
+    let buf = as_stored(format, at.start(), offset, buf.slice(0, room.len))?;
+    cx.child(child).write(range(offset, room.len)?, buf, flags).await?;
     ticket.commit().await?;
     Ok(room.len)
+}
+
+/// The guest's bytes from `guest` on, as they stand at `place`.
+fn as_stored<F: Format>(format: &F, guest: u64, place: u64, buf: IoBuf) -> Result<IoBuf, IoError> {
+    format.seal().map_or(Ok(buf.clone()), |seal| seal.sealed(guest, place, &buf))
+}
+
+async fn read_sealed(
+    child: Child<'_>,
+    seal: &Seal,
+    guest: ByteRange,
+    place: ByteRange,
+    unit: u64,
+    buf: IoBuf,
+) -> Result<(), IoError> {
+    let sealed = IoBuf::private(place.len())?;
+    if place.end() <= child.size() {
+        child.read(place, sealed.clone()).await?;
+    } else {
+        read_over_end(child, place, unit, sealed.clone()).await?;
+    }
+    seal.open(guest.start(), place.start(), &sealed, &buf);
+    Ok(())
 }
 
 /// Where data is supposed to be, there has to be a part of it.
@@ -390,6 +423,9 @@ impl<F: Format> Driver for Mapped<F> {
 
     #[inline]
     fn direct(&self, conf: &F::Conf, cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
+        if self.0.seal().is_some() {
+            return None;
+        }
         let access = if request.write { Access::Write } else { Access::Read };
         let extent = self.0.map_now(conf, request.at, access)?;
         if extent.len != request.at.len() {
@@ -460,7 +496,9 @@ impl<F: Format> Driver for Mapped<F> {
 
     async fn map(&self, conf: &F::Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
         let _here = here::<F>(cx);
-        self.0.map(conf, cx, at, Access::Read).await
+        let extent = self.0.map(conf, cx, at, Access::Read).await?;
+        let is_sealed = matches!(extent.place, Place::Data { .. }) && self.0.seal().is_some();
+        Ok(if is_sealed { Extent { place: Place::Encoded, ..extent } } else { extent })
     }
 
     async fn truncate(

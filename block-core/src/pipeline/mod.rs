@@ -9,9 +9,11 @@ mod child;
 mod direct;
 mod filter;
 mod format;
+pub mod sealed;
 mod status;
 mod zeroes;
 
 pub use filter::{Filter, Filtered, Request};
 pub use format::{Access, Format, Mapped, NoTicket, Ticket, read_mapped, write_mapped};
+pub use sealed::Seal;
 pub use status::{Content, Status};

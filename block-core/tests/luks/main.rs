@@ -9,6 +9,7 @@ mod amending;
 mod bench;
 mod creating;
 mod hostile;
+mod in_qcow2;
 mod peer;
 #[path = "../support/random.rs"]
 mod random;

@@ -6,6 +6,7 @@
 //! that material and a passphrase.
 
 mod budget;
+mod info;
 pub mod v1;
 pub mod v2;
 
@@ -87,6 +88,7 @@ pub struct Unlocked {
 
 /// Either header.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "an image has one")]
 pub enum Header {
     /// The older one.
     V1(v1::Header),

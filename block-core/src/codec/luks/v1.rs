@@ -227,7 +227,7 @@ impl Header {
 
     /// Whole sectors: with keys of 24 bytes the stripes end in the middle of one.
     fn material_len(&self) -> usize {
-        (self.key_len * STRIPES as usize).next_multiple_of(SECTOR as usize)
+        (self.key_len * STRIPES as usize).next_multiple_of(UNIT)
     }
 
     /// The hash of PBKDF2 and of the splitter.
@@ -289,7 +289,7 @@ impl Header {
     }
 
     fn crypt(&self, key: &SecretBytes, material: &mut [u8], encrypt: bool) -> Result<()> {
-        let cipher = self.spec.keyed(key.expose(), SECTOR as usize)?;
+        let cipher = self.spec.keyed(key.expose(), UNIT)?;
         if encrypt {
             cipher.encrypt(0, material)
         } else {
@@ -347,6 +347,7 @@ fn words(small: usize) -> u32 {
 }
 
 const SECTOR: u64 = 512;
+const UNIT: usize = 512;
 const NAME: usize = 32;
 const DIGEST: usize = 20;
 const SALT: usize = 32;
@@ -363,4 +364,5 @@ const MIN_ITERATIONS: u32 = 1000;
 pub const MAX_ITER_TIME: Duration = Duration::from_secs(20);
 
 #[cfg(test)]
+#[expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 mod tests;

@@ -17,7 +17,7 @@ mod json;
 pub const SIZES: [u64; 9] =
     [0x4000, 0x8000, 0x1_0000, 0x2_0000, 0x4_0000, 0x8_0000, 0x10_0000, 0x20_0000, MAX_LUKS2_HEADER];
 /// The largest copy of a header, its JSON included, in bytes.
-pub const MAX_LUKS2_HEADER: u64 = 0x40_0000;
+pub const MAX_LUKS2_HEADER: u64 = 4 << 20;
 /// Key slots that a header may have.
 pub const MAX_LUKS2_SLOTS: usize = 32;
 

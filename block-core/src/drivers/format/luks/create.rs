@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt, SECTOR};
-use crate::codec::SecretBytes;
 use crate::codec::cipher::{Family, IvGen, Mode, Spec};
 use crate::codec::hash::Hash;
-use crate::codec::luks::{Budget, Header, v1};
+use crate::codec::luks::v1;
 use crate::codec::secret::Secret;
+use crate::drivers::keys::new_header;
 use crate::graph::{Child, Preallocation, WriteFlags};
-use crate::rt::{IoBuf, blocking_long, random};
+use crate::rt::IoBuf;
 
 /// What a new image is to be (QEMU: `BlockdevCreateOptionsLUKS`; the files are nodes, and given apart).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,12 @@ impl CreateOptions {
             preallocation: Preallocation::Off,
         }
     }
+
+    /// What its header is made of.
+    pub fn header(&self, detached: bool) -> v1::New {
+        let Self { spec, key_len, hash, time, .. } = *self;
+        v1::New { spec, key_len, hash, time, detached }
+    }
 }
 
 /// Makes an image in `file`, whose contents are lost, with its header in `header` if that is given; then `file` holds the disk
@@ -58,7 +64,7 @@ pub async fn create(
         return Err(Error::new("Unsupported preallocation mode 'metadata'"));
     }
     let keeper = header.or(file).ok_or_else(|| Error::new("Either 'file' or 'header' has to be given"))?;
-    let (new, material) = derived(options, header.is_some(), passphrase.bytes().duplicate()).await?;
+    let (new, material) = new_header(options.header(header.is_some()), passphrase.bytes().duplicate()).await?;
     let payload = new.payload().offset;
     let end =
         ByteRange::new(payload, options.size).ok_or_else(|| Error::new("The disk is too large for a file"))?.end();
@@ -82,26 +88,6 @@ pub async fn create(
     keeper.flush().await.doing(doing)?;
     put(keeper, 0, &new.to_bytes()).await.doing(doing)?;
     keeper.flush().await.doing(doing)
-}
-
-/// The header and the material of its first slot. The thread that asks goes on with other things meanwhile.
-async fn derived(
-    options: &CreateOptions,
-    detached: bool,
-    passphrase: SecretBytes,
-) -> Result<(v1::Header, SecretBytes)> {
-    let CreateOptions { spec, key_len, hash, time, .. } = *options;
-    let new = v1::New { spec, key_len, hash, time, detached };
-    let made = blocking_long(move || {
-        let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
-        let (header, _, material) = v1::Header::create(&new, &passphrase, &mut source)?;
-        Ok((header, material))
-    });
-    let (header, material) = made.await?;
-    // What we would not open is not made either.
-    let either = Header::V1(header.clone());
-    either.check_costs(&Budget::default()).doing(|| "The iteration time is too long")?;
-    Ok((header, material))
 }
 
 async fn emptied(child: Child<'_>) -> Result<(), IoError> {

@@ -18,13 +18,12 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::time::Duration;
 
 use super::create::put;
-use super::open::{fetch, unlock};
 use super::{Luks, LuksOptions};
 use crate::base::{ByteRange, Error, Result, ResultExt};
 use crate::codec::SecretBytes;
-use crate::codec::luks::{Budget, Header, v1};
+use crate::codec::luks::{Header, v1};
 use crate::codec::secret::Secret;
-use crate::drivers::secret;
+use crate::drivers::keys::{fetch, filled, read_material, secret, unlock};
 use crate::graph::{AmendRequest, Amending, Child, IoCx};
 use crate::rt::{blocking_long, random};
 
@@ -73,7 +72,7 @@ struct Found {
 }
 
 enum What {
-    Fill { index: usize, header: v1::Header, material: SecretBytes },
+    Fill { index: usize, header: Box<v1::Header>, material: SecretBytes },
     Erase(Vec<usize>),
 }
 
@@ -95,7 +94,7 @@ impl Luks {
                 return Err(changed_elsewhere());
             }
             match what {
-                What::Fill { index, header, material } => slots.fill(index, header, &material).await?,
+                What::Fill { index, header, material } => slots.fill(index, *header, &material).await?,
                 What::Erase(erased) => slots.erase(&erased, request.force).await?,
             }
             drop(turn);
@@ -156,16 +155,8 @@ async fn filling(
 ) -> Result<What> {
     let (_, unlocked) = unlock(Header::V1(before.clone()), opens, material).await?;
     let new = change.new.ok_or_else(|| Error::new("There is no new secret"))?;
-    let (mut header, time) = (before, change.time.unwrap_or(TIME));
-    let derived = blocking_long(move || {
-        let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
-        let material = header.fill(index, new.bytes(), &unlocked.key, time, &mut source)?;
-        Ok::<_, Error>((header, material))
-    });
-    let (header, material) = derived.await?;
-    // What we would not open is not made either.
-    Header::V1(header.clone()).check_costs(&Budget::default()).doing(|| "The iteration time is too long")?;
-    Ok(What::Fill { index, header, material })
+    let (header, material) = filled(before, index, new, unlocked.key, change.time.unwrap_or(TIME)).await?;
+    Ok(What::Fill { index, header: Box::new(header), material })
 }
 
 /// Finds the slots that the old secret opens.
@@ -266,12 +257,7 @@ impl Slots<'_> {
 
     /// Of the slots that are in use.
     async fn all_material(&self) -> Result<Vec<SecretBytes>> {
-        let mut all = Vec::new();
-        for index in active(&self.header) {
-            let doing = || format!("Could not read the material of key slot {index}");
-            all.push(SecretBytes::new(fetch(self.keeper, self.header.material(index)).await.doing(doing)?));
-        }
-        Ok(all)
+        read_material(self.keeper, 0, &Header::V1(self.header.clone())).await
     }
 
     async fn write(&mut self, header: v1::Header) -> Result<()> {

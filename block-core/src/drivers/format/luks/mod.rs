@@ -1,8 +1,7 @@
 //! `luks`: an encrypted disk. What a header is and how keys are derived is in `codec/luks`; here headers are read from
 //! children and written to them, and requests pass through the cipher.
 //!
-//! Guest memory is never encrypted nor decrypted in place: the guest would see ciphertext in what it is reading into, and
-//! change what it is writing while it is being encrypted. Requests go through a buffer of our own.
+//! Requests go through a buffer of our own: see `pipeline/sealed.rs`.
 //!
 //! | | |
 //! |---|---|
@@ -20,13 +19,14 @@ mod options;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::base::{ByteRange, Error, IoError, Result, align_down, is_aligned};
+use crate::base::{ByteRange, Error, IoError, Result, SECTOR, align_down, is_aligned};
 use crate::codec::cipher::SectorCipher;
 use crate::codec::luks::{Header, Payload};
 use crate::graph::{
     AmendRequest, Amending, ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Perms, Place,
     Preallocation, ReopenRequest, Role, WriteFlags,
 };
+use crate::pipeline::sealed;
 use crate::rt::IoBuf;
 
 pub use self::create::{CreateOptions, create};
@@ -47,12 +47,6 @@ pub struct Luks {
     is_unsure: AtomicBool,
 }
 
-#[derive(Clone, Copy)]
-enum Direction {
-    Encrypt,
-    Decrypt,
-}
-
 impl Luks {
     /// As it stands in the file. Never held while anything is waited for.
     fn header(&self) -> MutexGuard<'_, Header> {
@@ -64,20 +58,9 @@ impl Luks {
         at.shifted(self.payload.offset).ok_or(IoError::OutOfRange)
     }
 
-    /// Passes what is at `at` of the disk through the cipher, from one buffer to another.
-    fn turn(&self, direction: Direction, at: ByteRange, from: &IoBuf, to: &IoBuf) {
-        let mut chunk = [0; CHUNK];
-        for piece in at.pieces(CHUNK as u64) {
-            let chunk = &mut chunk[..usize::try_from(piece.len()).unwrap_or(CHUNK)];
-            let number = self.payload.first.wrapping_add(piece.start() / SECTOR);
-            let offset = piece.start() - at.start();
-            from.read_at(offset, chunk);
-            match direction {
-                Direction::Encrypt => self.cipher.encrypt(number, chunk),
-                Direction::Decrypt => self.cipher.decrypt(number, chunk),
-            }
-            to.write_at(offset, chunk);
-        }
+    /// The number of the range's first sector, as the cipher counts them.
+    fn number(&self, at: ByteRange) -> u64 {
+        self.payload.first.wrapping_add(at.start() / SECTOR)
     }
 
     /// The file's size with a disk of `size` bytes in it.
@@ -118,7 +101,7 @@ impl Driver for Luks {
     async fn read(&self, _: &LuksOptions, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
         let sealed = IoBuf::private(at.len())?;
         cx.child(self.file).read(self.below(at)?, sealed.clone()).await?;
-        self.turn(Direction::Decrypt, at, &sealed, &buf);
+        sealed::decrypt(&self.cipher, self.number(at), &sealed, &buf);
         Ok(())
     }
 
@@ -131,7 +114,7 @@ impl Driver for Luks {
         flags: WriteFlags,
     ) -> Result<(), IoError> {
         let sealed = IoBuf::private(at.len())?;
-        self.turn(Direction::Encrypt, at, &buf, &sealed);
+        sealed::encrypt(&self.cipher, self.number(at), &buf, &sealed);
         cx.child(self.file).write(self.below(at)?, sealed, flags).await
     }
 
@@ -193,8 +176,5 @@ impl Driver for Luks {
     }
 }
 
-/// What goes through the cipher at once: a multiple of the largest unit.
-const CHUNK: usize = 4096;
 /// The largest request, in bytes: other requests of the thread have their turn after so much.
 const PIECE: u64 = 1 << 20;
-const SECTOR: u64 = 512;

@@ -8,11 +8,10 @@ use super::{Luks, LuksOptions};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::luks::v2::{self, Copy};
-use crate::codec::luks::{BEGINNING, Budget, Header, Unlocked, v1, version};
-use crate::codec::secret::Secret;
-use crate::drivers::{Open, Opened, Site, secret};
+use crate::codec::luks::{BEGINNING, Header, v1, version};
+use crate::drivers::keys::{fetch, needed_secret, read_material, unlock};
+use crate::drivers::{Open, Opened, Site};
 use crate::graph::Child;
-use crate::rt::{IoBuf, blocking_long};
 
 impl Open for LuksOptions {
     type Driver = Luks;
@@ -21,8 +20,7 @@ impl Open for LuksOptions {
         if !site.common.active {
             return Err(Error::new("A luks node cannot be inactive yet"));
         }
-        let needed = || Error::new("Parameter 'key-secret' is required for cipher");
-        let passphrase = secret(site.objects, self.key_secret.as_deref().ok_or_else(needed)?)?;
+        let passphrase = needed_secret(site.objects, self.key_secret.as_deref())?;
         let doing = || format!("Could not open the luks image of '{}'", site.name);
         let (file, header_in) = (site.child("file"), site.optional("header"));
         let read = site.visit(header_in.unwrap_or(file), async |child| read(child, header_in.is_some()).await);
@@ -48,12 +46,7 @@ impl Open for LuksOptions {
 /// The header, and the material of the slots that may open it. Nothing has been derived.
 async fn read(child: Child<'_>, detached: bool) -> Result<(Header, Vec<SecretBytes>)> {
     let header = read_header(child, detached).await?;
-    header.check_costs(&Budget::default())?;
-    let mut material = Vec::new();
-    for slot in header.active() {
-        let doing = || format!("Could not read the material of key slot {}", slot.index);
-        material.push(SecretBytes::new(fetch(child, slot.material).await.doing(doing)?));
-    }
+    let material = read_material(child, 0, &header).await?;
     Ok((header, material))
 }
 
@@ -104,31 +97,10 @@ async fn read_copy(child: Child<'_>, copy: Copy, offset: u64, detached: bool) ->
     Ok((v2::Header::parse(&bytes, child.size(), detached)?, size))
 }
 
-/// The key, if the passphrase fits a slot. The thread that asks goes on with other things meanwhile.
-pub(super) async fn unlock(
-    header: Header,
-    passphrase: Secret,
-    material: Vec<SecretBytes>,
-) -> Result<(Header, Unlocked)> {
-    let derived = blocking_long(move || {
-        let unlocked = header.unlock(passphrase.bytes(), material)?;
-        let unlocked = unlocked.ok_or_else(|| Error::new("Invalid password, cannot unlock any keyslot"))?;
-        Ok((header, unlocked))
-    });
-    derived.await
-}
-
 /// As much of the range as the file has.
 async fn part(child: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
     match ByteRange::whole(child.size()).intersection(at) {
         None => Ok(Vec::new()),
         Some(inside) => fetch(child, inside).await,
     }
-}
-
-/// All of the range.
-pub(super) async fn fetch(child: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
-    let buf = IoBuf::private(at.len())?;
-    child.read(at, buf.clone()).await?;
-    Ok(buf.to_vec())
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::{Ordering::Acquire, Ordering::Release};
 
 use super::Image;
 use super::counts::Counts;
+use super::crypt::CRYPTO;
 use super::directory::{self, Part};
 use super::entry::{COMPRESSED, COPIED, Cluster, L2Entry, OFFSET};
 use super::header::{BITMAPS, DIRTY, Fields};
@@ -478,6 +479,3 @@ impl<'a> Refcounts<'a> {
         Ok(L2Entry { word: self.alone(entry.word).await?, ..entry })
     }
 }
-
-/// The header extension that says where an encrypted image has its keys.
-const CRYPTO: u32 = 0x0537_be77;

@@ -1,5 +1,6 @@
 //! Making an image. All tables are in the file before the header is, so that half an image is none.
 
+use super::crypt::{self, NewKeys};
 use super::entry::{COPIED, Granules};
 use super::extensions::{BACKING_FORMAT, DATA_FILE as DATA_FILE_NAME, END};
 use super::header::{
@@ -66,7 +67,19 @@ impl CreateOptions {
 /// kept, and is the disk; any other may be emptied. The caller may write and
 /// resize both, and nobody else uses them.
 pub async fn create(file: Child<'_>, data: Option<Child<'_>>, options: &CreateOptions) -> Result<()> {
-    let plan = Plan::new(options, data.is_some())?;
+    make(file, data, options, None).await
+}
+
+/// The same for an encrypted image, whose data are in the image.
+pub async fn create_encrypted(file: Child<'_>, options: &CreateOptions, keys: &NewKeys) -> Result<()> {
+    if options.preallocation != Preallocation::Off {
+        return Err(Error::new("Preallocation of encrypted images is not supported"));
+    }
+    make(file, None, options, Some(keys)).await
+}
+
+async fn make(file: Child<'_>, data: Option<Child<'_>>, options: &CreateOptions, keys: Option<&NewKeys>) -> Result<()> {
+    let plan = Plan::new(options, data.is_some(), keys)?;
     let doing = || "Could not create the qcow2 image";
     // What was there is no image from here on, and is not found in clusters later.
     if file.moving_end().is_some() {
@@ -98,12 +111,13 @@ struct Plan<'a> {
     l1_entries: u64,
     l1: u64,
     l2: u64,
+    keys: Option<&'a NewKeys>,
     /// Of the image's own.
     data: u64,
 }
 
 impl<'a> Plan<'a> {
-    fn new(options: &'a CreateOptions, external: bool) -> Result<Self> {
+    fn new(options: &'a CreateOptions, external: bool, keys: Option<&'a NewKeys>) -> Result<Self> {
         let layout = layout(options, external)?;
         let size = options.size;
         if i64::try_from(size).is_err() || !size.is_multiple_of(SECTOR) {
@@ -124,6 +138,7 @@ impl<'a> Plan<'a> {
             l1_entries,
             l1: (l1_entries * 8).div_ceil(layout.cluster()),
             l2: if allocates { l1_entries } else { 0 },
+            keys,
             data: if external { 0 } else { data },
         };
         loop {
@@ -144,8 +159,12 @@ impl<'a> Plan<'a> {
         1 + self.table + self.blocks
     }
 
-    fn first_data(&self) -> u64 {
+    fn first_keys(&self) -> u64 {
         self.first_l1() + self.l1 + self.l2
+    }
+
+    fn first_data(&self) -> u64 {
+        self.first_keys() + self.keys.map_or(0, |keys| keys.len().div_ceil(self.layout.cluster()))
     }
 
     fn end(&self) -> u64 {
@@ -170,6 +189,11 @@ impl<'a> Plan<'a> {
         }
         for number in 0..self.l2 {
             put(file, (first_l2 + number) << bits, &self.l2_table(number, cluster)).await?;
+        }
+        if let Some(NewKeys { header, material }) = self.keys {
+            let start = self.first_keys() << bits;
+            put(file, start + header.material(0).start(), material.expose()).await?;
+            put(file, start, &header.to_bytes()).await?;
         }
         self.reserve(file, data).await
     }
@@ -228,6 +252,7 @@ impl<'a> Plan<'a> {
         field(40, &(if self.l1 > 0 { self.first_l1() << bits } else { 0 }).to_be_bytes());
         field(header::AT_REFCOUNT_TABLE, &(1u64 << bits).to_be_bytes());
         field(56, &u32::try_from(self.table).unwrap_or(u32::MAX).to_be_bytes());
+        field(32, &(if self.keys.is_some() { crypt::LUKS } else { 0 }).to_be_bytes());
         if options.version == 3 {
             let external = self.layout.external;
             let features =
@@ -240,8 +265,10 @@ impl<'a> Plan<'a> {
             field(100, &LENGTH.to_be_bytes());
             field(104, &[u8::from(options.zstd)]);
         }
-        extension(&mut bytes, BACKING_FORMAT, options.backing_format.as_deref());
-        extension(&mut bytes, DATA_FILE_NAME, options.data_file.as_deref());
+        extension(&mut bytes, BACKING_FORMAT, options.backing_format.as_deref().map(str::as_bytes));
+        extension(&mut bytes, DATA_FILE_NAME, options.data_file.as_deref().map(str::as_bytes));
+        let keys = self.keys.map(|keys| [(self.first_keys() << bits).to_be_bytes(), keys.len().to_be_bytes()].concat());
+        extension(&mut bytes, crypt::CRYPTO, keys.as_deref());
         bytes.extend([END.to_be_bytes(), [0; 4]].concat());
         if let Some(name) = &options.backing_file {
             let at = bytes.len() as u64;
@@ -313,11 +340,11 @@ fn words(clusters: u64, cluster: usize, words: impl Iterator<Item = u64>) -> Vec
     bytes
 }
 
-fn extension(bytes: &mut Vec<u8>, kind: u32, text: Option<&str>) {
-    let Some(text) = text else { return };
+fn extension(bytes: &mut Vec<u8>, kind: u32, data: Option<&[u8]>) {
+    let Some(data) = data else { return };
     bytes.extend(kind.to_be_bytes());
-    bytes.extend(u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
-    bytes.extend(text.as_bytes());
+    bytes.extend(u32::try_from(data.len()).unwrap_or(u32::MAX).to_be_bytes());
+    bytes.extend(data);
     bytes.resize(bytes.len().next_multiple_of(8), 0);
 }
 

@@ -40,11 +40,15 @@ impl Image {
             }
             put("data-file-raw", self.raw_data.into());
         }
+        if let Some(crypt) = &self.crypt {
+            put("encrypt", crypt.described());
+        }
         let specific = Some(json!({ "type": "qcow2", "data": data }));
         let backing = extensions.backing_file.clone();
         DriverInfo {
             driver: "qcow2",
             specific,
+            encrypted: self.crypt.is_some(),
             cluster_size: Some(self.layout.cluster()),
             dirty: Some(self.header_word(AT_INCOMPATIBLE) & DIRTY != 0),
             backing: backing.map(|name| (name, extensions.backing_format.clone())),

@@ -13,6 +13,7 @@
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
+//! | `crypt` | encrypted images: where the key is |
 //! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
 //! | `amend` `rewrite` | other names, features, refcount widths and versions |
 //! | `check` `counts` `repair` | whether refcounts are true, and making them true |
@@ -30,6 +31,7 @@ mod commit;
 mod compression;
 mod counts;
 mod create;
+mod crypt;
 mod directory;
 mod entry;
 mod extensions;
@@ -64,13 +66,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::amend::{AmendOptions, amend};
 pub use self::check::check;
-pub use self::create::{CreateOptions, create};
+pub use self::create::{CreateOptions, create, create_encrypted};
+pub use self::crypt::{KeyOptions, NewKeys, Qcow2Encryption};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::write::Room;
 
 use self::bitmap::Stored;
 use self::clean::Cleaner;
 use self::commit::write_header;
+use self::crypt::Crypt;
 use self::entry::CORRUPT;
 use self::extensions::Extensions;
 use self::header::{AT_AUTOCLEAR, AT_INCOMPATIBLE, CORRUPT_BIT, Compression, Fields, Header, RAW_DATA_FILE};
@@ -86,7 +90,7 @@ use crate::graph::{
     CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap, NodeEvent,
     NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange, SnapshotInfo, WriteFlags,
 };
-use crate::pipeline::{Access, Format};
+use crate::pipeline::{Access, Format, Seal};
 use crate::rt::IoBuf;
 
 /// An open image.
@@ -104,6 +108,8 @@ pub struct Image {
     /// As they are now, but for the bitmaps'.
     extensions: Mutex<Arc<Extensions>>,
     compression: Compression,
+    /// How guest data is encrypted, if it is.
+    crypt: Option<Crypt>,
     /// Why the image may not be written, if that is so.
     refusal: Option<String>,
     options: Qcow2Options,
@@ -222,8 +228,8 @@ impl Image {
             fua: false,
             unmap_zeroes: self.layout.version >= 3,
             discard: true,
-            compressed_cluster: if self.data.is_some() { 0 } else { cluster },
-            request_alignment: 1,
+            compressed_cluster: if self.data.is_some() || self.crypt.is_some() { 0 } else { cluster },
+            request_alignment: if self.crypt.is_some() { 512 } else { 1 },
             memory_alignment: 1,
             ..file.passed_on()
         }
@@ -238,6 +244,11 @@ impl Format for Image {
     fn geometry(&self, shape: &Shape, children: &[Geometry]) -> Result<Geometry> {
         let file = children.first().map_or(Limits::ANY, |file| file.limits);
         Ok(Geometry { size: shape.size, limits: self.limits(file) })
+    }
+
+    #[inline]
+    fn seal(&self) -> Option<&Seal> {
+        self.crypt.as_ref().map(|crypt| &crypt.seal)
     }
 
     #[inline]

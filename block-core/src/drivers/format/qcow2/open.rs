@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::bitmap::Stored;
 use super::clean::Cleaner;
+use super::crypt::{self, Crypt, Qcow2Encryption};
 use super::extensions::Extensions;
 use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
 use super::layout::Layout;
@@ -20,7 +21,7 @@ use super::turns::Turns;
 use super::{Image, Shape};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::drivers::{Open, Opened, Site};
-use crate::graph::{Child, SnapshotName};
+use crate::graph::{Child, Objects, SnapshotName};
 use crate::pipeline::Mapped;
 
 impl Open for Qcow2Options {
@@ -38,6 +39,7 @@ impl Open for Qcow2Options {
             let mut read = Read::all(child).await?;
             let stored = Stored::load(child, &read).await?;
             read.watch(child, self.checks()).await?;
+            read.unlock(child, self.encrypt.as_ref(), site.objects).await?;
             match &self.snapshot {
                 None => Ok((read, stored)),
                 Some(which) => read.go_back(child, which).await.map(|()| (read, Stored::default())),
@@ -69,6 +71,8 @@ pub(super) struct Read {
     inactive: Vec<u64>,
     /// Not the disk, but a snapshot of it.
     is_past: bool,
+    /// What opens an encrypted one.
+    crypt: Option<Crypt>,
 }
 
 impl Read {
@@ -95,8 +99,8 @@ impl Read {
                 snapshots::parse(&header, &bytes)?
             }
         };
-        let (inactive, is_past) = (Vec::new(), false);
-        Ok(Self { header, extensions, end, sector, l1, refcount_table, snapshots, inactive, is_past })
+        let (inactive, is_past, crypt) = (Vec::new(), false, None);
+        Ok(Self { header, extensions, end, sector, l1, refcount_table, snapshots, inactive, is_past, crypt })
     }
 
     /// Which tables only snapshots have, where that has to be known.
@@ -104,6 +108,16 @@ impl Read {
         for snapshot in self.snapshots.iter().filter(|_| checks.inactive_l2) {
             self.inactive.extend(table(file, snapshot.l1).await.doing(|| "Could not read a snapshot's L1 table")?);
         }
+        Ok(())
+    }
+
+    /// An encrypted image is opened with a passphrase, and any other without one.
+    async fn unlock(&mut self, file: Child<'_>, given: Option<&Qcow2Encryption>, objects: &Objects) -> Result<()> {
+        let Some(passphrase) = crypt::passphrase(&self.header, given, objects)? else { return Ok(()) };
+        if self.header.has(DATA_FILE) {
+            return Err(Error::new("An encrypted image with an external data file is not supported"));
+        }
+        self.crypt = Some(Crypt::read(file, &self.header, &self.extensions, passphrase).await?);
         Ok(())
     }
 
@@ -134,10 +148,6 @@ impl Read {
     /// What has to be true for any use.
     fn check(&self, site: &Site<'_>) -> Result<()> {
         let Self { header, extensions, .. } = self;
-        if header.crypt != 0 {
-            let kind = if header.crypt == 1 { "AES" } else { "LUKS" };
-            return Err(Error::new(format!("The image is encrypted ({kind}), which is not supported yet")));
-        }
         if let Some(name) = extensions.backing_file.as_ref().filter(|_| !site.is_given("backing")) {
             let format = extensions.backing_format.as_deref().unwrap_or("not recorded");
             return Err(Error::new(format!(
@@ -169,6 +179,9 @@ impl Read {
         let Self { header, .. } = self;
         if self.is_past {
             return Err(Error::new(SNAPSHOT_IS_READ));
+        }
+        if header.crypt == crypt::AES {
+            return Err(Error::new("An image with the old encryption (aes) can only be opened with 'read-only'"));
         }
         if header.has(CORRUPT_BIT) {
             return Err(Error::new("The image is marked corrupt, so it can only be opened with 'read-only'"));
@@ -243,7 +256,7 @@ impl Qcow2Options {
     fn image(&self, read: Read, stored: Stored, site: &Site<'_>) -> Result<Image> {
         let (fixed, refusal) = (read.fixed(), read.check_writable().err().map(|refusal| refusal.full()));
         let mut layout = read.layout();
-        let Read { header, extensions, end, sector, l1, refcount_table, snapshots, inactive, .. } = read;
+        let Read { header, extensions, end, sector, l1, refcount_table, snapshots, inactive, crypt, .. } = read;
         layout.slice_entries = self.slice_entries(layout)?;
         let caches = self.caches(layout, header.size)?;
         let slices = Slices::new(layout, caches.slices);
@@ -291,6 +304,7 @@ impl Qcow2Options {
             data: site.optional("data-file"),
             raw_data: header.autoclear & RAW_DATA_FILE != 0,
             compression: header.compression,
+            crypt,
             refusal,
             options: self.clone(),
             stored: Mutex::new(stored),

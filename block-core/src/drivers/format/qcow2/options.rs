@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use qmp::Qapi;
 
+use super::crypt::Qcow2Encryption;
 use super::layout::Layout;
 use crate::base::{Error, Result};
 use crate::graph::{DiscardMode, NodeOptions, SnapshotName};
@@ -37,6 +38,8 @@ pub struct Qcow2Options {
     pub refcount_cache_size: Option<i64>,
     /// Seconds after which tables that were not used meanwhile are forgotten; 0: never, 600 if absent.
     pub cache_clean_interval: Option<i64>,
+    /// What opens an encrypted image.
+    pub encrypt: Option<Qcow2Encryption>,
     /// The node shows this internal snapshot instead of the disk, and can only be read. For programs: operators cannot ask for
     /// it, as they cannot with QEMU.
     #[qapi(skip)]

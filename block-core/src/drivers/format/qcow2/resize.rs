@@ -154,13 +154,16 @@ impl Image {
             let room = self.room(&shape, cx, now.split(BUFFER).0).await?;
             let Extent { len, place: Place::Data { child, offset } } = room.extent() else { return Err(CORRUPT) };
             let end = align_up(offset + len, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
-            if how == Preallocation::Metadata && room.is_fresh() && file.moving_end().is_some() {
+            if how == Preallocation::Metadata && room.is_fresh() && self.crypt.is_none() && file.moving_end().is_some()
+            {
                 if file.size() < end {
                     file.set_end(end, Preallocation::Off).await?;
                 }
             } else {
                 let at = ByteRange::new(offset, len).ok_or(IoError::OutOfRange)?;
-                cx.child(child).write(at, zeroes.slice(0, len), WriteFlags::default()).await?;
+                let zeroes = zeroes.slice(0, len);
+                let stored = self.crypt.as_ref().map(|crypt| crypt.seal.sealed(now.start(), offset, &zeroes));
+                cx.child(child).write(at, stored.transpose()?.unwrap_or(zeroes), WriteFlags::default()).await?;
             }
             room.commit().await?;
             left = now.split(len).1;

@@ -132,9 +132,11 @@ impl Image {
                 is_zero
             }
         };
-        if is_zero && fresh {
+        // What was never written of an encrypted cluster is noise.
+        if is_zero && fresh && self.crypt.is_none() {
             return Ok(());
         }
+        let buf = self.crypt.as_ref().map_or(Ok(buf.clone()), |crypt| crypt.seal.sealed(guest.start(), start, &buf))?;
         cx.child(self.file).announce(DebugEvent::CowWrite).await;
         let at = ByteRange::new(start, guest.len()).ok_or(IoError::OutOfRange)?;
         cx.child(self.data.unwrap_or(self.file)).write(at, buf, WriteFlags::default()).await

@@ -1,0 +1,154 @@
+//! Encrypted images: where the key is, and how guest data stands in clusters. Tables are not encrypted.
+//!
+//! | `crypt_method` | | sectors are numbered |
+//! |---|---|---|
+//! | 1 | AES-128 in CBC mode, the passphrase itself is the key: old images, which can only be read | as the guest sees them |
+//! | 2 | a LUKS1 header lies in clusters of its own, where an extension says | by their places in the file |
+
+use qmp::Qapi;
+use serde_json::{Value, json};
+
+use super::extensions::Extensions;
+use super::header::{Fields, Header};
+use crate::base::{ByteRange, Error, Result, ResultExt, is_aligned};
+use crate::codec::SecretBytes;
+use crate::codec::cipher::{Family, IvGen, Mode, Spec};
+use crate::codec::luks::{self, BEGINNING, v1};
+use crate::codec::secret::Secret;
+use crate::drivers::keys::{self, needed_secret};
+use crate::graph::{Child, Objects};
+use crate::pipeline::Seal;
+
+/// What opens an encrypted image.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+#[qapi(union, tag = "format", tag_name = "BlockdevQcow2EncryptionFormat")]
+pub enum Qcow2Encryption {
+    /// An old image (`crypt_method` 1), which can only be read.
+    Aes(KeyOptions),
+    /// A LUKS header in the image.
+    Luks(KeyOptions),
+}
+
+/// The passphrase.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+#[qapi(name = "QCryptoBlockOptionsLUKS")]
+pub struct KeyOptions {
+    /// The id of the secret that opens the image.
+    pub key_secret: Option<String>,
+}
+
+/// What an encrypted image needs to be read.
+#[derive(Debug)]
+pub(super) struct Crypt {
+    pub(super) seal: Seal,
+    /// Where the keys are, if they are in the image.
+    pub(super) header: Option<v1::Header>,
+}
+
+/// Nothing of an encrypted image is told without a key.
+pub(super) fn passphrase(
+    header: &Header,
+    given: Option<&Qcow2Encryption>,
+    objects: &Objects,
+) -> Result<Option<Secret>> {
+    let (named, key) = match (header.crypt, given) {
+        (0, None) => return Ok(None),
+        (0, Some(_)) => return Err(Error::new("No encryption in image header, but options specified format")),
+        (_, None) => {
+            let kind = if header.crypt == AES { "aes" } else { "luks" };
+            return Err(Error::new(format!("The image is encrypted ({kind}): 'encrypt' says what opens it")));
+        }
+        (_, Some(Qcow2Encryption::Aes(key))) => (AES, key),
+        (_, Some(Qcow2Encryption::Luks(key))) => (LUKS, key),
+    };
+    if named != header.crypt {
+        let kind = if header.crypt == AES { "aes" } else { "luks" };
+        return Err(Error::new(format!("Header reported '{kind}' encryption format but options specify another one")));
+    }
+    needed_secret(objects, key.key_secret.as_deref()).map(Some)
+}
+
+impl Crypt {
+    /// Reads the header, if there is one in the image, and derives the key.
+    pub(super) async fn read(
+        file: Child<'_>,
+        header: &Header,
+        extensions: &Extensions,
+        passphrase: Secret,
+    ) -> Result<Self> {
+        if header.crypt == AES {
+            let spec = Spec { family: Family::Aes, mode: Mode::Cbc, iv: Some(IvGen::Plain64) };
+            let mut key = SecretBytes::zeroed(16);
+            key.expose_mut().iter_mut().zip(passphrase.bytes().expose()).for_each(|(to, from)| *to = *from);
+            return Ok(Self { seal: Seal { cipher: spec.keyed(key.expose(), 512)?, by_guest: true }, header: None });
+        }
+        let place = place(header, extensions)?;
+        let (base, doing) = (place.start(), || "Could not read the image's LUKS header");
+        let beginning = ByteRange::new(base, BEGINNING.min(place.len())).ok_or_else(missing)?;
+        let beginning = keys::fetch(file, beginning).await.doing(doing)?;
+        let version = luks::version(&beginning)?;
+        if version != 1 {
+            return Err(Error::new(format!("LUKS version {version} is not supported in a qcow2 image")));
+        }
+        // Guest data has places of its own, whatever this header says of a payload.
+        let either = luks::Header::V1(v1::Header::parse(&beginning, place.len(), true)?);
+        let material = keys::read_material(file, base, &either).await?;
+        let (either, unlocked) = keys::unlock(either, passphrase, material).await?;
+        let cipher = either.payload().cipher(&unlocked.key)?;
+        let luks::Header::V1(header) = either else { return Err(missing()) };
+        Ok(Self { seal: Seal { cipher, by_guest: false }, header: Some(header) })
+    }
+}
+
+impl Crypt {
+    /// `ImageInfoSpecificQCow2Encryption`.
+    pub(super) fn described(&self) -> Value {
+        let Some(header) = &self.header else { return json!({ "format": "aes" }) };
+        let mut data = luks::Header::V1(header.clone()).described();
+        data["format"] = "luks".into();
+        data["detached-header"] = false.into();
+        data
+    }
+}
+
+/// The keys of an image that is being made.
+#[derive(Debug)]
+pub struct NewKeys {
+    /// The header.
+    pub header: v1::Header,
+    /// The material of its first slot.
+    pub material: SecretBytes,
+}
+
+impl NewKeys {
+    /// Bytes of the place where they are.
+    pub(super) fn len(&self) -> u64 {
+        self.header.payload().offset
+    }
+}
+
+/// Where the extension says that the LUKS header is.
+fn place(header: &Header, extensions: &Extensions) -> Result<ByteRange> {
+    let mut all = extensions.all.iter().filter(|extension| extension.kind == CRYPTO);
+    let (Some(extension), None) = (all.next(), all.next()) else { return Err(missing()) };
+    let field = Fields(&extension.data);
+    if extension.data.len() != 16 {
+        return Err(Error::new(format!("The encryption extension has {} bytes; it has 16", extension.data.len())));
+    }
+    let place = ByteRange::new(field.u64(0)?, field.u64(8)?);
+    let place = place.filter(|place| is_aligned(place.start(), 1 << header.cluster_bits) && !place.is_empty());
+    let place = place.filter(|place| place.start() >= 1 << header.cluster_bits && place.len() <= MAX_KEYS);
+    place.ok_or_else(|| Error::new("The image's LUKS header has an impossible place or size"))
+}
+
+fn missing() -> Error {
+    Error::new("Header extension with encryption metadata is missing")
+}
+
+/// The header extension that says where an encrypted image has its keys.
+pub(super) const CRYPTO: u32 = 0x0537_be77;
+/// `crypt_method`.
+pub(super) const AES: u32 = 1;
+pub(super) const LUKS: u32 = 2;
+/// The largest LUKS header that is believed, in bytes.
+const MAX_KEYS: u64 = 64 << 20;

@@ -1,0 +1,85 @@
+//! Keys of encrypted disks, for the formats that have them: what takes long is done on a helper thread.
+
+use std::time::Duration;
+
+use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
+use crate::codec::SecretBytes;
+use crate::codec::luks::{Budget, Header, Unlocked, v1};
+use crate::codec::secret::Secret;
+use crate::graph::{Child, Objects};
+use crate::rt::{IoBuf, blocking_long, random};
+
+/// The secret of this id.
+pub fn secret(objects: &Objects, id: &str) -> Result<Secret> {
+    let found = objects.find::<Secret>(id);
+    found.map(|secret| (*secret).clone()).ok_or_else(|| Error::new(format!("No secret with id '{id}'")))
+}
+
+/// The secret that an option names, which may not be left out.
+pub fn needed_secret(objects: &Objects, id: Option<&str>) -> Result<Secret> {
+    secret(objects, id.ok_or_else(|| Error::new("Parameter 'key-secret' is required for cipher"))?)
+}
+
+/// The material of the slots that may open the disk, whose header begins at `base` of the child. Fails where trying them
+/// could cost too much.
+pub async fn read_material(child: Child<'_>, base: u64, header: &Header) -> Result<Vec<SecretBytes>> {
+    header.check_costs(&Budget::default())?;
+    let mut all = Vec::new();
+    for slot in header.active() {
+        let doing = || format!("Could not read the material of key slot {}", slot.index);
+        let at = slot.material.shifted(base).ok_or(IoError::OutOfRange).doing(doing)?;
+        all.push(SecretBytes::new(fetch(child, at).await.doing(doing)?));
+    }
+    Ok(all)
+}
+
+/// The key, if the passphrase fits a slot.
+pub async fn unlock(header: Header, passphrase: Secret, material: Vec<SecretBytes>) -> Result<(Header, Unlocked)> {
+    let derived = blocking_long(move || {
+        let unlocked = header.unlock(passphrase.bytes(), material)?;
+        let unlocked = unlocked.ok_or_else(|| Error::new("Invalid password, cannot unlock any keyslot"))?;
+        Ok((header, unlocked))
+    });
+    derived.await
+}
+
+/// A new header and the material of its first slot. What we would not open is not made either.
+pub async fn new_header(new: v1::New, passphrase: SecretBytes) -> Result<(v1::Header, SecretBytes)> {
+    let made = blocking_long(move || {
+        let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
+        let (header, _, material) = v1::Header::create(&new, &passphrase, &mut source)?;
+        Ok((header, material))
+    });
+    let (header, material): (v1::Header, SecretBytes) = made.await?;
+    check_time(&header)?;
+    Ok((header, material))
+}
+
+/// One more passphrase for the key, in a header that is not written yet; and the slot's material.
+pub async fn filled(
+    mut header: v1::Header,
+    index: usize,
+    passphrase: Secret,
+    key: SecretBytes,
+    time: Duration,
+) -> Result<(v1::Header, SecretBytes)> {
+    let derived = blocking_long(move || {
+        let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
+        let material = header.fill(index, passphrase.bytes(), &key, time, &mut source)?;
+        Ok((header, material))
+    });
+    let (header, material): (v1::Header, SecretBytes) = derived.await?;
+    check_time(&header)?;
+    Ok((header, material))
+}
+
+fn check_time(header: &v1::Header) -> Result<()> {
+    Header::V1(header.clone()).check_costs(&Budget::default()).doing(|| "The iteration time is too long")
+}
+
+/// All of the range.
+pub async fn fetch(child: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> {
+    let buf = IoBuf::private(at.len())?;
+    child.read(at, buf.clone()).await?;
+    Ok(buf.to_vec())
+}

@@ -1,0 +1,156 @@
+//! Encrypted qcow2 images: the keys in the image, data clusters encrypted by their places; and the old ones, which are read.
+
+use serde_json::{Value, json};
+
+use crate::peer::{OBJECT, Place, SIZE, WORD, contents, create, described, noise, opens, run, scribble};
+
+fn image(path: &str, format: &str) -> Value {
+    let file = json!({ "driver": "file", "filename": path });
+    let encrypt = json!({ "format": format, "key-secret": "s0" });
+    json!({ "driver": "qcow2", "node-name": "disk", "file": file, "encrypt": encrypt })
+}
+
+fn by_qemu(place: &Place, path: &str, format: &str) -> Vec<u8> {
+    let out = place.file("by-qemu.raw");
+    let source = format!("driver=qcow2,encrypt.format={format},encrypt.key-secret=word,file.filename={path}");
+    run("qemu-img", &["convert", "--object", OBJECT, "--image-opts", &source, "-O", "raw", &out]);
+    std::fs::read(&out).unwrap()
+}
+
+fn check(path: &str) {
+    let source = format!("driver=qcow2,encrypt.format=luks,encrypt.key-secret=word,file.filename={path}");
+    run("qemu-img", &["check", "-q", "--object", OBJECT, "--image-opts", &source]);
+}
+
+#[test]
+fn images_of_qemu() {
+    let place = Place::new();
+    let plain = noise(1, SIZE);
+    let source = place.with("plain.raw", &plain);
+    for (number, options) in ["", ",cluster_size=512", ",cluster_size=16k,extended_l2=on", ",encrypt.cipher-mode=cbc"]
+        .into_iter()
+        .enumerate()
+    {
+        let path = place.file("image.qcow2");
+        let own = format!("encrypt.format=luks,encrypt.key-secret=word,encrypt.iter-time=10{options}");
+        run("qemu-img", &["convert", "--object", OBJECT, "-f", "raw", "-O", "qcow2", "-o", &own, &source, &path]);
+        let (disk, mut model) = (image(&path, "luks"), plain.clone());
+        assert!(contents(&disk, &[WORD]).unwrap() == model, "'{options}': we read something else");
+        scribble(&disk, &[WORD], &mut model, number as u64 * 7);
+        assert!(by_qemu(&place, &path, "luks") == model, "'{options}': QEMU reads something else");
+        check(&path);
+        // What is shared with a snapshot is copied, and encrypted for its new place.
+        let target = format!("driver=qcow2,encrypt.format=luks,encrypt.key-secret=word,file.filename={path}");
+        run("qemu-img", &["snapshot", "--object", OBJECT, "--image-opts", "-c", "one", &target]);
+        let before = model.clone();
+        scribble(&disk, &[WORD], &mut model, number as u64 * 7 + 3);
+        assert!(by_qemu(&place, &path, "luks") == model && contents(&disk, &[WORD]).unwrap() == model);
+        run("qemu-img", &["snapshot", "--object", OBJECT, "--image-opts", "-a", "one", &target]);
+        assert!(contents(&disk, &[WORD]).unwrap() == before, "'{options}': the snapshot is another one");
+        check(&path);
+    }
+}
+
+#[test]
+fn images_that_we_make() {
+    let place = Place::new();
+    for more in [json!({}), json!({ "cluster-size": 512 }), json!({ "cluster-size": 2 << 20, "version": "v2" })] {
+        let path = place.with("image.qcow2", b"");
+        let mut options = json!({
+            "driver": "qcow2", "size": SIZE, "file": { "driver": "file", "filename": path },
+            "encrypt": { "format": "luks", "key-secret": "s0", "iter-time": 10 }
+        });
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        create(&options, &[WORD]).unwrap();
+        check(&path);
+        let (disk, mut model) = (image(&path, "luks"), vec![0; SIZE]);
+        assert!(contents(&disk, &[WORD]).unwrap() == model, "{more}: what was never written is zeroes");
+        scribble(&disk, &[WORD], &mut model, 5);
+        assert!(contents(&disk, &[WORD]).unwrap() == model);
+        assert!(by_qemu(&place, &path, "luks") == model, "{more}: QEMU reads something else");
+        check(&path);
+        assert_eq!(described(&disk, &[WORD])["data"]["encrypt"]["cipher-alg"], "aes-256");
+        let raw = std::fs::read(&path).unwrap();
+        let start = model.iter().position(|byte| *byte != 0).unwrap();
+        let part = &model[start..start + 64];
+        assert!(!raw.windows(part.len()).any(|window| window == part), "{more}: there is plain text in the file");
+    }
+}
+
+/// A layer over another one: partly written clusters are filled up with what is below, encrypted.
+#[test]
+fn over_a_backing_file() {
+    let place = Place::new();
+    let mut model = noise(3, SIZE);
+    let base = place.with("base.raw", &model);
+    let path = place.with("image.qcow2", b"");
+    let options = json!({
+        "driver": "qcow2", "size": SIZE, "file": { "driver": "file", "filename": path },
+        "backing-file": base, "backing-fmt": "raw",
+        "encrypt": { "format": "luks", "key-secret": "s0", "iter-time": 10 }
+    });
+    create(&options, &[WORD]).unwrap();
+    let mut disk = image(&path, "luks");
+    disk["backing"] = json!({ "driver": "raw", "file": { "driver": "file", "filename": base } });
+    scribble(&disk, &[WORD], &mut model, 1);
+    assert!(contents(&disk, &[WORD]).unwrap() == model && by_qemu(&place, &path, "luks") == model);
+    check(&path);
+}
+
+#[test]
+fn old_images_are_read() {
+    let place = Place::new();
+    let plain = noise(9, SIZE);
+    let source = place.with("plain.raw", &plain);
+    let path = place.file("old.qcow2");
+    let own = "encrypt.format=aes,encrypt.key-secret=word";
+    run("qemu-img", &["convert", "--object", OBJECT, "-f", "raw", "-O", "qcow2", "-o", own, &source, &path]);
+    let mut disk = image(&path, "aes");
+    assert!(opens(&disk, &[WORD]).unwrap_err().contains("can only be opened with 'read-only'"));
+    disk["read-only"] = json!(true);
+    assert!(contents(&disk, &[WORD]).unwrap() == plain);
+    assert!(contents(&disk, &["another word"]).unwrap() != plain, "nothing tells that the word is wrong");
+}
+
+#[test]
+fn without_the_secret_nothing_opens() {
+    let place = Place::new();
+    let path = place.with("image.qcow2", b"");
+    let file = json!({ "driver": "file", "filename": path });
+    let encrypt = json!({ "format": "luks", "key-secret": "s0", "iter-time": 1 });
+    let options = json!({ "driver": "qcow2", "size": SIZE, "file": file, "encrypt": encrypt });
+    create(&options, &[WORD]).unwrap();
+    let refused = |options: &Value| opens(options, &[WORD, "wrong"]).unwrap_err();
+    let mut disk = image(&path, "luks");
+    disk["encrypt"]["key-secret"] = json!("s1");
+    assert!(refused(&disk).ends_with("Invalid password, cannot unlock any keyslot"));
+    disk["encrypt"]["key-secret"] = json!("s7");
+    assert!(refused(&disk).ends_with("No secret with id 's7'"));
+    disk["encrypt"] = json!({ "format": "aes", "key-secret": "s0" });
+    assert!(refused(&disk).contains("Header reported 'luks' encryption format"));
+    disk.as_object_mut().unwrap().remove("encrypt");
+    assert!(refused(&disk).contains("The image is encrypted (luks)"));
+    // The header says where its keys are, and lies.
+    let good = std::fs::read(&path).unwrap();
+    let at = good.windows(4).position(|window| window == 0x0537_be77_u32.to_be_bytes()).unwrap();
+    let disk = image(&path, "luks");
+    for (field, value, expected) in [
+        (8, u64::MAX, "impossible place"),
+        (8, 0, "impossible place"),
+        (8, 512, "impossible place"),
+        (8, 1 << 40, "Could not read the image's LUKS header"),
+        (16, 0, "impossible place"),
+        (16, u64::MAX, "impossible place"),
+        (16, 4096, "ends behind the end"),
+    ] {
+        let mut bytes = good.clone();
+        bytes[at + field..at + field + 8].copy_from_slice(&value.to_be_bytes());
+        std::fs::write(&path, &bytes).unwrap();
+        let refused = refused(&disk);
+        assert!(refused.contains(expected), "{refused} instead of {expected}");
+    }
+    let mut bytes = good.clone();
+    bytes[at..at + 4].copy_from_slice(&7u32.to_be_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(refused(&disk).contains("encryption metadata is missing"));
+}
