@@ -195,11 +195,11 @@ pub enum Amending {
     /// It is done.
     Done,
     /// First comes this, which takes long. Nobody waits for it inside the graph; then the driver is asked again.
-    After(Work),
+    After(LongWork),
 }
 
 /// What takes long, and comes to something that the driver knows.
-pub type Work = Pin<Box<dyn Future<Output = Result<Box<dyn Any + Send>, Error>>>>;
+pub type LongWork = Pin<Box<dyn Future<Output = Result<Box<dyn Any + Send>, Error>>>>;
 
 /// How the children of a node change: what QMP calls the edge, and what the driver calls the child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -58,8 +58,8 @@ pub use debug_event::{DebugEvent, Pause};
 pub use drain::{Drained, Exclusive};
 pub(crate) use driver::DynDriver;
 pub use driver::{
-    AmendRequest, Amending, ChildChange, Direct, DirectRequest, Driver, DriverInfo, End, Extent, Place, Preallocation,
-    ReopenRequest, RingEntry, Settled, WriteFlags,
+    AmendRequest, Amending, ChildChange, Direct, DirectRequest, Driver, DriverInfo, End, Extent, LongWork, Place,
+    Preallocation, ReopenRequest, RingEntry, Settled, WriteFlags,
 };
 pub(crate) use edit::NewRoot;
 pub use edit::{DrainedSet, Edges, GraphEdit, NewNode, Owner};
