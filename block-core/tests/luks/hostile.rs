@@ -144,6 +144,22 @@ fn luks2_headers() {
     json.refused("/segments/0/sector_size", json!(65536), "no valid 'sector_size'");
     json.refused("/segments/0/type", json!("linear"), "A segment of type 'linear' is not supported");
     json.refused("/segments/0/encryption", json!("cipher_null-ecb"), "The cipher 'cipher_null' is not supported");
+    // Text of others is repeated in part, and cannot end a line of a log.
+    let long = format!("rot\u{1b}[2J\n{}", "x".repeat(80));
+    let repeated = "rot\\u{1b}[2J\\nxxxxxxxxxxxxxxxxxx' is not supported";
+    for (place, value) in [
+        ("/segments/0/encryption", long.clone()),
+        ("/segments/0/encryption", format!("aes-{long}")),
+        ("/segments/0/encryption", format!("aes-cbc-essiv:{long}")),
+        ("/segments/0/type", long.clone()),
+        ("/digests/0/hash", long.clone()),
+        ("/digests/0/type", long.clone()),
+        ("/keyslots/0/af/hash", long.clone()),
+        ("/keyslots/0/kdf/type", long.clone()),
+        ("/keyslots/0/area/encryption", long.clone()),
+    ] {
+        json.refused(place, json!(value), repeated);
+    }
     json.refused("/segments", json!({}), "several segments, or none");
     json.refused("/config", json!({ "requirements": { "mandatory": ["online-reencrypt"] } }), "needs 'online-reencrypt'");
     let mut with_integrity = json.tree.clone();

@@ -7,6 +7,7 @@ use super::{Digest, Kdf, MAX_LUKS2_SLOTS, SECTOR, Slot};
 use crate::base::{ByteRange, Error, Result};
 use crate::codec::base64;
 use crate::codec::cipher::Spec;
+use crate::codec::fields::shown;
 use crate::codec::hash::Hash;
 use crate::codec::luks::Payload;
 use crate::codec::split::STRIPES;
@@ -200,11 +201,6 @@ fn list(of: &Object, name: &str) -> Result<Vec<String>> {
 
 fn wrong(name: &str) -> Error {
     Error::new(format!("The header's JSON has no valid '{name}'"))
-}
-
-/// Text of others, as it may be shown.
-fn shown(text: &str) -> String {
-    text.chars().take(32).flat_map(char::escape_default).collect()
 }
 
 const MAX_LANES: u32 = 4;
