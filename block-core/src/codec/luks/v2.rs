@@ -12,6 +12,7 @@ use crate::codec::hash::Hash;
 use crate::codec::split::{STRIPES, merge};
 
 mod json;
+mod tree;
 
 /// Where the second copy can be, and how large each is then.
 pub const SIZES: [u64; 9] =
@@ -24,7 +25,6 @@ pub const MAX_LUKS2_SLOTS: usize = 32;
 /// A header that holds what the specification and our limits ask.
 #[derive(Clone, Debug)]
 pub struct Header {
-    sequence: u64,
     label: String,
     uuid: String,
     slots: Vec<Slot>,
@@ -90,19 +90,38 @@ pub fn extent(copy: Copy, beginning: &[u8], offset: u64) -> Result<u64> {
     Ok(size)
 }
 
+/// A copy that nothing has damaged. Whether we understand what it says has not been asked: only of the younger copy that
+/// counts, since the older one may say something else.
+pub struct Whole {
+    sequence: u64,
+    bytes: Vec<u8>,
+}
+
+impl Whole {
+    /// From all bytes of a copy. Reads all of them: not for a thread that others wait for.
+    pub fn check(bytes: Vec<u8>) -> Result<Self> {
+        check_sum(&bytes)?;
+        Ok(Self { sequence: Fields(&bytes).u64(16)?, bytes })
+    }
+
+    /// The younger of two copies has the higher number.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
 impl Header {
-    /// From all bytes of a copy, of a file of `end` bytes. `detached`: the payload is in another file.
-    pub fn parse(bytes: &[u8], end: u64, detached: bool) -> Result<Self> {
-        let fields = Fields(bytes);
-        check_sum(bytes)?;
-        let text = bytes.get(BINARY..).unwrap_or_default();
+    /// From a copy in a file of `end` bytes. `detached`: the payload is in another file. Reads all of the JSON: not for a thread
+    /// that others wait for.
+    pub fn parse(copy: &Whole, end: u64, detached: bool) -> Result<Self> {
+        let fields = Fields(&copy.bytes);
+        let text = copy.bytes.get(BINARY..).unwrap_or_default();
         let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-        let tree = serde_json::from_slice(text).map_err(|_| Error::new("The header's JSON cannot be read"))?;
-        let (slots, digest, payload) = json::read(&tree)?;
-        let (sequence, label) = (fields.u64(16)?, fields.name("The label", 24, 48)?.to_owned());
+        let (slots, digest, payload) = json::read(text)?;
+        let label = fields.name("The label", 24, 48)?.to_owned();
         let uuid = fields.name("The UUID", 168, 40)?.to_owned();
-        let header = Self { sequence, label, uuid, slots, digest, payload };
-        header.check(bytes.len() as u64, end, detached)?;
+        let header = Self { label, uuid, slots, digest, payload };
+        header.check(copy.bytes.len() as u64, end, detached)?;
         Ok(header)
     }
 
@@ -125,11 +144,6 @@ impl Header {
             }
         }
         Ok(())
-    }
-
-    /// The younger of two copies has the higher number.
-    pub fn sequence(&self) -> u64 {
-        self.sequence
     }
 
     /// What the disk is called, if it is.
