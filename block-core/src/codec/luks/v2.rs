@@ -2,6 +2,10 @@
 //!
 //! It is read, never written: opening an image changes nothing of it. What its JSON may say and we do not know is refused.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use zeroize::Zeroizing;
+
 use super::budget::Left;
 use super::{Active, Budget, MAGIC, Payload, check_apart};
 use crate::base::{ByteRange, Error, Result};
@@ -229,13 +233,27 @@ impl Kdf {
             Self::Argon2 { algorithm, passes, memory_kib, lanes, salt } => {
                 let said = |error: argon2::Error| Error::new(format!("Argon2 failed: {error}"));
                 let params = argon2::Params::new(*memory_kib, *passes, *lanes, Some(len)).map_err(said)?;
+                let blocks = params.block_count();
                 let argon2 = argon2::Argon2::new(*algorithm, argon2::Version::V0x13, params);
+                let _turn = argon2_turn();
+                let mut matrix = Zeroizing::new(Vec::new());
+                let no_memory = |_| Error::new(format!("There are no {memory_kib} KiB of memory for Argon2"));
+                matrix.try_reserve_exact(blocks).map_err(no_memory)?;
+                matrix.resize(blocks, argon2::Block::new());
                 let mut key = SecretBytes::zeroed(len);
-                argon2.hash_password_into(passphrase.expose(), salt, key.expose_mut()).map_err(said)?;
+                let (word, out) = (passphrase.expose(), key.expose_mut());
+                argon2.hash_password_into_with_memory(word, salt, out, matrix.as_mut_slice()).map_err(said)?;
                 Ok(key)
             }
         }
     }
+}
+
+/// Held while Argon2 is at work: one derivation at a time in the whole process, however many images are being opened, since each
+/// may have as much memory as one may ask for.
+fn argon2_turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The sum is over the whole copy, with zeroes where it stands itself.
@@ -256,3 +274,30 @@ const BINARY: usize = 4096;
 const AT_SUM: usize = 448;
 const SUM: usize = 64;
 const SECTOR: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    fn kdf() -> Kdf {
+        Kdf::Argon2 { algorithm: argon2::Algorithm::Argon2id, passes: 3, memory_kib: 32, lanes: 4, salt: vec![2; 16] }
+    }
+
+    /// The memory of each is bounded, and so is that of all of them.
+    #[test]
+    fn argon2_is_at_work_once_in_the_process() {
+        let turn = argon2_turn();
+        let (sender, receiver) = channel();
+        let other = std::thread::Builder::new().spawn(move || {
+            let key = kdf().derive(&SecretBytes::new(b"word".to_vec()), 32);
+            sender.send(key.is_ok()).unwrap();
+        });
+        assert_eq!(receiver.recv_timeout(Duration::from_millis(300)), Err(RecvTimeoutError::Timeout));
+        drop(turn);
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(60)), Ok(true));
+        other.unwrap().join().unwrap();
+    }
+}
