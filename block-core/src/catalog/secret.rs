@@ -74,8 +74,12 @@ impl SecretKeyringOptions {
     pub async fn read(self, objects: &Objects) -> Result<Arc<Secret>> {
         let Self { format, keyid, iv, serial } = self;
         let doing = || format!("Could not read the key {serial}");
-        let given = blocking(move || keyring::read(serial, MAX_SECRET)).await.doing(doing)?;
-        made(objects, SecretBytes::new(given), format, keyid.as_deref(), iv.as_deref())
+        let read = blocking(move || {
+            let mut room = SecretBytes::zeroed(MAX_SECRET);
+            let len = keyring::read(serial, room.expose_mut())?;
+            Ok::<_, std::io::Error>(SecretBytes::new(room.expose()[..len].to_vec()))
+        });
+        made(objects, read.await.doing(doing)?, format, keyid.as_deref(), iv.as_deref())
     }
 }
 
