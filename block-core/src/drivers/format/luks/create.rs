@@ -6,7 +6,7 @@ use crate::base::{ByteRange, Error, IoError, Result, ResultExt, SECTOR};
 use crate::codec::SecretBytes;
 use crate::codec::cipher::{Family, IvGen, Mode, Spec};
 use crate::codec::hash::Hash;
-use crate::codec::luks::{Budget, Header, v1};
+use crate::codec::luks::{Budget, Header, v1, v2};
 use crate::codec::secret::Secret;
 use crate::graph::{Child, Preallocation, WriteFlags};
 use crate::rt::{IoBuf, blocking_long, random};
@@ -103,11 +103,20 @@ async fn derived(
     Ok((header, material))
 }
 
+/// Nothing that is there is a header of either version any more: second copies of LUKS2 are looked for at all their places, when
+/// the first one is gone.
 async fn emptied(child: Child<'_>) -> Result<(), IoError> {
     if child.moving_end().is_some() {
         return child.set_end(0, Preallocation::Off).await;
     }
-    put(child, 0, &[0; v1::LEN]).await
+    put(child, 0, &[0; v1::LEN]).await?;
+    for place in v2::SIZES {
+        if place.checked_add(SECTOR).is_some_and(|end| end <= child.size()) {
+            put(child, place, &[0; SECTOR as usize]).await?;
+        }
+    }
+    // Before anything new is written: a crash leaves no mixture.
+    child.flush().await
 }
 
 /// Space that a file system cannot reserve is written.
