@@ -218,11 +218,28 @@ fn secrets_leave_nothing_behind() {
 #[test]
 fn the_command_line_is_not_repeated() {
     let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("trellisd");
-    for option in ["secret,id=1,data=unmistakable", "secret,id=a,data=unmistakable,format=base64,zz=1"] {
+    for option in [
+        "secret,id=1,data=unmistakable",
+        "secret,id=a,data=unmistakable,format=base64,zz=1",
+        // A comma in a secret that was not doubled.
+        "secret,id=a,data=ab,unmistakable",
+        "secret,id=a,data=ab,unmistakable=c",
+        "secret,id=a,data=ab,unmistakable.0=c",
+        "secret,id=a,data=ab,format=unmistakable",
+        "secret,id=a,dta=unmistakable",
+        "unmistakable,id=a",
+        r#"{"qom-type":"secret","id":"1","d\u0061ta":"unmistakable"}"#,
+        r#"{"qom-type":"secret","id":"a","unmistakable":"x"}"#,
+        r#"{"qom-type":"secret","id":"a","data":"unmistakable""#,
+        "data=unmistakable",
+    ] {
         let output = Command::new(&program).args(["--object", option]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && !said.is_empty() && !said.contains("unmistakable"), "{said}");
     }
+    let output = Command::new(&program).args(["--object", "iothread"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.ends_with("--object: Parameter 'id' is missing\n"), "{said}");
 }
 
 /// As cryptsetup gets it out of the header.
