@@ -242,6 +242,23 @@ fn the_command_line_is_not_repeated() {
     assert!(said.ends_with("--object: Parameter 'id' is missing\n"), "{said}");
 }
 
+/// A secret that stands on the command line, or in a command, is flagged; one in a file, or one that is encrypted, is not.
+#[test]
+fn an_inline_secret_is_flagged() {
+    let mut side = Side::new(true);
+    std::fs::write(side.path("master"), "0123456789abcdef0123456789abcdef").unwrap();
+    let master = side.path("master");
+    side.tell("object-add", json!({ "qom-type": "secret", "id": "master", "file": master }));
+    side.tell("object-add", json!({
+        "qom-type": "secret", "id": "wrapped", "keyid": "master", "format": "base64", "data": "MYNSl5uYV6V9tOH5RSXtDA==",
+        "iv": "AAECAwQFBgcICQoLDA0ODw=="
+    }));
+    assert!(!side.server.said().contains("was given with `data`"), "{}", side.server.said());
+    side.secret("inline", "open sesame");
+    let said = side.server.said();
+    assert!(said.contains("was given with `data`") && said.contains("inline") && !said.contains("sesame"), "{said}");
+}
+
 /// As cryptsetup gets it out of the header.
 fn volume_key(side: &Side, name: &str) -> Vec<u8> {
     let arguments = ["-q", "luksDump", "--dump-master-key", "--key-file", &side.path("word"), &side.path(name)];
