@@ -259,6 +259,18 @@ fn an_inline_secret_is_flagged() {
     assert!(said.contains("was given with `data`") && said.contains("inline") && !said.contains("sesame"), "{said}");
 }
 
+/// A file that has no end, or none yet, holds no thread.
+#[test]
+fn a_secret_is_in_a_regular_file() {
+    let mut side = Side::new(true);
+    let pipe = side.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for file in [pipe.as_str(), "/dev/zero", "/dev"] {
+        let refused = side.refused("object-add", &json!({ "qom-type": "secret", "id": "word", "file": file }));
+        assert!(refused.ends_with("it is no regular file"), "{refused}");
+    }
+}
+
 /// As cryptsetup gets it out of the header.
 fn volume_key(side: &Side, name: &str) -> Vec<u8> {
     let arguments = ["-q", "luksDump", "--dump-master-key", "--key-file", &side.path("word"), &side.path(name)];
