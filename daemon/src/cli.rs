@@ -84,10 +84,12 @@ impl StepOption {
 }
 
 impl std::fmt::Display for Step {
-    /// What may have a secret in it is not shown.
+    /// An object may be a secret, however it is written, and is not shown.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let is_secret = self.option == StepOption::Object && self.text.contains("data");
-        write!(f, "--{} {}", self.option.name(), if is_secret { "…" } else { &self.text })
+        match self.option {
+            StepOption::Object => write!(f, "--{}", self.option.name()),
+            option => write!(f, "--{} {}", option.name(), self.text),
+        }
     }
 }
 
@@ -244,7 +246,7 @@ mod tests {
             "--blockdev",
             "{\"driver\":\"raw\",\"file\":\"n\",\"node-name\":\"r\"}",
         ]);
-        let steps: Vec<_> = plan.steps.iter().map(ToString::to_string).collect();
+        let steps: Vec<_> = plan.steps.iter().map(|step| format!("--{} {}", step.option.name(), step.text)).collect();
         assert_eq!(
             steps,
             [
@@ -256,6 +258,13 @@ mod tests {
             ]
         );
         assert_eq!(plan.pidfile.as_deref(), Some(std::path::Path::new("x.pid")));
+    }
+
+    #[test]
+    fn objects_are_not_shown() {
+        let plan =
+            plan(&["--object", "{\"qom-type\":\"secret\",\"d\\u0061ta\":\"marker\"}", "--object", "secret,dta=marker"]);
+        assert!(plan.steps.iter().all(|step| step.to_string() == "--object"));
     }
 
     #[test]

@@ -128,7 +128,8 @@ async fn obey(daemon: &Rc<Daemon>, step: &Step) -> Result<Flow> {
             Monitors::add(daemon, options).await.map_err(|error| error.full())?;
         }
         StepOption::Object => {
-            let Some(options) = read::<ObjectOptions>(text, "qom-type")? else { return Ok(Flow::End) };
+            let read = read::<ObjectOptions>(text, "qom-type").map_err(without_words);
+            let Some(options) = read? else { return Ok(Flow::End) };
             daemon.objects.add(options).await.map_err(|error| error.desc)?;
         }
         StepOption::Qmp => serve_qmp(daemon, text).await?,
@@ -145,6 +146,16 @@ fn read<T: Qapi>(text: &str, implied: &str) -> Result<Option<T>> {
         return Ok(None);
     }
     parsed.into_typed().map(Some).map_err(|error| error.desc)
+}
+
+/// Why an object's options cannot be read, without the words in which they were written: any part of them may be a part of a
+/// secret, such as what stands behind a comma in it. What is missing we name ourselves.
+fn without_words(error: String) -> String {
+    if error.ends_with("' is missing") {
+        return error;
+    }
+    "The options cannot be read. They are not shown, as a secret may be among them; `--object help` lists what there is"
+        .to_owned()
 }
 
 /// All options, or those of the branch that was named.

@@ -225,10 +225,56 @@ fn secrets_leave_nothing_behind() {
 #[test]
 fn the_command_line_is_not_repeated() {
     let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("trellisd");
-    for option in ["secret,id=1,data=unmistakable", "secret,id=a,data=unmistakable,format=base64,zz=1"] {
+    for option in [
+        "secret,id=1,data=unmistakable",
+        "secret,id=a,data=unmistakable,format=base64,zz=1",
+        // A comma in a secret that was not doubled.
+        "secret,id=a,data=ab,unmistakable",
+        "secret,id=a,data=ab,unmistakable=c",
+        "secret,id=a,data=ab,unmistakable.0=c",
+        "secret,id=a,data=ab,format=unmistakable",
+        "secret,id=a,dta=unmistakable",
+        "unmistakable,id=a",
+        r#"{"qom-type":"secret","id":"1","d\u0061ta":"unmistakable"}"#,
+        r#"{"qom-type":"secret","id":"a","unmistakable":"x"}"#,
+        r#"{"qom-type":"secret","id":"a","data":"unmistakable""#,
+        "data=unmistakable",
+    ] {
         let output = Command::new(&program).args(["--object", option]).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && !said.is_empty() && !said.contains("unmistakable"), "{said}");
+    }
+    let output = Command::new(&program).args(["--object", "iothread"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.ends_with("--object: Parameter 'id' is missing\n"), "{said}");
+}
+
+/// A secret that stands on the command line, or in a command, is flagged; one in a file, or one that is encrypted, is not.
+#[test]
+fn an_inline_secret_is_flagged() {
+    let mut side = Side::new(true);
+    std::fs::write(side.path("master"), "0123456789abcdef0123456789abcdef").unwrap();
+    let master = side.path("master");
+    side.tell("object-add", json!({ "qom-type": "secret", "id": "master", "file": master }));
+    side.tell("object-add", json!({
+        "qom-type": "secret", "id": "wrapped", "keyid": "master", "format": "base64", "data": "MYNSl5uYV6V9tOH5RSXtDA==",
+        "iv": "AAECAwQFBgcICQoLDA0ODw=="
+    }));
+    assert!(!side.server.said().contains("was given with `data`"), "{}", side.server.said());
+    side.secret("inline", "open sesame");
+    let said = side.server.said();
+    assert!(said.contains("was given with `data`") && said.contains("inline") && !said.contains("sesame"), "{said}");
+}
+
+/// A file that has no end, or none yet, holds no thread.
+#[test]
+fn a_secret_is_in_a_regular_file() {
+    let mut side = Side::new(true);
+    let pipe = side.path("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for file in [pipe.as_str(), "/dev/zero", "/dev"] {
+        let refused = side.refused("object-add", &json!({ "qom-type": "secret", "id": "word", "file": file }));
+        assert!(refused.ends_with("it is no regular file"), "{refused}");
     }
 }
 

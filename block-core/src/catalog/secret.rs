@@ -1,6 +1,8 @@
 //! Secrets as operators define them: what the daemon and the tools accept, and how it is read.
 
+use std::fs::OpenOptions;
 use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 
 use qmp::Qapi;
@@ -74,8 +76,12 @@ impl SecretKeyringOptions {
     pub async fn read(self, objects: &Objects) -> Result<Arc<Secret>> {
         let Self { format, keyid, iv, serial } = self;
         let doing = || format!("Could not read the key {serial}");
-        let given = blocking(move || keyring::read(serial, MAX_SECRET)).await.doing(doing)?;
-        made(objects, SecretBytes::new(given), format, keyid.as_deref(), iv.as_deref())
+        let read = blocking(move || {
+            let mut room = SecretBytes::zeroed(MAX_SECRET);
+            let len = keyring::read(serial, room.expose_mut())?;
+            Ok::<_, std::io::Error>(SecretBytes::new(room.expose()[..len].to_vec()))
+        });
+        made(objects, read.await.doing(doing)?, format, keyid.as_deref(), iv.as_deref())
     }
 }
 
@@ -103,7 +109,11 @@ async fn read_file(path: String) -> Result<SecretBytes> {
     let read = blocking(move || {
         // The whole room at once: a vector that grows leaves copies behind.
         let mut room = SecretBytes::zeroed(MAX_SECRET + 1);
-        let mut file = system_call(|| std::fs::File::open(&path))?;
+        // What nobody writes to would hold the thread for ever.
+        let mut file = system_call(|| OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path))?;
+        if !system_call(|| file.metadata())?.is_file() {
+            return Err(std::io::Error::other("it is no regular file"));
+        }
         let mut done = 0;
         loop {
             let count = system_call(|| file.read(&mut room.expose_mut()[done..]))?;

@@ -5,6 +5,7 @@ use cast5::Cast5;
 use serpent::Serpent;
 use twofish::Twofish;
 
+use super::fields::shown;
 use super::hash::Hash;
 use super::iv::Ivs;
 use super::modes::{Cbc, Direction, Ecb, IV, Units};
@@ -66,7 +67,7 @@ impl Family {
     /// By its name in headers.
     pub fn named(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|family| family.name() == name);
-        found.ok_or_else(|| Error::new(format!("The cipher '{name}' is not supported")))
+        found.ok_or_else(|| Error::new(format!("The cipher '{}' is not supported", shown(name))))
     }
 
     /// Its name in headers.
@@ -134,7 +135,7 @@ impl Spec {
     /// From a header's two words, as in `aes` and `xts-plain64`.
     pub fn parse(family: &str, mode: &str) -> Result<Self> {
         let family = Family::named(family)?;
-        let unknown = || Error::new(format!("The cipher mode '{mode}' is not supported"));
+        let unknown = || Error::new(format!("The cipher mode '{}' is not supported", shown(mode)));
         let (name, iv) = mode.split_once('-').map_or((mode, None), |(name, iv)| (name, Some(iv)));
         let mode = match name {
             "ecb" => Mode::Ecb,

@@ -1,4 +1,4 @@
-//! Numbers and names in a header of others: every look may be past the end.
+//! Numbers and names in a header of others: every look may be past the end, and a name may be anything.
 
 use crate::base::{Error, Result};
 
@@ -35,5 +35,25 @@ impl<'b> Fields<'b> {
         let name = bytes.get(..end).and_then(|name| std::str::from_utf8(name).ok());
         let name = name.filter(|name| name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '));
         name.ok_or_else(|| Error::new(format!("{what} is no name")))
+    }
+}
+
+/// Text of others, as an error may repeat it: at most 32 characters, all of which can be printed.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().flat_map(char::escape_default).take(SHOWN).collect()
+}
+
+const SHOWN: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_of_others_is_short_and_can_be_printed() {
+        assert_eq!(shown("aes-xts-plain64"), "aes-xts-plain64");
+        assert_eq!(shown("a\n\u{1b}[2J\u{202e}é"), "a\\n\\u{1b}[2J\\u{202e}\\u{e9}");
+        assert_eq!(shown(&"long".repeat(1000)).len(), 32);
+        assert_eq!(shown(&"\0".repeat(1000)).len(), 32);
     }
 }

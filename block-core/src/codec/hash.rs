@@ -9,6 +9,7 @@ use sha1::Sha1;
 use sha2::{Sha224, Sha256, Sha384, Sha512};
 
 use super::SecretBytes;
+use super::fields::shown;
 use crate::base::{Error, Result};
 
 /// A hash.
@@ -67,7 +68,7 @@ impl Hash {
     /// By its name in headers and in QMP.
     pub fn named(name: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|hash| hash.name() == name);
-        found.ok_or_else(|| Error::new(format!("The hash '{name}' is not supported")))
+        found.ok_or_else(|| Error::new(format!("The hash '{}' is not supported", shown(name))))
     }
 
     /// Its name in headers and in QMP.

@@ -3,17 +3,13 @@
 
 use std::io;
 
-/// The payload of a key, at most `most` bytes of it.
-pub fn read(serial: i32, most: usize) -> io::Result<Vec<u8>> {
-    let mut payload = vec![0u8; most];
-    let (address, len) = (payload.as_mut_ptr(), payload.len());
-    // SAFETY: KEYCTL_READ writes at most `len` bytes to `address`, where the vector has as many.
+/// Puts the payload of a key at the beginning of `into`, and gives its bytes. Whoever asks wipes it.
+pub fn read(serial: i32, into: &mut [u8]) -> io::Result<usize> {
+    let (address, len) = (into.as_mut_ptr(), into.len());
+    // SAFETY: KEYCTL_READ writes at most `len` bytes to `address`, where the slice has as many.
     let has = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_READ, serial, address, len) };
     match usize::try_from(has) {
-        Ok(has) if has <= most => {
-            payload.truncate(has);
-            Ok(payload)
-        }
+        Ok(has) if has <= len => Ok(has),
         Ok(_) => Err(io::Error::from_raw_os_error(libc::EFBIG)),
         Err(_) => Err(io::Error::last_os_error()),
     }

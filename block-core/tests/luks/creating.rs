@@ -91,6 +91,28 @@ fn a_header_can_be_elsewhere() {
     assert!(contents(&disk, &[WORD]).unwrap() != model, "there is a new key");
 }
 
+/// On a device nothing can be cut off: the second copy of an older image of LUKS2 must not be found when the new header is gone.
+#[test]
+fn no_older_header_is_left_on_a_device() {
+    let place = Place::new();
+    let key = place.with("word.key", WORD.as_bytes());
+    let quick = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", &key];
+    for size in ["16k", "256k", "4m"] {
+        let len = 24 << 20;
+        let path = place.empty("device", len);
+        let format = ["-q", "luksFormat", "--type", "luks2", "--luks2-metadata-size", size];
+        run("cryptsetup", &[&format[..], &quick, &[&path]].concat());
+        let file = json!({ "driver": "raw", "size": len, "file": { "driver": "file", "filename": path } });
+        create(&options(&json!({ "file": file, "cipher-alg": "aes-128" })), &[WORD]).unwrap();
+        opens(&node(&path, "s0"), &[WORD]).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[..6].fill(0);
+        std::fs::write(&path, bytes).unwrap();
+        let refused = opens(&node(&path, "s0"), &[WORD]).unwrap_err();
+        assert!(refused.contains("not in LUKS format"), "{size}: {refused}");
+    }
+}
+
 #[test]
 fn what_cannot_be_made_is_refused() {
     let place = Place::new();

@@ -87,13 +87,8 @@ impl Json {
     /// Both copies with another text.
     fn with_text(&self, text: &[u8]) -> Vec<u8> {
         let mut image = self.image.clone();
-        for start in [0, 0x4000] {
-            let area = &mut image[start + 4096..start + 0x4000];
-            area.fill(0);
-            area[..text.len()].copy_from_slice(text);
-            image[start + 448..start + 512].fill(0);
-            let sum = block_core::codec::hash::Hash::Sha256.digest(&[&image[start..start + 0x4000]]);
-            image[start + 448..start + 480].copy_from_slice(sum.expose());
+        for start in COPIES {
+            put(&mut image, start, text, 3);
         }
         image
     }
@@ -103,6 +98,106 @@ impl Json {
         *tree.pointer_mut(place).unwrap() = value;
         refused_as(&self.path, &self.with_text(tree.to_string().as_bytes()), expected);
     }
+}
+
+/// Another text and another sequence in the copy that begins at `start`.
+fn put(image: &mut [u8], start: usize, text: &[u8], sequence: u64) {
+    let area = &mut image[start + 4096..start + 0x4000];
+    area.fill(0);
+    area[..text.len()].copy_from_slice(text);
+    image[start + 16..start + 24].copy_from_slice(&sequence.to_be_bytes());
+    image[start + 448..start + 512].fill(0);
+    let sum = block_core::codec::hash::Hash::Sha256.digest(&[&image[start..start + 0x4000]]);
+    image[start + 448..start + 480].copy_from_slice(sum.expose());
+}
+
+const COPIES: [usize; 2] = [0, 0x4000];
+
+/// The younger copy says what is to be done with the disk, even if it says something that we do not know.
+#[test]
+fn the_older_copy_is_not_asked_behind_the_youngers_back() {
+    let place = Place::new();
+    let json = Json::new(&place);
+    let good = json.tree.to_string();
+    let changed = |place: &str, value: Value| {
+        let mut tree = json.tree.clone();
+        *tree.pointer_mut(place).unwrap() = value;
+        tree.to_string()
+    };
+    let two = json!({ "0": json.tree["segments"]["0"], "1": json.tree["segments"]["0"] });
+    let mut with_integrity = json.tree["segments"]["0"].clone();
+    with_integrity["integrity"] = json!({ "type": "hmac(sha256)" });
+    for (text, expected) in [
+        (
+            changed("/config", json!({ "requirements": { "mandatory": ["online-reencrypt"] } })),
+            "needs 'online-reencrypt'",
+        ),
+        (changed("/config", json!({ "requirements": 7 })), "no valid 'requirements'"),
+        (changed("/segments", two), "several segments"),
+        (changed("/segments/0", with_integrity), "integrity protection"),
+        (changed("/keyslots/0/type", json!("reencrypt")), "type 'reencrypt'"),
+    ] {
+        for (younger, older) in [(0, 1), (1, 0)] {
+            let mut image = json.image.clone();
+            put(&mut image, COPIES[younger], text.as_bytes(), 8);
+            put(&mut image, COPIES[older], good.as_bytes(), 7);
+            refused_as(&json.path, &image, expected);
+            // Of the same age: the first one.
+            put(&mut image, COPIES[older], good.as_bytes(), 8);
+            std::fs::write(&json.path, &image).unwrap();
+            let opened = opens(&node(&json.path, "s0"), &[WORD]);
+            assert_eq!(opened.is_err(), younger == 0, "{expected}: {opened:?}");
+            // The younger one is not whole: the older one is what there is.
+            image[COPIES[younger] + 5000] ^= 1;
+            std::fs::write(&json.path, &image).unwrap();
+            opens(&node(&json.path, "s0"), &[WORD]).unwrap();
+        }
+        // The first magic is gone.
+        let mut image = json.image.clone();
+        put(&mut image, COPIES[1], text.as_bytes(), 8);
+        image[0] = b'X';
+        refused_as(&json.path, &image, expected);
+    }
+}
+
+/// What a header has many of, and what nobody needs, takes neither memory nor time; nor does it stop the thread that asks.
+#[test]
+fn a_header_with_much_in_it() {
+    let place = Place::new();
+    let json = Json::new(&place);
+    // Only the first one counts.
+    let rows = |name: &str, count: usize| {
+        let mut rows = json.tree[name].clone();
+        (1..count).for_each(|number| rows[number.to_string()] = json!({}));
+        rows
+    };
+    for name in ["digests", "keyslots"] {
+        std::fs::write(&json.path, json.with_text(replaced(&json.tree, name, rows(name, 32)).as_bytes())).unwrap();
+        opens(&node(&json.path, "s0"), &[WORD]).unwrap();
+    }
+    json.refused("/digests", rows("digests", 33), "more than 32 digests");
+    json.refused("/keyslots", rows("keyslots", 33), "more than 32 keyslots");
+    let many = |name: &str, count: usize| json!(vec![name; count]);
+    json.refused("/digests/0/keyslots", many("0", 33), "no valid 'keyslots'");
+    json.refused("/digests/0/segments", many("0", 33), "no digest for its segment");
+    json.refused("/config", json!({ "requirements": { "mandatory": many("", 33) } }), "no valid 'requirements'");
+    json.refused("/segments", json!({ "0": json.tree["segments"]["0"], "x".repeat(129): {} }), "JSON cannot be read");
+    json.refused("/segments/0/offset", json!("0".repeat(128) + "1"), "no valid 'offset'");
+    // What is not known does no harm.
+    let tokens =
+        json!({ "0": { "type": "x", "keyslots": [[[{ "deep": [null, true, -1, 0.5, "text"] }]]] }, "1": 7, "2": null });
+    let mut tree = json.tree.clone();
+    tree["tokens"] = tokens;
+    tree["keyslots"]["7"] = json!("a slot that nobody names");
+    tree["keyslots"]["0"]["kdf"]["more"] = json!([1, 2, 3]);
+    std::fs::write(&json.path, json.with_text(tree.to_string().as_bytes())).unwrap();
+    opens(&node(&json.path, "s0"), &[WORD]).unwrap();
+}
+
+fn replaced(tree: &Value, name: &str, value: Value) -> String {
+    let mut tree = tree.clone();
+    tree[name] = value;
+    tree.to_string()
 }
 
 #[test]
@@ -152,6 +247,22 @@ fn luks2_headers() {
     json.refused("/segments/0/sector_size", json!(65536), "no valid 'sector_size'");
     json.refused("/segments/0/type", json!("linear"), "A segment of type 'linear' is not supported");
     json.refused("/segments/0/encryption", json!("cipher_null-ecb"), "The cipher 'cipher_null' is not supported");
+    // Text of others is repeated in part, and cannot end a line of a log.
+    let long = format!("rot\u{1b}[2J\n{}", "x".repeat(80));
+    let repeated = "rot\\u{1b}[2J\\nxxxxxxxxxxxxxxxxxx' is not supported";
+    for (place, value) in [
+        ("/segments/0/encryption", long.clone()),
+        ("/segments/0/encryption", format!("aes-{long}")),
+        ("/segments/0/encryption", format!("aes-cbc-essiv:{long}")),
+        ("/segments/0/type", long.clone()),
+        ("/digests/0/hash", long.clone()),
+        ("/digests/0/type", long.clone()),
+        ("/keyslots/0/af/hash", long.clone()),
+        ("/keyslots/0/kdf/type", long.clone()),
+        ("/keyslots/0/area/encryption", long.clone()),
+    ] {
+        json.refused(place, json!(value), repeated);
+    }
     json.refused("/segments", json!({}), "several segments, or none");
     json.refused(
         "/config",

@@ -29,6 +29,13 @@ impl SecretObject {
     ) -> Result<Self> {
         let mut shown = common(options.format, options.keyid.as_ref(), options.iv.as_ref());
         shown.push(("file", options.file.clone().unwrap_or_default().into()));
+        // One that is encrypted with another may be seen.
+        if options.data.is_some() && options.keyid.is_none() {
+            tracing::warn!(
+                id,
+                "a secret was given with `data`: whoever sees the command line or the QMP socket has it; use `file`"
+            );
+        }
         let secret = options.read(graph.objects()).await.map_err(refused)?;
         is_free(&id)?;
         graph.objects().insert(&id, secret);

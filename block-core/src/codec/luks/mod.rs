@@ -127,22 +127,28 @@ impl Header {
     }
 
     /// Looks for the slot that the passphrase fits. `material` is that of [`Header::active`], in that order. Takes as long as
-    /// the header says: not for a thread that others wait for. `None`: it fits none.
+    /// the header says: not for a thread that others wait for. `None`: it fits none. Fails if it fits none of those that could
+    /// be tried.
     pub fn unlock(&self, passphrase: &SecretBytes, material: Vec<SecretBytes>) -> Result<Option<Unlocked>> {
         let active = self.active();
         if active.is_empty() {
             return Err(Error::new("No key slot of the image is in use: nothing can open it"));
         }
+        let mut failed = Ok(None);
         for (slot, material) in active.into_iter().zip(material) {
             let key = match self {
-                Self::V1(header) => header.try_slot(slot.index, passphrase, material)?,
-                Self::V2(header) => header.try_slot(slot.index, passphrase, material)?,
+                Self::V1(header) => header.try_slot(slot.index, passphrase, material),
+                Self::V2(header) => header.try_slot(slot.index, passphrase, material),
             };
-            if let Some(key) = key {
-                return Ok(Some(Unlocked { slot: slot.index, key }));
+            match key {
+                Ok(Some(key)) => return Ok(Some(Unlocked { slot: slot.index, key })),
+                Ok(None) => {}
+                // Another slot may need less memory.
+                Err(error) if failed.is_ok() => failed = Err(error),
+                Err(_) => {}
             }
         }
-        Ok(None)
+        failed
     }
 }
 
@@ -154,4 +160,30 @@ fn check_apart(areas: &[(usize, ByteRange)]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::codec::hash::Hash;
+
+    /// A slot that cannot be tried says nothing of the others.
+    #[test]
+    fn a_slot_that_fails_does_not_end_the_search() {
+        let word = |text: &str| SecretBytes::new(text.as_bytes().to_vec());
+        let (mut random, spec) = (|out: &mut [u8]| Ok(out.fill(7)), Spec::parse_whole("aes-xts-plain64").unwrap());
+        let new = v1::New { spec, key_len: 32, hash: Hash::Sha256, time: Duration::ZERO, detached: false };
+        let (mut header, key, first) = v1::Header::create(&new, &word("a"), &mut random).unwrap();
+        let second = header.fill(1, &word("b"), &key, Duration::ZERO, &mut random).unwrap();
+        let header = Header::V1(header);
+        let unlock = |text: &str| {
+            let unlocked = header.unlock(&word(text), vec![SecretBytes::zeroed(0), second.duplicate()]);
+            unlocked.map(|unlocked| unlocked.map(|unlocked| unlocked.slot))
+        };
+        assert_eq!(unlock("b").unwrap(), Some(1));
+        assert_eq!(unlock("c").unwrap_err().full(), "The key material is too short");
+        assert_eq!(header.unlock(&word("a"), vec![first, second.duplicate()]).unwrap().unwrap().slot, 0);
+    }
 }

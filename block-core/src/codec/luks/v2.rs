@@ -2,6 +2,10 @@
 //!
 //! It is read, never written: opening an image changes nothing of it. What its JSON may say and we do not know is refused.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use zeroize::Zeroizing;
+
 use super::budget::Left;
 use super::{Active, Budget, MAGIC, Payload, check_apart};
 use crate::base::{ByteRange, Error, Result};
@@ -12,6 +16,7 @@ use crate::codec::hash::Hash;
 use crate::codec::split::{STRIPES, merge};
 
 mod json;
+mod tree;
 
 /// Where the second copy can be, and how large each is then.
 pub const SIZES: [u64; 9] =
@@ -24,7 +29,6 @@ pub const MAX_LUKS2_SLOTS: usize = 32;
 /// A header that holds what the specification and our limits ask.
 #[derive(Clone, Debug)]
 pub struct Header {
-    sequence: u64,
     label: String,
     uuid: String,
     slots: Vec<Slot>,
@@ -90,19 +94,38 @@ pub fn extent(copy: Copy, beginning: &[u8], offset: u64) -> Result<u64> {
     Ok(size)
 }
 
+/// A copy that nothing has damaged. Whether we understand what it says has not been asked: only of the younger copy that
+/// counts, since the older one may say something else.
+pub struct Whole {
+    sequence: u64,
+    bytes: Vec<u8>,
+}
+
+impl Whole {
+    /// From all bytes of a copy. Reads all of them: not for a thread that others wait for.
+    pub fn check(bytes: Vec<u8>) -> Result<Self> {
+        check_sum(&bytes)?;
+        Ok(Self { sequence: Fields(&bytes).u64(16)?, bytes })
+    }
+
+    /// The younger of two copies has the higher number.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+}
+
 impl Header {
-    /// From all bytes of a copy, of a file of `end` bytes. `detached`: the payload is in another file.
-    pub fn parse(bytes: &[u8], end: u64, detached: bool) -> Result<Self> {
-        let fields = Fields(bytes);
-        check_sum(bytes)?;
-        let text = bytes.get(BINARY..).unwrap_or_default();
+    /// From a copy in a file of `end` bytes. `detached`: the payload is in another file. Reads all of the JSON: not for a thread
+    /// that others wait for.
+    pub fn parse(copy: &Whole, end: u64, detached: bool) -> Result<Self> {
+        let fields = Fields(&copy.bytes);
+        let text = copy.bytes.get(BINARY..).unwrap_or_default();
         let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
-        let tree = serde_json::from_slice(text).map_err(|_| Error::new("The header's JSON cannot be read"))?;
-        let (slots, digest, payload) = json::read(&tree)?;
-        let (sequence, label) = (fields.u64(16)?, fields.name("The label", 24, 48)?.to_owned());
+        let (slots, digest, payload) = json::read(text)?;
+        let label = fields.name("The label", 24, 48)?.to_owned();
         let uuid = fields.name("The UUID", 168, 40)?.to_owned();
-        let header = Self { sequence, label, uuid, slots, digest, payload };
-        header.check(bytes.len() as u64, end, detached)?;
+        let header = Self { label, uuid, slots, digest, payload };
+        header.check(copy.bytes.len() as u64, end, detached)?;
         Ok(header)
     }
 
@@ -125,11 +148,6 @@ impl Header {
             }
         }
         Ok(())
-    }
-
-    /// The younger of two copies has the higher number.
-    pub fn sequence(&self) -> u64 {
-        self.sequence
     }
 
     /// What the disk is called, if it is.
@@ -216,13 +234,27 @@ impl Kdf {
             Self::Argon2 { algorithm, passes, memory_kib, lanes, salt } => {
                 let said = |error: argon2::Error| Error::new(format!("Argon2 failed: {error}"));
                 let params = argon2::Params::new(*memory_kib, *passes, *lanes, Some(len)).map_err(said)?;
+                let blocks = params.block_count();
                 let argon2 = argon2::Argon2::new(*algorithm, argon2::Version::V0x13, params);
+                let _turn = argon2_turn();
+                let mut matrix = Zeroizing::new(Vec::new());
+                let no_memory = |_| Error::new(format!("There are no {memory_kib} KiB of memory for Argon2"));
+                matrix.try_reserve_exact(blocks).map_err(no_memory)?;
+                matrix.resize(blocks, argon2::Block::new());
                 let mut key = SecretBytes::zeroed(len);
-                argon2.hash_password_into(passphrase.expose(), salt, key.expose_mut()).map_err(said)?;
+                let (word, out) = (passphrase.expose(), key.expose_mut());
+                argon2.hash_password_into_with_memory(word, salt, out, matrix.as_mut_slice()).map_err(said)?;
                 Ok(key)
             }
         }
     }
+}
+
+/// Held while Argon2 is at work: one derivation at a time in the whole process, however many images are being opened, since each
+/// may have as much memory as one may ask for.
+fn argon2_turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The sum is over the whole copy, with zeroes where it stands itself.
@@ -243,3 +275,30 @@ const BINARY: usize = 4096;
 const AT_SUM: usize = 448;
 const SUM: usize = 64;
 const SECTOR: usize = 512;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{RecvTimeoutError, channel};
+    use std::time::Duration;
+
+    use super::*;
+
+    fn kdf() -> Kdf {
+        Kdf::Argon2 { algorithm: argon2::Algorithm::Argon2id, passes: 3, memory_kib: 32, lanes: 4, salt: vec![2; 16] }
+    }
+
+    /// The memory of each is bounded, and so is that of all of them.
+    #[test]
+    fn argon2_is_at_work_once_in_the_process() {
+        let turn = argon2_turn();
+        let (sender, receiver) = channel();
+        let other = std::thread::Builder::new().spawn(move || {
+            let key = kdf().derive(&SecretBytes::new(b"word".to_vec()), 32);
+            sender.send(key.is_ok()).unwrap();
+        });
+        assert_eq!(receiver.recv_timeout(Duration::from_millis(300)), Err(RecvTimeoutError::Timeout));
+        drop(turn);
+        assert_eq!(receiver.recv_timeout(Duration::from_secs(60)), Ok(true));
+        other.unwrap().join().unwrap();
+    }
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt, SECTOR};
 use crate::codec::cipher::{Family, IvGen, Mode, Spec};
 use crate::codec::hash::Hash;
-use crate::codec::luks::v1;
+use crate::codec::luks::{v1, v2};
 use crate::codec::secret::Secret;
 use crate::drivers::keys::new_header;
 use crate::graph::{Child, Preallocation, WriteFlags};
@@ -90,11 +90,20 @@ pub async fn create(
     keeper.flush().await.doing(doing)
 }
 
+/// Nothing that is there is a header of either version any more: second copies of LUKS2 are looked for at all their places, when
+/// the first one is gone.
 async fn emptied(child: Child<'_>) -> Result<(), IoError> {
     if child.moving_end().is_some() {
         return child.set_end(0, Preallocation::Off).await;
     }
-    put(child, 0, &[0; v1::LEN]).await
+    put(child, 0, &[0; v1::LEN]).await?;
+    for place in v2::SIZES {
+        if place.checked_add(SECTOR).is_some_and(|end| end <= child.size()) {
+            put(child, place, &[0; SECTOR as usize]).await?;
+        }
+    }
+    // Before anything new is written: a crash leaves no mixture.
+    child.flush().await
 }
 
 /// Space that a file system cannot reserve is written.

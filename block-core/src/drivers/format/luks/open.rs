@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 use super::{Luks, LuksOptions};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
-use crate::codec::luks::v2::{self, Copy};
+use crate::codec::luks::v2::{self, Copy, Whole};
 use crate::codec::luks::{BEGINNING, Header, v1, version};
 use crate::drivers::keys::{fetch, needed_secret, read_material, unlock};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::Child;
+use crate::rt::blocking_long;
 
 impl Open for LuksOptions {
     type Driver = Luks;
@@ -55,38 +56,52 @@ async fn read_header(child: Child<'_>, detached: bool) -> Result<Header> {
     let beginning = part(child, ByteRange::whole(BEGINNING)).await.doing(|| "Could not read the header")?;
     match version(&beginning) {
         Ok(1) => Ok(Header::V1(v1::Header::parse(&beginning, child.size(), detached)?)),
-        Ok(2) => read_copies(child, detached).await.map(Header::V2),
+        Ok(2) => {
+            let copy = read_copies(child).await?;
+            understood(copy, child.size(), detached).await
+        }
         Ok(other) => Err(Error::new(format!("LUKS version {other} is not supported"))),
         // The first copy may be what was damaged.
-        Err(error) => read_second(child, None, detached).await.map(Header::V2).ok_or(error),
+        Err(error) => {
+            let copy = read_second(child, None).await.ok_or(error)?;
+            understood(copy, child.size(), detached).await
+        }
     }
 }
 
-/// The younger of the two copies that are whole.
-async fn read_copies(child: Child<'_>, detached: bool) -> Result<v2::Header> {
-    let (first, size) = match read_copy(child, Copy::First, 0, detached).await {
-        Ok((header, size)) => (Ok(header), Some(size)),
+/// What a copy says. Up to 4 MiB of text are read for that, and the thread that asks goes on with other things meanwhile.
+async fn understood(copy: Whole, end: u64, detached: bool) -> Result<Header> {
+    blocking_long(move || v2::Header::parse(&copy, end, detached)).await.map(Header::V2)
+}
+
+/// The younger of the two copies that are whole. The other one does not count, even if we understand only that.
+async fn read_copies(child: Child<'_>) -> Result<Whole> {
+    let (first, size) = match read_copy(child, Copy::First, 0).await {
+        Ok((copy, size)) => (Ok(copy), Some(size)),
         Err(error) => (Err(error), None),
     };
-    match (first, read_second(child, size, detached).await) {
+    match (first, read_second(child, size).await) {
         (Ok(first), Some(second)) => Ok(if second.sequence() > first.sequence() { second } else { first }),
         (Err(_), Some(second)) => Ok(second),
         (first, None) => first,
     }
 }
 
-/// The second copy lies right behind the first one, as large as that is.
-async fn read_second(child: Child<'_>, size: Option<u64>, detached: bool) -> Option<v2::Header> {
-    let places = v2::SIZES.into_iter().filter(|place| size.is_none_or(|size| size == *place));
-    for place in places {
-        if let Ok((header, _)) = read_copy(child, Copy::Second, place, detached).await {
-            return Some(header);
+/// The second copy lies right behind the first one, as large as that is; if that is not known, it is the youngest that is whole.
+async fn read_second(child: Child<'_>, size: Option<u64>) -> Option<Whole> {
+    let mut found: Option<Whole> = None;
+    for place in v2::SIZES.into_iter().filter(|place| size.is_none_or(|size| size == *place)) {
+        if let Ok((copy, _)) = read_copy(child, Copy::Second, place).await
+            && found.as_ref().is_none_or(|found| copy.sequence() > found.sequence())
+        {
+            found = Some(copy);
         }
     }
-    None
+    found
 }
 
-async fn read_copy(child: Child<'_>, copy: Copy, offset: u64, detached: bool) -> Result<(v2::Header, u64)> {
+/// A copy and its size.
+async fn read_copy(child: Child<'_>, copy: Copy, offset: u64) -> Result<(Whole, u64)> {
     let doing = || "Could not read the header";
     let too_far = || Error::new("There is no place for a header");
     let beginning = ByteRange::new(offset, BEGINNING).ok_or_else(too_far)?;
@@ -94,7 +109,7 @@ async fn read_copy(child: Child<'_>, copy: Copy, offset: u64, detached: bool) ->
     let size = v2::extent(copy, &beginning, offset)?;
     let all = ByteRange::new(offset, size).ok_or_else(too_far)?;
     let bytes = fetch(child, all).await.doing(doing)?;
-    Ok((v2::Header::parse(&bytes, child.size(), detached)?, size))
+    Ok((blocking_long(move || Whole::check(bytes)).await?, size))
 }
 
 /// As much of the range as the file has.
