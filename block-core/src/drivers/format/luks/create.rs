@@ -98,8 +98,8 @@ async fn emptied(child: Child<'_>) -> Result<(), IoError> {
     }
     put(child, 0, &[0; v1::LEN]).await?;
     for place in v2::SIZES {
-        if place.checked_add(SECTOR).is_some_and(|end| end <= child.size()) {
-            put(child, place, &[0; SECTOR as usize]).await?;
+        if place.checked_add(WIPED as u64).is_some_and(|end| end <= child.size()) {
+            put(child, place, &[0; WIPED]).await?;
         }
     }
     // Before anything new is written: a crash leaves no mixture.
@@ -123,3 +123,6 @@ pub(super) async fn put(child: Child<'_>, start: u64, bytes: &[u8]) -> Result<()
     buf.write_at(0, bytes);
     child.write(at, buf, WriteFlags::default()).await
 }
+
+/// Bytes at the place of a header: its magic, and what a device writes at once.
+const WIPED: usize = 512;
