@@ -1,13 +1,15 @@
 //! The registry: one line a driver. From it come the driver's name in QMP, its branch of [`BlockdevOptions`], how it
 //! is opened and reopened, and its place in the test suites that go through all drivers.
 //!
-//! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options, `describe` answers queries.
+//! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options, `describe` answers queries,
+//! `probe` is for tools that open what they are pointed at.
 
 mod add;
 mod children;
 mod create;
 mod describe;
 mod options;
+pub mod probe;
 mod reopen;
 
 use std::any::Any;

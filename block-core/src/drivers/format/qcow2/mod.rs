@@ -7,7 +7,7 @@
 //! | `header` `extensions` `entry` `refcounts` `snapshots` `directory` `layout` | bytes of the image, parsed into what cannot be wrong |
 //! | `compression` | bytes to bytes |
 //! | `slices` `meta` `regions` `turns` `clean` | tables in memory, and who may use them when |
-//! | `options` `info` | what an operator says, and is told |
+//! | `options` `info` `references` | what an operator says, and is told |
 //! | `create` | a new image |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
@@ -46,6 +46,7 @@ mod open;
 mod options;
 mod packed;
 mod refcounts;
+mod references;
 mod regions;
 mod repair;
 mod resize;
@@ -66,6 +67,7 @@ pub use self::amend::{AmendOptions, amend};
 pub use self::check::check;
 pub use self::create::{CreateOptions, create};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
+pub use self::references::{References, is_it, references};
 pub use self::write::Room;
 
 use self::bitmap::Stored;
