@@ -5,10 +5,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where its machine fails it")]
 
+mod change;
 mod check;
 mod compare;
 mod create;
 mod info;
+mod interrupted;
 mod locked;
 mod map;
 mod measure;

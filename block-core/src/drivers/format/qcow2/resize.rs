@@ -76,6 +76,20 @@ impl Image {
         Ok(Shape { size, ..shape })
     }
 
+    /// The disk has no clusters any more; nobody else is inside. It is what lies below.
+    pub(super) async fn emptied(&self, shape: Shape, cx: IoCx<'_>) -> Result<()> {
+        if self.data.is_some() {
+            return Err(Error::new("An image that keeps its data in another file cannot be emptied yet"));
+        }
+        self.ready(cx).await.doing(|| "The image cannot be written")?;
+        let doing = || format!("Could not empty the image of '{}'", self.name);
+        let all = align_up(shape.size, self.layout.cluster()).map(ByteRange::whole);
+        let all = all.ok_or(IoError::OutOfRange).doing(doing)?;
+        self.settle(cx).await.doing(doing)?;
+        self.cut_off(&shape, cx, all).await.doing(doing)?;
+        self.settle(cx).await.doing(doing)
+    }
+
     /// Snapshots have to say how large the disk was; those of version 2 need not.
     fn check_resize(&self) -> Result<()> {
         let meta = self.meta();
