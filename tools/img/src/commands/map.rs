@@ -6,7 +6,7 @@ use std::fmt::Write;
 use block_core::base::{ByteRange, Error, IoError};
 use block_core::graph::{Child, Extent, Place};
 use trellis_image::args::{Args, Definition, long_option};
-use trellis_image::{Failure, Image, Outcome, Session, say, size, top};
+use trellis_image::{Disk, Failure, Image, Outcome, Session, say, size, top};
 
 use super::common::{
     FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPUT, Output, closed, given, objects, one_image, open, output,
@@ -40,7 +40,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
 }
 
 async fn shown(image: &Image, output: Output, start: u64, length: Option<u64>) -> Outcome {
-    let names = Names::of(image).await;
+    let (names, disk) = (Names::of(image).await, image.disk());
     let end = image.size().min(length.map_or(u64::MAX, |length| start.saturating_add(length)));
     let mut page = match output {
         Output::Human => format!("{:<16}{:<16}{:<16}{}\n", "Offset", "Length", "Mapped to", "File"),
@@ -51,7 +51,7 @@ async fn shown(image: &Image, output: Output, start: u64, length: Option<u64>) -
     while current.end() < end && result.is_ok() {
         let rest = ByteRange::between(current.end(), end).expect("it has been compared above");
         let failed = |error: IoError| Failure::from(Error::new(format!("Failed to read image metadata: {error}")));
-        let next = found(image, rest.split(STEP).0, &names).await.map_err(failed)?;
+        let next = found(&disk, rest.split(STEP).0, &names).await.map_err(failed)?;
         if current.goes_on_with(&next) {
             current.len += next.len;
             continue;
@@ -151,8 +151,7 @@ impl Names {
 }
 
 /// What the first bytes of a range are.
-async fn found(image: &Image, at: ByteRange, names: &Names) -> Result<Entry, IoError> {
-    let disk = image.disk();
+async fn found(disk: &Disk, at: ByteRange, names: &Names) -> Result<Entry, IoError> {
     let pin = disk.enter().await;
     let (mut node, mut rest, mut depth) = (top(&pin), at, 0);
     loop {
@@ -195,6 +194,11 @@ async fn stored(file: Child<'_>, offset: u64, len: u64, holes: bool, names: &Nam
             let place = Some((at.start(), names.files.get(file.name()).cloned().unwrap_or_default()));
             return Ok(Entry { len: at.len(), present: true, zero: holes, data: !holes, place, ..Entry::default() });
         };
+        if !holes {
+            // A format says itself what it has; where its file has holes is not asked.
+            let place = Some((at.start(), names.files.get(file.name()).cloned().unwrap_or_default()));
+            return Ok(Entry { len: at.len(), present: true, data: true, place, ..Entry::default() });
+        }
         let Extent { len, place } = file.map(inside).await?;
         let known = if holes { inside.split(len).0 } else { at };
         let name = names.files.get(file.name()).cloned().unwrap_or_default();
