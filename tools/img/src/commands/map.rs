@@ -200,18 +200,17 @@ async fn stored(file: Child<'_>, offset: u64, len: u64, holes: bool, names: &Nam
             return Ok(Entry { len: at.len(), present: true, data: true, place, ..Entry::default() });
         }
         let Extent { len, place } = file.map(inside).await?;
-        let known = if holes { inside.split(len).0 } else { at };
+        let known = inside.split(len).0;
         let name = names.files.get(file.name()).cloned().unwrap_or_default();
         let entry = Entry { len: known.len(), present: true, place: Some((at.start(), name)), ..Entry::default() };
         match place {
-            Place::Zero { .. } if holes => return Ok(Entry { zero: true, ..entry }),
+            Place::Zero { .. } => return Ok(Entry { zero: true, ..entry }),
             Place::Data { child, offset } => {
                 (file, at) = (file.below(child), ByteRange::new(offset, known.len()).ok_or(IoError::OutOfRange)?);
             }
             Place::Passed(child) => (file, at) = (file.below(child), known),
-            Place::Here | Place::Zero { .. } => return Ok(Entry { data: true, ..entry }),
-            Place::Encoded => return Ok(Entry { data: true, place: None, ..entry }),
-            Place::Below(_) => return Ok(Entry { data: true, place: None, ..entry }),
+            Place::Here => return Ok(Entry { data: true, ..entry }),
+            Place::Encoded | Place::Below(_) => return Ok(Entry { data: true, place: None, ..entry }),
         }
     }
 }
