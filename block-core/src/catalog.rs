@@ -1,7 +1,8 @@
 //! The registry: one line a driver. From it come the driver's name in QMP, its branch of [`BlockdevOptions`], how it
 //! is opened and reopened, and its place in the test suites that go through all drivers.
 //!
-//! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options, `describe` answers queries.
+//! `options` is what all nodes accept, `add` opens trees of nodes, `reopen` changes options, `describe` answers queries,
+//! `probe` is for tools that open what they are pointed at.
 
 mod add;
 mod amend;
@@ -10,6 +11,7 @@ mod create;
 mod describe;
 mod luks;
 mod options;
+pub mod probe;
 mod reopen;
 mod secret;
 
@@ -41,10 +43,13 @@ use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
 pub use self::add::{add, add_unnamed};
+pub use crate::drivers::format::qcow2::AmendOptions;
+
 pub use self::amend::{BlockdevAmendOptions, QCryptoBlockAmendOptionsLuks, QCryptoBlockLuksKeyslotState, amend};
 pub use self::create::{
     BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsLuks, BlockdevCreateOptionsQcow2,
-    PreallocMode, QCryptoBlockCreateOptions, Qcow2CompressionType, Qcow2Version, create,
+    Measurement, PreallocMode, QCryptoBlockCreateOptions, Qcow2CompressionType, Qcow2Version, amend_image, create,
+    measure,
 };
 pub use self::describe::info;
 pub use self::luks::{LuksCreateOptions, QCryptoCipherAlgo, QCryptoCipherMode, QCryptoHashAlgo, QCryptoIvGenAlgo};

@@ -10,7 +10,8 @@ use super::add::add_unnamed;
 use super::luks::LuksCreateOptions;
 use super::options::BlockdevRef;
 use crate::base::{Error, Result, ResultExt};
-use crate::drivers::format::{luks, qcow2};
+use crate::drivers::format::luks;
+use crate::drivers::format::qcow2::{self, AmendOptions};
 use crate::drivers::keys::new_header;
 use crate::drivers::protocol::file::{self, EXTENT_SIZE_HINT};
 use crate::graph::{Child, Graph, NodeId, PermSet, Perms, Preallocation};
@@ -311,4 +312,42 @@ async fn create_file(own: BlockdevCreateOptionsFile) -> Result<()> {
         extent_size_hint: hint.map_err(|_| Error::new("Extent size hint must not be larger than 4294967295"))?,
     })
     .await
+}
+
+/// Changes what the qcow2 image in `file` is like; no node has the image open. See [`qcow2::amend`].
+pub async fn amend_image(graph: &Rc<Graph>, file: &BlockdevRef, options: &AmendOptions) -> Result<()> {
+    in_node(graph, file, async |file, _| qcow2::amend(file, options).await).await
+}
+
+/// How large the file of an image will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measurement {
+    /// Bytes, with the data that there is.
+    pub required: u64,
+    /// Bytes, with all of the disk.
+    pub fully_allocated: u64,
+    /// Bytes for bitmaps besides, where both formats can store them.
+    pub bitmaps: Option<u64>,
+}
+
+/// Measures an image that is not there yet, if `data` bytes of its clusters will hold data. `bitmaps`: what shall be stored
+/// with it, by the lengths of their names and how many marks they have. Nodes that the options name are not looked at.
+pub fn measure(options: &BlockdevCreateOptions, data: u64, bitmaps: Option<&[(u64, u64)]>) -> Result<Measurement> {
+    match options {
+        BlockdevCreateOptions::File(own) => {
+            Ok(Measurement { required: own.size, fully_allocated: own.size, bitmaps: None })
+        }
+        BlockdevCreateOptions::Luks(_) => Err(Error::new("An encrypted image cannot be measured yet")),
+        BlockdevCreateOptions::Qcow2(own) if own.encrypt.is_some() => {
+            Err(Error::new("An encrypted image cannot be measured yet"))
+        }
+        BlockdevCreateOptions::Qcow2(own) => {
+            let file = own.data_file.is_some().then(String::new);
+            let options = own.parsed(file)?;
+            let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data)?;
+            let bitmaps = bitmaps.filter(|_| options.version > 2);
+            let bitmaps = bitmaps.map(|bitmaps| qcow2::measure_bitmaps(bitmaps, options.cluster_size));
+            Ok(Measurement { required, fully_allocated, bitmaps })
+        }
+    }
 }

@@ -433,6 +433,15 @@ pub trait Driver: Send + Sync + 'static {
         }
     }
 
+    /// The layer has nothing of its own any more: what it stands on is seen everywhere. Nobody else is inside. A crash leaves
+    /// it with some of what it had.
+    fn make_empty(&self, conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), Error>> {
+        async {
+            let driver = self.info(conf).await.driver;
+            Err(Error::new(format!("Driver '{driver}' cannot empty a layer")))
+        }
+    }
+
     /// A node whose size is a child's says which child has to change, and to what size in bytes. `None`: it changes by
     /// itself, through [`Driver::truncate`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
@@ -541,6 +550,7 @@ pub(crate) trait DynDriver: Send + Sync {
     ) -> Boxed<'a, Result<Snapshotted, Error>>;
     fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>>;
     fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<Amending, Error>>;
+    fn make_empty<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), Error>>;
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
     fn is_unclean(&self) -> bool;
     fn bitmaps(&self) -> Vec<NodeBitmap>;
@@ -655,6 +665,9 @@ impl<D: Driver> DynDriver for Body<D> {
     }
     fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<Amending, Error>> {
         Box::pin(self.driver.amend(&self.conf, cx, request))
+    }
+    fn make_empty<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), Error>> {
+        Box::pin(self.driver.make_empty(&self.conf, cx))
     }
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>> {
         Box::pin(self.driver.check(&self.conf, cx, repair))

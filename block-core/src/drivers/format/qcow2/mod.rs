@@ -7,8 +7,8 @@
 //! | `header` `extensions` `entry` `refcounts` `snapshots` `directory` `layout` | bytes of the image, parsed into what cannot be wrong |
 //! | `compression` | bytes to bytes |
 //! | `slices` `meta` `regions` `turns` `clean` | tables in memory, and who may use them when |
-//! | `options` `info` | what an operator says, and is told |
-//! | `create` | a new image |
+//! | `options` `info` `references` | what an operator says, and is told |
+//! | `create` `measure` | a new image |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
@@ -43,11 +43,13 @@ mod history;
 mod info;
 mod layout;
 mod map;
+mod measure;
 mod meta;
 mod open;
 mod options;
 mod packed;
 mod refcounts;
+mod references;
 mod regions;
 mod repair;
 mod resize;
@@ -68,7 +70,9 @@ pub use self::amend::{AmendOptions, amend};
 pub use self::check::check;
 pub use self::create::{CreateOptions, create, create_encrypted};
 pub use self::crypt::{KeyOptions, NewKeys, Qcow2Encryption};
+pub use self::measure::{Measured, measure, measure_bitmaps};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
+pub use self::references::{References, is_it, references};
 pub use self::write::Room;
 
 use self::bitmap::Stored;
@@ -322,6 +326,10 @@ impl Format for Image {
 
     async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, name: Option<&str>) -> Result<()> {
         self.rename_backing(cx, name).await
+    }
+
+    async fn make_empty(&self, shape: &Shape, cx: IoCx<'_>) -> Result<()> {
+        self.emptied(*shape, cx).await
     }
 
     async fn truncate(&self, shape: &Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {

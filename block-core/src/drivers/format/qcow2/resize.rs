@@ -6,7 +6,7 @@ use super::header::{AT_L1, AT_SIZE, MAX_L1};
 use super::meta::Run;
 use super::tables::put;
 use super::{Image, Shape};
-use crate::base::{ByteRange, Error, IoError, Result, ResultExt, align_up};
+use crate::base::{ByteRange, Error, IoError, Result, ResultExt, SECTOR, align_up, is_aligned};
 use crate::graph::{DebugEvent, Extent, IoCx, Place, Preallocation, WriteFlags};
 use crate::pipeline::{self, Access, Ticket};
 use crate::rt::IoBuf;
@@ -37,6 +37,9 @@ impl Image {
         if how != Preallocation::Off && size < shape.size {
             return Err(Error::new("Preallocation is for images that grow"));
         }
+        if !is_aligned(size, SECTOR) {
+            return Err(Error::new("The new size must be a multiple of 512"));
+        }
         self.check_resize()?;
         self.check_data_file(cx, size)?;
         self.ready(cx).await.doing(|| "The image cannot be written")?;
@@ -64,6 +67,20 @@ impl Image {
             }
         }
         Ok(Shape { size, ..shape })
+    }
+
+    /// The disk has no clusters any more; nobody else is inside. It is what lies below.
+    pub(super) async fn emptied(&self, shape: Shape, cx: IoCx<'_>) -> Result<()> {
+        if self.data.is_some() {
+            return Err(Error::new("An image that keeps its data in another file cannot be emptied yet"));
+        }
+        self.ready(cx).await.doing(|| "The image cannot be written")?;
+        let doing = || format!("Could not empty the image of '{}'", self.name);
+        let all = align_up(shape.size, self.layout.cluster()).map(ByteRange::whole);
+        let all = all.ok_or(IoError::OutOfRange).doing(doing)?;
+        self.settle(cx).await.doing(doing)?;
+        self.cut_off(&shape, cx, all).await.doing(doing)?;
+        self.settle(cx).await.doing(doing)
     }
 
     async fn grow(&self, shape: Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<(), IoError> {
