@@ -40,8 +40,8 @@ use crate::graph::{NodeOptions, Role};
 
 pub use self::add::{add, add_unnamed};
 pub use self::create::{
-    BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2, PreallocMode, Qcow2CompressionType,
-    Qcow2Version, create,
+    BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2, Measurement, PreallocMode,
+    Qcow2CompressionType, Qcow2Version, create, measure,
 };
 pub use self::describe::info;
 pub use self::options::{

@@ -240,3 +240,32 @@ async fn create_file(own: BlockdevCreateOptionsFile) -> Result<()> {
     })
     .await
 }
+
+/// How large the file of an image will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measurement {
+    /// Bytes, with the data that there is.
+    pub required: u64,
+    /// Bytes, with all of the disk.
+    pub fully_allocated: u64,
+    /// Bytes for bitmaps besides, where both formats can store them.
+    pub bitmaps: Option<u64>,
+}
+
+/// Measures an image that is not there yet, if `data` bytes of its clusters will hold data. `bitmaps`: what shall be stored
+/// with it, by the lengths of their names and how many marks they have. Nodes that the options name are not looked at.
+pub fn measure(options: &BlockdevCreateOptions, data: u64, bitmaps: Option<&[(u64, u64)]>) -> Result<Measurement> {
+    match options {
+        BlockdevCreateOptions::File(own) => {
+            Ok(Measurement { required: own.size, fully_allocated: own.size, bitmaps: None })
+        }
+        BlockdevCreateOptions::Qcow2(own) => {
+            let file = own.data_file.is_some().then(String::new);
+            let options = own.parsed(file)?;
+            let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data)?;
+            let bitmaps = bitmaps.filter(|_| options.version > 2);
+            let bitmaps = bitmaps.map(|bitmaps| qcow2::measure_bitmaps(bitmaps, options.cluster_size));
+            Ok(Measurement { required, fully_allocated, bitmaps })
+        }
+    }
+}

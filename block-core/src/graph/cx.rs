@@ -178,6 +178,11 @@ impl<'g> Child<'g> {
         }
     }
 
+    /// A child of this node, for who follows what [`Child::map`] says.
+    pub fn below(self, id: ChildId) -> Self {
+        self.cx.child(id)
+    }
+
     #[inline]
     pub(crate) fn cx(self) -> IoCx<'g> {
         self.cx

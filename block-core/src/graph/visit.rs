@@ -30,8 +30,8 @@ impl Vertices for Supposed<'_> {
 
 impl Graph {
     /// Lets `work` read from `top`: one of `tree`, which is open and not in the graph, or a node of the graph. Other
-    /// programs are kept from changing the images of `tree` from now on, as `visitor` has it: the options of the node
-    /// that is being opened.
+    /// programs are kept from changing the images of `tree` from now on, and from reading them where that shall not be beside
+    /// a writer, as `visitor` has it: the options of the node that is being opened.
     pub(crate) async fn visit<R>(
         self: &Rc<Self>,
         tree: &[NewNode],
@@ -41,9 +41,10 @@ impl Graph {
     ) -> Result<R> {
         let (inside, outside) = reached(tree, top);
         if visitor.active && !visitor.force_share {
-            let shares = PermSet::ALL.without(PermSet::WRITE | PermSet::RESIZE);
+            let changes = PermSet::WRITE | PermSet::RESIZE;
+            let uses = PermSet::CONSISTENT_READ | if visitor.read_only { PermSet::NONE } else { changes };
             for node in inside {
-                node.body().tighten(Perms { uses: PermSet::CONSISTENT_READ, shares }).await?;
+                node.body().tighten(Perms { uses, shares: PermSet::ALL.without(changes) }).await?;
             }
         }
         // Nobody changes what it stands on meanwhile.

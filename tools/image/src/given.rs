@@ -39,6 +39,8 @@ pub struct Given {
     pub force_share: bool,
     /// What it stands on is left alone, and looked at neither.
     pub no_backing: bool,
+    /// Its data is left alone: only what the image says of itself is wanted.
+    pub no_data: bool,
     /// What it stands on is going to be written too.
     pub writable_backing: bool,
     /// What is set free is passed on to the file.
@@ -65,6 +67,7 @@ impl Given {
             resizes: false,
             force_share: false,
             no_backing: false,
+            no_data: false,
             writable_backing: false,
             unmap: true,
             quiet: false,

@@ -6,13 +6,16 @@
 //! | `given` `source` `cache` | what stands on the command line for an image, and the tree of nodes that it comes to |
 //! | `image` `disk` | an open image: its node, and its bytes as a thread has them |
 //! | `size` `pairs` `args` | how sizes, `-o a=b,c=d` and options are written |
-//! | `failure` `progress` | what is said of errors, and of long work |
+//! | `creation` | what a new image is to be like |
+//! | `failure` `progress` `clock` | what is said of errors, of long work, and of moments |
 //!
 //! Unlike the daemon, tools guess formats and open what images name, within the limits of the graph. Formats' bytes are the
 //! drivers' business: nothing here knows them.
 
 pub mod args;
 mod cache;
+mod clock;
+mod creation;
 mod disk;
 mod failure;
 mod given;
@@ -25,10 +28,13 @@ pub mod size;
 mod source;
 
 pub use cache::Cache;
+pub use clock::local_time;
+pub use creation::{Creation, Described, Kind, option_help, read_option};
 pub use disk::{Disk, DiskHandle, top};
 pub use failure::{Failure, Outcome, words};
 pub use given::{FileName, Given};
 pub use image::Image;
 pub use objects::add_object;
 pub use progress::Progress;
-pub use session::{Session, say};
+pub use session::{Session, both, say};
+pub use source::beside;

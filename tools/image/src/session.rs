@@ -1,9 +1,12 @@
 //! One run of a tool: a control loop with a graph of its own, and a thread for I/O that is started when it is needed.
 
 use std::cell::OnceCell;
+use std::future::poll_fn;
 use std::io::Write;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use block_core::base::{Error, Result, ResultExt};
 use block_core::graph::Graph;
@@ -69,4 +72,27 @@ pub fn say(text: &str) {
 /// The same on the standard error output.
 pub(crate) fn complain(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Waits for both.
+pub async fn both<A, B>(one: impl Future<Output = A>, other: impl Future<Output = B>) -> (A, B) {
+    let (mut one, mut other) = (pin!(one), pin!(other));
+    let (mut first, mut second) = (None, None);
+    poll_fn(|cx| {
+        if first.is_none()
+            && let Poll::Ready(value) = one.as_mut().poll(cx)
+        {
+            first = Some(value);
+        }
+        if second.is_none()
+            && let Poll::Ready(value) = other.as_mut().poll(cx)
+        {
+            second = Some(value);
+        }
+        if first.is_none() || second.is_none() {
+            return Poll::Pending;
+        }
+        Poll::Ready(first.take().zip(second.take()).expect("both are there"))
+    })
+    .await
 }

@@ -149,10 +149,14 @@ impl Session {
             .await?;
         let base = filename(&file);
         if let Some(name) = data_file.filter(|_| has_data_file && !tree.contains_key("data-file")) {
-            let doing = || "Could not open external data file";
-            let mut child = named(&beside(&base, &name).doing(doing)?)?;
-            self.complete_protocol(&mut child, way).await.doing(doing)?;
-            self.look(&child, way.given, async |_| Ok(())).await.doing(doing)?;
+            // As in QEMU, its name is not looked up beside the image.
+            let mut child = named(&name)?;
+            if way.given.no_data {
+                let any = [("driver".to_owned(), "null-co".into()), ("size".to_owned(), "9223372036854710272".into())];
+                child = Tree::from_iter(any);
+            } else {
+                self.complete_protocol(&mut child, way).await?;
+            }
             tree.insert("data-file".to_owned(), Value::Object(child));
         }
         let Some(name) = backing_file.filter(|name| !name.is_empty()) else { return Ok(()) };
@@ -356,7 +360,7 @@ fn filename(tree: &Tree) -> String {
 }
 
 /// A name that an image gives, from where we are.
-fn beside(base: &str, name: &str) -> Result<String> {
+pub fn beside(base: &str, name: &str) -> Result<String> {
     if name.starts_with("json:") {
         return Ok(name.to_owned());
     }

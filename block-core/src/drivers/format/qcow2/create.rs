@@ -260,7 +260,7 @@ impl<'a> Plan<'a> {
 /// Of a header of version 3.
 const LENGTH: u32 = 112;
 
-fn layout(options: &CreateOptions, external: bool) -> Result<Layout> {
+pub(super) fn layout(options: &CreateOptions, external: bool) -> Result<Layout> {
     let refuse = |text: &'static str| Err(Error::new(text));
     if !options.cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&options.cluster_size) {
         return refuse("Cluster size must be a power of two between 512 and 2048k");
@@ -289,7 +289,7 @@ fn layout(options: &CreateOptions, external: bool) -> Result<Layout> {
         return refuse("The name of a backing file has 1 to 1023 bytes");
     }
     if options.backing_file.is_none() && options.backing_format.is_some() {
-        return refuse("A backing format needs a backing file");
+        return refuse("Backing format cannot be used without backing file");
     }
     let prealloc = options.preallocation != Preallocation::Off;
     if options.backing_file.is_some() && (prealloc || options.data_file_raw) {

@@ -8,7 +8,7 @@
 //! | `compression` | bytes to bytes |
 //! | `slices` `meta` `regions` `turns` `clean` | tables in memory, and who may use them when |
 //! | `options` `info` `references` | what an operator says, and is told |
-//! | `create` | a new image |
+//! | `create` `measure` | a new image |
 //! | `open` `map` `tables` | reading |
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
@@ -41,6 +41,7 @@ mod history;
 mod info;
 mod layout;
 mod map;
+mod measure;
 mod meta;
 mod open;
 mod options;
@@ -66,6 +67,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub use self::amend::{AmendOptions, amend};
 pub use self::check::check;
 pub use self::create::{CreateOptions, create};
+pub use self::measure::{Measured, measure, measure_bitmaps};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::references::{References, is_it, references};
 pub use self::write::Room;

@@ -6,7 +6,7 @@ use super::header::{AT_L1, AT_SIZE, MAX_L1};
 use super::meta::Run;
 use super::tables::put;
 use super::{Image, Shape};
-use crate::base::{ByteRange, Error, IoError, Result, ResultExt, align_up};
+use crate::base::{ByteRange, Error, IoError, Result, ResultExt, SECTOR, align_up, is_aligned};
 use crate::graph::{DebugEvent, Extent, IoCx, Place, Preallocation, WriteFlags};
 use crate::pipeline::{self, Access, Ticket};
 use crate::rt::IoBuf;
@@ -36,6 +36,9 @@ impl Image {
     pub(super) async fn resize(&self, shape: Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {
         if how != Preallocation::Off && size < shape.size {
             return Err(Error::new("Preallocation is for images that grow"));
+        }
+        if !is_aligned(size, SECTOR) {
+            return Err(Error::new("The new size must be a multiple of 512"));
         }
         self.check_resize()?;
         if self.data.is_some() {

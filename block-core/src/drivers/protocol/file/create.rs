@@ -46,7 +46,7 @@ fn create_now(options: &CreateOptions) -> Result<()> {
         // Nothing of it was promised to anybody; should it stay, it is an empty file.
         let _ = remove_file(&options.filename);
     }
-    result.doing(|| format!("Could not create '{}'", options.filename))
+    result
 }
 
 /// True: it was not there before.

@@ -114,7 +114,7 @@ fn unsupported(how: Preallocation) -> Error {
         Preallocation::Falloc => "falloc",
         Preallocation::Full => "full",
     };
-    Error::new(format!("Unsupported preallocation mode '{name}'"))
+    Error::new(format!("Unsupported preallocation mode: {name}"))
 }
 
 fn os(errno: Errno) -> Error {

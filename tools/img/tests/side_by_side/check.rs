@@ -1,0 +1,82 @@
+//! `check`.
+
+use std::os::unix::fs::FileExt;
+
+use super::info::CHAIN;
+use super::scene::Scene;
+
+const IMAGE: &[&str] = &[
+    "create -q -f qcow2 a.qcow2 4M",
+    "qemu-io -c 'write -P 1 0 64k' -c 'write -P 2 128k 128k' -c 'write -c -P 2 1M 128k' a.qcow2",
+];
+
+/// Changes bytes of an image in both folders.
+fn put(scene: &Scene, at: u64, bytes: &[u8]) {
+    for folder in [scene.theirs(), scene.ours()] {
+        let file = std::fs::OpenOptions::new().write(true).open(folder.join("a.qcow2")).unwrap();
+        file.write_all_at(bytes, at).unwrap();
+    }
+}
+
+#[test]
+fn what_is_in_order_is_said_to_be() {
+    let mut scene = Scene::new(CHAIN);
+    scene.same(&[
+        "check a.qcow2",
+        "check --output json a.qcow2",
+        "check -q a.qcow2",
+        "check -r all a.qcow2",
+        "check -r leaks b.qcow2",
+        "check c.qcow2",
+        "check -U a.qcow2",
+        "check -U -r all a.qcow2",
+        "check -T none a.qcow2",
+        "check r.raw",
+        "check --output json r.raw",
+        "check none",
+        "check -f qcow2 r.raw",
+        "check --image-opts driver=qcow2,file.filename=a.qcow2",
+    ]);
+    Scene::new(&["create -q -f qcow2 z.qcow2 0"]).same(&["check z.qcow2"]);
+}
+
+#[test]
+fn leaks_are_found_and_given_back() {
+    let why = "single findings are in our log, not on the terminal";
+    let mut scene = Scene::new(IMAGE);
+    // The only L2 table's first entry: its cluster is lost.
+    put(&scene, 0x40000, &[0; 8]);
+    scene.same_code(why, &["check a.qcow2", "check --output json a.qcow2", "check -r leaks a.qcow2"]);
+    scene.same(&["check a.qcow2", "check --output json a.qcow2"]).same_images(&["a.qcow2"]);
+}
+
+#[test]
+fn corruptions_are_found_and_repaired() {
+    let mut scene = Scene::new(IMAGE);
+    // The refcount of the first data cluster.
+    put(&scene, 0x2000a, &[0; 2]);
+    scene
+        .same_code(
+            "single findings are in our log, not on the terminal",
+            &["check a.qcow2", "check --output json a.qcow2"],
+        )
+        .codes(
+            "a refcount that is too low is put right where it stands; qemu-img gives up",
+            1,
+            2,
+            &["check -r leaks a.qcow2"],
+        )
+        .same_code("single findings are in our log, not on the terminal", &["check -r all a.qcow2"])
+        .same(&["check a.qcow2"])
+        .same_images(&["a.qcow2"]);
+}
+
+#[test]
+fn marks_of_an_unclean_end_are_seen() {
+    let mut scene = Scene::new(IMAGE);
+    put(&scene, 76, &[0, 0, 0, 1]);
+    scene.same(&["info a.qcow2", "check a.qcow2", "info a.qcow2"]);
+    put(&scene, 76, &[0, 0, 0, 2]);
+    scene.same(&["check a.qcow2", "info a.qcow2"]);
+    scene.same_code("what is said of a corrupt image is ours", &["resize a.qcow2 8M"]);
+}

@@ -1,0 +1,57 @@
+//! Images that somebody else has open.
+
+use std::process::{Child, Command, Stdio};
+
+use super::info::CHAIN;
+use super::scene::Scene;
+
+/// A `qemu-io` that writes to an image until it is dropped.
+struct Writer(Child);
+
+impl Writer {
+    fn of(scene: &Scene, theirs: bool, image: &str) -> Self {
+        let folder = if theirs { scene.theirs() } else { scene.ours() };
+        let mut command = Command::new("qemu-io");
+        command.args(["-c", "sleep 60000", image]).current_dir(&folder).stdout(Stdio::null());
+        let writer = Self(command.spawn().unwrap());
+        let is_locked = || {
+            let asked = Command::new("qemu-img").args(["info", image]).current_dir(&folder).output();
+            !asked.unwrap().status.success()
+        };
+        while !is_locked() {}
+        writer
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn an_image_in_use_is_refused_with_the_same_words_and_code() {
+    let mut scene = Scene::new(CHAIN);
+    let _writers = [Writer::of(&scene, true, "a.qcow2"), Writer::of(&scene, false, "a.qcow2")];
+    scene.same(&[
+        "info a.qcow2",
+        "check a.qcow2",
+        "check -r all a.qcow2",
+        "map a.qcow2",
+        "compare a.qcow2 r.raw",
+        "compare r.raw a.qcow2",
+        "resize a.qcow2 8M",
+        "snapshot -l a.qcow2",
+        "snapshot -c x a.qcow2",
+        "measure a.qcow2",
+        "create -f qcow2 a.qcow2 1M",
+        "create -f raw a.qcow2 1M",
+        "info -U a.qcow2",
+        "check -U a.qcow2",
+        "map -U a.qcow2",
+        "compare -U a.qcow2 a.qcow2",
+        "snapshot -l -U a.qcow2",
+        "info -b b.qcow2",
+    ]);
+}

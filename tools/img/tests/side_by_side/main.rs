@@ -1,0 +1,18 @@
+//! `trellis-img` and `qemu-img`, side by side: each script is run by both on copies of the same files, and after every line
+//! exit code, output and errors are compared, and at the end the images.
+//!
+//! Where they differ, a line says why; docs/trellis-img.md has these reasons as a table.
+
+#![expect(clippy::unwrap_used, reason = "a test stops where its machine fails it")]
+
+mod check;
+mod compare;
+mod create;
+mod info;
+mod locked;
+mod map;
+mod measure;
+mod resize;
+mod scene;
+mod snapshot;
+mod usage;
