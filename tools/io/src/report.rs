@@ -3,8 +3,6 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use block_core::base::IoError;
-
 use crate::command::Report;
 
 /// Bytes for people: `1.500 KiB`.
@@ -63,12 +61,6 @@ pub(crate) fn dump(at: u64, bytes: &[u8]) -> String {
         text.push('\n');
     }
     text
-}
-
-/// An error in the C library's words.
-pub(crate) fn words(error: IoError) -> String {
-    let text = std::io::Error::from_raw_os_error(error.errno()).to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 /// What an image says of itself, in lines that are indented by `depth` steps.
@@ -137,13 +129,6 @@ mod tests {
     fn bytes_are_shown_beside_what_they_mean() {
         let text = "00000010:  61 62 63 64 65 66 67 61 62 63 64 65 66 67 20 61  abcdefgabcdefg.a\n00000020:  7a  z\n";
         assert_eq!(dump(16, b"abcdefgabcdefg az"), text);
-    }
-
-    #[test]
-    fn errors_have_the_libraries_words() {
-        assert_eq!(words(IoError::OutOfRange), "Input/output error");
-        assert_eq!(words(IoError::Unsupported), "Operation not supported");
-        assert_eq!(words(IoError::Misaligned), "Invalid argument");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 use block_core::base::{ByteRange, IoError};
 use block_core::graph::WriteFlags;
 use block_core::rt::{IoBuf, blocking};
-use trellis_image::{Disk, say};
+use trellis_image::{Disk, say, strerror};
 
 use crate::command::{Fill, Read, Report, Verify, Write};
 use crate::report;
@@ -98,7 +98,7 @@ async fn filled(path: &str, len: u64, misaligned: Misaligned) -> Result<IoBuf, F
         eprintln!("{path}: {why}");
         Failed
     };
-    let bytes = bytes.await.map_err(|error| complain(&report::words(error.into())))?;
+    let bytes = bytes.await.map_err(|error| complain(&strerror(error.into())))?;
     if bytes.is_empty() && len > 0 {
         return Err(complain("file is empty"));
     }
@@ -122,6 +122,6 @@ fn range(at: u64, len: u64) -> Result<ByteRange, IoError> {
 
 /// Tells of a request that failed.
 pub(crate) fn failed(name: &str, error: IoError) -> Failed {
-    say(&format!("{name} failed: {}\n", report::words(error)));
+    say(&format!("{name} failed: {}\n", strerror(error)));
     Failed
 }

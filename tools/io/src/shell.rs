@@ -11,7 +11,7 @@ use block_core::catalog::PreallocMode;
 use block_core::rt::blocking;
 use block_core::rt::sync::Notify;
 use qmp::schema::from_value;
-use trellis_image::{Disk, Image, Session, say, words as words_of};
+use trellis_image::{Disk, Image, Session, say, strerror, words as words_of};
 
 use crate::command::{COMMANDS, Command, Needs, Read, Refusal, Reopen, Report, Spec, Write, words};
 use crate::opening::{Opened, Wanted};
@@ -344,7 +344,7 @@ impl UnderWay {
 }
 
 fn not_mapped(error: IoError) -> Failed {
-    say(&format!("is_allocated failed: {}\n", report::words(error)));
+    say(&format!("is_allocated failed: {}\n", strerror(error)));
     Failed
 }
 

@@ -1,9 +1,12 @@
 //! The sub-commands: a line each, and what several of them take.
 
+mod bench;
 mod check;
 mod common;
 mod compare;
+mod convert;
 mod create;
+mod dd;
 mod info;
 mod map;
 mod measure;
@@ -38,9 +41,12 @@ macro_rules! commands {
 }
 
 commands! {
+    bench,
     check,
     compare,
+    convert,
     create,
+    dd,
     info,
     map,
     measure,

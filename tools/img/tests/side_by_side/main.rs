@@ -5,9 +5,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where its machine fails it")]
 
+mod bench;
 mod check;
 mod compare;
+mod convert;
 mod create;
+mod dd;
 mod info;
 mod locked;
 mod map;
