@@ -39,9 +39,11 @@ use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
 pub use self::add::{add, add_unnamed};
+pub use crate::drivers::format::qcow2::AmendOptions;
+
 pub use self::create::{
     BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsQcow2, Measurement, PreallocMode,
-    Qcow2CompressionType, Qcow2Version, create, measure,
+    Qcow2CompressionType, Qcow2Version, amend, create, measure,
 };
 pub use self::describe::info;
 pub use self::options::{

@@ -27,8 +27,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bench::{add, with};
 use block_core::drivers::format::qcow2::AmendOptions;
-use block_core::graph::{BitmapAction, BitmapChange, Graph, Limits, NodeId, Repair, WriteFlags};
-use block_core::rt::{Local, run_control};
+use block_core::graph::{BitmapAction, BitmapChange, Graph, IoCx, Limits, NodeId, PermSet, Perms, Repair, WriteFlags};
+use block_core::port::{PORT, Port, PortOptions};
+use block_core::rt::{IoBuf, Local, run_control};
 use crash::{Report, Trial, cuts};
 use disk::{Disk, Event, Log};
 use history::{ALL, Past, Used, What};
@@ -474,3 +475,57 @@ fn a_crash_leaves_refcounts_of_the_old_width_or_of_the_new_one() {
     eprintln!("{states} crash states");
     assert!(states > 50);
 }
+
+/// Opens an image over a node of nothing, fills its sectors where `writes`, and empties the layer where not; gives what the
+/// disk has then, and what was done to the image.
+fn layered(image: &[u8], writes: bool, empties: bool) -> (Vec<u8>, Vec<Event>) {
+    let log = Log::default();
+    let seen = run_control(async |local| {
+        let graph = Graph::new(Arc::new(|_| ()));
+        graph.permit().add(Disk::node(0, image.to_vec(), limits(), &log)).await.unwrap();
+        let below = json!({ "driver": "null-co", "size": SIZE, "read-zeroes": true });
+        let options = json!({ "driver": "qcow2", "node-name": "top", "file": "disk", "backing": below });
+        let node = add(&graph, options).await.unwrap();
+        if writes {
+            let port = bench::attach(&graph, node, bench::writer()).await.unwrap();
+            let lane = port.handle().lane(&local);
+            bench::write(&lane, 0, &[MARK; SIZE as usize], WriteFlags::default()).await.unwrap();
+            drop(lane);
+            port.detach(&mut graph.permit()).await.unwrap();
+        }
+        if empties {
+            graph.permit().empty(node).await.unwrap();
+        }
+        let seen = contents(&graph, node).await.unwrap();
+        graph.permit().remove(node).await.unwrap();
+        seen
+    });
+    (seen, log.events())
+}
+
+/// A layer that is emptied shows what it had or what it stands on, wherever the power fails; and it is in order.
+#[test]
+fn a_crash_leaves_what_a_layer_had_or_what_it_stands_on() {
+    for options in ["cluster_size=512", "cluster_size=4096,compat=0.10", "cluster_size=16K,extended_l2=on"] {
+        let fresh = qcow2::fresh(options, SIZE);
+        let (full, log) = layered(&fresh, true, false);
+        assert!(full.iter().all(|byte| *byte == MARK));
+        let start = last(&fresh, &log);
+        let (empty, log) = layered(&start, false, true);
+        assert!(empty.iter().all(|byte| *byte == 0), "{options}: something is left");
+        let end = last(&start, &log);
+        assert_eq!(qcow2::corrupt(&end).map(|judged| judged.leaks), Ok(0), "{options}");
+        let (mut before, mut after) = (0, 0);
+        for cut in cuts(&log, &mut Random(11)) {
+            let image = cut.images(std::slice::from_ref(&start), &log).remove(0);
+            check(&image).unwrap_or_else(|wrong| panic!("{options}, {cut:?}: {wrong}"));
+            let (seen, _) = layered(&image, false, false);
+            assert!(seen.iter().all(|byte| [0, MARK].contains(byte)), "{options}, {cut:?}: somebody else's bytes");
+            before += usize::from(seen == full);
+            after += usize::from(seen == empty);
+        }
+        assert!(before > 0 && after > 0, "{options}: {before} before, {after} after");
+    }
+}
+
+const MARK: u8 = 0x5a;

@@ -36,7 +36,24 @@ use serde_json::json;
 fault_at_every_call! { subjects() }
 
 fn subjects() -> Vec<Subject> {
-    ["cluster_size=512", "cluster_size=16K,extended_l2=on"].into_iter().map(subject).collect()
+    let of_one_file = ["cluster_size=512", "cluster_size=16K,extended_l2=on"].into_iter().map(subject);
+    of_one_file
+        .chain([with_data_file("cluster_size=16K,extended_l2=on"), with_data_file("cluster_size=4K,data_file_raw=on")])
+        .collect()
+}
+
+/// Guest data is in a file of its own.
+fn with_data_file(options: &'static str) -> Subject {
+    let mut subject = subject("cluster_size=512");
+    let data = subject.dir.path().join("disk.data");
+    let fresh = qcow2::fresh(&format!("{options},data_file={}", data.display()), SIZE);
+    subject.name = format!("{options}, with a data file");
+    subject.options["data-file"] = json!({ "driver": "file", "filename": data, "aio": "io_uring", "discard": "unmap" });
+    subject.prepare = Box::new(move |dir: &Path| {
+        std::fs::write(dir.join("disk.img"), &fresh).unwrap();
+        std::fs::write(dir.join("disk.data"), vec![0; SIZE as usize]).unwrap();
+    });
+    subject
 }
 
 fn subject(options: &'static str) -> Subject {

@@ -9,7 +9,7 @@ use qmp::Qapi;
 use super::add::add_unnamed;
 use super::options::BlockdevRef;
 use crate::base::{Error, Result, ResultExt};
-use crate::drivers::format::qcow2;
+use crate::drivers::format::qcow2::{self, AmendOptions};
 use crate::drivers::protocol::file::{self, EXTENT_SIZE_HINT};
 use crate::graph::{Child, Graph, NodeId, PermSet, Perms, Preallocation};
 use crate::port::{PORT, Port, PortOptions};
@@ -239,6 +239,11 @@ async fn create_file(own: BlockdevCreateOptionsFile) -> Result<()> {
         extent_size_hint: hint.map_err(|_| Error::new("Extent size hint must not be larger than 4294967295"))?,
     })
     .await
+}
+
+/// Changes what the qcow2 image in `file` is like; no node has the image open. See [`qcow2::amend`].
+pub async fn amend(graph: &Rc<Graph>, file: &BlockdevRef, options: &AmendOptions) -> Result<()> {
+    in_node(graph, file, async |file, _| qcow2::amend(file, options).await).await
 }
 
 /// How large the file of an image will be.

@@ -1,8 +1,12 @@
-//! What an image says that it stands on (QEMU: `change-backing-file`).
+//! What an image says that it stands on (QEMU: `change-backing-file`), and layers that are emptied once what they stand on has
+//! all that they had.
+
+use std::rc::Rc;
 
 use super::control::{Graph, Permit};
+use super::edit::NewRoot;
 use super::id::NodeId;
-use super::permission::Role;
+use super::permission::{PermSet, Perms, Role};
 use super::shape::Vertex;
 use crate::base::{Error, Result, ResultExt};
 
@@ -17,9 +21,40 @@ impl Permit {
         let changed = drained.exclusive(image)?.with(async |child| child.change_backing_file(name).await).await;
         changed.doing(|| format!("Could not change backing file to '{}'", name.unwrap_or_default()))
     }
+
+    /// Takes everything out of a layer, so that what it stands on is seen everywhere. Refused where it stands on nothing, is
+    /// read-only, or is no layer. For as long as it takes this is a user that writes the node.
+    pub async fn empty(&mut self, layer: NodeId) -> Result<()> {
+        self.graph().check_layer(layer)?;
+        let perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
+        let user = NewRoot::new("a layer that is emptied".into(), perms, layer, Rc::new(|_| ()));
+        let (user, _) = self.add_root(user).await?;
+        let emptied = async {
+            let mut drained = self.drain(&[layer]).await?;
+            drained.graph().check_layer(layer)?;
+            drained.exclusive(layer)?.with(async |child| child.make_empty().await).await
+        };
+        let result = emptied.await;
+        self.remove_root(user).await?;
+        result
+    }
 }
 
 impl Graph {
+    fn check_layer(&self, layer: NodeId) -> Result<()> {
+        let report = self.node(layer).ok_or_else(|| Error::new("There is no such node"))?;
+        if self.child_in(layer, Role::Cow).is_none() {
+            return Err(Error::new("Image does not have a backing file"));
+        }
+        if report.options.read_only || !report.options.active {
+            return Err(Error::new(format!("Node '{}' is read-only", report.name)));
+        }
+        if report.bitmaps.iter().any(|bitmap| bitmap.recording) {
+            return Err(Error::new("A layer with bitmaps that record cannot be emptied: they would not notice"));
+        }
+        Ok(())
+    }
+
     fn check_renaming(&self, top: NodeId, image: NodeId) -> Result<()> {
         let missing = || Error::new("There is no such node");
         let report = self.node(image).ok_or_else(missing)?;

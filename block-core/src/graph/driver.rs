@@ -397,6 +397,15 @@ pub trait Driver: Send + Sync + 'static {
         }
     }
 
+    /// The layer has nothing of its own any more: what it stands on is seen everywhere. Nobody else is inside. A crash leaves
+    /// it with some of what it had.
+    fn make_empty(&self, conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), Error>> {
+        async {
+            let driver = self.info(conf).await.driver;
+            Err(Error::new(format!("Driver '{driver}' cannot empty a layer")))
+        }
+    }
+
     /// A node whose size is a child's says which child has to change, and to what size in bytes. `None`: it changes by
     /// itself, through [`Driver::truncate`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
@@ -504,6 +513,7 @@ pub(crate) trait DynDriver: Send + Sync {
         change: &'a SnapshotChange,
     ) -> Boxed<'a, Result<Snapshotted, Error>>;
     fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>>;
+    fn make_empty<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), Error>>;
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
     fn is_unclean(&self) -> bool;
     fn bitmaps(&self) -> Vec<NodeBitmap>;
@@ -615,6 +625,9 @@ impl<D: Driver> DynDriver for Body<D> {
     }
     fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>> {
         Box::pin(self.driver.change_backing_file(&self.conf, cx, name))
+    }
+    fn make_empty<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), Error>> {
+        Box::pin(self.driver.make_empty(&self.conf, cx))
     }
     fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>> {
         Box::pin(self.driver.check(&self.conf, cx, repair))

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::bitmaps::NodeBitmap;
 use super::blockers::Operation;
 use super::control::{Committed, Graph, NodeReport, Permit};
 use super::drain::Drained;
@@ -14,7 +15,8 @@ use super::options::NodeOptions;
 use super::permission::{PermSet, Perms};
 use super::prepare::Locks;
 use super::shape::Kind;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, ResultExt};
+use crate::bitmap::Bitmap;
 
 /// A node under a new configuration and new common options, prepared and not published yet.
 pub(super) type NewBody = (NodeId, Arc<dyn DynDriver>, NodeOptions);
@@ -86,6 +88,9 @@ impl Drained<'_> {
             edit.suppose_gone(user)?;
             targets.iter().try_for_each(|(id, size)| edit.suppose_size(*id, *size))
         })?;
+        for (id, size) in targets {
+            self.check_kept(*id, *size).await?;
+        }
         let before: Vec<_> = targets.iter().filter_map(|(id, _)| self.graph().node(*id)).collect();
         let mut ready = Vec::new();
         for (id, size) in targets {
@@ -105,6 +110,22 @@ impl Drained<'_> {
                 Err(self.undo_truncate(before, error).await)
             }
         }
+    }
+
+    /// An image that stores bitmaps can store them at the new size as well.
+    async fn check_kept(&mut self, id: NodeId, size: u64) -> Result<()> {
+        let report = self.graph().node(id).ok_or_else(no_such_node)?;
+        let kept = report.bitmaps.iter().filter(|bitmap| bitmap.persistent);
+        let kept = kept.map(|bitmap| match bitmap.inconsistent {
+            true => Ok(bitmap.clone()),
+            false => Ok(NodeBitmap { bits: Arc::new(Bitmap::new(size, bitmap.bits.granularity())?), ..bitmap.clone() }),
+        });
+        let kept = kept.collect::<Result<Vec<_>>>()?;
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let keeping = self.exclusive(id)?.with(async |child| child.keep_bitmaps(&kept).await).await;
+        keeping.doing(|| format!("The bitmaps of '{}' cannot have a disk of {size} bytes", report.name))
     }
 
     /// Publishes what has been prepared for several nodes, with the locks that it needs.

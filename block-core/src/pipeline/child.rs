@@ -184,6 +184,11 @@ impl<'g> Child<'g> {
         self.placed().body.change_backing_file(self.cx(), name).await
     }
 
+    /// Empties the node's layer; nobody else is inside.
+    pub(crate) async fn make_empty(self) -> Result<(), Error> {
+        self.placed().body.make_empty(self.cx()).await
+    }
+
     /// Checks the node's image; nobody else is inside.
     pub(crate) async fn check_image(self, repair: Repair) -> Result<CheckReport, Error> {
         let options = self.options();

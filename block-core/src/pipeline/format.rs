@@ -184,6 +184,11 @@ pub trait Format: Send + Sync + 'static {
         std::future::ready(Err(Error::new("The format names no backing file")))
     }
 
+    /// See [`Driver::make_empty`].
+    fn make_empty(&self, _conf: &Self::Conf, _cx: IoCx<'_>) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Err(Error::new("The format has no layers")))
+    }
+
     /// See [`Driver::passes_size`].
     fn passes_size(&self, _conf: &Self::Conf, _size: u64) -> Result<Option<(ChildId, u64)>, Error> {
         Ok(None)
@@ -525,6 +530,10 @@ impl<F: Format> Driver for Mapped<F> {
 
     async fn change_backing_file(&self, conf: &F::Conf, cx: IoCx<'_>, name: Option<&str>) -> Result<(), Error> {
         self.0.change_backing_file(conf, cx, name).await
+    }
+
+    async fn make_empty(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), Error> {
+        self.0.make_empty(conf, cx).await
     }
 
     fn passes_size(&self, conf: &F::Conf, size: u64) -> Result<Option<(ChildId, u64)>, Error> {

@@ -359,3 +359,33 @@ fn a_change_beside_a_reopen_is_refused() {
     });
     assert_eq!(listed(&path), [("kept".into(), 65536, vec!["auto".to_owned()])]);
 }
+
+/// An image whose bitmaps were larger than what is loaded could not be opened any more.
+#[test]
+fn a_disk_does_not_outgrow_its_bitmaps() {
+    const SMALL: u64 = 1 << 30;
+    let dir = in_memory();
+    let path = create(dir.path(), "top.qcow2", KINDS[0], SMALL, None);
+    run_control(async |_| {
+        let (graph, node) = opened(&path, KINDS[0], &json!({})).await.unwrap();
+        for name in ["a", "b", "c"] {
+            change(&graph, node, name, new(512, true)).await.unwrap();
+        }
+        written(&graph, node, &[(0, 65536)]).await;
+        let size = 1900 << 30;
+        let refused = graph.permit().resize(node, size, Preallocation::Off).await.unwrap_err().full();
+        assert!(refused.contains("The bitmaps of 'top' cannot have a disk of 2040109465600 bytes"), "{refused}");
+        assert!(refused.contains("The bitmaps of the image would have more than 1073741824 bytes"), "{refused}");
+        assert_eq!(graph.node(node).unwrap().geometry.size, SMALL);
+        graph.permit().resize(node, 600 << 30, Preallocation::Off).await.unwrap();
+        change(&graph, node, "c", BitmapAction::Remove).await.unwrap();
+        graph.permit().resize(node, 1000 << 30, Preallocation::Off).await.unwrap();
+        closed(graph, node).await;
+        let (graph, node) = opened(&path, KINDS[0], &json!({})).await.unwrap();
+        let all = seen(&graph, node);
+        assert_eq!(all.len(), 2);
+        assert!(all.iter().all(|(_, recording, wrong, runs)| *recording && !wrong && runs == &[(0, 65536)]), "{all:?}");
+        closed(graph, node).await;
+    });
+    check(&path);
+}

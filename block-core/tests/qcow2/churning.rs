@@ -328,7 +328,8 @@ fn who_waits_for_room_waits_for_nobody_who_waits() {
 }
 
 /// One sets free what the image was full of, and another takes room just then, from the image's beginning on: neither gets
-/// the other's, and what has a new owner is not punched.
+/// the other's, and what has a new owner is not punched. That the moment between is not seen is `Refs::lower`'s, whose test
+/// needs no luck.
 #[test]
 fn what_is_being_set_free_is_not_taken_before_it_has_rested() {
     let kind = KINDS[3];

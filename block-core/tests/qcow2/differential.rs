@@ -176,7 +176,7 @@ impl World {
 
     fn turn(&mut self, turn: u64, done: &mut Done) {
         let steps = 1 + self.random.below(TURN);
-        let changes_size = !self.kind.external && self.random.below(4) == 0;
+        let changes_size = self.random.below(4) == 0;
         // The first two are one of each.
         let ours = if turn < 2 { turn == 0 } else { self.random.below(2) == 0 };
         let options = self.named();

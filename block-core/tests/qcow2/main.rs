@@ -17,6 +17,7 @@ mod bitmaps;
 mod check;
 mod churning;
 mod creating;
+mod data_file;
 mod differential;
 mod hostile;
 mod peer;

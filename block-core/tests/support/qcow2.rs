@@ -12,6 +12,7 @@ pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
     let (cluster, size) = (1u64 << bits, image.0.len() as u64);
     let is_old = image.u32(4)? == 2;
     let extended = !is_old && image.u64(72)? & 16 != 0;
+    let external = !is_old && image.u64(72)? & 4 != 0;
     let order = if is_old { 4 } else { image.u32(96)? };
     let mut references: HashMap<u64, u64> = HashMap::new();
     let mut refer = |start: u64, len: u64| {
@@ -37,6 +38,7 @@ pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
     for (l1, entry, is_active) in
         tables.into_iter().flat_map(|(l1, entries, is_active)| (0..entries).map(move |entry| (l1, entry, is_active)))
     {
+        let l1_index = entry;
         let word = image.u64(l1 + entry * 8)?;
         let l2 = word & OFFSET;
         if l2 == 0 {
@@ -46,7 +48,12 @@ pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
         copied.extend(is_active.then_some((l2, word, "an L2 table")));
         for entry in 0..cluster / step {
             let word = image.u64(l2 + entry * step)?;
-            if word & (1 << 62) != 0 {
+            if external {
+                let guest = (l1_index * cluster / step + entry) << bits;
+                if word & (1 << 62) != 0 || word & OFFSET != 0 && word & OFFSET != guest {
+                    return Err(format!("{word:#x} leads elsewhere than to {guest:#x} of the data file"));
+                }
+            } else if word & (1 << 62) != 0 {
                 let split = 62 - (bits - 8);
                 let start = word & ((1 << split) - 1);
                 let sectors = (word & !(3 << 62)) >> split;

@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn what_will_be_made_is_said_in_the_order_of_the_formats() {
-        let creation = creation("qcow2", "size=1M,compat=1.1,preallocation=metadata,nocow").unwrap();
+        let creation = creation("qcow2", "size=1M,compat=1.1,preallocation=metadata,nocow=on").unwrap();
         assert_eq!(
             creation.formatted("x"),
             "Formatting 'x', fmt=qcow2 cluster_size=65536 extended_l2=off preallocation=metadata compression_type=zlib \

@@ -41,8 +41,8 @@ pub struct Given {
     pub no_backing: bool,
     /// Its data is left alone: only what the image says of itself is wanted.
     pub no_data: bool,
-    /// What it stands on is going to be written too.
-    pub writable_backing: bool,
+    /// How many layers down another one is that is going to be written.
+    pub writable_layer: Option<usize>,
     /// What is set free is passed on to the file.
     pub unmap: bool,
     /// It is not warned of a guessed format.
@@ -68,7 +68,7 @@ impl Given {
             force_share: false,
             no_backing: false,
             no_data: false,
-            writable_backing: false,
+            writable_layer: None,
             unmap: true,
             quiet: false,
             snapshot: None,

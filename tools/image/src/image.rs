@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use block_core::base::{Error, Result};
-use block_core::catalog;
+use block_core::catalog::{self, AmendOptions, BlockdevRef};
 use block_core::graph::{
     CheckReport, DriverInfo, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair, SnapshotInfo,
 };
@@ -28,7 +28,35 @@ pub struct Image {
     manner: Manner,
 }
 
+/// A way into a node below an image. It has to be released.
+#[must_use = "a way into a node has to be released"]
+pub struct Below {
+    graph: Rc<Graph>,
+    local: Rc<Local>,
+    port: Port,
+    manner: Manner,
+}
+
+impl Below {
+    /// The node's bytes, for this thread.
+    pub fn disk(&self) -> Disk {
+        DiskHandle { port: self.port.handle(), manner: self.manner }.disk(&self.local)
+    }
+
+    /// Goes out again.
+    pub async fn release(self) -> Result<()> {
+        self.port.detach(&mut self.graph.permit()).await
+    }
+}
+
 impl Session {
+    /// Changes what an image is like, and what it says of other files. Nobody has it open; no file that it names is looked at.
+    pub async fn amend(&self, given: &Given, options: &AmendOptions) -> Result<()> {
+        let given = Given { writable: true, no_backing: true, no_data: true, quiet: true, ..given.clone() };
+        let file = self.file_of(&given).await?;
+        catalog::amend(&self.graph, &BlockdevRef::Definition(Box::new(file)), options).await
+    }
+
     /// Opens an image, and what it stands on.
     pub async fn open(&self, given: &Given) -> Result<Image> {
         let Source { options, driver, is_guess } = self.source(given).await?;
@@ -104,6 +132,15 @@ impl Image {
     /// Its internal snapshots; `None`: it cannot have any.
     pub fn snapshots(&self) -> Option<Vec<SnapshotInfo>> {
         self.graph.snapshots(self.node)
+    }
+
+    /// A way into a node below, for as long as it is wanted.
+    pub async fn enter(&self, node: NodeId, uses: PermSet) -> Result<Below> {
+        let perms = Perms { uses, shares: PermSet::ALL };
+        let options = PortOptions { name: "the user of a layer".to_owned(), perms };
+        let port = Port::attach(&mut self.graph.permit(), node, options, Rc::new(|_| ())).await?;
+        let manner = Manner { is_guess: false, ..self.manner };
+        Ok(Below { graph: self.graph.clone(), local: self.local.clone(), port, manner })
     }
 
     /// What was written is in the file, and the file is free. An error says that it may not be.

@@ -38,7 +38,7 @@ impl Session {
     pub(crate) async fn source(&self, given: &Given) -> Result<Source> {
         let mut tree = tree(given)?;
         let is_guess = !tree.contains_key("driver");
-        let mut way = Way { given, seen: HashSet::new(), depth: 0 };
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0 };
         self.step_into(&tree, &mut way).await?;
         self.complete(&mut tree, &mut way).await?;
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -55,6 +55,18 @@ impl Session {
             warn_of_guess(given.name.text());
         }
         Ok(Source { options, driver, is_guess })
+    }
+
+    /// The file of an image, by itself.
+    pub(crate) async fn file_of(&self, given: &Given) -> Result<BlockdevOptions> {
+        let mut tree = tree(given)?;
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0 };
+        self.complete(&mut tree, &mut way).await?;
+        let Some(Value::Object(mut file)) = tree.remove("file") else {
+            return Err(Error::new("The image has no file of its own"));
+        };
+        common(&mut file, given);
+        typed(file)
     }
 
     /// Puts in what a node's definition leaves out.
@@ -174,6 +186,8 @@ impl Session {
             below = over_file(below, &format);
         }
         let here = self.step_into(&below, way).await.doing(doing)?;
+        way.layer += 1;
+        let layer = way.layer;
         self.complete(&mut below, way).await.doing(doing)?;
         if let Some(Value::Object(file)) = below.get("file") {
             // What is wrong with it is said here, where it is known whose file it is.
@@ -182,8 +196,10 @@ impl Session {
         if let Some(identity) = here {
             way.seen.remove(&identity);
         }
-        if way.given.writable_backing {
-            below.insert("read-only".to_owned(), "off".into());
+        way.layer -= 1;
+        if way.given.writable_layer.is_some() {
+            let writable = way.given.writable_layer == Some(layer);
+            below.insert("read-only".to_owned(), if writable { "off" } else { "on" }.into());
         }
         tree.insert("backing".to_owned(), Value::Object(below));
         Ok(())
@@ -231,6 +247,8 @@ struct Way<'g> {
     /// Devices and inodes of the files between the top and here.
     seen: HashSet<(u64, u64)>,
     depth: usize,
+    /// How many layers are above.
+    layer: usize,
 }
 
 /// What the command line says, not yet complete.
@@ -315,8 +333,13 @@ fn typed(tree: Tree) -> Result<BlockdevOptions> {
     from_keyval(Value::Object(tree)).map_err(|error| Error::new(error.desc))
 }
 
+/// There is a driver of this name.
+pub fn is_driver(name: &str) -> bool {
+    catalog::drivers().contains(&name)
+}
+
 fn known(driver: &str) -> Result<()> {
-    match catalog::drivers().contains(&driver) {
+    match is_driver(driver) {
         true => Ok(()),
         false => Err(Error::new(format!("Unknown driver '{driver}'"))),
     }

@@ -114,11 +114,10 @@ impl ImageInfo {
         if let Some(Value::Array(snapshots)) = node.get("snapshots") {
             page.push_str(&listed(snapshots));
         }
-        if let Some(Value::Object(data)) = node.get("format-specific").map(|specific| &specific["data"]) {
-            if !data.is_empty() {
-                page.push_str("Format specific information:\n");
-                members(&mut page, data, 1);
-            }
+        let specific = node.get("format-specific").and_then(|specific| specific["data"].as_object());
+        if let Some(data) = specific.filter(|data| !data.is_empty()) {
+            page.push_str("Format specific information:\n");
+            members(&mut page, data, 1);
         }
         if let Some(Value::Array(children)) = node.get("children") {
             children.iter().for_each(|child| child_page(&mut page, child, ""));

@@ -1,7 +1,10 @@
 //! The sub-commands: a line each, and what several of them take.
 
+mod amend;
 mod bench;
+mod bitmap;
 mod check;
+mod commit;
 mod common;
 mod compare;
 mod convert;
@@ -10,6 +13,7 @@ mod dd;
 mod info;
 mod map;
 mod measure;
+mod rebase;
 mod resize;
 mod snapshot;
 
@@ -25,8 +29,11 @@ pub struct Subcommand {
     /// Words like `-512k` are no options where nothing else has that form.
     pub takes_numbers: bool,
     /// What it does.
-    pub run: for<'s> fn(&'s Session, Args) -> Pin<Box<dyn Future<Output = Outcome> + 's>>,
+    pub run: for<'s> fn(&'s Session, Args) -> Running<'s>,
 }
+
+/// A sub-command at work.
+pub type Running<'s> = Pin<Box<dyn Future<Output = Outcome> + 's>>;
 
 /// A line is the module's name; the module has `DEFINITION` and an async function `run`.
 macro_rules! commands {
@@ -41,8 +48,11 @@ macro_rules! commands {
 }
 
 commands! {
+    amend,
     bench,
+    bitmap,
     check,
+    commit,
     compare,
     convert,
     create,
@@ -50,6 +60,7 @@ commands! {
     info,
     map,
     measure,
+    rebase,
     resize takes numbers,
     snapshot,
 }

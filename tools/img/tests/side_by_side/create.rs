@@ -56,7 +56,7 @@ fn images_stand_on_others() {
         "create -f qcow2 -o backing_fmt=raw 6.qcow2 1M",
     ]);
     let why = "the last cluster of a new image is a whole one";
-    scene.same_code(why, &["info 1.qcow2", "info 5.qcow2", "info --output json 3.qcow2"]);
+    scene.same_code(why, &["info --output json 3.qcow2"]).same(&["info 1.qcow2", "info 5.qcow2"]);
     scene.same_images(&["1.qcow2", "2.qcow2", "3.qcow2"]);
 }
 

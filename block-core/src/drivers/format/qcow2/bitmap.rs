@@ -179,10 +179,12 @@ impl Image {
             return Err(Error::new("Cannot store dirty bitmaps in qcow2 v2 files"));
         }
         let entries = self.directory_of(bitmaps);
-        directory::check(&entries, self.layout, shape.size)?;
+        // That of the disk, or the one that it is going to have.
+        let size = bitmaps.iter().find(|bitmap| !bitmap.inconsistent).map_or(shape.size, |bitmap| bitmap.bits.size());
+        directory::check(&entries, self.layout, size)?;
         // What is stored can be loaded again.
         let valid = entries.iter().filter(|entry| entry.is_valid());
-        let clusters: u64 = valid.map(|entry| entry.table_entries(self.layout, shape.size)).sum();
+        let clusters: u64 = valid.map(|entry| entry.table_entries(self.layout, size)).sum();
         if clusters.saturating_mul(self.layout.cluster()) > MAX_BYTES {
             return Err(Error::new(format!("The bitmaps of the image would have more than {MAX_BYTES} bytes")));
         }

@@ -6,7 +6,7 @@
 //! references. Memory: the tables that an open image has in memory, a table at a time of what else there is, and a counter
 //! for each cluster (`counts.rs`).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{Ordering::Acquire, Ordering::Release};
 
 use super::Image;
@@ -126,7 +126,11 @@ impl<'a> Walk<'a> {
         };
         walk.refer(ByteRange::whole(layout.cluster()))?;
         walk.refer(read.header.l1)?;
-        walk.tables(&read.l1, true).await?;
+        let mut tables = BTreeMap::new();
+        walk.tables(&read.l1, &mut tables)?;
+        for (table, times) in tables {
+            walk.table(table, times, true).await?;
+        }
         walk.snapshots(read).await?;
         for extension in read.extensions.all.iter().filter(|extension| extension.kind == CRYPTO) {
             let field = Fields(&extension.data);
@@ -141,28 +145,30 @@ impl<'a> Walk<'a> {
 
     /// Counts a reference to every cluster that the range touches.
     fn refer(&mut self, range: ByteRange) -> Result<(), IoError> {
+        self.refer_times(range, 1)
+    }
+
+    fn refer_times(&mut self, range: ByteRange, times: u64) -> Result<(), IoError> {
         if range.is_empty() {
             return Ok(());
         }
         let (bits, cluster) = (self.layout.cluster_bits, self.layout.cluster());
         // The last cluster need not be there in full.
         if range.end() >= self.end.saturating_add(cluster) {
-            self.report.corruptions += 1;
+            self.report.corruptions += times;
             return Ok(());
         }
         for number in range.start() >> bits..=(range.end() - 1) >> bits {
-            if !self.counts.add(number, self.layout.max_refcount())? {
-                self.report.corruptions += 1;
-            }
+            self.report.corruptions += self.counts.add(number, times, self.layout.max_refcount())?;
         }
         Ok(())
     }
 
-    fn refer_cluster(&mut self, start: u64) -> Result<(), IoError> {
+    fn refer_cluster(&mut self, start: u64, times: u64) -> Result<(), IoError> {
         match ByteRange::new(start, self.layout.cluster()) {
-            Some(range) => self.refer(range),
+            Some(range) => self.refer_times(range, times),
             None => {
-                self.report.corruptions += 1;
+                self.report.corruptions += times;
                 Ok(())
             }
         }
@@ -175,8 +181,8 @@ impl<'a> Walk<'a> {
         found
     }
 
-    /// The L2 tables behind an L1 table, and all behind them.
-    async fn tables(&mut self, l1: &[u64], active: bool) -> Result<(), IoError> {
+    /// The L2 tables behind an L1 table; `into` says how many such tables lead to each.
+    fn tables(&mut self, l1: &[u64], into: &mut BTreeMap<u64, u64>) -> Result<(), IoError> {
         let mut seen = HashSet::new();
         for entry in l1.iter().filter(|entry| **entry != 0) {
             self.report.corruptions += u64::from(entry & !(OFFSET | COPIED) != 0);
@@ -184,36 +190,33 @@ impl<'a> Walk<'a> {
             if table == 0 {
                 continue;
             }
-            self.refer_cluster(table)?;
+            self.refer_cluster(table, 1)?;
             // Nobody makes a table that stands for two parts of a disk; following it each time could take days.
-            if !seen.insert(table) {
+            if !seen.insert(table) || !is_aligned(table, self.layout.cluster()) {
                 self.report.corruptions += 1;
                 continue;
             }
-            if !is_aligned(table, self.layout.cluster()) {
-                self.report.corruptions += 1;
-                continue;
-            }
-            self.table(table, active).await?;
+            *into.entry(table).or_default() += 1;
         }
         Ok(())
     }
 
-    async fn table(&mut self, table: u64, active: bool) -> Result<(), IoError> {
+    /// All behind an L2 table, as many times as something leads to it: snapshots share most of theirs.
+    async fn table(&mut self, table: u64, times: u64, active: bool) -> Result<(), IoError> {
         let Some(at) = ByteRange::new(table, self.layout.cluster()) else { return Ok(()) };
         let Some(words) = self.words(at).await else { return Ok(()) };
         self.next = None;
         for entry in entries(&words, self.layout) {
-            self.entry(entry, active)?;
+            self.entry(entry, times, active)?;
         }
         Ok(())
     }
 
-    fn entry(&mut self, entry: L2Entry, active: bool) -> Result<(), IoError> {
+    fn entry(&mut self, entry: L2Entry, times: u64, active: bool) -> Result<(), IoError> {
         let layout = self.layout;
         if entry.word & COMPRESSED != 0 {
             let strange = entry.word & COPIED != 0 || entry.bitmap != 0 || layout.external;
-            self.report.corruptions += u64::from(strange);
+            self.report.corruptions += times * u64::from(strange);
             if active {
                 self.report.allocated_clusters += 1;
                 self.report.compressed_clusters += 1;
@@ -222,20 +225,20 @@ impl<'a> Walk<'a> {
             }
             let Ok(Cluster::Compressed(packed)) = entry.parse(layout, 0) else { return Ok(()) };
             return match ByteRange::new(packed.start, packed.len) {
-                Some(range) => self.refer(range),
+                Some(range) => self.refer_times(range, times),
                 None => {
-                    self.report.corruptions += 1;
+                    self.report.corruptions += times;
                     Ok(())
                 }
             };
         }
-        self.report.corruptions += u64::from(is_strange(entry, layout));
+        self.report.corruptions += times * u64::from(is_strange(entry, layout));
         let offset = entry.word & OFFSET;
         if offset == 0 && !(layout.external && entry.word & COPIED != 0) {
             return Ok(());
         }
         if !is_aligned(offset, layout.cluster()) {
-            self.report.corruptions += 1;
+            self.report.corruptions += times;
             return Ok(());
         }
         if active {
@@ -243,15 +246,19 @@ impl<'a> Walk<'a> {
             self.report.fragmented_clusters += u64::from(self.next.is_some_and(|next| next != offset));
             self.next = Some(offset + layout.cluster());
         }
-        if layout.external { Ok(()) } else { self.refer_cluster(offset) }
+        if layout.external { Ok(()) } else { self.refer_cluster(offset, times) }
     }
 
     async fn snapshots(&mut self, read: &Read) -> Result<(), IoError> {
+        let mut tables = BTreeMap::new();
         for snapshot in &read.snapshots {
             self.refer(snapshot.l1)?;
             if let Some(l1) = self.words(snapshot.l1).await {
-                self.tables(&l1, false).await?;
+                self.tables(&l1, &mut tables)?;
             }
+        }
+        for (table, times) in tables {
+            self.table(table, times, false).await?;
         }
         let len = read.snapshots.iter().map(|snapshot| snapshot.len).sum();
         match ByteRange::new(read.header.snapshots_offset, len) {
@@ -284,7 +291,7 @@ impl<'a> Walk<'a> {
             for word in self.words(entry.table).await.unwrap_or_default() {
                 match Part::parse(word, self.layout) {
                     None => self.report.corruptions += 1,
-                    Some(Part::At(offset)) => self.refer_cluster(offset)?,
+                    Some(Part::At(offset)) => self.refer_cluster(offset, 1)?,
                     Some(Part::Clean | Part::Dirty) => {}
                 }
             }
@@ -301,7 +308,7 @@ impl<'a> Walk<'a> {
                 self.needs_new_refcounts = true;
                 continue;
             }
-            self.refer_cluster(*entry)?;
+            self.refer_cluster(*entry, 1)?;
         }
         for entry in table {
             if !self.refcounts.is_possible(entry) {

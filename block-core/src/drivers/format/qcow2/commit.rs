@@ -142,17 +142,9 @@ impl Image {
     async fn lower_one(&self, cx: IoCx<'_>, run: Run) -> Result<(), IoError> {
         let (layout, cluster) = (self.layout, run.cluster);
         let count = loop {
-            // One that is free rests from the same moment on: nobody finds it free in between.
-            let changed = {
-                let mut meta = self.meta();
-                let changed = meta.refs.change(layout, cluster, false);
-                if changed == Some(Ok(0)) {
-                    meta.refs.rest(cluster);
-                }
-                changed
-            };
-            match changed {
-                Some(changed) => break changed,
+            let lowered = self.meta().refs.lower(layout, cluster);
+            match lowered {
+                Some(lowered) => break lowered,
                 None => self.load_block(cx, cluster / layout.block_entries()).await?,
             }
         };

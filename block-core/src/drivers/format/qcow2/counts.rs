@@ -19,19 +19,18 @@ impl Counts {
         self.0.get(&(cluster / PAGE as u64)).map_or(0, |page| page[place(cluster)].into())
     }
 
-    /// One more. `false`: it has as many as can be counted, which is `most` at the most. Fails where there would be too many
-    /// pages.
-    pub(super) fn add(&mut self, cluster: u64, most: u64) -> Result<bool, IoError> {
+    /// So many more; gives how many of them are beyond what can be counted, which is `most` at the most. Fails where there
+    /// would be too many pages.
+    pub(super) fn add(&mut self, cluster: u64, times: u64, most: u64) -> Result<u64, IoError> {
         let number = cluster / PAGE as u64;
         if self.0.len() >= MAX_PAGES && !self.0.contains_key(&number) {
             return Err(IoError::NoMemory);
         }
         let count = &mut self.0.entry(number).or_insert_with(|| Box::new([0; PAGE]))[place(cluster)];
-        if u64::from(*count) >= most || *count == u32::MAX {
-            return Ok(false);
-        }
-        *count += 1;
-        Ok(true)
+        let wanted = u64::from(*count).saturating_add(times);
+        let now = u32::try_from(wanted.min(most)).unwrap_or(u32::MAX).max(*count);
+        *count = now;
+        Ok(wanted - u64::from(now))
     }
 
     /// The last cluster that has any.
@@ -65,10 +64,13 @@ mod tests {
         assert_eq!((counts.last(), counts.next(0)), (None, None));
         let far = 1 << 47;
         for cluster in [0, 511, 512, 512, far, far, far] {
-            assert!(counts.add(cluster, 3).unwrap());
+            assert_eq!(counts.add(cluster, 1, 3), Ok(0));
         }
-        assert!(!counts.add(far, 3).unwrap(), "a refcount of two bits says no more");
-        assert_eq!([0, 1, 511, 512, far].map(|cluster| counts.get(cluster)), [1, 0, 1, 2, 3]);
+        assert_eq!(counts.add(far, 1, 3), Ok(1), "a refcount of two bits says no more");
+        assert_eq!((counts.add(far + 512, 5, 3), counts.get(far + 512)), (Ok(2), 3));
+        assert_eq!((counts.add(far, 2, u64::MAX), counts.get(far)), (Ok(0), 5));
+        counts.0.remove(&((far + 512) / PAGE as u64));
+        assert_eq!([0, 1, 511, 512, far].map(|cluster| counts.get(cluster)), [1, 0, 1, 2, 5]);
         assert_eq!([0, 1, 512, 513, far].map(|from| counts.next(from)), [0, 511, 512, far, far].map(Some));
         assert_eq!((counts.next(far + 1), counts.last()), (None, Some(far)));
     }

@@ -2,11 +2,13 @@
 //! it lets through.
 
 use super::compression::{pack, unpack};
+use super::directory;
 use super::entry::{Cluster, Granules, L2Entry, table_of};
-use super::extensions::Extensions;
+use super::extensions::{Bitmaps, Extensions};
 use super::header::{Compression, Header, MAX_HOST, MAX_L1, MAX_REFCOUNT_TABLE, MAX_SNAPSHOTS};
 use super::layout::Layout;
 use super::snapshots;
+use crate::base::ByteRange;
 
 /// The first cluster of an image.
 pub fn header(bytes: &[u8]) {
@@ -33,6 +35,30 @@ pub fn snapshots(bytes: &[u8]) {
     let len: u64 = all.iter().map(|snapshot| snapshot.len).sum();
     // The last one may lack its padding.
     assert!(len < table.len() as u64 + 8);
+}
+
+/// The directory of bitmaps of an image with clusters of 64 KiB; the first bytes say how many there are and how large the disk
+/// is, in GiB.
+pub fn bitmaps(bytes: &[u8]) {
+    let [count, size, directory @ ..] = bytes else { return };
+    let layout = Layout {
+        cluster_bits: 16,
+        refcount_order: 4,
+        extended: false,
+        version: 3,
+        external: false,
+        slice_entries: 512,
+    };
+    let place = Bitmaps { count: (*count).into(), directory: ByteRange::whole(directory.len() as u64) };
+    let Ok(all) = directory::parse(directory, place, layout, u64::from(*size) << 30) else { return };
+    assert_eq!(all.len(), usize::from(*count));
+    assert!(all.iter().all(|entry| entry.table.end() <= MAX_HOST && !entry.name.is_empty()));
+    // What was understood is what would be written, but for padding.
+    let again = directory::bytes(&all);
+    assert!(again.len() >= directory.len() && again.len() < directory.len() + 8);
+    let place = Bitmaps { directory: ByteRange::whole(again.len() as u64), ..place };
+    let same = directory::parse(&again, place, layout, u64::from(*size) << 30).expect("it was written here");
+    assert_eq!(directory::bytes(&same), again);
 }
 
 /// Two bytes say what the layout is; then come entries of 16 bytes.

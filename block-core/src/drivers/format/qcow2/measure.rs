@@ -20,7 +20,7 @@ pub fn measure(options: &CreateOptions, data: u64) -> Result<Measured> {
     let cluster = layout.cluster();
     let too_large = || Error::new("The image size is too large (try using a larger cluster size)");
     let size = options.size.checked_next_multiple_of(cluster).ok_or_else(too_large)?;
-    let l2 = (size / cluster).next_multiple_of(layout.l2_entries()) / layout.l2_entries();
+    let l2 = (size / cluster).div_ceil(layout.l2_entries());
     let l1 = (l2 * 8).div_ceil(cluster);
     if l2 * 8 > super::header::MAX_L1 || i64::try_from(size).is_err() {
         return Err(too_large());

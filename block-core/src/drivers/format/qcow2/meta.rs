@@ -403,15 +403,32 @@ impl Refs {
         }
     }
 
-    /// Changes the refcount of a cluster whose block is in memory. `None`: it is not.
-    pub(super) fn change(&mut self, layout: Layout, cluster: u64, up: bool) -> Option<Result<u64, IoError>> {
+    /// One more refers to a cluster. `None`: its block is not in memory.
+    pub(super) fn raise(&mut self, layout: Layout, cluster: u64) -> Option<Result<u64, IoError>> {
+        self.change(layout, cluster, |old| old.checked_add(1).filter(|new| *new <= layout.max_refcount()))
+    }
+
+    /// One less refers to a cluster. `None`: its block is not in memory. With none left it rests, from the same moment on:
+    /// whoever found it by an older entry may still be using it.
+    pub(super) fn lower(&mut self, layout: Layout, cluster: u64) -> Option<Result<u64, IoError>> {
+        let now = self.change(layout, cluster, |old| old.checked_sub(1));
+        if now == Some(Ok(0)) && !self.resting.contains(cluster) {
+            self.resting.insert(cluster, 1);
+        }
+        now
+    }
+
+    fn change(
+        &mut self,
+        layout: Layout,
+        cluster: u64,
+        to: impl Fn(u64) -> Option<u64>,
+    ) -> Option<Result<u64, IoError>> {
         let (index, at) = (cluster / layout.block_entries(), cluster % layout.block_entries());
         let used = self.tick();
         let cached = self.blocks.get_mut(&index)?;
         cached.used = used;
-        let old = cached.block.get(layout, at);
-        let new = if up { old.checked_add(1).filter(|new| *new <= layout.max_refcount()) } else { old.checked_sub(1) };
-        let Some(new) = new else { return Some(Err(CORRUPT)) };
+        let Some(new) = to(cached.block.get(layout, at)) else { return Some(Err(CORRUPT)) };
         cached.block.set(layout, at, new);
         cached.dirty = true;
         Some(Ok(new))
@@ -426,18 +443,11 @@ impl Refs {
         Some(cached.block.get(layout, at))
     }
 
-    /// A cluster has become free. Whoever found it by an older entry may still be using it.
-    pub(super) fn rest(&mut self, cluster: u64) {
-        if !self.resting.contains(cluster) {
-            self.resting.insert(cluster, 1);
-        }
-    }
-
     /// A cluster that has just become free is a table's after all: it keeps its last reference.
     pub(super) fn keep_used(&mut self, layout: Layout, cluster: u64) {
         self.resting.remove(cluster, 1);
         // Its block is in memory: the refcount was lowered just now, and what is to be written stays there.
-        let _ = self.change(layout, cluster, true);
+        let _ = self.raise(layout, cluster);
     }
 
     /// Nobody uses the clusters any more, and the file below has heard of it.
@@ -492,17 +502,23 @@ mod tests {
         let take = |refs: &mut Refs, count| refs.take(LAYOUT, count, false, |_| false).unwrap();
         assert_eq!(take(&mut refs, 1), Found::Block(0));
         refs.keep(0, Block::empty(LAYOUT));
+        for cluster in [4, 5, 8] {
+            assert_eq!(refs.raise(LAYOUT, cluster), Some(Ok(1)));
+        }
         assert_eq!(run(take(&mut refs, 2)), (1, 2));
-        refs.rest(4);
-        refs.rest(5);
-        refs.rest(1);
+        for cluster in [4, 5, 1] {
+            assert_eq!(refs.lower(LAYOUT, cluster), Some(Ok(0)), "the search has not come to the first two yet");
+        }
         assert_eq!(run(take(&mut refs, 9)), (3, 1));
-        assert_eq!(run(take(&mut refs, 2)), (6, 2));
-        assert_eq!(refs.change(LAYOUT, 1, false), Some(Ok(0)));
+        assert_eq!(run(take(&mut refs, 9)), (6, 2));
+        assert_eq!(refs.raise(LAYOUT, 8), Some(Ok(2)));
+        assert_eq!((refs.lower(LAYOUT, 8), refs.lower(LAYOUT, 8)), (Some(Ok(1)), Some(Ok(0))));
+        assert_eq!(run(take(&mut refs, 9)), (9, 9));
         refs.wake(0);
         assert_eq!(run(take(&mut refs, 9)), (1, 1));
-        assert_eq!(refs.change(LAYOUT, 300, false), None);
-        assert_eq!(refs.change(LAYOUT, 200, false), Some(Err(CORRUPT)));
+        assert_eq!(run(take(&mut refs, 9)), (4, 2));
+        assert_eq!(refs.lower(LAYOUT, 300), None);
+        assert_eq!(refs.lower(LAYOUT, 200), Some(Err(CORRUPT)));
     }
 
     #[test]
@@ -510,7 +526,7 @@ mod tests {
         let mut refs = Refs::new(vec![5 << 9, 6 << 9, 7 << 9], 512, 8, 0);
         (0..3).for_each(|index| refs.keep(index, Block::empty(LAYOUT)));
         refs.forget_unused();
-        assert_eq!((refs.get(LAYOUT, 1), refs.change(LAYOUT, 300, true)), (Some(0), Some(Ok(1))));
+        assert_eq!((refs.get(LAYOUT, 1), refs.raise(LAYOUT, 300)), (Some(0), Some(Ok(1))));
         refs.forget_unused();
         assert_eq!(refs.blocks.len(), 2, "one was not asked for");
         refs.forget_unused();
@@ -531,8 +547,7 @@ mod tests {
         let take = |refs: &mut Refs, count, whole| run(refs.take(LAYOUT, count, whole, |_| false).unwrap());
         assert_eq!(take(&mut refs, 40, false), (1, 40));
         for cluster in [3, 10, 11, 12, 30] {
-            assert_eq!(refs.change(LAYOUT, cluster, false), Some(Ok(0)));
-            refs.rest(cluster);
+            assert_eq!(refs.lower(LAYOUT, cluster), Some(Ok(0)));
         }
         assert_eq!(take(&mut refs, 1, false), (41, 1), "they rest");
         refs.release(3, 1);

@@ -317,6 +317,10 @@ impl Format for Image {
         self.rename_backing(cx, name).await
     }
 
+    async fn make_empty(&self, shape: &Shape, cx: IoCx<'_>) -> Result<()> {
+        self.emptied(*shape, cx).await
+    }
+
     async fn truncate(&self, shape: &Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Shape> {
         self.resize(*shape, cx, size, how).await
     }

@@ -111,7 +111,7 @@ impl Image {
                 match meta.refs.get(self.layout, cluster) {
                     // Its only user is gone, or there are too many.
                     Some(count) if count == 0 || count == self.layout.max_refcount() => return Ok(false),
-                    Some(_) => return Ok(meta.refs.change(self.layout, cluster, true).is_some_and(|now| now.is_ok())),
+                    Some(_) => return Ok(meta.refs.raise(self.layout, cluster).is_some_and(|now| now.is_ok())),
                     None => {}
                 }
             }

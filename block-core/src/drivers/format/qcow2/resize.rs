@@ -41,9 +41,7 @@ impl Image {
             return Err(Error::new("The new size must be a multiple of 512"));
         }
         self.check_resize()?;
-        if self.data.is_some() {
-            return Err(Error::new("An image that keeps its data in another file cannot be resized yet"));
-        }
+        self.check_data_file(cx, size)?;
         self.ready(cx).await.doing(|| "The image cannot be written")?;
         let doing = || format!("Could not resize the image of '{}'", self.name);
         self.settle(cx).await.doing(doing)?;
@@ -54,26 +52,88 @@ impl Image {
                 // Nothing is lost before that is stable.
                 cx.child(self.file).flush().await?;
                 self.cut(shape, cx, size).await?;
-                self.settle(cx).await
+                self.settle(cx).await?;
+                self.end_data(cx, size).await
             };
             if let Err(error) = cut.await {
                 tracing::warn!("what lies behind the new end of '{}' stays in the image for now: {error}", self.name);
             }
         } else {
             self.grow_l1(cx, size).await?;
-            // A shrink that failed, or another program, may have left something.
-            self.cut(Shape { size, ..shape }, cx, shape.size).await.doing(doing)?;
-            match how {
-                Preallocation::Off => self.cover(shape, cx, size).await,
-                Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => {
-                    self.preallocate(Shape { size, ..shape }, cx, shape.size, how).await
-                }
+            if let Err(error) = self.grow(shape, cx, size, how).await {
+                // A data file that can be read without the image ends where the disk does.
+                let _ = self.end_data(cx, shape.size).await;
+                return Err(error).doing(doing);
             }
-            .doing(doing)?;
-            self.settle(cx).await.doing(doing)?;
-            self.write_size(cx, shape.size, size).await.doing(doing)?;
         }
         Ok(Shape { size, ..shape })
+    }
+
+    /// The disk has no clusters any more; nobody else is inside. It is what lies below.
+    pub(super) async fn emptied(&self, shape: Shape, cx: IoCx<'_>) -> Result<()> {
+        if self.data.is_some() {
+            return Err(Error::new("An image that keeps its data in another file cannot be emptied yet"));
+        }
+        self.ready(cx).await.doing(|| "The image cannot be written")?;
+        let doing = || format!("Could not empty the image of '{}'", self.name);
+        let all = align_up(shape.size, self.layout.cluster()).map(ByteRange::whole);
+        let all = all.ok_or(IoError::OutOfRange).doing(doing)?;
+        self.settle(cx).await.doing(doing)?;
+        self.cut_off(&shape, cx, all).await.doing(doing)?;
+        self.settle(cx).await.doing(doing)
+    }
+
+    async fn grow(&self, shape: Shape, cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<(), IoError> {
+        // Without the image, too, the bytes of a raw data file are the disk's: nothing below shows through them.
+        let how = if self.raw_data && how == Preallocation::Off { Preallocation::Metadata } else { how };
+        let grown = Shape { size, ..shape };
+        // A shrink that failed, or another program, may have left something.
+        self.cut(grown, cx, shape.size).await?;
+        self.grow_data(cx, shape.size, size, how).await?;
+        match how {
+            Preallocation::Off => self.cover(shape, cx, size).await?,
+            Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => {
+                self.preallocate(grown, cx, shape.size, how).await?;
+            }
+        }
+        self.settle(cx).await?;
+        self.write_size(cx, shape.size, size).await
+    }
+
+    /// A data file has to have room for the disk.
+    fn check_data_file(&self, cx: IoCx<'_>, size: u64) -> Result<()> {
+        let Some(data) = self.data.map(|data| cx.child(data)) else { return Ok(()) };
+        if data.size() < size && data.moving_end().is_none() {
+            let has = data.size();
+            return Err(Error::new(format!(
+                "The data file has {has} bytes and cannot grow, so the disk cannot have {size}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The data file grows with the disk. What it has behind the disk's end nobody has seen: it becomes zeroes where clusters
+    /// are going to lead there.
+    async fn grow_data(&self, cx: IoCx<'_>, from: u64, to: u64, how: Preallocation) -> Result<(), IoError> {
+        let Some(data) = self.data.map(|data| cx.child(data)) else { return Ok(()) };
+        let behind = ByteRange::between(from, data.size().min(to)).filter(|behind| !behind.is_empty());
+        if let Some(behind) = behind.filter(|_| how != Preallocation::Off) {
+            let flags = WriteFlags { may_unmap: how == Preallocation::Metadata, ..WriteFlags::default() };
+            data.write_zeroes(behind, flags).await?;
+        }
+        if data.size() < to {
+            let how = if how == Preallocation::Metadata { Preallocation::Off } else { how };
+            data.set_end(to, how).await?;
+        }
+        Ok(())
+    }
+
+    /// The data file ends where the disk does, if its end can move.
+    async fn end_data(&self, cx: IoCx<'_>, size: u64) -> Result<(), IoError> {
+        match self.data.map(|data| cx.child(data)).filter(|data| data.moving_end().is_some() && data.size() > size) {
+            Some(data) => data.set_end(size, Preallocation::Off).await,
+            None => Ok(()),
+        }
     }
 
     /// Snapshots have to say how large the disk was; those of version 2 need not.
@@ -148,7 +208,7 @@ impl Image {
     }
 
     /// Every cluster from `start` up to the end has room, and zeroes in it: written, unless tables are all that is wanted and
-    /// the room is a hole in the file.
+    /// the room is a hole in the file. A data file has them already.
     async fn preallocate(&self, shape: Shape, cx: IoCx<'_>, start: u64, how: Preallocation) -> Result<(), IoError> {
         let zeroes = IoBuf::private(BUFFER)?;
         let file = cx.child(self.file);
@@ -157,7 +217,9 @@ impl Image {
             let room = self.room(&shape, cx, now.split(BUFFER).0).await?;
             let Extent { len, place: Place::Data { child, offset } } = room.extent() else { return Err(CORRUPT) };
             let end = align_up(offset + len, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
-            if how == Preallocation::Metadata && room.is_fresh() && file.moving_end().is_some() {
+            if self.data.is_some() {
+                // Made by `grow_data`.
+            } else if how == Preallocation::Metadata && room.is_fresh() && file.moving_end().is_some() {
                 if file.size() < end {
                     file.set_end(end, Preallocation::Off).await?;
                 }

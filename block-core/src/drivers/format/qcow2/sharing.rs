@@ -46,7 +46,7 @@ impl Image {
                         return Err(Error::new(text));
                     }
                     Some(_) => {
-                        meta.refs.change(layout, cluster, true);
+                        meta.refs.raise(layout, cluster);
                         return Ok(());
                     }
                     None => {}

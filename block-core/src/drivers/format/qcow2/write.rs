@@ -119,8 +119,15 @@ impl Image {
         start: u64,
         fresh: bool,
     ) -> Result<(), IoError> {
+        // A data file ends where the disk does.
+        let inside = ByteRange::whole(shape.size).intersection(guest);
+        let guest = match (self.data, inside) {
+            (None, _) => guest,
+            (Some(_), Some(inside)) => inside,
+            (Some(_), None) => return Ok(()),
+        };
         let buf = IoBuf::private(guest.len())?;
-        let is_zero = match ByteRange::whole(shape.size).intersection(guest) {
+        let is_zero = match inside {
             None => true,
             Some(inside) => {
                 let extent = self.place(shape, cx, inside, Access::Read).await?;

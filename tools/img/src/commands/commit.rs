@@ -1,0 +1,167 @@
+//! `commit`: what an image has goes into what it stands on, and the image is emptied.
+
+use std::time::{Duration, Instant};
+
+use block_core::base::{ByteRange, IoError};
+use block_core::graph::{ChildId, NodeId, PermSet, Preallocation, WriteFlags};
+use block_core::pipeline::Content;
+use block_core::rt::IoBuf;
+use trellis_image::args::{Args, Definition, flag, option};
+use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, say, size, top};
+
+use super::common::{
+    CACHE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, one_image, open,
+};
+
+pub(super) const DEFINITION: Definition = Definition {
+    name: "commit",
+    about: "Copies what an image has into what it stands on",
+    options: &[
+        QUIET,
+        PROGRESS,
+        FORMAT,
+        IMAGE_OPTS,
+        CACHE,
+        flag('d', "drop", "the image is not emptied afterwards"),
+        option('b', "base", "BASE", "the layer that gets it all, instead of the next one; the image is not emptied"),
+        option('r', "rate", "RATE", "bytes a second at the most"),
+        OBJECT,
+    ],
+    words: "FILENAME",
+};
+
+pub(super) async fn run(session: &Session, args: Args) -> Outcome {
+    let rate = args.get("rate").map(|word| size::parse_named("rate limit", word)).transpose()?.unwrap_or(0);
+    let word = one_image(&args)?;
+    objects(session, &args)?;
+    let plain = Given { cache: cache(&args)?, writable: true, ..given(&args, word)? };
+    // Which layer gets it is known once the chain is.
+    let look = Given { writable: false, quiet: true, ..plain.clone() };
+    let chain = open(session, &look).await?;
+    let depth = depth_of(&chain, args.get("base"), word).await;
+    let depth = closed(chain, depth).await?;
+    let image = open(session, &Given { writable_layer: Some(depth), ..plain }).await?;
+    let progress = Progress::begin(session, args.has("progress"));
+    let drops = args.has("drop") || args.has("base");
+    let result = committed(session, &image, depth, rate, drops, &progress).await;
+    closed(image, result).await?;
+    drop(progress);
+    if !args.has("quiet") {
+        say("Image committed.\n");
+    }
+    Ok(0)
+}
+
+/// How many layers down the one is that gets it.
+async fn depth_of(image: &Image, base: Option<&str>, word: &str) -> Result<usize, Failure> {
+    let layers = layers(image);
+    if layers.len() < 2 {
+        return Err(Failure::new("Image does not have a backing file"));
+    }
+    let Some(base) = base else { return Ok(1) };
+    let canonical = |name: &str| std::fs::canonicalize(name).ok();
+    for (depth, layer) in layers.iter().enumerate().skip(1) {
+        let info = block_core::catalog::info(image.graph(), *layer).await.unwrap_or_default();
+        let recorded = image.graph().info(layers[depth - 1]).await.and_then(|info| info.backing);
+        let is_named = recorded.is_some_and(|(name, _)| name == base);
+        if is_named
+            || info.filename == base
+            || canonical(base).is_some_and(|path| canonical(&info.filename) == Some(path))
+        {
+            return Ok(depth);
+        }
+    }
+    Err(Failure::new(format!("Did not find '{base}' in the backing chain of '{word}'")))
+}
+
+/// The image's node and those that it stands on.
+fn layers(image: &Image) -> Vec<NodeId> {
+    let next = |node: &NodeId| image.graph().child_node(*node, "backing");
+    std::iter::successors(Some(image.node), next).collect()
+}
+
+async fn committed(
+    session: &Session,
+    image: &Image,
+    depth: usize,
+    rate: u64,
+    drops: bool,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let layers = layers(image);
+    let base = layers[depth];
+    let graph = image.graph();
+    let base_size = graph.node(base).map_or(0, |report| report.geometry.size);
+    if base_size < image.size() {
+        graph.permit().resize(base, image.size(), Preallocation::Off).await?;
+    }
+    let edges: Option<Vec<ChildId>> = layers[..depth - 1].iter().map(|layer| graph.child(*layer, "backing")).collect();
+    let below = image.enter(base, PermSet::CONSISTENT_READ | PermSet::WRITE).await?;
+    let copy = Copy { image: image.disk(), base: below.disk(), edges: edges.unwrap_or_default(), size: image.size() };
+    let result = copy.run(session, rate, progress).await;
+    below.release().await?;
+    result?;
+    if !drops {
+        graph.permit().empty(image.node).await?;
+    }
+    Ok(())
+}
+
+struct Copy {
+    image: Disk,
+    base: Disk,
+    /// From the image down to the layer above the base.
+    edges: Vec<ChildId>,
+    size: u64,
+}
+
+impl Copy {
+    async fn run(&self, session: &Session, rate: u64, progress: &Progress) -> Result<(), Failure> {
+        let failed = |error: IoError| Failure::new(format!("Block job failed: {error}"));
+        let (begun, mut copied, mut at) = (Instant::now(), 0, 0);
+        while at < self.size {
+            progress.at(at, self.size);
+            let rest = ByteRange::between(at, self.size).expect("it has been compared above");
+            let (above, len) = self.above_base(rest).await.map_err(failed)?;
+            let part = rest.split(len).0;
+            let part = if above { self.copy(part).await.map_err(failed)? } else { part };
+            if above && rate > 0 {
+                copied += part.len();
+                let due = begun + Duration::from_nanos(copied.saturating_mul(NANOS) / rate);
+                session.local.sleep_until(due).await;
+            }
+            at = part.end();
+        }
+        self.base.flush().await.map_err(failed)?;
+        progress.at(1, 1);
+        Ok(())
+    }
+
+    /// Whether the first bytes are in a layer above the base, and how many.
+    async fn above_base(&self, at: ByteRange) -> Result<(bool, u64), IoError> {
+        let pin = self.image.enter().await;
+        let top = top(&pin);
+        let bottom = self.edges.iter().fold(top, |node, edge| node.below(*edge));
+        top.allocated_down_to(bottom, at).await
+    }
+
+    /// Copies the first bytes of a range.
+    async fn copy(&self, at: ByteRange) -> Result<ByteRange, IoError> {
+        let status = self.image.status(at).await?;
+        let part = at.split(status.len).0;
+        if matches!(status.content, Content::Zero | Content::Absent) {
+            let flags = WriteFlags { may_unmap: true, ..WriteFlags::default() };
+            self.base.write_zeroes(part, flags).await?;
+            return Ok(part);
+        }
+        let part = part.split(STEP).0;
+        let buf = IoBuf::private(part.len())?;
+        self.image.read(part, buf.clone()).await?;
+        self.base.write(part, buf, WriteFlags::default()).await?;
+        Ok(part)
+    }
+}
+
+const NANOS: u64 = 1_000_000_000;
+/// Bytes that are copied at once.
+const STEP: u64 = 2 << 20;

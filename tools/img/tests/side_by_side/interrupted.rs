@@ -1,0 +1,84 @@
+//! Long work that is asked how far it has come, or stopped in the middle; and storage that fails.
+
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::info::CHAIN;
+use super::scene::Scene;
+
+/// A commit that takes seconds.
+fn slow_commit(scene: &Scene) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trellis-img"));
+    command.args(["commit", "-r", "40k", "c.qcow2"]).current_dir(scene.ours());
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// The child is at work once it has the image locked.
+fn at_work(scene: &Scene) {
+    while super::locked::is_free(&scene.ours().join("c.qcow2")) {}
+    // The first piece is copied at once, and then it waits.
+    let (_sender, never) = std::sync::mpsc::channel::<()>();
+    let _ = never.recv_timeout(Duration::from_millis(300));
+}
+
+#[test]
+fn a_signal_asks_how_far_it_has_come() {
+    let scene = Scene::new(CHAIN);
+    let mut child = slow_commit(&scene);
+    at_work(&scene);
+    signal(&child, "-USR1");
+    let _ = std::sync::mpsc::channel::<()>().1.recv_timeout(Duration::from_millis(200));
+    let is_running = child.try_wait().unwrap().is_none();
+    signal(&child, "-KILL");
+    child.wait().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(is_running, "the signal ended it: {said}");
+    assert!(said.starts_with("    (") && said.ends_with("/100%)\n"), "{said}");
+}
+
+#[test]
+fn who_is_stopped_in_the_middle_leaves_the_disk_as_it_was() {
+    for name in ["-INT", "-TERM", "-KILL"] {
+        let mut scene = Scene::new(CHAIN);
+        let before = scene.contents("c.qcow2");
+        let mut child = slow_commit(&scene);
+        at_work(&scene);
+        signal(&child, name);
+        assert!(!child.wait().unwrap().success(), "it had come to its end already");
+        assert!(scene.contents("c.qcow2") == before, "{name}: the disk is another one");
+        // Leaks are no harm.
+        for image in ["b.qcow2", "c.qcow2"] {
+            let checked = Command::new("qemu-img").args(["check", image]).current_dir(scene.ours()).output().unwrap();
+            assert!(
+                matches!(checked.status.code(), Some(0 | 3)),
+                "{name}: {}",
+                String::from_utf8_lossy(&checked.stdout)
+            );
+        }
+        // And it can be done again.
+        scene.same(&["commit c.qcow2"]);
+        assert!(scene.contents("c.qcow2") == before);
+    }
+}
+
+#[test]
+fn storage_that_fails_has_the_same_code() {
+    let failing = |file: &str, format: &str| {
+        format!(
+            "'json:{{\"driver\":\"{format}\",\"file\":{{\"driver\":\"blkdebug\",\"image\":{{\"driver\":\"file\",\"filename\":\"{file}\"}},\
+             \"inject-error\":[{{\"event\":\"none\",\"iotype\":\"read\",\"sector\":128}}]}}}}'"
+        )
+    };
+    let mut scene = Scene::new(CHAIN);
+    let why = "what failed is said in our words";
+    scene.same_code(
+        why,
+        &[&format!("compare {} r.raw", failing("r.raw", "raw")), &format!("compare r.raw {}", failing("r.raw", "raw"))],
+    );
+}
