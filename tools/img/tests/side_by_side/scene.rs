@@ -231,6 +231,9 @@ fn masked(done: Done) -> Done {
             })
             .collect();
         let line = words.concat();
+        if line.starts_with("Run completed in ") {
+            return "Run completed".to_owned();
+        }
         let is_moment = ["\"date-sec\"", "\"date-nsec\"", "\"actual-size\"", "disk size", "file length"]
             .iter()
             .any(|name| line.contains(name));
