@@ -154,6 +154,8 @@ pub struct DriverInfo {
     pub allocated: Option<u64>,
     /// Bytes in a cluster, for images that have them.
     pub cluster_size: Option<u64>,
+    /// Where in the image's guest address space the state of a machine is kept, in bytes, for images that keep one.
+    pub vm_state_offset: Option<u64>,
     /// Whether the image was not closed in good order, for images that know.
     pub dirty: Option<bool>,
     /// The guest's data is encrypted.

@@ -10,6 +10,7 @@ pub(crate) mod isolation;
 pub(crate) mod qcow2;
 pub(crate) mod snapshots;
 mod table;
+pub(crate) mod tools;
 
 use std::io;
 

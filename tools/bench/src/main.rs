@@ -5,6 +5,7 @@
 //! target/release/trellis-bench compare --output table.md          (about half an hour; --quick: five minutes)
 //! target/release/trellis-bench compare --only null,sleep,q1-      (some cells; --list names them)
 //! target/release/trellis-bench isolation | filters | changes | idle | attach | qcow2 | snapshots
+//! cargo build --release --bin trellis-img && target/release/trellis-bench tools
 //! ```
 //!
 //! `--subject /usr/bin/qemu-storage-daemon` compares the peer with itself: then every ratio has to be about 1, or the machine
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{Pair, attach, changes, compare, filters, idle, isolation, qcow2, snapshots};
+use commands::{Pair, attach, changes, compare, filters, idle, isolation, qcow2, snapshots, tools};
 use trellis_bench::server::Program;
 
 /// Measures a vhost-user-blk server against qemu-storage-daemon, both in one run.
@@ -51,6 +52,8 @@ enum Command {
     Qcow2(qcow2::Arguments),
     /// Fifty snapshots in a row under load
     Snapshots(snapshots::Arguments),
+    /// trellis-img beside qemu-img: copies, check, compare, map, starting
+    Tools(tools::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Command::Attach(arguments) => attach::run(&pair, &arguments),
         Command::Qcow2(arguments) => qcow2::run(&pair, &arguments),
         Command::Snapshots(arguments) => snapshots::run(&pair, &arguments),
+        Command::Tools(arguments) => tools::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,8 @@
 //! | `image` `disk` | an open image: its node, and its bytes as a thread has them |
 //! | `size` `pairs` `args` | how sizes, `-o a=b,c=d` and options are written |
 //! | `creation` | what a new image is to be like |
-//! | `failure` `progress` `clock` | what is said of errors, of long work, and of moments |
+//! | `failure` `errno` `progress` `clock` | what is said of errors, of long work, and of moments |
+//! | `interrupt` | being asked to end in the middle of it |
 //!
 //! Unlike the daemon, tools guess formats and open what images name, within the limits of the graph. Formats' bytes are the
 //! drivers' business: nothing here knows them.
@@ -17,9 +18,11 @@ mod cache;
 mod clock;
 mod creation;
 mod disk;
+mod errno;
 mod failure;
 mod given;
 mod image;
+mod interrupt;
 mod objects;
 pub mod pairs;
 mod progress;
@@ -31,9 +34,11 @@ pub use cache::Cache;
 pub use clock::local_time;
 pub use creation::{Creation, Described, Kind, option_help, read_option};
 pub use disk::{Disk, DiskHandle, top};
+pub use errno::strerror;
 pub use failure::{Failure, Outcome, words};
 pub use given::{FileName, Given};
 pub use image::{Below, Image};
+pub use interrupt::Interrupt;
 pub use objects::add_object;
 pub use progress::Progress;
 pub use session::{Session, both, say};

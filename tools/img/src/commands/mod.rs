@@ -1,12 +1,15 @@
 //! The sub-commands: a line each, and what several of them take.
 
 mod amend;
+mod bench;
 mod bitmap;
 mod check;
 mod commit;
 mod common;
 mod compare;
+mod convert;
 mod create;
+mod dd;
 mod info;
 mod map;
 mod measure;
@@ -46,11 +49,14 @@ macro_rules! commands {
 
 commands! {
     amend,
+    bench,
     bitmap,
     check,
     commit,
     compare,
+    convert,
     create,
+    dd,
     info,
     map,
     measure,

@@ -5,10 +5,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where its machine fails it")]
 
+mod bench;
 mod change;
 mod check;
 mod compare;
+mod convert;
 mod create;
+mod dd;
 mod info;
 mod interrupted;
 mod locked;

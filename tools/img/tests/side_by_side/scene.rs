@@ -173,7 +173,7 @@ impl Scene {
         self
     }
 
-    fn both(&self, line: &str) -> (Done, Done) {
+    pub(crate) fn both(&self, line: &str) -> (Done, Done) {
         let words = words(line);
         let ours = self.folder.path().join("qemu-img");
         (run("qemu-img", &words, &self.theirs()), run(ours.to_str().unwrap(), &words, &self.ours()))
@@ -231,6 +231,9 @@ fn masked(done: Done) -> Done {
             })
             .collect();
         let line = words.concat();
+        if line.starts_with("Run completed in ") {
+            return "Run completed".to_owned();
+        }
         let is_moment = ["\"date-sec\"", "\"date-nsec\"", "\"actual-size\"", "disk size", "file length"]
             .iter()
             .any(|name| line.contains(name));

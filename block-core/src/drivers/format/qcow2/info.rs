@@ -8,7 +8,7 @@ use super::{Image, Shape};
 use crate::graph::DriverInfo;
 
 impl Image {
-    pub(super) fn described(&self, _: &Shape) -> DriverInfo {
+    pub(super) fn described(&self, shape: &Shape) -> DriverInfo {
         let (header, extensions) = (&self.header, self.extensions());
         let compression = match self.compression {
             Compression::Zlib => "zlib",
@@ -50,6 +50,8 @@ impl Image {
             specific,
             encrypted: self.crypt.is_some(),
             cluster_size: Some(self.layout.cluster()),
+            // Behind what the L1 table says of the disk.
+            vm_state_offset: Some(self.layout.l1_entries(shape.size).saturating_mul(self.layout.l2_span())),
             dirty: Some(self.header_word(AT_INCOMPATIBLE) & DIRTY != 0),
             backing: backing.map(|name| (name, extensions.backing_format.clone())),
             ..DriverInfo::default()

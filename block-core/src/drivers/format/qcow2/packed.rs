@@ -8,7 +8,7 @@ use super::{Image, Shape, compression};
 use crate::base::{ByteRange, IoError};
 use crate::graph::{DebugEvent, IoCx, WriteFlags};
 use crate::pipeline;
-use crate::rt::IoBuf;
+use crate::rt::{IoBuf, blocking};
 
 impl Image {
     /// Whole clusters; the last one of the disk may be a part.
@@ -35,7 +35,9 @@ impl Image {
         // A copy: the guest may change its memory while it is read twice.
         let mut bytes = buf.to_vec();
         bytes.resize(usize::try_from(self.layout.cluster()).map_err(|_| IoError::NoMemory)?, 0);
-        let Some(packed) = compression::pack(self.compression, &bytes) else {
+        // Others go on meanwhile, and several clusters are packed at once.
+        let kind = self.compression;
+        let Some(packed) = blocking(move || compression::pack(kind, &bytes)).await else {
             return pipeline::write_mapped(self, shape, cx, at, &buf, WriteFlags::default()).await;
         };
         self.ready(cx).await?;

@@ -1,7 +1,7 @@
 //! `file` and `host_device`: a regular file or a block device of the host.
 //!
 //! * `options` is what operators say; `open` turns it into a [`Conf`]: what was opened is what is checked.
-//! * `io` moves bytes, `zero` makes and finds holes, `flush` makes stable and remembers when that failed;
+//! * `io` moves bytes, `zero` makes and finds holes (`found` remembers where there was none), `flush` makes stable and remembers when that failed;
 //!   `turned` remembers that the file system became read-only.
 //! * `lock` keeps other programs (QEMU's too) off the image; `resize` and `create` change files; `status` reports.
 //!
@@ -11,6 +11,7 @@
 
 mod create;
 mod flush;
+mod found;
 mod io;
 mod lock;
 mod open;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::flush::Flusher;
+use self::found::Found;
 use self::lock::{Claim, Locks};
 use self::status::Counts;
 use self::turned::Turned;
@@ -55,6 +57,7 @@ pub struct File {
     locks: Arc<Locks>,
     counts: Counts,
     remembered: Remembered,
+    found: Found,
 }
 
 /// One way of having the file open. A reopen makes a new one, with a descriptor and latches of its own.
@@ -109,7 +112,8 @@ impl Open for HostDeviceOptions {
 async fn open_as(kind: Kind, options: FileOptions, common: NodeOptions) -> Result<Opened<File>> {
     blocking(move || {
         let (conf, locks, options) = open::open(kind, options, common)?;
-        let driver = File { kind, locks, counts: Counts::default(), remembered: Remembered::default() };
+        let driver =
+            File { kind, locks, counts: Counts::default(), remembered: Remembered::default(), found: Found::default() };
         Ok(Opened { driver, conf, options })
     })
     .await
@@ -162,13 +166,16 @@ impl Driver for File {
 
     async fn write_zeroes(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange, flags: WriteFlags) -> Result<(), IoError> {
         let zeroed = zero::write_zeroes(self.kind, &self.remembered, conf, cx, at, flags);
-        conf.turned.unless_read_only(zeroed).await?;
+        let zeroed = conf.turned.unless_read_only(zeroed).await;
+        self.found.forget();
+        zeroed?;
         conf.reaches(at.end());
         Ok(())
     }
 
     async fn discard(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<(), IoError> {
         let result = conf.turned.unless_read_only(zero::discard(self.kind, &self.remembered, conf, cx, at)).await;
+        self.found.forget();
         self.counts.discarded(at.len(), result);
         result
     }
@@ -178,12 +185,14 @@ impl Driver for File {
     }
 
     async fn map(&self, conf: &Conf, _cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
-        Ok(zero::map(self.kind, conf, at).await)
+        Ok(zero::map(self.kind, &self.found, conf, at).await)
     }
 
     async fn truncate(&self, conf: &Conf, _cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Conf> {
         let (kind, fd) = (self.kind, conf.fd.clone());
-        let size = blocking(move || resize::resize(kind, &fd, size, how)).await?;
+        let size = blocking(move || resize::resize(kind, &fd, size, how)).await;
+        self.found.forget();
+        let size = size?;
         Ok(conf.resized(size))
     }
 
@@ -199,7 +208,9 @@ impl Driver for File {
             return Err(IoError::Unsupported);
         }
         let fd = conf.fd.clone();
-        let end = zero::inside(cx, move || resize::move_end(&fd, to, how)).await?;
+        let end = zero::inside(cx, move || resize::move_end(&fd, to, how)).await;
+        self.found.forget();
+        let end = end?;
         // Nobody writes where something is cut off; beyond a new end somebody may have written already.
         if to < conf.end() && how != Preallocation::Falloc {
             conf.end.store(end, Ordering::Release);

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use rustix::fs::{FallocateFlags, SeekFrom, seek};
 use rustix::io::{Errno, pread};
 
+use super::found::Found;
 use super::{Conf, Kind, io};
 use crate::base::{ByteRange, IoError, align_down, align_up};
 use crate::graph::{Extent, IoCx, Place, WriteFlags};
@@ -182,19 +183,27 @@ pub(super) async fn inside<T: Send + 'static>(cx: IoCx<'_>, work: impl FnOnce() 
 
 /// Where the first bytes of the range live. What cannot be found out is data: a hole that is none loses data, data
 /// that is none costs time.
-pub(super) async fn map(kind: Kind, conf: &Conf, at: ByteRange) -> Extent {
+pub(super) async fn map(kind: Kind, found: &Found, conf: &Conf, at: ByteRange) -> Extent {
     let all = Extent { len: at.len(), place: Place::Here };
     if kind == Kind::Device {
         return all;
     }
+    if let Some(len) = found.data(at) {
+        return Extent { len, ..all };
+    }
     let fd = conf.fd.clone();
     let unit = u64::from(conf.alignment.request);
-    blocking(move || find(&fd, at, unit)).await.unwrap_or(all)
+    let Some(extent) = blocking(move || find(&fd, at, unit)).await else { return all };
+    if let Some(data) = ByteRange::new(at.start(), extent.len).filter(|_| extent.place == Place::Here) {
+        found.keep(data);
+    }
+    Extent { len: extent.len.min(at.len()), ..extent }
 }
 
-/// `None`: the file system does not say. Holes end, and data begins, at whole blocks of `unit` bytes.
+/// `None`: the file system does not say. Holes end, and data begins, at whole blocks of `unit` bytes. What is found may go
+/// on behind the range.
 fn find(fd: &OwnedFd, at: ByteRange, unit: u64) -> Option<Extent> {
-    let hole = |end: u64| Extent { len: end.min(at.end()) - at.start(), place: Place::Zero { allocated: true } };
+    let hole = |end: u64| Extent { len: end - at.start(), place: Place::Zero { allocated: true } };
     let data = match system_call(|| seek(fd, SeekFrom::Data(at.start()))) {
         Ok(data) => align_down(data, unit),
         // Nothing but holes up to the end of the file, and nothing behind it.
@@ -205,7 +214,7 @@ fn find(fd: &OwnedFd, at: ByteRange, unit: u64) -> Option<Extent> {
         return Some(hole(data));
     }
     let end = align_up(system_call(|| seek(fd, SeekFrom::Hole(at.start()))).ok()?, unit)?;
-    (end > at.start()).then(|| Extent { len: end.min(at.end()) - at.start(), place: Place::Here })
+    (end > at.start()).then(|| Extent { len: end - at.start(), place: Place::Here })
 }
 
 #[cfg(test)]
@@ -234,7 +243,7 @@ mod tests {
         let zero = Place::Zero { allocated: true };
         assert_eq!(find(0, 1 << 20), Extent { len: 65536, place: zero });
         assert_eq!(find(65536, 1 << 19), Extent { len: 8192, place: Place::Here });
-        assert_eq!(find(65536, 4096), Extent { len: 4096, place: Place::Here });
+        assert_eq!(find(65536, 4096), Extent { len: 8192, place: Place::Here }, "it goes on behind the range");
         assert_eq!(find(73728, 4096), Extent { len: 4096, place: zero });
         assert_eq!(find(73728, 1 << 20), Extent { len: 1 << 20, place: zero }, "past the end there are zeroes");
     }

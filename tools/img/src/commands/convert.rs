@@ -1,0 +1,217 @@
+//! `convert`: copies a disk into another image, or several disks one behind the other.
+//!
+//! `wanted` is what the command line says, `copy` does the copying, `bitmaps` takes dirty bitmaps along. A target that was
+//! made here goes again if the copy fails or is broken off: half a disk in a valid image looks whole.
+
+mod bitmaps;
+mod copy;
+mod wanted;
+
+use std::os::unix::fs::MetadataExt;
+use std::rc::Rc;
+
+use block_core::base::Error;
+use block_core::graph::{SnapshotInfo, SnapshotName};
+use block_core::rt::blocking;
+use trellis_image::args::{Args, Definition, flag, long_flag, option, short_option};
+use trellis_image::pairs::Pairs;
+use trellis_image::{Failure, FileName, Given, Image, Interrupt, Outcome, Progress, Session};
+
+use self::copy::{Copy, Manner, Part};
+use self::wanted::Wanted;
+use super::common::{FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, closed, objects, open};
+use super::create;
+
+pub(super) const DEFINITION: Definition = Definition {
+    name: "convert",
+    about: "Copies images into another one",
+    options: &[
+        FORMAT,
+        option('O', "target-format", "FMT", "the format of the new image (default: raw)"),
+        option('o', "options", "FMT_OPTS", "options of the new image, as a=b,c=d (`help` lists them)"),
+        option('B', "backing", "BACKING", "the new image stands on this one, which has what is not copied"),
+        option('F', "backing-format", "FMT", "the format of that"),
+        flag('c', "compress", "store the data compressed"),
+        short_option('C', "copy-range", None, "let the kernel copy, where it can"),
+        option(
+            'l',
+            "snapshot",
+            "SNAPSHOT",
+            "copy an internal snapshot: its name or id, or snapshot.id=…,snapshot.name=…",
+        ),
+        option('m', "parallel", "NUMBER", "parts that are copied at once, 1 to 16 (default: 8)"),
+        flag('n', "skip-create", "the target is there already"),
+        option('r', "rate-limit", "RATE", "bytes written in a second at the most"),
+        option('S', "sparse-size", "SIZE", "zeroes of at least so many bytes are left out (default: 4k; 0: none)"),
+        option('t', "target-cache", "CACHE", "how the host caches the target (default: unsafe)"),
+        option('T', "source-cache", "CACHE", "how the host caches the source (default: writeback)"),
+        short_option('W', "out-of-order", None, "write in any order"),
+        IMAGE_OPTS,
+        long_flag("target-image-opts", "the target is named by a list of options, not by a file"),
+        long_flag("target-is-zero", "the target reads as zeroes already"),
+        long_flag("bitmaps", "copy persistent dirty bitmaps too"),
+        long_flag("skip-broken-bitmaps", "but not those that cannot be used"),
+        long_flag("salvage", "what cannot be read is zeroes in the target"),
+        FORCE_SHARE,
+        OBJECT,
+        PROGRESS,
+        QUIET,
+    ],
+    words: "FILENAME [FILENAME…] TARGET",
+};
+
+pub(super) async fn run(session: &Session, args: Args) -> Outcome {
+    // Before there is any other thread, which would be ended by them.
+    Interrupt::block()?;
+    if args.all("options").any(Pairs::ask_for_help) {
+        return create::help(args.get("target-format").unwrap_or("raw"));
+    }
+    let wanted = Wanted::read(&args)?;
+    objects(session, &args)?;
+    let mut sources = Vec::new();
+    let result = converted(session, &wanted, &mut sources).await;
+    for source in sources {
+        // It was only read.
+        let _closed: Result<(), _> = source.close().await;
+    }
+    result
+}
+
+/// Opens all sources, makes the target, copies.
+async fn converted(session: &Session, wanted: &Wanted, sources: &mut Vec<Image>) -> Outcome {
+    for name in &wanted.sources {
+        sources.push(source(session, wanted, name).await?);
+    }
+    let size: u64 = sources.iter().map(Image::size).sum();
+    let creation = wanted.creation(size, sources)?;
+    check_others(wanted).await?;
+    if wanted.bitmaps {
+        bitmaps::check(&sources[0], wanted.skips_broken_bitmaps)?;
+    }
+    if let Some(creation) = &creation {
+        let made = creation.make(session, wanted.target.text()).await;
+        made.map_err(|error| wanted.converting(&error))?;
+    }
+    let result = into_target(session, wanted, sources, creation.is_some()).await;
+    if creation.is_some() && !matches!(result, Ok(0)) {
+        remove(session, wanted.target.text()).await;
+    }
+    result
+}
+
+/// The target is none of the sources. In QEMU's words.
+async fn check_others(wanted: &Wanted) -> Result<(), Failure> {
+    let path = |name: &FileName| match name {
+        FileName::Name(name) => Some(name.strip_prefix("file:").unwrap_or(name).to_owned()),
+        FileName::Options(_) => None,
+    };
+    let Some(target) = path(&wanted.target) else { return Ok(()) };
+    let sources: Vec<_> = wanted.sources.iter().filter_map(path).collect();
+    let name = target.clone();
+    let is_source = blocking(move || {
+        let identity = |path: &String| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+        let own = identity(&name);
+        own.is_some() && sources.iter().any(|source| identity(source) == own)
+    });
+    if !is_source.await {
+        return Ok(());
+    }
+    let text = format!("Failed to get \"write\" lock\nIs another process using the image [{target}]?");
+    Err(match wanted.creates {
+        true => wanted.converting(&Error::new(text)),
+        false => Failure::new(format!("Could not open '{target}': {text}")),
+    })
+}
+
+async fn into_target(session: &Session, wanted: &Wanted, sources: &[Image], is_new: bool) -> Outcome {
+    let target = open(session, &wanted.target()).await?;
+    let result = copied(session, wanted, sources, &target, is_new).await;
+    closed(target, result).await
+}
+
+async fn copied(session: &Session, wanted: &Wanted, sources: &[Image], target: &Image, is_new: bool) -> Outcome {
+    if target.size() < sources.iter().map(Image::size).sum() {
+        return Err(Failure::new("output file is smaller than input file"));
+    }
+    let manner = manner(wanted, target, is_new)?;
+    let parts = sources.iter().map(|source| Part { disk: source.disk(), size: source.size() }).collect();
+    let copy = Copy::new(&session.program, parts, target.disk(), manner);
+    let stopped = copy.clone();
+    let interrupt = Interrupt::watch(session, move || stopped.stop())?;
+    let progress = Rc::new(Progress::begin(session, wanted.shows_progress));
+    let result = copy.run(session, &progress).await;
+    if let Some(signal) = interrupt.signal() {
+        return Ok(128 + signal);
+    }
+    result?;
+    if wanted.bitmaps {
+        bitmaps::copy(session, &sources[0], target).await?;
+    }
+    Ok(0)
+}
+
+/// Opens a source, or the internal snapshot of it that was asked for.
+async fn source(session: &Session, wanted: &Wanted, name: &FileName) -> Result<Image, Failure> {
+    let given = Given {
+        format: wanted.format.clone(),
+        cache: wanted.source_cache,
+        force_share: wanted.force_share,
+        ..Given::of(name.clone())
+    };
+    let image = open(session, &given).await?;
+    let Some(name) = &wanted.snapshot else { return Ok(image) };
+    let found = match image.snapshots() {
+        None => Err(format!(
+            "Block format '{}' used by device '' does not support temporarily loading internal snapshots",
+            image.driver
+        )),
+        Some(all) => named(name, &all).map(|found| found.id.clone()).ok_or_else(|| "Can't find snapshot".to_owned()),
+    };
+    image.close().await?;
+    let id = found.map_err(|text| Failure::new(format!("Failed to load snapshot: {text}")))?;
+    let snapshot = Some(SnapshotName { id: Some(id), name: None });
+    open(session, &Given { snapshot, ..given }).await
+}
+
+/// A word may be an id or a name, and an id goes before.
+fn named<'s>(name: &wanted::Snapshot, all: &'s [SnapshotInfo]) -> Option<&'s SnapshotInfo> {
+    match name {
+        wanted::Snapshot::Word(word) => {
+            all.iter().find(|one| one.id == *word).or_else(|| all.iter().find(|one| one.name == *word))
+        }
+        wanted::Snapshot::Said(name) => all.iter().find(|one| name.fits(&one.id, &one.name)),
+    }
+}
+
+fn manner(wanted: &Wanted, target: &Image, is_new: bool) -> Result<Manner, Failure> {
+    let compressed = match (wanted.compressed, target.report().geometry.limits.compressed_cluster) {
+        (false, _) => None,
+        (true, 0) => return Err(Failure::new("Compression not supported for this file format")),
+        (true, cluster) => Some(u64::from(cluster)),
+    };
+    let below = target.child("backing").and_then(|node| target.graph().node(node));
+    Ok(Manner {
+        at_once: wanted.parallel,
+        in_order: !wanted.out_of_order && compressed.is_none(),
+        compressed,
+        scan: wanted.sparse.filter(|_| !wanted.copy_range),
+        fills: wanted.sparse.is_none(),
+        is_zero: wanted.target_is_zero || (is_new && below.is_none()),
+        is_new,
+        over: wanted.stands().then(|| below.map_or(0, |below| below.geometry.size)),
+        salvages: wanted.salvages,
+        rate: wanted.rate,
+    })
+}
+
+/// Takes away what was made here. Only files go.
+async fn remove(session: &Session, name: &str) {
+    let path = name.strip_prefix("file:").unwrap_or(name).to_owned();
+    let removed = blocking(move || {
+        let is_file = std::fs::symlink_metadata(&path)?.is_file();
+        if is_file { std::fs::remove_file(&path) } else { Ok(()) }
+    });
+    if let Err(error) = removed.await {
+        session.complain(&format!("The unfinished '{name}' could not be removed: {error}"));
+    }
+}
