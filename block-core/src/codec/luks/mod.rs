@@ -173,7 +173,11 @@ mod tests {
     #[test]
     fn a_slot_that_fails_does_not_end_the_search() {
         let word = |text: &str| SecretBytes::new(text.as_bytes().to_vec());
-        let (mut random, spec) = (|out: &mut [u8]| Ok(out.fill(7)), Spec::parse_whole("aes-xts-plain64").unwrap());
+        let mut random = |out: &mut [u8]| {
+            out.fill(7);
+            Ok(())
+        };
+        let spec = Spec::parse_whole("aes-xts-plain64").unwrap();
         let new = v1::New { spec, key_len: 32, hash: Hash::Sha256, time: Duration::ZERO, detached: false };
         let (mut header, key, first) = v1::Header::create(&new, &word("a"), &mut random).unwrap();
         let second = header.fill(1, &word("b"), &key, Duration::ZERO, &mut random).unwrap();
