@@ -247,7 +247,12 @@ fn objects_are_seen_changed_and_guarded() {
     let listed = client.execute("qom-list", json!({ "path": "/objects" }));
     assert_eq!(listed[1], json!({ "name": "io0", "type": "child<iothread>" }));
     let types = client.execute("qom-list-types", json!({ "implements": "user-creatable" }));
-    let expected = [("iothread", "event-loop-base"), ("throttle-group", "object")];
+    let expected = [
+        ("iothread", "event-loop-base"),
+        ("secret", "secret_common"),
+        ("secret_keyring", "secret_common"),
+        ("throttle-group", "object"),
+    ];
     assert_eq!(types, json!(expected.map(|(name, parent)| json!({ "name": name, "parent": parent }))));
     client.execute("object-del", json!({ "id": "io0" }));
     assert_eq!(client.refused("object-del", json!({ "id": "io0" })).1, "object 'io0' not found");

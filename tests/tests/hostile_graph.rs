@@ -1382,15 +1382,18 @@ fn clean_up(server: &Watched) {
     }
 }
 
-/// No object takes a secret yet; one that is given all the same is not repeated.
+/// A secret is taken, and not repeated: neither where it belongs nor where it does not.
 #[test]
 fn qmp_24_a_secret_is_not_printed_back() {
     on_a_scene(|scene| {
         let server = scene.server();
         let secret = "correct-horse-battery-staple";
+        server.qmp("object-add", &json!({ "qom-type": "secret", "id": "s0", "data": secret }));
+        let said = refusal(server, "qom-get", &json!({ "path": "/objects/s0", "property": "data" }));
+        assert!(!said.contains(secret), "{said}");
         for (command, arguments) in [
-            ("object-add", json!({ "qom-type": "secret", "id": "s0", "data": secret })),
-            ("object-add", json!({ "qom-type": "iothread", "id": "s0", "data": secret })),
+            ("object-add", json!({ "qom-type": "secret", "id": "s1", "data": secret, "format": "hex" })),
+            ("object-add", json!({ "qom-type": "iothread", "id": "s1", "data": secret })),
             ("blockdev-add", with(null_disk("n"), &json!({ "password-secret": secret }))),
         ] {
             let said = refusal(server, command, &arguments);
@@ -1399,6 +1402,9 @@ fn qmp_24_a_secret_is_not_printed_back() {
         for query in ["query-named-block-nodes", "query-block-exports", "query-blockstats"] {
             assert!(!server.qmp(query, &json!({})).to_string().contains(secret));
         }
+        let listed = server.qmp("qom-list", &json!({ "path": "/objects/s0" }));
+        assert!(!listed.to_string().contains(secret));
+        server.qmp("object-del", &json!({ "id": "s0" }));
         assert!(!server.log().contains(secret), "the log has it");
     });
 }

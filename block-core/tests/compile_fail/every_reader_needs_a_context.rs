@@ -21,6 +21,7 @@ async fn all<D: Driver>(d: &D, conf: &D::Conf, _cx: IoCx<'_>, at: ByteRange, buf
     let _ = d.truncate(conf, 0, Preallocation::Off).await;
     let _ = d.change_snapshots(conf, snapshot).await;
     let _ = d.change_backing_file(conf, None).await;
+    let _ = d.make_empty(conf).await;
     let _ = d.set_end(conf, 0, Preallocation::Off).await;
     let _ = d.finish(conf).await;
     let _ = d.end_growth(conf).await;

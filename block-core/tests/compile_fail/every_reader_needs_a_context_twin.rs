@@ -21,6 +21,7 @@ async fn all<D: Driver>(d: &D, conf: &D::Conf, cx: IoCx<'_>, at: ByteRange, buf:
     let _ = d.truncate(conf, cx, 0, Preallocation::Off).await;
     let _ = d.change_snapshots(conf, cx, snapshot).await;
     let _ = d.change_backing_file(conf, cx, None).await;
+    let _ = d.make_empty(conf, cx).await;
     let _ = d.check(conf, cx, Repair::All).await;
     let _ = d.keep_bitmaps(conf, cx, &[]).await;
     let _ = d.store_bitmaps(conf, cx, &[]).await;
