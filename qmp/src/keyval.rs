@@ -81,8 +81,8 @@ fn pair<'a>(rest: &mut &'a str, implied: Option<&'a str>) -> Result<Pair<'a>> {
     }
 }
 
-/// Cuts a value off, with the comma behind it.
-fn value(rest: &mut &str) -> String {
+/// Cuts a value off, with the comma behind it; two commas stand for one.
+pub fn value(rest: &mut &str) -> String {
     let mut out = String::new();
     while let Some((plain, behind)) = rest.split_once(',') {
         out.push_str(plain);

@@ -2,6 +2,7 @@
 //! a switch that is turned on.
 
 use block_core::base::{Error, Result};
+use qmp::keyval::value;
 
 /// The pairs of all `-o` of a command line, one after another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,20 +75,6 @@ fn pair(rest: &mut &str) -> (String, String) {
         Some(name) => (name.to_owned(), "off".to_owned()),
         None => (name.to_owned(), "on".to_owned()),
     }
-}
-
-fn value(rest: &mut &str) -> String {
-    let mut out = String::new();
-    while let Some((plain, behind)) = rest.split_once(',') {
-        out.push_str(plain);
-        *rest = behind;
-        let Some(behind) = behind.strip_prefix(',') else { return out };
-        out.push(',');
-        *rest = behind;
-    }
-    out.push_str(rest);
-    *rest = "";
-    out
 }
 
 #[cfg(test)]

@@ -60,9 +60,10 @@ impl Image {
             }
         } else {
             self.grow_l1(cx, size).await?;
+            let before = self.data.map_or(0, |data| cx.child(data).size());
             if let Err(error) = self.grow(shape, cx, size, how).await {
-                // A data file that can be read without the image ends where the disk does.
-                let _ = self.end_data(cx, shape.size).await;
+                // A data file that can be read without the image would be longer than the disk.
+                let _ = self.end_data(cx, before).await;
                 return Err(error).doing(doing);
             }
         }
@@ -128,7 +129,7 @@ impl Image {
         Ok(())
     }
 
-    /// The data file ends where the disk does, if its end can move.
+    /// The data file is no longer than that, if its end can move.
     async fn end_data(&self, cx: IoCx<'_>, size: u64) -> Result<(), IoError> {
         match self.data.map(|data| cx.child(data)).filter(|data| data.moving_end().is_some() && data.size() > size) {
             Some(data) => data.set_end(size, Preallocation::Off).await,
