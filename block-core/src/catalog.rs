@@ -55,7 +55,7 @@ pub use self::describe::info;
 pub use self::luks::{LuksCreateOptions, QCryptoCipherAlgo, QCryptoCipherMode, QCryptoHashAlgo, QCryptoIvGenAlgo};
 pub use self::options::{
     BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption,
-    MAX_DEPTH,
+    MAX_DEPTH, is_identifier,
 };
 pub use self::reopen::{reopen, reopen_steps};
 pub use self::secret::{SecretFormat, SecretKeyringOptions, SecretOptions, SecretText};

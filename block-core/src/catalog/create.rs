@@ -337,14 +337,22 @@ pub fn measure(options: &BlockdevCreateOptions, data: u64, bitmaps: Option<&[(u6
         BlockdevCreateOptions::File(own) => {
             Ok(Measurement { required: own.size, fully_allocated: own.size, bitmaps: None })
         }
-        BlockdevCreateOptions::Luks(_) => Err(Error::new("An encrypted image cannot be measured yet")),
-        BlockdevCreateOptions::Qcow2(own) if own.encrypt.is_some() => {
-            Err(Error::new("An encrypted image cannot be measured yet"))
+        BlockdevCreateOptions::Luks(own) => {
+            let header = own.own.parsed(own.size)?.header(false).header_len();
+            // The disk is elsewhere where the header has a file for itself.
+            let disk = if own.header.is_some() { 0 } else { own.size };
+            let too_large = || Error::new("The disk is too large for a file");
+            let all = header.checked_add(disk).filter(|all| i64::try_from(*all).is_ok()).ok_or_else(too_large)?;
+            Ok(Measurement { required: all, fully_allocated: all, bitmaps: None })
         }
         BlockdevCreateOptions::Qcow2(own) => {
             let file = own.data_file.is_some().then(String::new);
             let options = own.parsed(file)?;
-            let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data)?;
+            let keys = match &own.encrypt {
+                None => 0,
+                Some(QCryptoBlockCreateOptions::Luks(keys)) => keys.parsed(own.size)?.header(false).header_len(),
+            };
+            let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data, keys)?;
             let bitmaps = bitmaps.filter(|_| options.version > 2);
             let bitmaps = bitmaps.map(|bitmaps| qcow2::measure_bitmaps(bitmaps, options.cluster_size));
             Ok(Measurement { required, fully_allocated, bitmaps })

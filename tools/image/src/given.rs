@@ -47,6 +47,8 @@ pub struct Given {
     pub unmap: bool,
     /// It is not warned of a guessed format.
     pub quiet: bool,
+    /// The id of the secret that opens it, where its name does not say that.
+    pub key_secret: Option<String>,
     /// Not the disk, but an internal snapshot of it.
     pub snapshot: Option<SnapshotName>,
 }
@@ -71,6 +73,7 @@ impl Given {
             writable_layer: None,
             unmap: true,
             quiet: false,
+            key_secret: None,
             snapshot: None,
         }
     }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use block_core::base::{Error, Result};
-use block_core::catalog::{self, AmendOptions, BlockdevRef};
+use block_core::catalog::{self, AmendOptions, BlockdevAmendOptions, BlockdevRef};
 use block_core::graph::{
     CheckReport, DriverInfo, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair, SnapshotInfo,
 };
@@ -26,6 +26,7 @@ pub struct Image {
     pub driver: String,
     port: Port,
     manner: Manner,
+    shown: Option<String>,
 }
 
 /// A way into a node below an image. It has to be released.
@@ -57,9 +58,14 @@ impl Session {
         catalog::amend_image(&self.graph, &BlockdevRef::Definition(Box::new(file)), options).await
     }
 
+    /// Changes what an open image is like, beside those who use it: key slots. `force`: also what makes data unreadable.
+    pub async fn amend_open(&self, image: &Image, options: BlockdevAmendOptions, force: bool) -> Result<()> {
+        catalog::amend(&self.graph, image.node, options, force).await
+    }
+
     /// Opens an image, and what it stands on.
     pub async fn open(&self, given: &Given) -> Result<Image> {
-        let Source { options, driver, is_guess } = self.source(given).await?;
+        let Source { options, driver, is_guess, shown } = self.source(given).await?;
         let node = catalog::add_unnamed(&mut self.graph.permit(), options).await?;
         let perms = Perms { uses: uses(given), shares: PermSet::ALL };
         let options = PortOptions { name: format!("the user of '{}'", given.name.text()), perms };
@@ -73,7 +79,7 @@ impl Session {
         };
         let manner = Manner { writethrough: given.cache.writethrough, is_guess };
         let (graph, local) = (self.graph.clone(), self.local.clone());
-        Ok(Image { graph, local, node, driver, port, manner })
+        Ok(Image { graph, local, node, driver, port, manner, shown })
     }
 }
 
@@ -107,6 +113,15 @@ impl Image {
     /// What the driver says of the node.
     pub async fn info(&self) -> DriverInfo {
         self.graph.info(self.node).await.expect("the node has a user, so it is there")
+    }
+
+    /// What it is called: its file, or where that does not say how it is opened, all that does.
+    pub async fn filename(&self) -> String {
+        let shown = self.shown.clone();
+        match shown {
+            Some(shown) => shown,
+            None => catalog::info(&self.graph, self.node).await.map(|info| info.filename).unwrap_or_default(),
+        }
     }
 
     /// The graph that the node is in.

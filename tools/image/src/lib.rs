@@ -6,7 +6,8 @@
 //! | `given` `source` `cache` | what stands on the command line for an image, and the tree of nodes that it comes to |
 //! | `image` `disk` | an open image: its node, and its bytes as a thread has them |
 //! | `size` `pairs` `args` | how sizes, `-o a=b,c=d` and options are written |
-//! | `creation` | what a new image is to be like |
+//! | `creation` `keys` | what a new image is to be like, and what opens it |
+//! | `objects` | what images refer to by id: secrets, limits |
 //! | `failure` `errno` `progress` `clock` | what is said of errors, of long work, and of moments |
 //! | `interrupt` | being asked to end in the middle of it |
 //!
@@ -23,6 +24,7 @@ mod failure;
 mod given;
 mod image;
 mod interrupt;
+mod keys;
 mod objects;
 pub mod pairs;
 mod progress;
@@ -39,6 +41,7 @@ pub use failure::{Failure, Outcome, words};
 pub use given::{FileName, Given};
 pub use image::{Below, Image};
 pub use interrupt::Interrupt;
+pub use keys::key_change;
 pub use objects::add_object;
 pub use progress::Progress;
 pub use session::{Session, both, say};

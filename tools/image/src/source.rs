@@ -16,7 +16,7 @@ use block_core::port::{PORT, Port, PortOptions};
 use block_core::rt::blocking;
 use qmp::keyval::parse_option;
 use qmp::schema::from_keyval;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::given::{FileName, Given};
 use crate::session::{Session, complain};
@@ -28,6 +28,8 @@ pub(crate) struct Source {
     pub(crate) driver: String,
     /// Nobody said that it is raw, and it looks like nothing else.
     pub(crate) is_guess: bool,
+    /// What it is called where its file's name does not say it all.
+    pub(crate) shown: Option<String>,
 }
 
 type Tree = Map<String, Value>;
@@ -38,10 +40,14 @@ impl Session {
     pub(crate) async fn source(&self, given: &Given) -> Result<Source> {
         let mut tree = tree(given)?;
         let is_guess = !tree.contains_key("driver");
+        if let Some(id) = &given.key_secret {
+            keyed(&mut tree, id);
+        }
         let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0 };
         self.step_into(&tree, &mut way).await?;
         self.complete(&mut tree, &mut way).await?;
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let shown = shown(&tree, &driver);
         common(&mut tree, given);
         let mut options: BlockdevOptions = typed(tree)?;
         if let Some(snapshot) = &given.snapshot {
@@ -54,7 +60,7 @@ impl Session {
         if is_guess && given.writable && !given.quiet {
             warn_of_guess(given.name.text());
         }
-        Ok(Source { options, driver, is_guess })
+        Ok(Source { options, driver, is_guess, shown })
     }
 
     /// The file of an image, by itself.
@@ -85,6 +91,14 @@ impl Session {
                 if let Some(Value::Object(child)) = tree.get_mut(*name) {
                     self.complete_protocol(child, way).await?;
                 }
+            }
+            if let Some(Value::Object(below)) = tree.get_mut("backing") {
+                way.layer += 1;
+                self.complete(below, way).await?;
+                if way.given.writable_layer == Some(way.layer) {
+                    below.entry("read-only").or_insert_with(|| "off".into());
+                }
+                way.layer -= 1;
             }
             for name in LAYERS {
                 match tree.get_mut(*name) {
@@ -135,10 +149,7 @@ impl Session {
             return Err(Error::new("A 'file' needs a 'driver' or a 'filename'"));
         };
         let name = plain(&name)?.to_owned();
-        let path = name.clone();
-        let is_device =
-            blocking(move || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())).await;
-        tree.insert("driver".to_owned(), if is_device { "host_device" } else { "file" }.into());
+        tree.insert("driver".to_owned(), protocol(&name).await.into());
         tree.insert("filename".to_owned(), name.into());
         Ok(())
     }
@@ -147,11 +158,13 @@ impl Session {
     async fn follow(&self, tree: &mut Tree, way: &mut Way<'_>) -> Result<()> {
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
         let Some(Value::Object(file)) = tree.get("file") else { return Ok(()) };
-        if driver != "qcow2" || (tree.contains_key("backing") && tree.contains_key("data-file")) {
+        let lacks_encryption = encryption(tree).is_some_and(|encrypt| !encrypt.contains_key("format"));
+        let is_followed = tree.contains_key("backing") && tree.contains_key("data-file") && !lacks_encryption;
+        if driver != "qcow2" || is_followed {
             return Ok(());
         }
         let file = file.clone();
-        let References { backing_file, backing_format, has_data_file, data_file } = self
+        let References { backing_file, backing_format, has_data_file, data_file, encryption: kind } = self
             .look(&file, way.given, async |child| {
                 if !matches!(probe::probe(child).await, Ok("qcow2")) {
                     return Err(Error::new("Image is not in qcow2 format"));
@@ -159,6 +172,12 @@ impl Session {
                 probe::references(&driver, child).await
             })
             .await?;
+        match (kind, tree.get_mut("encrypt").and_then(Value::as_object_mut)) {
+            (Some(kind), Some(encrypt)) => drop(encrypt.entry("format").or_insert_with(|| kind.into())),
+            // As in QEMU, what opens an image that is open to everybody is of no use, and no harm.
+            (None, Some(_)) if lacks_encryption => drop(tree.remove("encrypt")),
+            _ => {}
+        }
         let base = filename(&file);
         if let Some(name) = data_file.filter(|_| has_data_file && !tree.contains_key("data-file")) {
             // As in QEMU, its name is not looked up beside the image.
@@ -307,6 +326,47 @@ fn over_file(tree: Tree, format: &str) -> Tree {
     top
 }
 
+/// What is said of an image's encryption.
+fn encryption(tree: &Tree) -> Option<&Tree> {
+    tree.get("encrypt").and_then(Value::as_object)
+}
+
+/// What opens an image that was made a moment ago.
+fn keyed(tree: &mut Tree, id: &str) {
+    match tree.get("driver").and_then(Value::as_str) {
+        Some("luks") => drop(tree.insert("key-secret".to_owned(), id.into())),
+        Some("qcow2") => drop(tree.insert("encrypt".to_owned(), json!({ "format": "luks", "key-secret": id }))),
+        _ => {}
+    }
+}
+
+/// As QEMU calls an image that cannot be opened by its file's name alone.
+fn shown(tree: &Tree, driver: &str) -> Option<String> {
+    let file = tree.get("file").and_then(Value::as_object)?;
+    let quoted = |member: Option<&Value>| member.filter(|member| member.is_string()).map(Value::to_string);
+    let file =
+        format!("{{\"driver\": {}, \"filename\": {}}}", quoted(file.get("driver"))?, quoted(file.get("filename"))?);
+    match driver {
+        "luks" => {
+            let id = quoted(tree.get("key-secret"))?;
+            Some(format!("json:{{\"driver\": \"luks\", \"file\": {file}, \"key-secret\": {id}}}"))
+        }
+        "qcow2" => {
+            let id = quoted(encryption(tree)?.get("key-secret"))?;
+            Some(format!("json:{{\"encrypt.key-secret\": {id}, \"driver\": \"qcow2\", \"file\": {file}}}"))
+        }
+        _ => None,
+    }
+}
+
+/// The driver for a file of the host.
+pub(crate) async fn protocol(name: &str) -> &'static str {
+    let path = name.strip_prefix("file:").unwrap_or(name).to_owned();
+    let is_device =
+        blocking(move || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())).await;
+    if is_device { "host_device" } else { "file" }
+}
+
 /// Common options of the top node, unless they are given.
 fn common(tree: &mut Tree, given: &Given) {
     let mut put = |name: &str, value: &str| {
@@ -413,9 +473,9 @@ fn warn_of_guess(name: &str) {
 }
 
 /// Children that are files rather than images.
-const PROTOCOLS: &[&str] = &["file", "data-file"];
-/// Children that are images.
-const LAYERS: &[&str] = &["backing", "image", "target", "test", "raw", "log", "children"];
+const PROTOCOLS: &[&str] = &["file", "data-file", "header"];
+/// Children that are images, but for `backing`.
+const LAYERS: &[&str] = &["image", "target", "test", "raw", "log", "children"];
 /// Drivers that stand on nothing.
 const PROTOCOL_DRIVERS: &[&str] = &["file", "host_device", "null-co", "null-aio"];
 /// What every node accepts.
@@ -455,7 +515,7 @@ mod tests {
     #[test]
     fn a_format_stands_over_the_file() {
         let tree = over_file(named("x").unwrap(), "qcow2");
-        assert_eq!(Value::Object(tree), serde_json::json!({ "driver": "qcow2", "file": { "filename": "x" } }));
+        assert_eq!(Value::Object(tree), json!({ "driver": "qcow2", "file": { "filename": "x" } }));
         let tree = over_file(named("x").unwrap(), "file");
         assert_eq!(Value::Object(tree), serde_json::json!({ "driver": "file", "filename": "x" }));
     }

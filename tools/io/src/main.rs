@@ -91,7 +91,7 @@ fn run(program: &str, args: &Args) -> ExitCode {
             }
         };
         for object in args.all("object") {
-            if let Err(error) = add_object(session, object) {
+            if let Err(error) = add_object(session, object).await {
                 session.complain(&error.full());
                 return false;
             }

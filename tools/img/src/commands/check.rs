@@ -41,7 +41,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let cache = source_cache(&args, "cache")?;
     let writable = repair != Repair::Nothing;
     let given = Given { cache, writable, resizes: writable, ..given(&args, word)? };
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let image = open(session, &given).await?;
     let result = checked(&args, &image, repair, output).await;
     closed(image, result).await
@@ -129,9 +129,8 @@ fn human(report: &CheckReport) -> String {
 }
 
 async fn json(image: &Image, report: &CheckReport) -> Value {
-    let filename = block_core::catalog::info(image.graph(), image.node).await.map(|info| info.filename);
     let mut object = Map::new();
-    object.insert("filename".to_owned(), filename.unwrap_or_default().into());
+    object.insert("filename".to_owned(), image.filename().await.into());
     object.insert("format".to_owned(), image.driver.clone().into());
     object.insert("check-errors".to_owned(), report.check_errors.into());
     let numbers = [

@@ -67,7 +67,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
         return create::help(args.get("target-format").unwrap_or("raw"));
     }
     let wanted = Wanted::read(&args)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let mut sources = Vec::new();
     let result = converted(session, &wanted, &mut sources).await;
     for source in sources {
@@ -88,11 +88,15 @@ async fn converted(session: &Session, wanted: &Wanted, sources: &mut Vec<Image>)
     if wanted.bitmaps {
         bitmaps::check(&sources[0], wanted.skips_broken_bitmaps)?;
     }
+    let mut is_zero = false;
     if let Some(creation) = &creation {
         let made = creation.make(session, wanted.target.text()).await;
-        made.map_err(|error| wanted.converting(&error))?;
+        is_zero = made.map_err(|error| wanted.converting(&error))?;
     }
-    let result = into_target(session, wanted, sources, creation.is_some()).await;
+    let key_secret = creation.as_ref().and_then(|creation| creation.key_secret().map(str::to_owned));
+    let target = Given { key_secret, ..wanted.target() };
+    let is_new = IsNew { is_new: creation.is_some(), is_zero };
+    let result = into_target(session, wanted, sources, &target, is_new).await;
     if creation.is_some() && !matches!(result, Ok(0)) {
         remove(session, wanted.target.text()).await;
     }
@@ -123,13 +127,22 @@ async fn check_others(wanted: &Wanted) -> Result<(), Failure> {
     })
 }
 
-async fn into_target(session: &Session, wanted: &Wanted, sources: &[Image], is_new: bool) -> Outcome {
-    let target = open(session, &wanted.target()).await?;
+/// What the target is like before anything is copied.
+#[derive(Clone, Copy)]
+struct IsNew {
+    /// It was made here.
+    is_new: bool,
+    /// And reads as zeroes, but for what it stands on.
+    is_zero: bool,
+}
+
+async fn into_target(session: &Session, wanted: &Wanted, sources: &[Image], target: &Given, is_new: IsNew) -> Outcome {
+    let target = open(session, target).await?;
     let result = copied(session, wanted, sources, &target, is_new).await;
     closed(target, result).await
 }
 
-async fn copied(session: &Session, wanted: &Wanted, sources: &[Image], target: &Image, is_new: bool) -> Outcome {
+async fn copied(session: &Session, wanted: &Wanted, sources: &[Image], target: &Image, is_new: IsNew) -> Outcome {
     if target.size() < sources.iter().map(Image::size).sum() {
         return Err(Failure::new("output file is smaller than input file"));
     }
@@ -183,7 +196,7 @@ fn named<'s>(name: &wanted::Snapshot, all: &'s [SnapshotInfo]) -> Option<&'s Sna
     }
 }
 
-fn manner(wanted: &Wanted, target: &Image, is_new: bool) -> Result<Manner, Failure> {
+fn manner(wanted: &Wanted, target: &Image, is_new: IsNew) -> Result<Manner, Failure> {
     let compressed = match (wanted.compressed, target.report().geometry.limits.compressed_cluster) {
         (false, _) => None,
         (true, 0) => return Err(Failure::new("Compression not supported for this file format")),
@@ -196,8 +209,8 @@ fn manner(wanted: &Wanted, target: &Image, is_new: bool) -> Result<Manner, Failu
         compressed,
         scan: wanted.sparse.filter(|_| !wanted.copy_range),
         fills: wanted.sparse.is_none(),
-        is_zero: wanted.target_is_zero || (is_new && below.is_none()),
-        is_new,
+        is_zero: wanted.target_is_zero || (is_new.is_zero && below.is_none()),
+        is_new: is_new.is_new,
         over: wanted.stands().then(|| below.map_or(0, |below| below.geometry.size)),
         salvages: wanted.salvages,
         rate: wanted.rate,

@@ -38,7 +38,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
             (filename, Some(size))
         }
     };
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let named = |text: String| Failure::new(format!("{filename}: {text}"));
     let creation = planned(session, &args, format, pairs, filename, size).await.map_err(named)?;
     if !args.has("quiet") {
@@ -86,7 +86,7 @@ async fn planned(
     if let Some(name) = backing {
         stand_on(session, args, &mut creation, filename, &name).await?;
     }
-    if creation.get("size").is_none() {
+    if creation.get("size").is_none() && !creation.is_header() {
         return Err("Image creation needs a size parameter".to_owned());
     }
     Ok(creation)

@@ -25,7 +25,7 @@ pub(super) const DEFINITION: Definition = Definition {
 pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let operands = Operands::read(&args.words)?;
     let given = given(&args, &operands.input)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let source = open(session, &given).await?;
     let result = copied(session, &args, &operands, &source).await;
     closed(source, result).await

@@ -15,6 +15,7 @@ mod dd;
 mod info;
 mod interrupted;
 mod locked;
+mod luks;
 mod map;
 mod measure;
 mod resize;

@@ -45,27 +45,39 @@ pub(super) struct Crypt {
     pub(super) header: Option<v1::Header>,
 }
 
+/// How the disk is encrypted, if it is.
+pub(super) fn kind(header: &Header) -> Option<&'static str> {
+    match header.crypt {
+        0 => None,
+        AES => Some("aes"),
+        _ => Some("luks"),
+    }
+}
+
 /// Nothing of an encrypted image is told without a key.
 pub(super) fn passphrase(
     header: &Header,
     given: Option<&Qcow2Encryption>,
     objects: &Objects,
 ) -> Result<Option<Secret>> {
-    let (named, key) = match (header.crypt, given) {
-        (0, None) => return Ok(None),
-        (0, Some(_)) => return Err(Error::new("No encryption in image header, but options specified format")),
-        (_, None) => {
-            let kind = if header.crypt == AES { "aes" } else { "luks" };
-            return Err(Error::new(format!("The image is encrypted ({kind}): 'encrypt' says what opens it")));
+    let given = given.map(|given| match given {
+        Qcow2Encryption::Aes(key) => ("aes", key),
+        Qcow2Encryption::Luks(key) => ("luks", key),
+    });
+    let required = || Error::new("Parameter 'encrypt.key-secret' is required for cipher");
+    let (kind, (named, key)) = match (kind(header), given) {
+        (None, None) => return Ok(None),
+        (None, Some((named, _))) => {
+            return Err(Error::new(format!("No encryption in image header, but options specified format '{named}'")));
         }
-        (_, Some(Qcow2Encryption::Aes(key))) => (AES, key),
-        (_, Some(Qcow2Encryption::Luks(key))) => (LUKS, key),
+        (Some(kind), given) => (kind, given.ok_or_else(required)?),
     };
-    if named != header.crypt {
-        let kind = if header.crypt == AES { "aes" } else { "luks" };
-        return Err(Error::new(format!("Header reported '{kind}' encryption format but options specify another one")));
+    if named != kind {
+        let text = format!("Header reported '{kind}' encryption format but options specify '{named}'");
+        return Err(Error::new(text));
     }
-    needed_secret(objects, key.key_secret.as_deref()).map(Some)
+    let id = key.key_secret.as_deref().ok_or_else(required)?;
+    needed_secret(objects, Some(id)).map(Some)
 }
 
 impl Crypt {
