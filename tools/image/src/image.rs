@@ -54,7 +54,7 @@ impl Session {
     pub async fn amend(&self, given: &Given, options: &AmendOptions) -> Result<()> {
         let given = Given { writable: true, no_backing: true, no_data: true, quiet: true, ..given.clone() };
         let file = self.file_of(&given).await?;
-        catalog::amend_image(&self.graph, &BlockdevRef::Definition(Box::new(file)), options).await
+        catalog::amend_image(&self.graph, &BlockdevRef::Definition(Box::new(file)), options, None, false).await
     }
 
     /// Opens an image, and what it stands on.
