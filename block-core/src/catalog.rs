@@ -45,7 +45,10 @@ use crate::graph::{NodeOptions, Role};
 pub use self::add::{add, add_unnamed};
 pub use crate::drivers::format::qcow2::AmendOptions;
 
-pub use self::amend::{BlockdevAmendOptions, QCryptoBlockAmendOptionsLuks, QCryptoBlockLuksKeyslotState, amend};
+pub use self::amend::{
+    BlockdevAmendOptions, BlockdevAmendOptionsQcow2, QCryptoBlockAmendOptions, QCryptoBlockAmendOptionsLuks,
+    QCryptoBlockLuksKeyslotState, amend,
+};
 pub use self::create::{
     BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsLuks, BlockdevCreateOptionsQcow2,
     Measurement, PreallocMode, QCryptoBlockCreateOptions, Qcow2CompressionType, Qcow2Version, amend_image, create,

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use qmp::Qapi;
 
 use super::add::add_unnamed;
+use super::amend::QCryptoBlockAmendOptionsLuks;
 use super::luks::LuksCreateOptions;
 use super::options::BlockdevRef;
 use crate::base::{Error, Result, ResultExt};
@@ -314,9 +315,18 @@ async fn create_file(own: BlockdevCreateOptionsFile) -> Result<()> {
     .await
 }
 
-/// Changes what the qcow2 image in `file` is like; no node has the image open. See [`qcow2::amend`].
-pub async fn amend_image(graph: &Rc<Graph>, file: &BlockdevRef, options: &AmendOptions) -> Result<()> {
-    in_node(graph, file, async |file, _| qcow2::amend(file, options).await).await
+/// Changes what the qcow2 image in `file` is like, and its key slots, as `keys` says; no node has the image open. `keys` names
+/// in `secret` what opens it now, if a slot is filled. `force`: also what makes data unreadable for good. See
+/// [`qcow2::amend`].
+pub async fn amend_image(
+    graph: &Rc<Graph>,
+    file: &BlockdevRef,
+    options: &AmendOptions,
+    keys: Option<&QCryptoBlockAmendOptionsLuks>,
+    force: bool,
+) -> Result<()> {
+    let change = keys.map(|keys| keys.change(graph.objects(), force)).transpose()?;
+    in_node(graph, file, async |file, _| qcow2::amend(file, options, change.as_ref()).await).await
 }
 
 /// How large the file of an image will be.

@@ -186,8 +186,6 @@ pub struct AmendRequest<'a> {
     pub options: &'a (dyn Any + Send),
     /// What the options may refer to by id.
     pub objects: &'a Objects,
-    /// Also what makes data unreadable for good.
-    pub force: bool,
     /// What came of the work that the driver asked for; nothing at first.
     pub done: Option<Box<dyn Any + Send>>,
 }

@@ -6,9 +6,9 @@ use std::future::Future;
 use super::sealed::Seal;
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End,
-    Extent, Geometry, Here, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation, ReopenRequest, Repair, Role,
-    Settled, SnapshotChange, SnapshotInfo, WriteFlags,
+    AmendRequest, Amending, CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest,
+    Driver, DriverInfo, End, Extent, Geometry, Here, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation,
+    ReopenRequest, Repair, Role, Settled, SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -188,6 +188,16 @@ pub trait Format: Send + Sync + 'static {
         _name: Option<&str>,
     ) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Err(Error::new("The format names no backing file")))
+    }
+
+    /// See [`Driver::amend`].
+    fn amend(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _request: AmendRequest<'_>,
+    ) -> impl Future<Output = Result<Amending, Error>> {
+        std::future::ready(Err(Error::new("The format has nothing that can be amended")))
     }
 
     /// See [`Driver::make_empty`].
@@ -568,6 +578,10 @@ impl<F: Format> Driver for Mapped<F> {
 
     async fn change_backing_file(&self, conf: &F::Conf, cx: IoCx<'_>, name: Option<&str>) -> Result<(), Error> {
         self.0.change_backing_file(conf, cx, name).await
+    }
+
+    async fn amend(&self, conf: &F::Conf, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending, Error> {
+        self.0.amend(conf, cx, request).await
     }
 
     async fn make_empty(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), Error> {

@@ -55,7 +55,7 @@ impl Session {
     pub async fn amend(&self, given: &Given, options: &AmendOptions) -> Result<()> {
         let given = Given { writable: true, no_backing: true, no_data: true, quiet: true, ..given.clone() };
         let file = self.file_of(&given).await?;
-        catalog::amend_image(&self.graph, &BlockdevRef::Definition(Box::new(file)), options).await
+        catalog::amend_image(&self.graph, &BlockdevRef::Definition(Box::new(file)), options, None, false).await
     }
 
     /// Changes what an open image is like, beside those who use it: key slots. `force`: also what makes data unreadable.

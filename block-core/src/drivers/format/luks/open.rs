@@ -1,15 +1,12 @@
 //! Opening an image: its header is read and judged, then the material of its key slots, and the key is derived where nobody
 //! waits for the thread.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
-
 use super::{Luks, LuksOptions};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::luks::v2::{self, Copy, Whole};
 use crate::codec::luks::{BEGINNING, Header, v1, version};
-use crate::drivers::keys::{fetch, needed_secret, read_material, unlock};
+use crate::drivers::keys::{Home, KeyRing, fetch, needed_secret, read_material, unlock};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::Child;
 use crate::rt::blocking_long;
@@ -31,15 +28,8 @@ impl Open for LuksOptions {
         header.check_payload(end).doing(doing)?;
         let (header, unlocked) = unlock(header, passphrase, material).await.doing(doing)?;
         let cipher = payload.cipher(&unlocked.key).doing(doing)?;
-        let driver = Luks {
-            file,
-            header_in,
-            header: Mutex::new(header),
-            payload,
-            cipher,
-            changing: Arc::default(),
-            is_unsure: AtomicBool::new(false),
-        };
+        let keys = KeyRing::new(header, Home { start: 0, len: None, detached: header_in.is_some() });
+        let driver = Luks { file, header_in, keys, payload, cipher };
         Ok(Opened { driver, conf: self.clone(), options: site.common })
     }
 }

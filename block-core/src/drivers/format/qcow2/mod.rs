@@ -13,7 +13,7 @@
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
-//! | `crypt` | encrypted images: where the key is |
+//! | `crypt` | encrypted images: where the key is, and other passphrases |
 //! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
 //! | `amend` `rewrite` | other names, features, refcount widths and versions |
 //! | `check` `counts` `repair` | whether refcounts are true, and making them true |
@@ -91,8 +91,9 @@ use self::snapshots::Snapshot;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap, NodeEvent,
-    NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange, SnapshotInfo, WriteFlags,
+    AmendRequest, Amending, CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits,
+    NodeBitmap, NodeEvent, NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange, SnapshotInfo,
+    WriteFlags,
 };
 use crate::pipeline::{Access, Format, Seal};
 use crate::rt::IoBuf;
@@ -326,6 +327,10 @@ impl Format for Image {
 
     async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, name: Option<&str>) -> Result<()> {
         self.rename_backing(cx, name).await
+    }
+
+    async fn amend(&self, _: &Shape, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending> {
+        self.change_keys(cx, request).await
     }
 
     async fn make_empty(&self, shape: &Shape, cx: IoCx<'_>) -> Result<()> {
