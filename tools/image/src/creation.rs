@@ -54,6 +54,13 @@ pub struct Creation {
     values: Vec<(&'static str, String)>,
 }
 
+/// What the files of an image are: `file` or `host_device`.
+#[derive(Clone, Copy)]
+struct Drivers {
+    own: &'static str,
+    data: &'static str,
+}
+
 impl Creation {
     /// What `-o` says, for a format. In QEMU's words.
     pub fn new(format: &str, pairs: &Pairs) -> Result<Self> {
@@ -114,7 +121,7 @@ impl Creation {
     /// The options that the image itself is made with, in a file.
     pub fn options_for(&self, session: &Session, filename: &str) -> Result<BlockdevCreateOptions> {
         self.check_secret(session)?;
-        typed(&self.image("file", filename)?)
+        typed(&self.image(Drivers { own: "file", data: "file" }, filename)?)
     }
 
     /// The id of the secret that will open the image, if one does.
@@ -139,19 +146,20 @@ impl Creation {
     /// disk reads as zeroes.
     pub async fn make(&self, session: &Session, filename: &str) -> Result<bool> {
         self.check_secret(session)?;
-        let driver = protocol(filename).await;
-        let image = self.image(driver, filename)?;
-        match (self.is_plain(), driver) {
+        let drivers =
+            Drivers { own: protocol(filename).await, data: protocol(self.get("data_file").unwrap_or_default()).await };
+        let image = self.image(drivers, filename)?;
+        match (self.is_plain(), drivers.own) {
             (true, "file") => self.create(session, image).await.map(|()| true),
             (true, _) => self.start_anew(session, filename).await.map(|()| false),
             (false, _) => {
                 // What is no option at all is said before anything is lost.
                 typed(&image)?;
-                if driver == "file" {
+                if drivers.own == "file" {
                     self.create(session, self.file(filename, 0)).await?;
                 }
-                let made = self.format_file(session, image).await;
-                if made.is_err() && driver == "file" {
+                let made = self.format_file(session, drivers, image).await;
+                if made.is_err() && drivers.own == "file" {
                     let path = plain(filename).to_owned();
                     let removed = block_core::rt::blocking(move || std::fs::remove_file(path)).await;
                     // Whatever is left of it is no image.
@@ -167,10 +175,8 @@ impl Creation {
         matches!(self.format.name, "raw" | "file")
     }
 
-    async fn format_file(&self, session: &Session, image: Map<String, Value>) -> Result<()> {
-        if let Some(data) = self.get("data_file")
-            && protocol(data).await == "file"
-        {
+    async fn format_file(&self, session: &Session, drivers: Drivers, image: Map<String, Value>) -> Result<()> {
+        if let Some(data) = self.get("data_file").filter(|_| drivers.data == "file") {
             self.create(session, self.file(data, 0)).await?;
         }
         self.create(session, image).await
@@ -218,20 +224,20 @@ impl Creation {
         needed_secret(session.graph.objects(), Some(self.get(option).ok_or_else(required)?)).map(drop)
     }
 
-    /// The image, in a node of `driver`.
-    fn image(&self, driver: &str, filename: &str) -> Result<Map<String, Value>> {
+    /// The image, in nodes of these drivers.
+    fn image(&self, drivers: Drivers, filename: &str) -> Result<Map<String, Value>> {
         let size = self.size()?;
         let mut image = match self.format.name {
-            "luks" => Ok(self.luks()),
-            "qcow2" => Ok(self.qcow2()),
-            _ => Err(self.file(filename, size)),
+            "luks" => self.luks(),
+            "qcow2" => self.qcow2(drivers.data),
+            _ => {
+                let mut file = self.file(filename, size);
+                self.put(&mut file, &[("preallocation", "preallocation")]);
+                return Ok(file);
+            }
         };
-        if let Err(file) = &mut image {
-            self.put(file, &[("preallocation", "preallocation")]);
-        }
-        let Ok(mut image) = image else { return image.or_else(Ok) };
         let place = if self.is_header() { "header" } else { "file" };
-        image.insert(place.to_owned(), json!({ "driver": driver, "filename": plain(filename) }));
+        image.insert(place.to_owned(), json!({ "driver": drivers.own, "filename": plain(filename) }));
         image.insert("size".to_owned(), size.to_string().into());
         Ok(image)
     }
@@ -255,11 +261,11 @@ impl Creation {
         image
     }
 
-    fn qcow2(&self) -> Map<String, Value> {
+    fn qcow2(&self, data_driver: &str) -> Map<String, Value> {
         let mut image = Map::from_iter([("driver".to_owned(), "qcow2".into())]);
         self.put(&mut image, QCOW2_MEMBERS);
         if let Some(data) = self.get("data_file") {
-            image.insert("data-file".to_owned(), json!({ "driver": "file", "filename": data }));
+            image.insert("data-file".to_owned(), json!({ "driver": data_driver, "filename": data }));
         }
         if let Some(compat) = self.get("compat") {
             let version = match compat {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use block_core::base::{Error, Result};
 use block_core::catalog::{self, AmendOptions, BlockdevAmendOptions, BlockdevRef};
 use block_core::graph::{
-    CheckReport, DriverInfo, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair, SnapshotInfo,
+    CheckReport, DriverInfo, Findings, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair, SnapshotInfo,
 };
 use block_core::port::{Port, PortOptions};
 use block_core::rt::Local;
@@ -56,11 +56,6 @@ impl Session {
         let given = Given { writable: true, no_backing: true, no_data: true, quiet: true, ..given.clone() };
         let file = self.file_of(&given).await?;
         catalog::amend_image(&self.graph, &BlockdevRef::Definition(Box::new(file)), options, None, false).await
-    }
-
-    /// Changes what an open image is like, beside those who use it: key slots. `force`: also what makes data unreadable.
-    pub async fn amend_open(&self, image: &Image, options: BlockdevAmendOptions, force: bool) -> Result<()> {
-        catalog::amend(&self.graph, image.node, options, force).await
     }
 
     /// Opens an image, and what it stands on.
@@ -139,9 +134,14 @@ impl Image {
         self.graph.permit().resize(self.node, size, preallocation).await
     }
 
-    /// Compares what the image says of itself, and puts it right.
-    pub async fn check(&self, repair: Repair) -> Result<CheckReport> {
-        self.graph.permit().check(self.node, repair).await
+    /// Changes what it is like: its key slots. `force`: also what makes data unreadable for good.
+    pub async fn amend(&self, options: BlockdevAmendOptions, force: bool) -> Result<()> {
+        catalog::amend(&self.graph, self.node, options, force).await
+    }
+
+    /// Compares what the image says of itself, and puts it right. What is found goes to `findings`, after an error too.
+    pub async fn check(&self, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
+        self.graph.permit().check_listing(self.node, repair, findings).await
     }
 
     /// Its internal snapshots; `None`: it cannot have any.

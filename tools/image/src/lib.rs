@@ -44,5 +44,5 @@ pub use interrupt::Interrupt;
 pub use keys::key_change;
 pub use objects::add_object;
 pub use progress::Progress;
-pub use session::{Session, both, say};
+pub use session::{Session, both, complain, say};
 pub use source::{beside, is_driver};

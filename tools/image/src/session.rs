@@ -70,7 +70,7 @@ pub fn say(text: &str) {
 }
 
 /// The same on the standard error output.
-pub(crate) fn complain(text: &str) {
+pub fn complain(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 

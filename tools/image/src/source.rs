@@ -10,7 +10,7 @@ use std::pin::Pin;
 
 use block_core::base::{Error, Result, ResultExt};
 use block_core::catalog::probe::{self, References};
-use block_core::catalog::{self, BlockdevOptions, DriverOptions, MAX_DEPTH};
+use block_core::catalog::{self, BlockdevOptions, BlockdevRef, BlockdevRefOrNull, DriverOptions, MAX_DEPTH};
 use block_core::graph::{PermSet, Perms};
 use block_core::port::{PORT, Port, PortOptions};
 use block_core::rt::blocking;
@@ -55,6 +55,9 @@ impl Session {
                 return Err(Error::new(format!("Block format '{driver}' does not support internal snapshots")));
             };
             qcow2.own.snapshot = Some(snapshot.clone());
+        }
+        if given.locked {
+            leave_locked(&mut options);
         }
         let is_guess = is_guess && driver == "raw";
         if is_guess && given.writable && !given.quiet {
@@ -157,6 +160,9 @@ impl Session {
     /// Puts in what the image of a node names.
     async fn follow(&self, tree: &mut Tree, way: &mut Way<'_>) -> Result<()> {
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
+        if driver == "luks" && !tree.contains_key("key-secret") && !way.given.locked {
+            return Err(Error::new("Parameter 'key-secret' is required for cipher"));
+        }
         let Some(Value::Object(file)) = tree.get("file") else { return Ok(()) };
         let lacks_encryption = encryption(tree).is_some_and(|encrypt| !encrypt.contains_key("format"));
         let is_followed = tree.contains_key("backing") && tree.contains_key("data-file") && !lacks_encryption;
@@ -172,6 +178,9 @@ impl Session {
                 probe::references(&driver, child).await
             })
             .await?;
+        if kind.is_some() && !tree.contains_key("encrypt") && !way.given.locked {
+            return Err(Error::new("Parameter 'encrypt.key-secret' is required for cipher"));
+        }
         match (kind, tree.get_mut("encrypt").and_then(Value::as_object_mut)) {
             (Some(kind), Some(encrypt)) => drop(encrypt.entry("format").or_insert_with(|| kind.into())),
             // As in QEMU, what opens an image that is open to everybody is of no use, and no harm.
@@ -340,12 +349,37 @@ fn keyed(tree: &mut Tree, id: &str) {
     }
 }
 
+/// Nothing is asked for that opens the image, nor what it stands on.
+fn leave_locked(options: &mut BlockdevOptions) {
+    let below = match &mut options.driver {
+        DriverOptions::Qcow2(qcow2) => {
+            qcow2.own.locked = true;
+            match &mut qcow2.backing {
+                Some(BlockdevRefOrNull::Definition(below)) => below,
+                _ => return,
+            }
+        }
+        DriverOptions::Luks(luks) => {
+            luks.own.locked = true;
+            return;
+        }
+        DriverOptions::Raw(raw) => match &mut raw.file {
+            BlockdevRef::Definition(below) => below,
+            BlockdevRef::Reference(_) => return,
+        },
+        _ => return,
+    };
+    leave_locked(below);
+}
+
 /// As QEMU calls an image that cannot be opened by its file's name alone.
 fn shown(tree: &Tree, driver: &str) -> Option<String> {
-    let file = tree.get("file").and_then(Value::as_object)?;
     let quoted = |member: Option<&Value>| member.filter(|member| member.is_string()).map(Value::to_string);
-    let file =
-        format!("{{\"driver\": {}, \"filename\": {}}}", quoted(file.get("driver"))?, quoted(file.get("filename"))?);
+    let place = |child: &Value| {
+        let (driver, filename) = (quoted(child.get("driver"))?, quoted(child.get("filename"))?);
+        Some(format!("{{\"driver\": {driver}, \"filename\": {filename}}}"))
+    };
+    let file = place(tree.get("file")?)?;
     match driver {
         "luks" => {
             let id = quoted(tree.get("key-secret"))?;

@@ -95,7 +95,7 @@ impl Wanted {
     async fn make(&self, session: &Session, given: &Given, size: u64, force: bool) -> Result<(), Failure> {
         if let Some(keys) = &self.keys {
             let image = open(session, &Given { quiet: true, ..given.clone() }).await?;
-            let changed = session.amend_open(&image, keys.clone(), force).await;
+            let changed = image.amend(keys.clone(), force).await;
             closed(image, changed.map_err(Failure::from)).await?;
         }
         // The newer version can hold more: it comes before the size, and goes behind it.

@@ -106,7 +106,8 @@ async fn stand_on(
         return if format.is_none() { Err(no_format.to_owned()) } else { Ok(()) };
     }
     let beside = trellis_image::beside(filename, name).map_err(|error| words(&error))?;
-    let given = Given { format: format.clone(), ..Given::named(beside) };
+    // Its size is all that is asked of it.
+    let given = Given { format: format.clone(), locked: true, ..Given::named(beside) };
     let image = session.open(&given).await;
     let image = image.map_err(|error| format!("{}\nCould not open backing image.", words(&error)))?;
     let (size, driver) = (image.size(), image.driver.clone());

@@ -30,7 +30,7 @@ pub(super) const DEFINITION: Definition = Definition {
 pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let output = output(&args)?;
     let word = one_image(&args)?;
-    let mut given = Given { no_backing: true, no_data: true, ..given(&args, word)? };
+    let mut given = Given { no_backing: true, no_data: true, locked: true, ..given(&args, word)? };
     objects(session, &args).await?;
     let mut all = Vec::new();
     let mut seen = Vec::new();
@@ -139,7 +139,9 @@ async fn node(image: &Image, id: NodeId) -> Map<String, Value> {
     for (name, child) in
         report.iter().flat_map(|report| &report.children).filter(|(name, _)| name != "backing" && name != "data-file")
     {
-        children.push(json!({ "name": name, "info": Box::pin(node(image, *child)).await }));
+        let child = json!({ "name": name, "info": Box::pin(node(image, *child)).await });
+        // A header is said first, as it is what is opened first.
+        children.insert(if name == "header" { 0 } else { children.len() }, child);
     }
     let mut node = Map::new();
     let mut put = |name: &str, value: Value| {

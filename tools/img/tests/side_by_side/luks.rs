@@ -48,27 +48,22 @@ fn secrets_are_taken_and_refused() {
         "create --object secret,id=s x.raw 1M",
         "create --object secret,data=x x.raw 1M",
         "create --object nosuch,id=s x.raw 1M",
-        "create --object secret,id=s,nosuch=1,data=x x.raw 1M",
+        "create --object throttle-group,id=s,nosuch=1 x.raw 1M",
         "create @s @s x.raw 1M",
         "create --object secret,id=s,file=pw,data=x x.raw 1M",
         "create --object secret,id=1s,file=pw x.raw 1M",
         "create --object secret,id=s,format=nope,data=x x.raw 1M",
         "create --object secret,id=s,data=x,keyid=k x.raw 1M",
         "create --object secret_keyring,id=s x.raw 1M",
+        "create --object secret_keyring,id=s,serial=x x.raw 1M",
         "create --object secret_keyring,id=s,serial=99999999 x.raw 1M",
         "create @s --object throttle-group,id=t,x-bps-total=1000 x.raw 1M",
     ]);
     scene.same_code("why a file cannot be read is said by the kernel", &["create --object secret,id=s,file=none x 1M"]);
-    scene.same_code("numbers are read by QMP's rules", &["create --object secret_keyring,id=s,serial=x x.raw 1M"]);
-    scene.codes(
-        "what is no base64 is refused",
-        0,
-        1,
-        &["create --object secret,id=s,data=x%yz,format=base64 x.raw 1M"],
-    );
+    scene.codes("what is no base64 is refused", 0, 1, &["create --object secret,id=s,data=xyz,format=base64 x.raw 1M"]);
     scene.same_code(
         "what stands behind a comma may be the rest of a secret",
-        &["create --object secret,id=s,data=x,nosuch=1 x.raw 1M"],
+        &["create --object secret,id=s,data=x,nosuch=1 x.raw 1M", "create --object secret,id=s,nosuch=1 x.raw 1M"],
     );
     scene.codes("bench takes objects too", 1, 0, &["bench -c 4 @s --image-opts luks:a.luks"]);
 }
@@ -81,7 +76,7 @@ fn images_are_made() {
         "create @s -f luks -o key-secret=s,iter-time=10,cipher-alg=aes-128,cipher-mode=xts,hash-alg=sha512 2.luks 1M",
         "create @s -f luks -o key-secret=s,iter-time=10,cipher-mode=cbc,ivgen-alg=essiv,ivgen-hash-alg=sha256 3.luks 1M",
         "create @s -f luks -o key-secret=s,iter-time=10,cipher-alg=serpent-256,ivgen-alg=plain,hash-alg=sha1 4.luks 1M",
-        "create @s -f luks -o key-secret=s,iter-time=10,cipher-alg=twofish-192,cipher-mode=cbc,ivgen-alg=plain64 5.luks 1M",
+        "create @s -f luks -o key-secret=s,iter-time=10,cipher-alg=twofish-256,cipher-mode=cbc,ivgen-alg=plain64 5.luks 1M",
         "create @s -f luks -o key-secret=s,iter-time=10,cipher-mode=ecb 6.luks 1M",
         "create @s -q -f luks -o key-secret=s,iter-time=10,size=1000 7.luks",
         "create @s -f luks -o key-secret=s,iter-time=10,preallocation=full 8.luks 1M",
@@ -92,7 +87,9 @@ fn images_are_made() {
     for name in 1..=10 {
         let name = format!("{name}.luks");
         scene.same(&[&format!("info @s --image-opts luks:{name}"), &format!("resize @s --image-opts luks:{name} 2M")]);
-        assert!(name == "6.luks" || opens(&scene.ours().join(&name), "hello"), "{name}: cryptsetup does not open it");
+        // Not every kernel has all ciphers.
+        let (theirs, ours) = (opens(&scene.theirs().join(&name), "hello"), opens(&scene.ours().join(&name), "hello"));
+        assert!(ours == theirs && (ours || !name.starts_with(['1', '2', '3'])), "{name}: {theirs} {ours}");
         assert!(!opens(&scene.ours().join(&name), "world"), "{name}: cryptsetup opens it with anything");
     }
     scene.same(&[
@@ -142,6 +139,11 @@ fn headers_may_be_apart() {
     let why = "qemu-img does not know its own option";
     scene.codes(why, 1, 0, &["create @s -f luks -o key-secret=s,iter-time=10,detached-header=on h.luks"]);
     scene.codes(why, 1, 0, &["measure @s -O luks --size 1G -o key-secret=s,detached-header=on"]);
+    // A header has no disk that could be copied to.
+    scene.same_code(
+        "it is said before anything is made",
+        &["convert @s -O luks -o key-secret=s,detached-header=on a.raw x"],
+    );
     let (header, disk) = (scene.ours().join("h.luks"), scene.ours().join("disk"));
     assert!(opens(&header, "hello"));
     std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
@@ -149,7 +151,7 @@ fn headers_may_be_apart() {
     let both = format!("driver=luks,key-secret=s,header.driver=file,header.filename={header},file.filename={disk}");
     scene.same(&[
         &format!("convert @s -n --target-image-opts a.raw {both}"),
-        &format!("compare -s @s --image-opts {both} driver=raw,file.filename=a.raw"),
+        &format!("compare @s --image-opts {both} driver=raw,file.filename=a.raw"),
         &format!("info @s --output json --image-opts {both}"),
     ]);
 }
@@ -166,7 +168,7 @@ fn disks_are_copied_and_compared() {
         "convert @s -n -m 1 -W --image-opts --target-image-opts luks:a.luks luks:1.luks",
         "compare @s --image-opts luks:1.luks driver=raw,file.filename=a.raw",
         "compare @s --image-opts luks:e.luks luks:a.luks",
-        "compare @s -s --image-opts luks:e.luks driver=qcow2,file.filename=3.qcow2",
+        "compare @s -s --image-opts luks:e.luks luks:a.luks",
         "convert @s -O luks -o key-secret=s,iter-time=10,preallocation=full a.raw 5.luks",
         "convert -O luks -o iter-time=10 a.raw x.luks",
         "convert -O raw a.luks x.raw",
@@ -210,12 +212,12 @@ fn sizes_and_maps() {
         "rebase @s -u -b a.raw -F raw --image-opts luks:a.luks",
         "commit @s --image-opts luks:a.luks",
         "measure --size 1G -O luks",
-        "measure @s --size 1G -O luks -o key-secret=s",
-        "measure @s --size 1G -O luks -o key-secret=s,cipher-alg=aes-128,cipher-mode=cbc",
-        "measure @s --size 1G --output json -O luks -o key-secret=s,cipher-alg=serpent-192",
-        "measure @s --size 1000 -O luks -o key-secret=s",
-        "measure @s -O luks -o key-secret=s a.raw",
-        "measure @s -O luks -o key-secret=s --image-opts luks:a.luks",
+        "measure @s --size 1G -O luks -o key-secret=s,iter-time=10",
+        "measure @s --size 1G -O luks -o key-secret=s,iter-time=10,cipher-alg=aes-128,cipher-mode=cbc",
+        "measure @s --size 1G --output json -O luks -o key-secret=s,iter-time=10,cipher-alg=serpent-192",
+        "measure @s --size 1024 -O luks -o key-secret=s,iter-time=10",
+        "measure @s -O luks -o key-secret=s,iter-time=10 a.raw",
+        "measure @s -O luks -o key-secret=s,iter-time=10 --image-opts luks:a.luks",
         "measure @s -O qcow2 --image-opts luks:a.luks",
         "measure -O luks a.luks",
     ]);
@@ -295,7 +297,7 @@ fn key_slots_are_changed() {
     );
     let ours = scene.ours().join("a.luks");
     assert!(opens(&ours, "hello") && opens(&ours, "world"));
-    scene.same(&["amend @s --image-opts --force -o state=inactive,old-secret=s luks:e.luks", slots]);
+    scene.same(&["amend @s --image-opts --force -o state=inactive,old-secret=s luks:e.luks"]);
     assert!(!opens(&scene.ours().join("e.luks"), "hello"));
     scene.same_disks("luks", &["a.luks"]);
 }
@@ -307,7 +309,7 @@ fn the_newer_version_is_known() {
     for folder in [scene.theirs(), scene.ours()] {
         let image = folder.join("2.luks");
         std::fs::write(folder.join("pw"), "hello").unwrap();
-        std::fs::File::create(&image).unwrap().set_len(18 << 20).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(17 << 20).unwrap();
         let made = Command::new("cryptsetup")
             .args(["luksFormat", "-q", "--type", "luks2", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"])
             .args([image.as_os_str(), folder.join("pw").as_os_str()])

@@ -35,13 +35,18 @@ pub struct Luks {
     header_in: Option<ChildId>,
     keys: KeyRing,
     payload: Payload,
-    cipher: SectorCipher,
+    /// `None`: nobody has said what opens it.
+    cipher: Option<SectorCipher>,
 }
 
 impl Luks {
     /// Where in the file a range of the disk is.
     fn below(&self, at: ByteRange) -> Result<ByteRange, IoError> {
         at.shifted(self.payload.offset).ok_or(IoError::OutOfRange)
+    }
+
+    fn cipher(&self) -> Result<&SectorCipher, IoError> {
+        self.cipher.as_ref().ok_or(IoError::Unsupported)
     }
 
     /// The number of the range's first sector, as the cipher counts them.
@@ -85,9 +90,9 @@ impl Driver for Luks {
     }
 
     async fn read(&self, _: &LuksOptions, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
-        let sealed = IoBuf::private(at.len())?;
+        let (cipher, sealed) = (self.cipher()?, IoBuf::private(at.len())?);
         cx.child(self.file).read(self.below(at)?, sealed.clone()).await?;
-        sealed::decrypt(&self.cipher, self.number(at), &sealed, &buf);
+        sealed::decrypt(cipher, self.number(at), &sealed, &buf);
         Ok(())
     }
 
@@ -99,8 +104,8 @@ impl Driver for Luks {
         buf: IoBuf,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
-        let sealed = IoBuf::private(at.len())?;
-        sealed::encrypt(&self.cipher, self.number(at), &buf, &sealed);
+        let (cipher, sealed) = (self.cipher()?, IoBuf::private(at.len())?);
+        sealed::encrypt(cipher, self.number(at), &buf, &sealed);
         cx.child(self.file).write(self.below(at)?, sealed, flags).await
     }
 

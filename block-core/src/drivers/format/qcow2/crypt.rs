@@ -93,13 +93,24 @@ impl Crypt {
             let spec = Spec { family: Family::Aes, mode: Mode::Cbc, iv: Some(IvGen::Plain64) };
             let mut key = SecretBytes::zeroed(16);
             key.expose_mut().iter_mut().zip(passphrase.bytes().expose()).for_each(|(to, from)| *to = *from);
-            return Ok(Self { seal: Seal { cipher: spec.keyed(key.expose(), 512)?, by_guest: true }, keys: None });
+            let cipher = Some(spec.keyed(key.expose(), 512)?);
+            return Ok(Self { seal: Seal { cipher, by_guest: true }, keys: None });
         }
         let (home, header) = read_header(file, header, extensions).await?;
         let material = keys::read_material(file, home.start, &header).await?;
         let (header, unlocked) = keys::unlock(header, passphrase, material).await?;
-        let cipher = header.payload().cipher(&unlocked.key)?;
+        let cipher = Some(header.payload().cipher(&unlocked.key)?);
         Ok(Self { seal: Seal { cipher, by_guest: false }, keys: Some(KeyRing::new(header, home)) })
+    }
+
+    /// The same where nobody has said what opens the image.
+    pub(super) async fn locked(file: Child<'_>, header: &Header, extensions: &Extensions) -> Result<Self> {
+        let seal = Seal { cipher: None, by_guest: header.crypt == AES };
+        if header.crypt == AES {
+            return Ok(Self { seal, keys: None });
+        }
+        let (home, header) = read_header(file, header, extensions).await?;
+        Ok(Self { seal, keys: Some(KeyRing::new(header, home)) })
     }
 
     /// `ImageInfoSpecificQCow2Encryption`.

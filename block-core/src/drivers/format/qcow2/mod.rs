@@ -16,7 +16,7 @@
 //! | `crypt` | encrypted images: where the key is, and other passphrases |
 //! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
 //! | `amend` `rewrite` | other names, features, refcount widths and versions |
-//! | `check` `counts` `repair` | whether refcounts are true, and making them true |
+//! | `check` `counted` `counts` `repair` | whether refcounts are true, and making them true |
 //! | `reuse` | when what was set free may be used again |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
@@ -29,6 +29,7 @@ mod check;
 mod clean;
 mod commit;
 mod compression;
+mod counted;
 mod counts;
 mod create;
 mod crypt;
@@ -91,9 +92,9 @@ use self::snapshots::Snapshot;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    AmendRequest, Amending, CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits,
-    NodeBitmap, NodeEvent, NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange, SnapshotInfo,
-    WriteFlags,
+    AmendRequest, Amending, CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Findings, Geometry, IoCx,
+    Limits, NodeBitmap, NodeEvent, NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange,
+    SnapshotInfo, WriteFlags,
 };
 use crate::pipeline::{Access, Format, Seal};
 use crate::rt::IoBuf;
@@ -341,8 +342,8 @@ impl Format for Image {
         self.resize(*shape, cx, size, how).await
     }
 
-    async fn check(&self, _: &Shape, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport> {
-        self.checked(cx, repair).await
+    async fn check(&self, _: &Shape, cx: IoCx<'_>, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
+        self.checked(cx, repair, findings).await
     }
 
     fn is_unclean(&self) -> bool {
