@@ -115,6 +115,7 @@ impl Session {
                 }
             }
             self.follow(tree, way).await?;
+            through_ring(tree);
             way.depth -= 1;
             Ok(())
         })
@@ -154,6 +155,7 @@ impl Session {
         let name = plain(&name)?.to_owned();
         tree.insert("driver".to_owned(), protocol(&name).await.into());
         tree.insert("filename".to_owned(), name.into());
+        through_ring(tree);
         Ok(())
     }
 
@@ -383,7 +385,11 @@ fn shown(tree: &Tree, driver: &str) -> Option<String> {
     match driver {
         "luks" => {
             let id = quoted(tree.get("key-secret"))?;
-            Some(format!("json:{{\"driver\": \"luks\", \"file\": {file}, \"key-secret\": {id}}}"))
+            let header = match tree.get("header") {
+                Some(header) => format!("\"header\": {}, ", place(header)?),
+                None => String::new(),
+            };
+            Some(format!("json:{{{header}\"driver\": \"luks\", \"file\": {file}, \"key-secret\": {id}}}"))
         }
         "qcow2" => {
             let id = quoted(encryption(tree)?.get("key-secret"))?;
@@ -399,6 +405,13 @@ pub(crate) async fn protocol(name: &str) -> &'static str {
     let is_device =
         blocking(move || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())).await;
     if is_device { "host_device" } else { "file" }
+}
+
+/// Files are moved by the ring of our loop, unless something else is said.
+fn through_ring(tree: &mut Tree) {
+    if matches!(tree.get("driver").and_then(Value::as_str), Some("file" | "host_device")) {
+        tree.entry("aio").or_insert_with(|| "io_uring".into());
+    }
 }
 
 /// Common options of the top node, unless they are given.
