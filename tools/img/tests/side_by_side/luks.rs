@@ -65,6 +65,7 @@ fn secrets_are_taken_and_refused() {
         "what stands behind a comma may be the rest of a secret",
         &["create --object secret,id=s,data=x,nosuch=1 x.raw 1M", "create --object secret,id=s,nosuch=1 x.raw 1M"],
     );
+    scene.codes("images refer to no threads", 0, 1, &["create --object iothread,id=i x.raw 1M"]);
     scene.codes("bench takes objects too", 1, 0, &["bench -c 4 @s --image-opts luks:a.luks"]);
 }
 
@@ -122,6 +123,8 @@ fn images_are_made() {
             "create @s -f luks -o key-secret=s,hash-alg=md5 x.luks 1M",
         ],
     );
+    let ours = scene.ours_says("create -q @s -f luks -o key-secret=s,iter-time=20001 x.luks 1M");
+    assert!(ours.code == Some(1) && !scene.ours().join("x.luks").exists(), "{}", ours.err);
     scene.same_code("help texts are our own", &["create -f luks -o help", "amend -f luks -o help"]);
     // What is refused for its secret leaves what was there.
     scene.same(&["create -q -f raw kept.raw 1M"]);
