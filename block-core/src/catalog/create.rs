@@ -342,7 +342,7 @@ pub fn measure(options: &BlockdevCreateOptions, data: u64, bitmaps: Option<&[(u6
             Err(Error::new("An encrypted image cannot be measured yet"))
         }
         BlockdevCreateOptions::Qcow2(own) => {
-            let file = own.data_file.is_some().then(String::new);
+            let file = own.data_file.is_some().then(|| "a data file".to_owned());
             let options = own.parsed(file)?;
             let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data)?;
             let bitmaps = bitmaps.filter(|_| options.version > 2);

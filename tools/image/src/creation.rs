@@ -1,6 +1,8 @@
 //! New images: what `-o` may say of each format, and how they are made. The catalog makes them, from the options that QMP
 //! has; here are the older names of `qemu-img` for the same.
 
+use std::os::unix::fs::MetadataExt;
+
 use block_core::base::{Error, Result, SECTOR};
 use block_core::catalog::{self, BlockdevCreateOptions};
 use qmp::schema::from_keyval;
@@ -10,6 +12,7 @@ use crate::failure::words;
 use crate::pairs::Pairs;
 use crate::session::Session;
 use crate::size::{self, NoSize};
+use crate::source::{beside, plain};
 
 /// What an option is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,46 +108,54 @@ impl Creation {
         text
     }
 
-    /// The options that the image itself is made with, in `filename`.
-    pub fn options_for(&self, filename: &str) -> Result<BlockdevCreateOptions> {
+    /// The options that the image itself is made with, in the file at `path`.
+    pub fn options_for(&self, path: &str) -> Result<BlockdevCreateOptions> {
         let size = self.get("size").and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
         let size = size.checked_next_multiple_of(SECTOR).ok_or_else(|| self.too_large())?;
-        typed(&if self.format.name == "qcow2" { self.qcow2(filename, size) } else { self.file(filename, size) })
+        if self.format.name == "qcow2" {
+            return typed(&self.qcow2(path, size));
+        }
+        let mut file = self.file(path, size);
+        self.put(&mut file, &[("preallocation", "preallocation")]);
+        typed(&file)
     }
 
-    /// Makes the image. What was in the file is lost, and if this fails the file is gone.
-    pub async fn make(&self, session: &Session, filename: &str) -> Result<()> {
-        let size = self.get("size").and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
-        let Some(size) = size.checked_next_multiple_of(SECTOR) else {
-            return Err(self.too_large());
-        };
-        if self.format.name != "qcow2" {
-            let mut file = self.file(filename, size);
-            self.put(&mut file, &[("preallocation", "preallocation")]);
-            return self.create(session, file).await;
+    /// Empties the files that the image will be in, or makes them. What was in them is lost, but for what cannot be made at
+    /// all: that is said before.
+    pub async fn begin(&self, session: &Session, filename: &str) -> Result<NewImage> {
+        let path = plain(filename)?.to_owned();
+        let new = NewImage { creation: self.clone(), name: filename.to_owned(), path };
+        let (image, path) = (new.options()?, &new.path);
+        if self.format.name == "qcow2" {
+            catalog::measure(&image, 0, None).map_err(|error| self.worded(&error))?;
         }
-        let image = self.qcow2(filename, size);
-        // What is no option at all is said before anything is lost.
-        typed(&image)?;
-        self.create(session, self.file(filename, 0)).await?;
-        let made = async {
-            if let Some(data) = self.get("data_file") {
-                self.create(session, self.file(data, 0)).await?;
+        if let Some(backing) = self.get("backing_file") {
+            let backing = beside(path, backing).unwrap_or_default();
+            if is_one_file(&backing, path).await {
+                return Err(Error::new("Error: Trying to create an image with the same filename as the backing file"));
             }
-            self.create(session, image).await
-        };
-        let made = made.await;
-        if made.is_err() {
-            let path = filename.to_owned();
-            let removed = block_core::rt::blocking(move || std::fs::remove_file(path)).await;
-            // Whatever is left of it is no image.
-            drop(removed);
         }
-        made
+        if let Some(data) = self.get("data_file")
+            && (data == path || is_one_file(data, path).await)
+        {
+            return Err(Error::new("An image cannot have itself as its data file"));
+        }
+        self.create(session, self.empty(path)).await?;
+        if let Some(data) = self.get("data_file")
+            && let Err(error) = self.create(session, self.empty(data)).await
+        {
+            new.given_up().await;
+            return Err(error);
+        }
+        Ok(new)
+    }
+
+    /// A file with nothing in it.
+    fn empty(&self, path: &str) -> Map<String, Value> {
+        self.file(path, 0)
     }
 
     fn file(&self, filename: &str, size: u64) -> Map<String, Value> {
-        let filename = filename.strip_prefix("file:").unwrap_or(filename);
         let mut file = Map::new();
         file.insert("driver".to_owned(), "file".into());
         file.insert("filename".to_owned(), filename.into());
@@ -154,7 +165,6 @@ impl Creation {
     }
 
     fn qcow2(&self, filename: &str, size: u64) -> Map<String, Value> {
-        let filename = filename.strip_prefix("file:").unwrap_or(filename);
         let mut image = Map::new();
         image.insert("driver".to_owned(), "qcow2".into());
         image.insert("file".to_owned(), json!({ "driver": "file", "filename": filename }));
@@ -184,15 +194,77 @@ impl Creation {
 
     async fn create(&self, session: &Session, tree: Map<String, Value>) -> Result<()> {
         let options = typed(&tree)?;
-        catalog::create(&session.graph, options).await.map_err(|error| {
-            let text = words(&error);
-            if text.contains("File too large") { self.too_large() } else { Error::new(text) }
-        })
+        catalog::create(&session.graph, options).await.map_err(|error| self.worded(&error))
+    }
+
+    fn worded(&self, error: &Error) -> Error {
+        let text = words(error);
+        if text.contains("File too large") { self.too_large() } else { Error::new(text) }
     }
 
     fn too_large(&self) -> Error {
         Error::new(format!("The image size is too large for file format '{}'", self.format.name))
     }
+}
+
+/// An image that is being made: its files are there, and empty. Half of it may look whole, so whoever does not come to the
+/// end with it takes it away.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    creation: Creation,
+    name: String,
+    path: String,
+}
+
+impl NewImage {
+    /// Makes it. If this fails the files are gone.
+    pub async fn make(&self, session: &Session) -> Result<()> {
+        let made = catalog::create(&session.graph, self.options()?).await;
+        if made.is_err() {
+            self.given_up().await;
+        }
+        made.map_err(|error| self.creation.worded(&error))
+    }
+
+    /// Takes the files away; one that only a link leads to is emptied. Waits for the file system.
+    pub fn remove(&self) -> Result<()> {
+        let removed = [Some(&*self.path), self.creation.get("data_file")].into_iter().flatten().map(take_away);
+        let failed = removed.filter_map(std::io::Result::err).next();
+        let text = |error| Error::new(format!("The unfinished '{}' could not be removed: {error}", self.name));
+        failed.map_or(Ok(()), |error| Err(text(error)))
+    }
+
+    async fn given_up(&self) {
+        let new = self.clone();
+        let removed = block_core::rt::blocking(move || new.remove()).await;
+        // Why it is not made is the error that is said; whatever is left is no image.
+        drop(removed);
+    }
+
+    fn options(&self) -> Result<BlockdevCreateOptions> {
+        self.creation.options_for(&self.path)
+    }
+}
+
+fn take_away(path: &str) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() => std::fs::remove_file(path),
+        Ok(found) if found.is_symlink() && std::fs::metadata(path)?.is_file() => {
+            std::fs::File::options().write(true).open(path)?.set_len(0)
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Both names lead to the same file, which is there.
+async fn is_one_file(one: &str, other: &str) -> bool {
+    let names = [one.to_owned(), other.to_owned()];
+    let identities = block_core::rt::blocking(move || {
+        names.map(|name| std::fs::metadata(name).ok().map(|found| (found.dev(), found.ino())))
+    });
+    matches!(identities.await, [Some(one), Some(other)] if one == other)
 }
 
 fn typed(tree: &Map<String, Value>) -> Result<BlockdevCreateOptions> {

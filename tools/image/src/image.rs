@@ -5,7 +5,8 @@ use std::rc::Rc;
 use block_core::base::{Error, Result};
 use block_core::catalog::{self, AmendOptions, BlockdevRef};
 use block_core::graph::{
-    CheckReport, DriverInfo, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair, SnapshotInfo,
+    BackingName, CheckReport, DriverInfo, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair,
+    SnapshotInfo,
 };
 use block_core::port::{Port, PortOptions};
 use block_core::rt::Local;
@@ -122,6 +123,11 @@ impl Image {
     /// Gives it another size.
     pub async fn resize(&self, size: u64, preallocation: Preallocation) -> Result<()> {
         self.graph.permit().resize(self.node, size, preallocation).await
+    }
+
+    /// Lets it name another backing file. What it stands on, as long as it is open, stays.
+    pub async fn name_backing(&self, backing: Option<BackingName<'_>>) -> Result<()> {
+        self.graph.permit().name_backing(self.node, backing).await
     }
 
     /// Compares what the image says of itself, and puts it right.

@@ -32,7 +32,7 @@ mod source;
 
 pub use cache::Cache;
 pub use clock::local_time;
-pub use creation::{Creation, Described, Kind, option_help, read_option};
+pub use creation::{Creation, Described, Kind, NewImage, option_help, read_option};
 pub use disk::{Disk, DiskHandle, top};
 pub use errno::strerror;
 pub use failure::{Failure, Outcome, words};
@@ -41,5 +41,5 @@ pub use image::{Below, Image};
 pub use interrupt::Interrupt;
 pub use objects::add_object;
 pub use progress::Progress;
-pub use session::{Session, both, say};
-pub use source::{beside, is_driver};
+pub use session::{Session, both, complain, say};
+pub use source::{beside, is_driver, plain};

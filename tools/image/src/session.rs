@@ -12,6 +12,7 @@ use block_core::base::{Error, Result, ResultExt};
 use block_core::graph::Graph;
 use block_core::rt::sync::oneshot;
 use block_core::rt::{IoThread, Local, PollParams, run_control};
+use nix::sys::signal::{SigSet, Signal};
 
 /// See the module's head.
 pub struct Session {
@@ -25,9 +26,11 @@ pub struct Session {
 }
 
 impl Session {
-    /// Runs `main` on a control loop on this thread.
+    /// Runs `main` on a control loop on this thread. Call it before another thread is made.
     pub fn run<R>(program: &str, main: impl AsyncFnOnce(&Session) -> R) -> R {
         let program = program.to_owned();
+        // A file that may not grow any more is an error like others. If the signal cannot be blocked it ends us.
+        let _ = SigSet::from(Signal::SIGXFSZ).thread_block();
         run_control(|local| async move {
             let graph = Graph::new(Arc::new(|_| ()));
             main(&Self { program, local, graph, io: OnceCell::new() }).await
@@ -70,7 +73,7 @@ pub fn say(text: &str) {
 }
 
 /// The same on the standard error output.
-pub(crate) fn complain(text: &str) {
+pub fn complain(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 

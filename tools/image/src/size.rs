@@ -17,11 +17,12 @@ pub fn parse(word: &str) -> Result<u64, NoSize> {
     let text = word.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
     if let Some(rest) = text.strip_prefix('-') {
         // Only a number can be too small.
+        if !rest.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+            return Err(NoSize::Invalid);
+        }
         return match parse(rest) {
             Ok(0) => Ok(0),
-            Ok(_) | Err(NoSize::OutOfRange) if rest.starts_with(|c: char| c.is_ascii_digit()) => {
-                Err(NoSize::OutOfRange)
-            }
+            Ok(_) | Err(NoSize::OutOfRange) if !rest.starts_with('.') => Err(NoSize::OutOfRange),
             _ => Err(NoSize::Invalid),
         };
     }
@@ -121,6 +122,7 @@ mod tests {
         {
             assert_eq!(parse(word), Err(NoSize::Invalid), "{word}");
         }
+        assert_eq!(parse(&"-".repeat(1 << 20)), Err(NoSize::Invalid), "nobody runs out of stack");
         for word in ["-5", "-1k", "16E", "18446744073709551616", "0x10000000000000000"] {
             assert_eq!(parse(word), Err(NoSize::OutOfRange), "{word}");
         }

@@ -13,7 +13,7 @@ mod stops;
 use std::process::ExitCode;
 
 use trellis_image::args::{Args, Definition, Read, flag, long_flag, long_option, option};
-use trellis_image::{Failure, FileName, Session, add_object, say};
+use trellis_image::{Failure, FileName, Session, add_object, complain, say};
 
 use crate::command::Manner;
 use crate::opening::Wanted;
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
         }
         Ok(Read::Run(args)) => run(&program, &args),
         Err(failure) => {
-            eprintln!("{program}: {}", failure.text);
+            complain(&format!("{program}: {}\n", failure.text));
             say(&page(&program));
             ExitCode::FAILURE
         }

@@ -12,6 +12,7 @@ mod compare;
 mod convert;
 mod create;
 mod dd;
+mod hostile;
 mod info;
 mod interrupted;
 mod locked;

@@ -91,8 +91,8 @@ use self::snapshots::Snapshot;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap, NodeEvent,
-    NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange, SnapshotInfo, WriteFlags,
+    BackingName, CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap,
+    NodeEvent, NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::pipeline::{Access, Format, Seal};
 use crate::rt::IoBuf;
@@ -324,8 +324,8 @@ impl Format for Image {
         self.change_history(shape, cx, change).await
     }
 
-    async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, name: Option<&str>) -> Result<()> {
-        self.rename_backing(cx, name).await
+    async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, backing: Option<BackingName<'_>>) -> Result<()> {
+        self.rename_backing(cx, backing).await
     }
 
     async fn make_empty(&self, shape: &Shape, cx: IoCx<'_>) -> Result<()> {
