@@ -11,7 +11,7 @@ use std::process::Command;
 
 use block_core::base::ByteRange;
 use block_core::graph::Repair;
-use block_core::rt::fault::{Fault, Faults, Plan};
+use block_core::rt::fault::{Fault, Faults, Plan, Site};
 use tempfile::TempDir;
 use trellis_image::args::Read;
 use trellis_image::{Failure, Given, Outcome, Session, words};
@@ -83,6 +83,13 @@ impl Case {
 
     /// Runs a line with each fault at each call. `@` before a name: it is in our folder.
     fn fails_at_every_call(&self, line: &str) {
+        let (points, failures) = self.at_every_call(line).unwrap_or_else(|wrong| panic!("{line}: {wrong}"));
+        eprintln!("{line}: {points} faults, {failures} failures");
+        assert!(points > 20 && failures > 10, "{line}: {points} faults, {failures} failures");
+    }
+
+    /// How many faults there were, and how often the command failed; or what is wrong.
+    fn at_every_call(&self, line: &str) -> Result<(u64, u64), String> {
         let at = format!("{}/", self.folder.path().display());
         let words: Vec<String> = line.split(' ').map(|word| word.replace('@', &at)).collect();
         self.refresh();
@@ -99,26 +106,24 @@ impl Case {
                 faults.arm(plan);
                 let outcome = run(&words);
                 let struck = faults.disarm();
-                let judged = self.judged(&before, &outcome);
-                let which = || format!("{line}: {plan:?} at {struck:?}: {outcome:?}");
-                judged.unwrap_or_else(|wrong| panic!("{}: {wrong}", which()));
+                let wrong = |wrong| format!("{plan:?} at {struck:?}: {outcome:?}: {wrong}");
+                self.judged(&before, &outcome).map_err(wrong)?;
                 if struck.is_empty() {
-                    assert!(outcome == Ok(0), "{}", which());
+                    assert!(outcome == Ok(0), "{line}: {outcome:?}");
                     break;
                 }
                 points += 1;
                 if let Err(failure) = &outcome {
                     failures += 1;
-                    told(failure, fault).unwrap_or_else(|wrong| panic!("{}: {wrong}", which()));
+                    told(failure, fault, struck.contains(&Site::Read)).map_err(wrong)?;
                     // Our own check is not the only one that finds it in order.
                     if failures % 29 == 0 {
-                        self.valid.iter().for_each(|name| checked_by_qemu(&self.path(name)));
+                        self.valid.iter().try_for_each(|name| in_order_for_qemu(&self.path(name))).map_err(wrong)?;
                     }
                 }
             }
         }
-        eprintln!("{line}: {points} faults, {failures} failures");
-        assert!(points > 20 && failures > 10, "{line}: {points} faults, {failures} failures");
+        Ok((points, failures))
     }
 
     fn judged(&self, before: &Before, outcome: &Outcome) -> Result<(), String> {
@@ -158,8 +163,10 @@ fn run(words: &[String]) -> Outcome {
 }
 
 /// Whoever reads the message knows what went wrong.
-fn told(failure: &Failure, fault: Fault) -> Result<(), String> {
+fn told(failure: &Failure, fault: Fault, reads: bool) -> Result<(), String> {
     let reason = match fault {
+        // No read fails like that, and nobody has to know what it means.
+        Fault::Errno(libc::ENOSPC) if reads => &[""],
         Fault::Errno(libc::ENOSPC) => &["No space left on device", "no space left"][..],
         Fault::Errno(_) | Fault::Lie => &["Input/output error", "I/O error"],
         Fault::Short => &[""],
@@ -183,21 +190,27 @@ fn contents(path: &Path) -> Result<Vec<u8>, String> {
     opened(path, async |image| image.disk().read_vec(ByteRange::whole(image.size())).await.unwrap())
 }
 
-/// Nothing is wrong with an image, but for leaks.
+/// Nothing is wrong with an image, but for leaks and flags that say too little: where a flush fails in the middle of a
+/// change of snapshots, clusters may stay marked as shared that are not, which costs a copy and nothing else.
 fn in_order(path: &Path) -> Result<(), String> {
-    opened(path, async |image| {
-        if image.driver != "qcow2" {
-            return Ok(());
-        }
-        let report = image.check(Repair::Nothing).await.map_err(|error| words(&error))?;
-        if report.corruptions + report.check_errors == 0 { Ok(()) } else { Err(format!("{report:?}")) }
-    })?
+    let wrong = opened(path, async |image| {
+        let report = if image.driver == "qcow2" { image.check(Repair::Nothing).await } else { return Ok(0) };
+        report.map(|report| report.corruptions + report.check_errors).map_err(|error| words(&error))
+    })??;
+    if wrong == 0 { Ok(()) } else { in_order_for_qemu(path) }
 }
 
-fn checked_by_qemu(path: &Path) {
+fn in_order_for_qemu(path: &Path) -> Result<(), String> {
     let done = Command::new("qemu-img").arg("check").arg(path).output().unwrap();
     let text = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
-    assert!(matches!(done.status.code(), Some(0 | 3 | 63)), "{}: {text}", path.display());
+    let is_cautious = |line: &str| {
+        let entry = line.split("_entry=").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or_default();
+        // Bit 63 is not set.
+        line.starts_with("ERROR OFLAG_COPIED") && line.ends_with("refcount=1") && entry.len() < 16
+    };
+    let errors: Vec<_> = text.lines().filter(|line| line.starts_with("ERROR") && !is_cautious(line)).collect();
+    let is_known = matches!(done.status.code(), Some(0 | 3 | 63)) || text.contains("ERROR");
+    if errors.is_empty() && is_known { Ok(()) } else { Err(text.into_owned()) }
 }
 
 /// A raw disk with data in it, holes, and zeroes.
@@ -394,4 +407,18 @@ fn changing_snapshots_and_bitmaps() {
     };
     let case = Case { valid: vec!["a.qcow2"], judge, ..Case::new(ALONE) };
     case.fails_at_every_call("snapshot -q -a old @a.qcow2");
+}
+
+/// Who loses a disk, or leaves half a copy, is found.
+#[test]
+fn the_judge_can_say_no() {
+    let mut setup = RAW.to_vec();
+    setup.push("qemu-img create -q -f qcow2 -o cluster_size=4k t.qcow2 512k");
+    let line = "convert -n -f raw -O qcow2 @a.raw @t.qcow2";
+    let wrong = Case { kept: vec!["t.qcow2"], ..Case::new(&setup) }.at_every_call(line).unwrap_err();
+    assert!(wrong.ends_with("the disk of 't.qcow2' is another one"), "{wrong}");
+    let wrong = Case { made: Some(("t.qcow2", "a.raw")), ..Case::new(&setup) }.at_every_call(line).unwrap_err();
+    assert!(wrong.ends_with("what was made is still there"), "{wrong}");
+    let wrong = Case { sources: vec!["t.qcow2"], ..Case::new(&setup) }.at_every_call(line).unwrap_err();
+    assert!(wrong.ends_with("'t.qcow2' is another one"), "{wrong}");
 }
