@@ -113,8 +113,8 @@ impl Operands {
                 ("if", Some(value)) => input = Some(value.to_owned()),
                 ("of", Some(value)) => output = Some(value.to_owned()),
                 ("bs", Some(value)) => block = size::parse_between("bs", value, 1, i32::MAX as u64)?,
-                ("count", Some(value)) => count = Some(size::parse_named("count", value)?),
-                ("skip", Some(value)) => skip = size::parse_named("skip", value)?,
+                ("count", Some(value)) => count = Some(size::parse_count("count", value, 0, MOST)?),
+                ("skip", Some(value)) => skip = size::parse_count("skip", value, 0, MOST)?,
                 _ => return Err(Failure::new(format!("unrecognized operand {name}"))),
             }
         }
@@ -132,6 +132,7 @@ impl Operands {
     }
 }
 
+const MOST: u64 = i64::MAX as u64;
 /// Bytes that are copied at once, about.
 const STEP: u64 = 1 << 20;
 

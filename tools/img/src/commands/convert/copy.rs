@@ -384,9 +384,10 @@ impl Copy {
     /// Bytes may not be written faster than they are allowed to.
     async fn slow_down(&self, local: &Rc<Local>, bytes: u64) {
         let Some(rate) = self.manner.rate else { return };
-        self.written.set(self.written.get() + bytes);
+        // What goes before has to have had its time.
+        let written = self.written.replace(self.written.get() + bytes);
         #[expect(clippy::cast_precision_loss, reason = "a moment more or less does not matter")]
-        let due = Duration::from_secs_f64(self.written.get() as f64 / rate as f64);
+        let due = Duration::from_secs_f64(written as f64 / rate as f64);
         let due = self.begun + due;
         while !self.has_ended() && Instant::now() < due {
             // Whoever is stopped does not sleep to the end.
