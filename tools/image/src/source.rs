@@ -138,9 +138,7 @@ impl Session {
         };
         let name = match plain(&name)? {
             "" => return Err(Error::new("The 'file' block driver requires a file name")),
-            // As QEMU shows it, so that what is shown can be opened.
-            name if plain(name).is_ok_and(|whole| whole == name) => name.to_owned(),
-            name => format!("./{name}"),
+            name => as_file(name),
         };
         let path = name.clone();
         let is_device =
@@ -409,10 +407,15 @@ pub fn beside(base: &str, name: &str) -> Result<String> {
         return Ok(name.to_owned());
     }
     let name = plain(name)?;
-    match Path::new(base).parent() {
-        Some(folder) if !Path::new(name).is_absolute() => Ok(folder.join(name).to_string_lossy().into_owned()),
-        _ => Ok(name.to_owned()),
-    }
+    Ok(match Path::new(base).parent() {
+        Some(folder) if !Path::new(name).is_absolute() => as_file(&folder.join(name).to_string_lossy()),
+        _ => as_file(name),
+    })
+}
+
+/// A path that is not taken for a name with a protocol, as QEMU writes it.
+fn as_file(path: &str) -> String {
+    if plain(path).is_ok_and(|whole| whole == path) { path.to_owned() } else { format!("./{path}") }
 }
 
 /// A name without `file:`. Names that begin with another protocol have no driver yet.

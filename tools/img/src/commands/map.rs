@@ -52,7 +52,7 @@ async fn shown(image: &Image, output: Output, start: u64, length: Option<u64>) -
         let rest = ByteRange::between(current.end(), end).expect("it has been compared above");
         let failed =
             |error: IoError| Failure::from(Error::new(format!("Failed to read image metadata: {}", strerror(error))));
-        let next = match found(&disk, rest.split(STEP).0, &names).await {
+        let next = match found(&disk, rest, &names).await {
             Ok(next) => next,
             Err(error) => {
                 say(&page);
@@ -225,7 +225,5 @@ async fn stored(file: Child<'_>, offset: u64, len: u64, holes: bool, names: &Nam
     }
 }
 
-/// Bytes that are asked about at once.
-const STEP: u64 = 1 << 30;
 /// Bytes that are printed at once.
 const PAGE: usize = 64 << 10;
