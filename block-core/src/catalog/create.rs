@@ -356,7 +356,7 @@ pub fn measure(options: &BlockdevCreateOptions, data: u64, bitmaps: Option<&[(u6
             Ok(Measurement { required: all, fully_allocated: all, bitmaps: None })
         }
         BlockdevCreateOptions::Qcow2(own) => {
-            let file = own.data_file.is_some().then(String::new);
+            let file = own.data_file.is_some().then(|| "a data file".to_owned());
             let options = own.parsed(file)?;
             let keys = match &own.encrypt {
                 None => 0,

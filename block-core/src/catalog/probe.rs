@@ -14,10 +14,15 @@ pub use crate::drivers::format::qcow2::References;
 /// The format that a file seems to be in, by its first bytes: `raw` where they are no format's. A format that there is no
 /// driver for is refused by its name, so that nobody takes its tables for a disk.
 pub async fn probe(file: Child<'_>) -> Result<&'static str> {
+    guessed(&first_bytes(file).await?)
+}
+
+/// The bytes that a format is known by: [`PROBED`] of them, or all.
+pub async fn first_bytes(file: Child<'_>) -> Result<Vec<u8>> {
     let at = ByteRange::whole(file.size().min(PROBED));
     let buf = IoBuf::private(at.len()).doing(|| "Could not read the first bytes")?;
     file.read(at, buf.clone()).await.doing(|| "Could not read image for determining its format")?;
-    guessed(&buf.to_vec())
+    Ok(buf.to_vec())
 }
 
 /// The same of bytes: as many of the first 512 as there are.

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::backing::BackingName;
 use super::bitmaps::NodeBitmap;
 use super::check::{CheckReport, Findings, Repair};
 use super::cx::IoCx;
@@ -414,7 +415,7 @@ pub trait Driver: Send + Sync + 'static {
         &self,
         conf: &Self::Conf,
         _cx: IoCx<'_>,
-        _name: Option<&str>,
+        _backing: Option<BackingName<'_>>,
     ) -> impl Future<Output = Result<(), Error>> {
         async {
             let driver = self.info(conf).await.driver;
@@ -550,7 +551,11 @@ pub(crate) trait DynDriver: Send + Sync {
         cx: IoCx<'a>,
         change: &'a SnapshotChange,
     ) -> Boxed<'a, Result<Snapshotted, Error>>;
-    fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>>;
+    fn change_backing_file<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        backing: Option<BackingName<'a>>,
+    ) -> Boxed<'a, Result<(), Error>>;
     fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<Amending, Error>>;
     fn make_empty<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), Error>>;
     fn check<'a>(
@@ -667,8 +672,12 @@ impl<D: Driver> DynDriver for Body<D> {
             Ok((info, conf.map(|conf| self.under(conf))))
         })
     }
-    fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>> {
-        Box::pin(self.driver.change_backing_file(&self.conf, cx, name))
+    fn change_backing_file<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        backing: Option<BackingName<'a>>,
+    ) -> Boxed<'a, Result<(), Error>> {
+        Box::pin(self.driver.change_backing_file(&self.conf, cx, backing))
     }
     fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<Amending, Error>> {
         Box::pin(self.driver.amend(&self.conf, cx, request))

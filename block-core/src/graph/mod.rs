@@ -48,6 +48,7 @@ pub mod uses;
 mod view;
 mod visit;
 
+pub use backing::BackingName;
 pub use bitmaps::{BitmapAction, BitmapChange, NodeBitmap};
 pub use blockers::{Blocker, Frozen, Operation};
 pub use change::Change;

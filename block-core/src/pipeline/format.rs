@@ -6,9 +6,9 @@ use std::future::Future;
 use super::sealed::Seal;
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    AmendRequest, Amending, CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest,
-    Driver, DriverInfo, End, Extent, Findings, Geometry, Here, IoCx, NodeBitmap, NodeOptions, Perms, Place,
-    Preallocation, ReopenRequest, Repair, Role, Settled, SnapshotChange, SnapshotInfo, WriteFlags,
+    AmendRequest, Amending, BackingName, CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan,
+    DirectRequest, Driver, DriverInfo, End, Extent, Findings, Geometry, Here, IoCx, NodeBitmap, NodeOptions, Perms,
+    Place, Preallocation, ReopenRequest, Repair, Role, Settled, SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -186,7 +186,7 @@ pub trait Format: Send + Sync + 'static {
         &self,
         _conf: &Self::Conf,
         _cx: IoCx<'_>,
-        _name: Option<&str>,
+        _backing: Option<BackingName<'_>>,
     ) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Err(Error::new("The format names no backing file")))
     }
@@ -582,8 +582,13 @@ impl<F: Format> Driver for Mapped<F> {
         self.0.change_snapshots(conf, cx, change).await
     }
 
-    async fn change_backing_file(&self, conf: &F::Conf, cx: IoCx<'_>, name: Option<&str>) -> Result<(), Error> {
-        self.0.change_backing_file(conf, cx, name).await
+    async fn change_backing_file(
+        &self,
+        conf: &F::Conf,
+        cx: IoCx<'_>,
+        backing: Option<BackingName<'_>>,
+    ) -> Result<(), Error> {
+        self.0.change_backing_file(conf, cx, backing).await
     }
 
     async fn amend(&self, conf: &F::Conf, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending, Error> {

@@ -3,6 +3,8 @@
 
 mod table;
 
+use std::os::unix::fs::MetadataExt;
+
 use block_core::base::{ByteRange, Error, Result, SECTOR};
 use block_core::catalog::{self, BlockdevCreateOptions};
 use block_core::drivers::keys::needed_secret;
@@ -18,7 +20,7 @@ use crate::given::Given;
 use crate::pairs::Pairs;
 use crate::session::Session;
 use crate::size::{self, NoSize};
-use crate::source::protocol;
+use crate::source::{beside, plain, protocol};
 
 /// What an option is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub struct Creation {
 }
 
 /// What the files of an image are: `file` or `host_device`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Drivers {
     own: &'static str,
     data: &'static str,
@@ -142,44 +144,49 @@ impl Creation {
         self.get("detached-header") == Some("on")
     }
 
-    /// Makes the image. What was in the file is lost, and if this fails the file is gone; a device stays. Gives whether the new
-    /// disk reads as zeroes.
-    pub async fn make(&self, session: &Session, filename: &str) -> Result<bool> {
+    /// Empties the files that the image will be in, or makes them. What was in them is lost, but for what cannot be made at
+    /// all: that is said before. Devices stay as they are.
+    pub async fn begin(&self, session: &Session, filename: &str) -> Result<NewImage> {
         self.check_secret(session)?;
-        let drivers =
-            Drivers { own: protocol(filename).await, data: protocol(self.get("data_file").unwrap_or_default()).await };
-        let image = self.image(drivers, filename)?;
-        match (self.is_plain(), drivers.own) {
-            (true, "file") => self.create(session, image).await.map(|()| true),
-            (true, _) => self.start_anew(session, filename).await.map(|()| false),
-            (false, _) => {
-                // What is no option at all is said before anything is lost.
-                typed(&image)?;
-                if drivers.own == "file" {
-                    self.create(session, self.file(filename, 0)).await?;
-                }
-                let made = self.format_file(session, drivers, image).await;
-                if made.is_err() && drivers.own == "file" {
-                    let path = plain(filename).to_owned();
-                    let removed = block_core::rt::blocking(move || std::fs::remove_file(path)).await;
-                    // Whatever is left of it is no image.
-                    drop(removed);
-                }
-                made.map(|()| self.format.name != "luks")
+        let path = plain(filename)?.to_owned();
+        let data = self.get("data_file").unwrap_or_default();
+        let drivers = Drivers { own: protocol(&path).await, data: protocol(data).await };
+        let new = NewImage { creation: self.clone(), name: filename.to_owned(), path, drivers };
+        let (image, path) = (new.options()?, &new.path);
+        if !self.is_plain() {
+            catalog::measure(&image, 0, None).map_err(|error| self.worded(&error))?;
+        }
+        if let Some(backing) = self.get("backing_file") {
+            let backing = beside(path, backing).unwrap_or_default();
+            if is_one_file(&backing, path).await {
+                return Err(Error::new("Error: Trying to create an image with the same filename as the backing file"));
             }
         }
+        if let Some(data) = self.get("data_file")
+            && (data == path || is_one_file(data, path).await)
+        {
+            return Err(Error::new("An image cannot have itself as its data file"));
+        }
+        if drivers.own == "file" {
+            self.create(session, self.empty(path)).await?;
+        }
+        if let Some(data) = self.get("data_file").filter(|_| drivers.data == "file")
+            && let Err(error) = self.create(session, self.empty(data)).await
+        {
+            new.given_up().await;
+            return Err(error);
+        }
+        Ok(new)
+    }
+
+    /// A file with nothing in it.
+    fn empty(&self, path: &str) -> Map<String, Value> {
+        self.file(path, 0)
     }
 
     /// There is nothing but the disk.
     fn is_plain(&self) -> bool {
         matches!(self.format.name, "raw" | "file")
-    }
-
-    async fn format_file(&self, session: &Session, drivers: Drivers, image: Map<String, Value>) -> Result<()> {
-        if let Some(data) = self.get("data_file").filter(|_| drivers.data == "file") {
-            self.create(session, self.file(data, 0)).await?;
-        }
-        self.create(session, image).await
     }
 
     /// A raw disk on a device has what was there, but is not taken for an image of a format that was there.
@@ -237,7 +244,7 @@ impl Creation {
             }
         };
         let place = if self.is_header() { "header" } else { "file" };
-        image.insert(place.to_owned(), json!({ "driver": drivers.own, "filename": plain(filename) }));
+        image.insert(place.to_owned(), json!({ "driver": drivers.own, "filename": filename }));
         image.insert("size".to_owned(), size.to_string().into());
         Ok(image)
     }
@@ -245,7 +252,7 @@ impl Creation {
     fn file(&self, filename: &str, size: u64) -> Map<String, Value> {
         let mut file = Map::new();
         file.insert("driver".to_owned(), "file".into());
-        file.insert("filename".to_owned(), plain(filename).into());
+        file.insert("filename".to_owned(), filename.into());
         file.insert("size".to_owned(), size.to_string().into());
         self.put(&mut file, &[("nocow", "nocow"), ("extent_size_hint", "extent-size-hint")]);
         file
@@ -297,10 +304,12 @@ impl Creation {
 
     async fn create(&self, session: &Session, tree: Map<String, Value>) -> Result<()> {
         let options = typed(&tree)?;
-        catalog::create(&session.graph, options).await.map_err(|error| {
-            let text = words(&error);
-            if text.contains("File too large") { self.too_large() } else { Error::new(text) }
-        })
+        catalog::create(&session.graph, options).await.map_err(|error| self.worded(&error))
+    }
+
+    fn worded(&self, error: &Error) -> Error {
+        let text = words(error);
+        if text.contains("File too large") { self.too_large() } else { Error::new(text) }
     }
 
     fn too_large(&self) -> Error {
@@ -308,13 +317,75 @@ impl Creation {
     }
 }
 
-fn typed(tree: &Map<String, Value>) -> Result<BlockdevCreateOptions> {
-    from_keyval(Value::Object(tree.clone())).map_err(|error| Error::new(error.desc))
+/// An image that is being made: its files are there, and empty. Half of it may look whole, so whoever does not come to the
+/// end with it takes it away.
+#[derive(Clone, Debug)]
+pub struct NewImage {
+    creation: Creation,
+    name: String,
+    path: String,
+    drivers: Drivers,
 }
 
-/// A name without `file:`.
-fn plain(filename: &str) -> &str {
-    filename.strip_prefix("file:").unwrap_or(filename)
+impl NewImage {
+    /// Makes it. If this fails the files are gone. Gives whether the new disk reads as zeroes.
+    pub async fn make(&self, session: &Session) -> Result<bool> {
+        let Self { creation, drivers, .. } = self;
+        let is_bare_device = creation.is_plain() && drivers.own != "file";
+        let made = match is_bare_device {
+            true => creation.start_anew(session, &self.path).await,
+            false => catalog::create(&session.graph, self.options()?).await,
+        };
+        if made.is_err() {
+            self.given_up().await;
+        }
+        let is_zero = !is_bare_device && creation.format.name != "luks";
+        made.map(|()| is_zero).map_err(|error| creation.worded(&error))
+    }
+
+    /// Takes the files away; one that only a link leads to is emptied. Waits for the file system.
+    pub fn remove(&self) -> Result<()> {
+        let removed = [Some(&*self.path), self.creation.get("data_file")].into_iter().flatten().map(take_away);
+        let failed = removed.filter_map(std::io::Result::err).next();
+        let text = |error| Error::new(format!("The unfinished '{}' could not be removed: {error}", self.name));
+        failed.map_or(Ok(()), |error| Err(text(error)))
+    }
+
+    async fn given_up(&self) {
+        let new = self.clone();
+        let removed = block_core::rt::blocking(move || new.remove()).await;
+        // Why it is not made is the error that is said; whatever is left is no image.
+        drop(removed);
+    }
+
+    fn options(&self) -> Result<BlockdevCreateOptions> {
+        typed(&self.creation.image(self.drivers, &self.path)?)
+    }
+}
+
+fn take_away(path: &str) -> std::io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() => std::fs::remove_file(path),
+        Ok(found) if found.is_symlink() && std::fs::metadata(path)?.is_file() => {
+            std::fs::File::options().write(true).open(path)?.set_len(0)
+        }
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Both names lead to the same file, which is there.
+async fn is_one_file(one: &str, other: &str) -> bool {
+    let names = [one.to_owned(), other.to_owned()];
+    let identities = block_core::rt::blocking(move || {
+        names.map(|name| std::fs::metadata(name).ok().map(|found| (found.dev(), found.ino())))
+    });
+    matches!(identities.await, [Some(one), Some(other)] if one == other)
+}
+
+fn typed(tree: &Map<String, Value>) -> Result<BlockdevCreateOptions> {
+    from_keyval(Value::Object(tree.clone())).map_err(|error| Error::new(error.desc))
 }
 
 /// A value of an option in its normal form: `on` or `off`, or a number in decimal. In QEMU's words.

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use block_core::base::{Error, Result};
 use block_core::catalog::{self, AmendOptions, BlockdevAmendOptions, BlockdevRef};
 use block_core::graph::{
-    CheckReport, DriverInfo, Findings, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair, SnapshotInfo,
+    BackingName, CheckReport, DriverInfo, Findings, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair,
+    SnapshotInfo,
 };
 use block_core::port::{Port, PortOptions};
 use block_core::rt::Local;
@@ -129,13 +130,23 @@ impl Image {
         self.graph.permit().resize(self.node, size, preallocation).await
     }
 
+    /// Lets it name another backing file. What it stands on, as long as it is open, stays.
+    pub async fn name_backing(&self, backing: Option<BackingName<'_>>) -> Result<()> {
+        self.graph.permit().name_backing(self.node, backing).await
+    }
+
     /// Changes what it is like: its key slots. `force`: also what makes data unreadable for good.
     pub async fn amend(&self, options: BlockdevAmendOptions, force: bool) -> Result<()> {
         catalog::amend(&self.graph, self.node, options, force).await
     }
 
-    /// Compares what the image says of itself, and puts it right. What is found goes to `findings`, after an error too.
-    pub async fn check(&self, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
+    /// Compares what the image says of itself, and puts it right.
+    pub async fn check(&self, repair: Repair) -> Result<CheckReport> {
+        self.graph.permit().check(self.node, repair).await
+    }
+
+    /// The same, with what was found, which is there after an error too.
+    pub async fn check_listing(&self, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
         self.graph.permit().check_listing(self.node, repair, findings).await
     }
 

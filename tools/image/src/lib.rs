@@ -34,7 +34,7 @@ mod source;
 
 pub use cache::Cache;
 pub use clock::local_time;
-pub use creation::{Creation, Described, Kind, option_help, read_option};
+pub use creation::{Creation, Described, Kind, NewImage, option_help, read_option};
 pub use disk::{Disk, top};
 pub use errno::strerror;
 pub use failure::{Failure, Outcome, words};
@@ -45,4 +45,4 @@ pub use keys::key_change;
 pub use objects::add_object;
 pub use progress::Progress;
 pub use session::{Session, both, complain, say};
-pub use source::{beside, is_driver};
+pub use source::{beside, is_driver, plain};

@@ -43,7 +43,7 @@ impl Session {
         if let Some(id) = &given.key_secret {
             keyed(&mut tree, id);
         }
-        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0 };
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0, nodes: 0 };
         self.step_into(&tree, &mut way).await?;
         self.complete(&mut tree, &mut way).await?;
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -69,7 +69,7 @@ impl Session {
     /// The file of an image, by itself.
     pub(crate) async fn file_of(&self, given: &Given) -> Result<BlockdevOptions> {
         let mut tree = tree(given)?;
-        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0 };
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0, nodes: 0 };
         self.complete(&mut tree, &mut way).await?;
         let Some(Value::Object(mut file)) = tree.remove("file") else {
             return Err(Error::new("The image has no file of its own"));
@@ -87,6 +87,7 @@ impl Session {
                 )));
             }
             way.depth += 1;
+            way.count()?;
             if !tree.contains_key("driver") {
                 self.guess(tree, way).await?;
             }
@@ -149,10 +150,14 @@ impl Session {
         if tree.contains_key("driver") {
             return self.complete(tree, way).await;
         }
+        way.count()?;
         let Some(name) = tree.get("filename").and_then(Value::as_str).map(str::to_owned) else {
             return Err(Error::new("A 'file' needs a 'driver' or a 'filename'"));
         };
-        let name = plain(&name)?.to_owned();
+        let name = match plain(&name)? {
+            "" => return Err(Error::new("The 'file' block driver requires a file name")),
+            name => as_file(name),
+        };
         tree.insert("driver".to_owned(), protocol(&name).await.into());
         tree.insert("filename".to_owned(), name.into());
         through_ring(tree);
@@ -174,7 +179,8 @@ impl Session {
         let file = file.clone();
         let References { backing_file, backing_format, has_data_file, data_file, encryption: kind } = self
             .look(&file, way.given, async |child| {
-                if !matches!(probe::probe(child).await, Ok("qcow2")) {
+                // What cannot be read is no other format.
+                if !matches!(probe::guessed(&probe::first_bytes(child).await?), Ok("qcow2")) {
                     return Err(Error::new("Image is not in qcow2 format"));
                 }
                 probe::references(&driver, child).await
@@ -279,6 +285,19 @@ struct Way<'g> {
     depth: usize,
     /// How many layers are above.
     layer: usize,
+    /// How many nodes it has come to.
+    nodes: usize,
+}
+
+impl Way<'_> {
+    /// One node more. Images that name several others could otherwise ask for more than there is memory.
+    fn count(&mut self) -> Result<()> {
+        self.nodes += 1;
+        match self.nodes <= MAX_NODES {
+            true => Ok(()),
+            false => Err(Error::new(format!("An image may not be made of more than {MAX_NODES} nodes"))),
+        }
+    }
 }
 
 /// What the command line says, not yet complete.
@@ -495,18 +514,23 @@ pub fn beside(base: &str, name: &str) -> Result<String> {
         return Ok(name.to_owned());
     }
     let name = plain(name)?;
-    match Path::new(base).parent() {
-        Some(folder) if !Path::new(name).is_absolute() => Ok(folder.join(name).to_string_lossy().into_owned()),
-        _ => Ok(name.to_owned()),
-    }
+    Ok(match Path::new(base).parent() {
+        Some(folder) if !Path::new(name).is_absolute() => as_file(&folder.join(name).to_string_lossy()),
+        _ => as_file(name),
+    })
+}
+
+/// A path that is not taken for a name with a protocol, as QEMU writes it.
+fn as_file(path: &str) -> String {
+    if plain(path).is_ok_and(|whole| whole == path) { path.to_owned() } else { format!("./{path}") }
 }
 
 /// A name without `file:`. Names that begin with another protocol have no driver yet.
-fn plain(name: &str) -> Result<&str> {
+pub fn plain(name: &str) -> Result<&str> {
     let end = name.find([':', '/']).filter(|end| name[*end..].starts_with(':'));
     match end.map(|end| name.split_at(end)) {
         None => Ok(name),
-        Some(("file", rest)) => Ok(rest.trim_start_matches(':')),
+        Some(("file", rest)) => Ok(rest.strip_prefix(':').unwrap_or(rest)),
         Some((protocol, _)) => Err(Error::new(format!("Unknown protocol '{protocol}'"))),
     }
 }
@@ -519,6 +543,8 @@ fn warn_of_guess(name: &str) {
     ));
 }
 
+/// Nodes that an image may come to with all that it names.
+const MAX_NODES: usize = 1024;
 /// Children that are files rather than images.
 const PROTOCOLS: &[&str] = &["file", "data-file", "header"];
 /// Children that are images, but for `backing`.

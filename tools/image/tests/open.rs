@@ -184,7 +184,7 @@ fn what_the_image_can_do_can_be_asked_of_it() {
         assert_eq!((disk.read_vec(at).await.unwrap(), status.content), (b"abcd".to_vec(), Content::Data));
         assert_eq!(disk.size().await, 2 << 20);
         let mut findings = Findings::default();
-        let report = image.check(block_core::graph::Repair::Nothing, &mut findings).await.unwrap();
+        let report = image.check_listing(block_core::graph::Repair::Nothing, &mut findings).await.unwrap();
         assert!(report.is_consistent() && findings == Findings::default());
         assert_eq!(image.snapshots().unwrap(), []);
         image.close().await.unwrap();

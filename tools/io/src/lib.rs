@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use trellis_image::args::{Args, Definition, Read, flag, long_flag, long_option, option};
-use trellis_image::{Failure, FileName, Session, add_object, say};
+use trellis_image::{Failure, FileName, Session, add_object, complain, say};
 
 use crate::command::Manner;
 use crate::opening::Wanted;
@@ -66,7 +66,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Ok(Read::Run(args)) => obey(&program, &args),
         Err(failure) => {
-            eprintln!("{program}: {}", failure.text);
+            complain(&format!("{program}: {}\n", failure.text));
             say(&page(&program));
             ExitCode::FAILURE
         }

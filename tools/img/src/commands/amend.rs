@@ -39,14 +39,14 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let given = Given { writable: true, resizes: true, cache: cache(&args)?, ..given(&args, word)? };
     objects(session, &args).await?;
     let image = open(session, &given).await?;
-    let (driver, info, size) = (image.driver.clone(), image.info().await, image.size());
+    let (driver, info) = (image.driver.clone(), image.info().await);
     closed(image, Ok(())).await?;
     if asks_for_help {
         return help(&driver);
     }
     let wanted = Wanted::of(&driver, &info, &pairs)?;
     let progress = Progress::begin(session, args.has("progress"));
-    wanted.make(session, &given, size, args.has("force")).await?;
+    wanted.make(session, &given, args.has("force")).await?;
     progress.at(1, 1);
     Ok(0)
 }
@@ -92,7 +92,7 @@ impl Wanted {
         Ok(wanted)
     }
 
-    async fn make(&self, session: &Session, given: &Given, size: u64, force: bool) -> Result<(), Failure> {
+    async fn make(&self, session: &Session, given: &Given, force: bool) -> Result<(), Failure> {
         if let Some(keys) = &self.keys {
             let image = open(session, &Given { quiet: true, ..given.clone() }).await?;
             let changed = image.amend(keys.clone(), force).await;
@@ -103,9 +103,10 @@ impl Wanted {
         if !downgrades && self.options != AmendOptions::default() {
             session.amend(given, &self.options).await?;
         }
-        if let Some(wanted) = self.size.filter(|wanted| *wanted != size) {
+        if let Some(wanted) = self.size {
             let image = open(session, &Given { quiet: true, ..given.clone() }).await?;
-            let resized = image.resize(wanted, Preallocation::Off).await;
+            let is_done = image.size() == wanted;
+            let resized = if is_done { Ok(()) } else { image.resize(wanted, Preallocation::Off).await };
             closed(image, resized.map_err(Failure::from)).await?;
         }
         if downgrades {

@@ -55,7 +55,7 @@ async fn checked(args: &Args, image: &Image, repair: Repair, output: Output) -> 
     }
     let check = async |repair| {
         let mut findings = Findings::default();
-        let result = image.check(repair, &mut findings).await;
+        let result = image.check_listing(repair, &mut findings).await;
         complain(&listed(&findings));
         result.map_err(|error| Failure::new(format!("Check failed: {}", words(&error))))
     };

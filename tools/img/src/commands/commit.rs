@@ -7,7 +7,7 @@ use block_core::graph::{ChildId, NodeId, PermSet, Preallocation, WriteFlags};
 use block_core::pipeline::Content;
 use block_core::rt::IoBuf;
 use trellis_image::args::{Args, Definition, flag, option};
-use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, say, size, top};
+use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, say, size, strerror, top};
 
 use super::common::{
     CACHE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, one_image, open,
@@ -117,7 +117,7 @@ struct Copy {
 
 impl Copy {
     async fn run(&self, session: &Session, rate: u64, progress: &Progress) -> Result<(), Failure> {
-        let failed = |error: IoError| Failure::new(format!("Block job failed: {error}"));
+        let failed = |error: IoError| Failure::new(format!("Block job failed: {}", strerror(error)));
         let (begun, mut copied, mut at) = (Instant::now(), 0, 0);
         while at < self.size {
             progress.at(at, self.size);

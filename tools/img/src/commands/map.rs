@@ -6,7 +6,7 @@ use std::fmt::Write;
 use block_core::base::{ByteRange, Error, IoError};
 use block_core::graph::{Child, Extent, Place};
 use trellis_image::args::{Args, Definition, long_option};
-use trellis_image::{Disk, Failure, Image, Outcome, Session, say, size, top};
+use trellis_image::{Disk, Failure, Image, Outcome, Session, say, size, strerror, top};
 
 use super::common::{
     FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPUT, Output, closed, given, objects, one_image, open, output,
@@ -50,14 +50,24 @@ async fn shown(image: &Image, output: Output, start: u64, length: Option<u64>) -
     let mut result = Ok(0);
     while current.end() < end && result.is_ok() {
         let rest = ByteRange::between(current.end(), end).expect("it has been compared above");
-        let failed = |error: IoError| Failure::from(Error::new(format!("Failed to read image metadata: {error}")));
-        let next = found(&disk, rest.split(STEP).0, &names).await.map_err(failed)?;
+        let failed =
+            |error: IoError| Failure::from(Error::new(format!("Failed to read image metadata: {}", strerror(error))));
+        let next = match found(&disk, rest, &names).await {
+            Ok(next) => next,
+            Err(error) => {
+                say(&page);
+                return Err(failed(error));
+            }
+        };
         if current.goes_on_with(&next) {
             current.len += next.len;
             continue;
         }
         if current.len > 0 {
             result = current.show(output, true, &mut page);
+        }
+        if page.len() > PAGE {
+            say(&std::mem::take(&mut page));
         }
         current = next;
     }
@@ -223,5 +233,5 @@ async fn stored(file: Child<'_>, offset: u64, len: u64, holes: bool, names: &Nam
     }
 }
 
-/// Bytes that are asked about at once.
-const STEP: u64 = 1 << 30;
+/// Bytes that are printed at once.
+const PAGE: usize = 64 << 10;

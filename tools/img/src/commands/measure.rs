@@ -7,7 +7,7 @@ use block_core::pipeline::Content;
 use serde_json::json;
 use trellis_image::args::{Args, Definition, option};
 use trellis_image::pairs::Pairs;
-use trellis_image::{Creation, Failure, Given, Image, Outcome, Session, option_help, say, size, words};
+use trellis_image::{Creation, Failure, Given, Image, Outcome, Session, option_help, say, size, strerror, words};
 
 use super::common::{FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPUT, Output, closed, given, objects, open, output};
 use super::snapshot::by_id_or_name;
@@ -122,7 +122,8 @@ async fn of_image(
     while at < size {
         let rest = ByteRange::between(at, size).expect("it has been compared above");
         let status = disk.status(rest).await;
-        let status = status.map_err(|error| Failure::new(format!("Unable to get block status: {error}")))?;
+        let status =
+            status.map_err(|error| Failure::new(format!("Unable to get block status: {}", strerror(error))))?;
         at += status.len;
         if matches!(status.content, Content::Data | Content::Encoded) {
             // All of a cluster is there if some of it is.

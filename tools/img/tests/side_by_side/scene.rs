@@ -98,6 +98,15 @@ impl Scene {
         self
     }
 
+    /// Runs a line of both programs, which end with the same code; they may say it in other words.
+    pub(crate) fn same_code_at_least(&mut self, line: &str) -> &mut Self {
+        let (theirs, ours) = self.both(line);
+        if theirs.code != ours.code {
+            self.differ(line, &theirs, &ours);
+        }
+        self
+    }
+
     /// Runs lines that one program refuses and the other obeys, `why`: theirs, and ours, end with these codes.
     pub(crate) fn codes(&mut self, why: &str, theirs: i32, ours: i32, lines: &[&str]) -> &mut Self {
         for line in lines {

@@ -14,9 +14,7 @@ use std::ops::Range;
 use super::check::{entries, words};
 use super::crypt;
 use super::entry::OFFSET;
-use super::extensions::{
-    BACKING_FORMAT, BITMAPS as BITMAPS_KIND, DATA_FILE as DATA_FILE_NAME, Extension, FEATURE_NAMES,
-};
+use super::extensions::{BACKING_FORMAT, BITMAPS as BITMAPS_KIND, DATA_FILE as DATA_FILE_NAME, FEATURE_NAMES};
 use super::header::{
     AT_AUTOCLEAR, AT_COMPATIBLE, AT_REFCOUNT_ORDER, BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, Header, LAZY_REFCOUNTS,
     RAW_DATA_FILE, V2_LENGTH,
@@ -178,15 +176,6 @@ impl Wanted {
         }
         if let Some(name) = &options.data_file {
             self.set_text(DATA_FILE_NAME, name);
-        }
-    }
-
-    fn set_text(&mut self, kind: u32, text: &str) {
-        let at = self.extensions.iter().position(|one| one.kind == kind);
-        match at.and_then(|at| self.extensions.get_mut(at)) {
-            _ if text.is_empty() => self.extensions.retain(|one| one.kind != kind),
-            Some(there) => there.data = text.into(),
-            None => self.extensions.insert(0, Extension { kind, data: text.into() }),
         }
     }
 

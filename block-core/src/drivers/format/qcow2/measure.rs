@@ -16,7 +16,7 @@ pub struct Measured {
 /// What an image with `options` takes, if `data` bytes of its clusters will hold data, and `keys` bytes are its LUKS header;
 /// 0: it is not encrypted. Its tables are counted in full, as QEMU counts them.
 pub fn measure(options: &CreateOptions, data: u64, keys: u64) -> Result<Measured> {
-    let layout = layout(options, false)?;
+    let layout = layout(options, options.data_file.is_some())?;
     let cluster = layout.cluster();
     let too_large = || Error::new("The image size is too large (try using a larger cluster size)");
     let size = options.size.checked_next_multiple_of(cluster).ok_or_else(too_large)?;

@@ -92,9 +92,9 @@ use self::snapshots::Snapshot;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    AmendRequest, Amending, CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Findings, Geometry, IoCx,
-    Limits, NodeBitmap, NodeEvent, NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange,
-    SnapshotInfo, WriteFlags,
+    AmendRequest, Amending, BackingName, CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Findings,
+    Geometry, IoCx, Limits, NodeBitmap, NodeEvent, NodeOptions, Perms, Preallocation, ReopenRequest, Repair,
+    SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::pipeline::{Access, Format, Seal};
 use crate::rt::IoBuf;
@@ -326,8 +326,8 @@ impl Format for Image {
         self.change_history(shape, cx, change).await
     }
 
-    async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, name: Option<&str>) -> Result<()> {
-        self.rename_backing(cx, name).await
+    async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, backing: Option<BackingName<'_>>) -> Result<()> {
+        self.rename_backing(cx, backing).await
     }
 
     async fn amend(&self, _: &Shape, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending> {
