@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | `session` | one run of a tool: a loop with a ring, a graph |
-//! | `given` `source` `cache` | what stands on the command line for an image, and the tree of nodes that it comes to |
+//! | `given` `source` `encrypted` `cache` | what stands on the command line for an image, and the tree of nodes that it comes to |
 //! | `image` `disk` | an open image: its node, and its bytes as a thread has them |
 //! | `size` `pairs` `args` | how sizes, `-o a=b,c=d` and options are written |
 //! | `creation` `keys` | what a new image is to be like, and what opens it |
@@ -19,6 +19,7 @@ mod cache;
 mod clock;
 mod creation;
 mod disk;
+mod encrypted;
 mod errno;
 mod failure;
 mod given;

@@ -10,14 +10,15 @@ use std::pin::Pin;
 
 use block_core::base::{Error, Result, ResultExt};
 use block_core::catalog::probe::{self, References};
-use block_core::catalog::{self, BlockdevOptions, BlockdevRef, BlockdevRefOrNull, DriverOptions, MAX_DEPTH};
+use block_core::catalog::{self, BlockdevOptions, DriverOptions, MAX_DEPTH};
 use block_core::graph::{PermSet, Perms};
 use block_core::port::{PORT, Port, PortOptions};
 use block_core::rt::blocking;
 use qmp::keyval::parse_option;
 use qmp::schema::from_keyval;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use crate::encrypted::{encryption, keyed, leave_locked, shown};
 use crate::given::{FileName, Given};
 use crate::session::{Session, complain};
 
@@ -32,7 +33,7 @@ pub(crate) struct Source {
     pub(crate) shown: Option<String>,
 }
 
-type Tree = Map<String, Value>;
+pub(crate) type Tree = Map<String, Value>;
 type Completed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
 
 impl Session {
@@ -356,68 +357,6 @@ fn over_file(tree: Tree, format: &str) -> Tree {
     top
 }
 
-/// What is said of an image's encryption.
-fn encryption(tree: &Tree) -> Option<&Tree> {
-    tree.get("encrypt").and_then(Value::as_object)
-}
-
-/// What opens an image that was made a moment ago.
-fn keyed(tree: &mut Tree, id: &str) {
-    match tree.get("driver").and_then(Value::as_str) {
-        Some("luks") => drop(tree.insert("key-secret".to_owned(), id.into())),
-        Some("qcow2") => drop(tree.insert("encrypt".to_owned(), json!({ "format": "luks", "key-secret": id }))),
-        _ => {}
-    }
-}
-
-/// Nothing is asked for that opens the image, nor what it stands on.
-fn leave_locked(options: &mut BlockdevOptions) {
-    let below = match &mut options.driver {
-        DriverOptions::Qcow2(qcow2) => {
-            qcow2.own.locked = true;
-            match &mut qcow2.backing {
-                Some(BlockdevRefOrNull::Definition(below)) => below,
-                _ => return,
-            }
-        }
-        DriverOptions::Luks(luks) => {
-            luks.own.locked = true;
-            return;
-        }
-        DriverOptions::Raw(raw) => match &mut raw.file {
-            BlockdevRef::Definition(below) => below,
-            BlockdevRef::Reference(_) => return,
-        },
-        _ => return,
-    };
-    leave_locked(below);
-}
-
-/// As QEMU calls an image that cannot be opened by its file's name alone.
-fn shown(tree: &Tree, driver: &str) -> Option<String> {
-    let quoted = |member: Option<&Value>| member.filter(|member| member.is_string()).map(Value::to_string);
-    let place = |child: &Value| {
-        let (driver, filename) = (quoted(child.get("driver"))?, quoted(child.get("filename"))?);
-        Some(format!("{{\"driver\": {driver}, \"filename\": {filename}}}"))
-    };
-    let file = place(tree.get("file")?)?;
-    match driver {
-        "luks" => {
-            let id = quoted(tree.get("key-secret"))?;
-            let header = match tree.get("header") {
-                Some(header) => format!("\"header\": {}, ", place(header)?),
-                None => String::new(),
-            };
-            Some(format!("json:{{{header}\"driver\": \"luks\", \"file\": {file}, \"key-secret\": {id}}}"))
-        }
-        "qcow2" => {
-            let id = quoted(encryption(tree)?.get("key-secret"))?;
-            Some(format!("json:{{\"encrypt.key-secret\": {id}, \"driver\": \"qcow2\", \"file\": {file}}}"))
-        }
-        _ => None,
-    }
-}
-
 /// The driver for a file of the host.
 pub(crate) async fn protocol(name: &str) -> &'static str {
     let path = name.strip_prefix("file:").unwrap_or(name).to_owned();
@@ -588,7 +527,7 @@ mod tests {
     #[test]
     fn a_format_stands_over_the_file() {
         let tree = over_file(named("x").unwrap(), "qcow2");
-        assert_eq!(Value::Object(tree), json!({ "driver": "qcow2", "file": { "filename": "x" } }));
+        assert_eq!(Value::Object(tree), serde_json::json!({ "driver": "qcow2", "file": { "filename": "x" } }));
         let tree = over_file(named("x").unwrap(), "file");
         assert_eq!(Value::Object(tree), serde_json::json!({ "driver": "file", "filename": "x" }));
     }
