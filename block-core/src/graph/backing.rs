@@ -10,6 +10,15 @@ use super::permission::{PermSet, Perms, Role};
 use super::shape::Vertex;
 use crate::base::{Error, Result, ResultExt};
 
+/// What an image is going to say that it stands on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackingName<'a> {
+    /// The file's name.
+    pub name: &'a str,
+    /// The format of that; empty: it is not said, `None`: what was said of the file before stays.
+    pub format: Option<&'a str>,
+}
+
 impl Permit {
     /// Lets the image of `image`, which is `top` or below it, name another backing file, or none. Nothing is opened, and
     /// what the node stands on stays as it is. Refused where the node stands on nothing or is read-only, and by drivers
@@ -18,8 +27,18 @@ impl Permit {
         self.graph().check_renaming(top, image)?;
         let mut drained = self.drain(&[image]).await?;
         drained.graph().check_renaming(top, image)?;
-        let changed = drained.exclusive(image)?.with(async |child| child.change_backing_file(name).await).await;
+        let backing = name.map(|name| BackingName { name, format: None });
+        let changed = drained.exclusive(image)?.with(async |child| child.change_backing_file(backing).await).await;
         changed.doing(|| format!("Could not change backing file to '{}'", name.unwrap_or_default()))
+    }
+
+    /// The same for whoever has the image to himself (`qemu-img rebase`): it may stand on nothing, and the name of a format
+    /// may come along.
+    pub async fn name_backing(&mut self, image: NodeId, backing: Option<BackingName<'_>>) -> Result<()> {
+        self.graph().check_writable(image)?;
+        let mut drained = self.drain(&[image]).await?;
+        drained.graph().check_writable(image)?;
+        drained.exclusive(image)?.with(async |child| child.change_backing_file(backing).await).await
     }
 
     /// Takes everything out of a layer, so that what it stands on is seen everywhere. Refused where it stands on nothing, is
@@ -57,7 +76,6 @@ impl Graph {
 
     fn check_renaming(&self, top: NodeId, image: NodeId) -> Result<()> {
         let missing = || Error::new("There is no such node");
-        let report = self.node(image).ok_or_else(missing)?;
         if self.child_in(image, Role::Cow).is_none() {
             return Err(Error::new("not allowing backing file change on an image without a backing file"));
         }
@@ -69,6 +87,11 @@ impl Graph {
             let name = self.node(top).ok_or_else(missing)?.name;
             return Err(Error::new(format!("'{name}' and image file are not in the same chain")));
         }
+        self.check_writable(image)
+    }
+
+    fn check_writable(&self, image: NodeId) -> Result<()> {
+        let report = self.node(image).ok_or_else(|| Error::new("There is no such node"))?;
         if report.options.read_only || !report.options.active {
             return Err(Error::new(format!(
                 "Node '{}' is read-only: make it writable with 'blockdev-reopen' before its image is changed",

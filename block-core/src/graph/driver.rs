@@ -9,8 +9,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use super::backing::BackingName;
 use super::bitmaps::NodeBitmap;
-use super::check::{CheckReport, Repair};
+use super::check::{CheckReport, Findings, Repair};
 use super::cx::IoCx;
 use super::debug_event::{DebugEvent, Pause};
 use super::geometry::Geometry;
@@ -186,8 +187,6 @@ pub struct AmendRequest<'a> {
     pub options: &'a (dyn Any + Send),
     /// What the options may refer to by id.
     pub objects: &'a Objects,
-    /// Also what makes data unreadable for good.
-    pub force: bool,
     /// What came of the work that the driver asked for; nothing at first.
     pub done: Option<Box<dyn Any + Send>>,
 }
@@ -319,12 +318,14 @@ pub trait Driver: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
 
     /// Goes through the image and compares what it says of itself; puts right what `repair` says. Nobody else is inside,
-    /// and the node may be written if anything is to be put right. Only formats with tables of their own offer it.
+    /// and the node may be written if anything is to be put right. What is found goes to `findings`, after an error too. Only
+    /// formats with tables of their own offer it.
     fn check(
         &self,
         _conf: &Self::Conf,
         _cx: IoCx<'_>,
         _repair: Repair,
+        _findings: &mut Findings,
     ) -> impl Future<Output = Result<CheckReport, Error>> {
         std::future::ready(Err(Error::new("This image format does not support checks")))
     }
@@ -414,7 +415,7 @@ pub trait Driver: Send + Sync + 'static {
         &self,
         conf: &Self::Conf,
         _cx: IoCx<'_>,
-        _name: Option<&str>,
+        _backing: Option<BackingName<'_>>,
     ) -> impl Future<Output = Result<(), Error>> {
         async {
             let driver = self.info(conf).await.driver;
@@ -550,10 +551,19 @@ pub(crate) trait DynDriver: Send + Sync {
         cx: IoCx<'a>,
         change: &'a SnapshotChange,
     ) -> Boxed<'a, Result<Snapshotted, Error>>;
-    fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>>;
+    fn change_backing_file<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        backing: Option<BackingName<'a>>,
+    ) -> Boxed<'a, Result<(), Error>>;
     fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<Amending, Error>>;
     fn make_empty<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), Error>>;
-    fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
+    fn check<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        repair: Repair,
+        findings: &'a mut Findings,
+    ) -> Boxed<'a, Result<CheckReport, Error>>;
     fn is_unclean(&self) -> bool;
     fn bitmaps(&self) -> Vec<NodeBitmap>;
     fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<bool, Error>>;
@@ -662,8 +672,12 @@ impl<D: Driver> DynDriver for Body<D> {
             Ok((info, conf.map(|conf| self.under(conf))))
         })
     }
-    fn change_backing_file<'a>(&'a self, cx: IoCx<'a>, name: Option<&'a str>) -> Boxed<'a, Result<(), Error>> {
-        Box::pin(self.driver.change_backing_file(&self.conf, cx, name))
+    fn change_backing_file<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        backing: Option<BackingName<'a>>,
+    ) -> Boxed<'a, Result<(), Error>> {
+        Box::pin(self.driver.change_backing_file(&self.conf, cx, backing))
     }
     fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<Amending, Error>> {
         Box::pin(self.driver.amend(&self.conf, cx, request))
@@ -671,8 +685,13 @@ impl<D: Driver> DynDriver for Body<D> {
     fn make_empty<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), Error>> {
         Box::pin(self.driver.make_empty(&self.conf, cx))
     }
-    fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>> {
-        Box::pin(self.driver.check(&self.conf, cx, repair))
+    fn check<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        repair: Repair,
+        findings: &'a mut Findings,
+    ) -> Boxed<'a, Result<CheckReport, Error>> {
+        Box::pin(self.driver.check(&self.conf, cx, repair, findings))
     }
     fn is_unclean(&self) -> bool {
         self.driver.is_unclean()

@@ -120,7 +120,7 @@ impl Definition {
                 args.words.extend(rest.by_ref().cloned());
             } else if let Some(long) = word.strip_prefix("--") {
                 let (name, value) = long.split_once('=').map_or((long, None), |(name, value)| (name, Some(value)));
-                let Some(opt) = self.long(name)? else { return Ok(Read::Help) };
+                let Some(opt) = self.long(name, long)? else { return Ok(Read::Help) };
                 let value = match (opt.value, value) {
                     (None, Some(_)) => {
                         let long = opt.long.unwrap_or_default();
@@ -144,8 +144,8 @@ impl Definition {
         Ok(Read::Run(args))
     }
 
-    /// The option of this name or the only one that it begins; `None`: help.
-    fn long(&self, name: &str) -> Result<Option<&Opt>, Failure> {
+    /// The option of this name or the only one that it begins; `None`: help. `word` is what is said if there is none.
+    fn long(&self, name: &str, word: &str) -> Result<Option<&Opt>, Failure> {
         let options = self.options.iter().filter(|opt| opt.long.is_some_and(|long| long.starts_with(name)));
         let mut found: Vec<_> = options.map(Some).collect();
         if "help".starts_with(name) {
@@ -157,7 +157,7 @@ impl Definition {
         }
         match found[..] {
             [only] => Ok(only),
-            [] => Err(wrong(format!("unrecognized option '--{name}'"))),
+            [] => Err(wrong(format!("unrecognized option '--{word}'"))),
             _ => {
                 let long = |opt: &Option<&Opt>| opt.map_or("help", |opt| opt.long.unwrap_or_default());
                 let names: Vec<_> = found.iter().map(|opt| format!("'--{}'", long(opt))).collect();

@@ -9,6 +9,7 @@ use std::task::Poll;
 
 use block_core::graph::Graph;
 use block_core::rt::{Local, run_io};
+use nix::sys::signal::{SigSet, Signal};
 
 /// See the module's head.
 pub struct Session {
@@ -21,9 +22,12 @@ pub struct Session {
 }
 
 impl Session {
-    /// Runs `main` on a loop on this thread, with a ring of its own where the kernel has that.
+    /// Runs `main` on a loop on this thread, with a ring of its own where the kernel has that. Call it before another
+    /// thread is made.
     pub fn run<R>(program: &str, main: impl AsyncFnOnce(&Session) -> R) -> R {
         let program = program.to_owned();
+        // A file that may not grow any more is an error like others. If the signal cannot be blocked it ends us.
+        let _ = SigSet::from(Signal::SIGXFSZ).thread_block();
         run_io(|local| async move {
             let graph = Graph::new(Arc::new(|_| ()));
             main(&Self { program, local, graph }).await
@@ -43,7 +47,7 @@ pub fn say(text: &str) {
 }
 
 /// The same on the standard error output.
-pub(crate) fn complain(text: &str) {
+pub fn complain(text: &str) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 

@@ -14,14 +14,15 @@ pub enum NoSize {
 /// The number of bytes that a word says. A number may have a fraction if it has a unit too; units are `b`, and `k` to `E`
 /// for powers of 1024. Fractions of a byte are rounded.
 pub fn parse(word: &str) -> Result<u64, NoSize> {
-    let text = word.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let text = word.trim_start_matches(SPACES);
     if let Some(rest) = text.strip_prefix('-') {
         // Only a number can be too small.
+        if !rest.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+            return Err(NoSize::Invalid);
+        }
+        // Not even zero has that sign.
         return match parse(rest) {
-            Ok(0) => Ok(0),
-            Ok(_) | Err(NoSize::OutOfRange) if rest.starts_with(|c: char| c.is_ascii_digit()) => {
-                Err(NoSize::OutOfRange)
-            }
+            Ok(_) | Err(NoSize::OutOfRange) if !rest.starts_with('.') => Err(NoSize::OutOfRange),
             _ => Err(NoSize::Invalid),
         };
     }
@@ -53,7 +54,37 @@ pub fn parse_named(what: &str, word: &str) -> Result<u64> {
 
 /// The same for any number of bytes between two.
 pub fn parse_between(what: &str, word: &str, least: u64, most: u64) -> Result<u64> {
-    match parse(word) {
+    between(what, word, parse(word), least, most)
+}
+
+/// How many there are of something: a whole number as C writes it, `0x` before hexadecimal digits and `0` before octal ones,
+/// without a unit. In QEMU's words.
+pub fn parse_count(what: &str, word: &str, least: u64, most: u64) -> Result<u64> {
+    between(what, word, count(word), least, most)
+}
+
+fn count(word: &str) -> Result<u64, NoSize> {
+    let text = word.trim_start_matches(SPACES);
+    let (is_below, digits) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (digits, radix) = match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None if digits.len() > 1 && digits.starts_with('0') => (&digits[1..], 8),
+        None => (digits, 10),
+    };
+    if digits.is_empty() || !digits.chars().all(|digit| digit.is_digit(radix)) {
+        return Err(NoSize::Invalid);
+    }
+    match u64::from_str_radix(digits, radix) {
+        Ok(number) if number == 0 || !is_below => Ok(number),
+        _ => Err(NoSize::OutOfRange),
+    }
+}
+
+fn between(what: &str, word: &str, read: Result<u64, NoSize>, least: u64, most: u64) -> Result<u64> {
+    match read {
         Ok(bytes) if (least..=most).contains(&bytes) => Ok(bytes),
         Err(NoSize::Invalid) => Err(Error::new(format!("Invalid {what} specified: '{word}'."))),
         Ok(_) | Err(NoSize::OutOfRange) => {
@@ -61,6 +92,8 @@ pub fn parse_between(what: &str, word: &str, least: u64, most: u64) -> Result<u6
         }
     }
 }
+
+const SPACES: [char; 6] = [' ', '\t', '\n', '\r', '\x0b', '\x0c'];
 
 fn hexadecimal(digits: &str) -> Result<u64, NoSize> {
     if digits.is_empty() || !digits.chars().all(|digit| digit.is_ascii_hexdigit()) {
@@ -106,7 +139,6 @@ mod tests {
             ("+1k", 1024),
             (" 1k", 1024),
             ("0x10", 16),
-            ("-0", 0),
             ("7.99E", 9_211_842_821_808_707_994),
             ("18446744073709551615", u64::MAX),
         ] {
@@ -116,12 +148,26 @@ mod tests {
     }
 
     #[test]
+    fn counts_have_no_units() {
+        for (word, number) in [("5", 5), ("+5", 5), (" 5", 5), ("010", 8), ("0x10", 16), ("0", 0), ("-0", 0)] {
+            assert_eq!(count(word), Ok(number), "{word}");
+        }
+        for word in ["", "1k", "5b", "1.0", "08", "x", "0x", "--1", "1e3", "1 "] {
+            assert_eq!(count(word), Err(NoSize::Invalid), "{word}");
+        }
+        for word in ["-1", "18446744073709551616"] {
+            assert_eq!(count(word), Err(NoSize::OutOfRange), "{word}");
+        }
+    }
+
+    #[test]
     fn what_is_no_size_is_refused() {
         for word in ["", "nan", "1Q", "1kk", "1KB", "1.5", "1e3", "0x", "0x10k", "0x1p", "1..5k", ".", "k", "-", "--1"]
         {
             assert_eq!(parse(word), Err(NoSize::Invalid), "{word}");
         }
-        for word in ["-5", "-1k", "16E", "18446744073709551616", "0x10000000000000000"] {
+        assert_eq!(parse(&"-".repeat(1 << 20)), Err(NoSize::Invalid), "nobody runs out of stack");
+        for word in ["-0", "-5", "-1k", "16E", "18446744073709551616", "0x10000000000000000"] {
             assert_eq!(parse(word), Err(NoSize::OutOfRange), "{word}");
         }
         assert_eq!(

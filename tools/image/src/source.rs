@@ -18,6 +18,7 @@ use qmp::keyval::parse_option;
 use qmp::schema::from_keyval;
 use serde_json::{Map, Value};
 
+use crate::encrypted::{encryption, keyed, leave_locked, shown};
 use crate::given::{FileName, Given};
 use crate::session::{Session, complain};
 
@@ -28,9 +29,11 @@ pub(crate) struct Source {
     pub(crate) driver: String,
     /// Nobody said that it is raw, and it looks like nothing else.
     pub(crate) is_guess: bool,
+    /// What it is called where its file's name does not say it all.
+    pub(crate) shown: Option<String>,
 }
 
-type Tree = Map<String, Value>;
+pub(crate) type Tree = Map<String, Value>;
 type Completed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
 
 impl Session {
@@ -38,10 +41,14 @@ impl Session {
     pub(crate) async fn source(&self, given: &Given) -> Result<Source> {
         let mut tree = tree(given)?;
         let is_guess = !tree.contains_key("driver");
-        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0 };
+        if let Some(id) = &given.key_secret {
+            keyed(&mut tree, id);
+        }
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0, nodes: 0 };
         self.step_into(&tree, &mut way).await?;
         self.complete(&mut tree, &mut way).await?;
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let shown = shown(&tree, &driver);
         common(&mut tree, given);
         let mut options: BlockdevOptions = typed(tree)?;
         if let Some(snapshot) = &given.snapshot {
@@ -50,17 +57,20 @@ impl Session {
             };
             qcow2.own.snapshot = Some(snapshot.clone());
         }
+        if given.locked {
+            leave_locked(&mut options);
+        }
         let is_guess = is_guess && driver == "raw";
         if is_guess && given.writable && !given.quiet {
             warn_of_guess(given.name.text());
         }
-        Ok(Source { options, driver, is_guess })
+        Ok(Source { options, driver, is_guess, shown })
     }
 
     /// The file of an image, by itself.
     pub(crate) async fn file_of(&self, given: &Given) -> Result<BlockdevOptions> {
         let mut tree = tree(given)?;
-        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0 };
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0, nodes: 0 };
         self.complete(&mut tree, &mut way).await?;
         let Some(Value::Object(mut file)) = tree.remove("file") else {
             return Err(Error::new("The image has no file of its own"));
@@ -78,6 +88,7 @@ impl Session {
                 )));
             }
             way.depth += 1;
+            way.count()?;
             if !tree.contains_key("driver") {
                 self.guess(tree, way).await?;
             }
@@ -85,6 +96,14 @@ impl Session {
                 if let Some(Value::Object(child)) = tree.get_mut(*name) {
                     self.complete_protocol(child, way).await?;
                 }
+            }
+            if let Some(Value::Object(below)) = tree.get_mut("backing") {
+                way.layer += 1;
+                self.complete(below, way).await?;
+                if way.given.writable_layer == Some(way.layer) {
+                    below.entry("read-only").or_insert_with(|| "off".into());
+                }
+                way.layer -= 1;
             }
             for name in LAYERS {
                 match tree.get_mut(*name) {
@@ -132,14 +151,15 @@ impl Session {
         if tree.contains_key("driver") {
             return self.complete(tree, way).await;
         }
+        way.count()?;
         let Some(name) = tree.get("filename").and_then(Value::as_str).map(str::to_owned) else {
             return Err(Error::new("A 'file' needs a 'driver' or a 'filename'"));
         };
-        let name = plain(&name)?.to_owned();
-        let path = name.clone();
-        let is_device =
-            blocking(move || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())).await;
-        tree.insert("driver".to_owned(), if is_device { "host_device" } else { "file" }.into());
+        let name = match plain(&name)? {
+            "" => return Err(Error::new("The 'file' block driver requires a file name")),
+            name => as_file(name),
+        };
+        tree.insert("driver".to_owned(), protocol(&name).await.into());
         tree.insert("filename".to_owned(), name.into());
         through_ring(tree);
         Ok(())
@@ -148,19 +168,34 @@ impl Session {
     /// Puts in what the image of a node names.
     async fn follow(&self, tree: &mut Tree, way: &mut Way<'_>) -> Result<()> {
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
+        if driver == "luks" && !tree.contains_key("key-secret") && !way.given.locked {
+            return Err(Error::new("Parameter 'key-secret' is required for cipher"));
+        }
         let Some(Value::Object(file)) = tree.get("file") else { return Ok(()) };
-        if driver != "qcow2" || (tree.contains_key("backing") && tree.contains_key("data-file")) {
+        let lacks_encryption = encryption(tree).is_some_and(|encrypt| !encrypt.contains_key("format"));
+        let is_followed = tree.contains_key("backing") && tree.contains_key("data-file") && !lacks_encryption;
+        if driver != "qcow2" || is_followed {
             return Ok(());
         }
         let file = file.clone();
-        let References { backing_file, backing_format, has_data_file, data_file } = self
+        let References { backing_file, backing_format, has_data_file, data_file, encryption: kind } = self
             .look(&file, way.given, async |child| {
-                if !matches!(probe::probe(child).await, Ok("qcow2")) {
+                // What cannot be read is no other format.
+                if !matches!(probe::guessed(&probe::first_bytes(child).await?), Ok("qcow2")) {
                     return Err(Error::new("Image is not in qcow2 format"));
                 }
                 probe::references(&driver, child).await
             })
             .await?;
+        if kind.is_some() && !tree.contains_key("encrypt") && !way.given.locked {
+            return Err(Error::new("Parameter 'encrypt.key-secret' is required for cipher"));
+        }
+        match (kind, tree.get_mut("encrypt").and_then(Value::as_object_mut)) {
+            (Some(kind), Some(encrypt)) => drop(encrypt.entry("format").or_insert_with(|| kind.into())),
+            // As in QEMU, what opens an image that is open to everybody is of no use, and no harm.
+            (None, Some(_)) if lacks_encryption => drop(tree.remove("encrypt")),
+            _ => {}
+        }
         let base = filename(&file);
         if let Some(name) = data_file.filter(|_| has_data_file && !tree.contains_key("data-file")) {
             // As in QEMU, its name is not looked up beside the image.
@@ -251,6 +286,19 @@ struct Way<'g> {
     depth: usize,
     /// How many layers are above.
     layer: usize,
+    /// How many nodes it has come to.
+    nodes: usize,
+}
+
+impl Way<'_> {
+    /// One node more. Images that name several others could otherwise ask for more than there is memory.
+    fn count(&mut self) -> Result<()> {
+        self.nodes += 1;
+        match self.nodes <= MAX_NODES {
+            true => Ok(()),
+            false => Err(Error::new(format!("An image may not be made of more than {MAX_NODES} nodes"))),
+        }
+    }
 }
 
 /// What the command line says, not yet complete.
@@ -307,6 +355,14 @@ fn over_file(tree: Tree, format: &str) -> Tree {
     }
     top.insert("file".to_owned(), Value::Object(file));
     top
+}
+
+/// The driver for a file of the host.
+pub(crate) async fn protocol(name: &str) -> &'static str {
+    let path = name.strip_prefix("file:").unwrap_or(name).to_owned();
+    let is_device =
+        blocking(move || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())).await;
+    if is_device { "host_device" } else { "file" }
 }
 
 /// Files are moved by the ring of our loop, unless something else is said.
@@ -397,18 +453,23 @@ pub fn beside(base: &str, name: &str) -> Result<String> {
         return Ok(name.to_owned());
     }
     let name = plain(name)?;
-    match Path::new(base).parent() {
-        Some(folder) if !Path::new(name).is_absolute() => Ok(folder.join(name).to_string_lossy().into_owned()),
-        _ => Ok(name.to_owned()),
-    }
+    Ok(match Path::new(base).parent() {
+        Some(folder) if !Path::new(name).is_absolute() => as_file(&folder.join(name).to_string_lossy()),
+        _ => as_file(name),
+    })
+}
+
+/// A path that is not taken for a name with a protocol, as QEMU writes it.
+fn as_file(path: &str) -> String {
+    if plain(path).is_ok_and(|whole| whole == path) { path.to_owned() } else { format!("./{path}") }
 }
 
 /// A name without `file:`. Names that begin with another protocol have no driver yet.
-fn plain(name: &str) -> Result<&str> {
+pub fn plain(name: &str) -> Result<&str> {
     let end = name.find([':', '/']).filter(|end| name[*end..].starts_with(':'));
     match end.map(|end| name.split_at(end)) {
         None => Ok(name),
-        Some(("file", rest)) => Ok(rest.trim_start_matches(':')),
+        Some(("file", rest)) => Ok(rest.strip_prefix(':').unwrap_or(rest)),
         Some((protocol, _)) => Err(Error::new(format!("Unknown protocol '{protocol}'"))),
     }
 }
@@ -421,10 +482,12 @@ fn warn_of_guess(name: &str) {
     ));
 }
 
+/// Nodes that an image may come to with all that it names.
+const MAX_NODES: usize = 1024;
 /// Children that are files rather than images.
-const PROTOCOLS: &[&str] = &["file", "data-file"];
-/// Children that are images.
-const LAYERS: &[&str] = &["backing", "image", "target", "test", "raw", "log", "children"];
+const PROTOCOLS: &[&str] = &["file", "data-file", "header"];
+/// Children that are images, but for `backing`.
+const LAYERS: &[&str] = &["image", "target", "test", "raw", "log", "children"];
 /// Drivers that stand on nothing.
 const PROTOCOL_DRIVERS: &[&str] = &["file", "host_device", "null-co", "null-aio"];
 /// What every node accepts.

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use trellis_image::args::Read;
-use trellis_image::{Failure, Outcome, Progress, Session, say};
+use trellis_image::{Failure, Outcome, Progress, Session, complain, say};
 
 use crate::commands::{COMMANDS, Subcommand};
 
@@ -37,7 +37,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn fail(program: &str, command: &str, failure: &Failure) -> ExitCode {
-    eprint!("{}", failure.lines(program, command));
+    complain(&failure.lines(program, command));
     ExitCode::from(failure.code)
 }
 

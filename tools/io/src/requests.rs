@@ -6,7 +6,7 @@ use std::time::Instant;
 use block_core::base::{ByteRange, IoError};
 use block_core::graph::WriteFlags;
 use block_core::rt::{IoBuf, blocking};
-use trellis_image::{Disk, say, strerror};
+use trellis_image::{Disk, complain, say, strerror};
 
 use crate::command::{Fill, Read, Report, Verify, Write};
 use crate::report;
@@ -34,7 +34,10 @@ pub(crate) async fn read(disk: &Disk, read: &Read, misaligned: Misaligned) -> Re
     let buf = fetched.map_err(|error| failed(read.name, error))?;
     let result = verify(read, &buf);
     if read.dump && read.report != Report::Quiet {
-        say(&report::dump(read.at, &buf.to_vec()));
+        for piece in ByteRange::whole(buf.len()).pieces(STEP) {
+            let bytes = buf.slice(piece.start(), piece.len()).to_vec();
+            say(&report::dump(read.at + piece.start(), &bytes));
+        }
     }
     say(&report::transfer(read.report, "read", read.at, read.len, took));
     result
@@ -46,7 +49,11 @@ async fn fetch(disk: &Disk, read: &Read, buf: &IoBuf) -> Result<(), IoError> {
 
 fn verify(read: &Read, buf: &IoBuf) -> Result<(), Failed> {
     let Some(Verify { pattern, start, len }) = read.verify else { return Ok(()) };
-    if buf.slice(start, len).to_vec().iter().all(|byte| *byte == pattern) {
+    let is_full = |piece: ByteRange| {
+        let bytes = buf.slice(start + piece.start(), piece.len()).to_vec();
+        bytes.iter().all(|byte| *byte == pattern)
+    };
+    if ByteRange::whole(len).pieces(STEP).all(is_full) {
         return Ok(());
     }
     say(&format!("Pattern verification failed at offset {}, {len} bytes\n", read.at + start));
@@ -95,7 +102,7 @@ async fn filled(path: &str, len: u64, misaligned: Misaligned) -> Result<IoBuf, F
         std::fs::File::open(name)?.take(most).read_to_end(&mut bytes).map(|_| bytes)
     });
     let complain = |why: &str| {
-        eprintln!("{path}: {why}");
+        complain(&format!("{path}: {why}\n"));
         Failed
     };
     let bytes = bytes.await.map_err(|error| complain(&strerror(error.into())))?;
@@ -125,3 +132,6 @@ pub(crate) fn failed(name: &str, error: IoError) -> Failed {
     say(&format!("{name} failed: {}\n", strerror(error)));
     Failed
 }
+
+/// Bytes that are looked at or shown at once; lines of a dump end there.
+const STEP: u64 = 1 << 20;

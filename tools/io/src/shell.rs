@@ -2,7 +2,7 @@
 //! end.
 
 use std::cell::Cell;
-use std::io::BufRead;
+use std::io::{BufRead, Read as _};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use block_core::catalog::PreallocMode;
 use block_core::rt::blocking;
 use block_core::rt::sync::Notify;
 use qmp::schema::from_value;
-use trellis_image::{Disk, Image, Session, say, strerror, words as words_of};
+use trellis_image::{Disk, Image, Session, complain, say, strerror, words as words_of};
 
 use crate::command::{COMMANDS, Command, Needs, Read, Refusal, Reopen, Report, Spec, Write, words};
 use crate::opening::{Opened, Wanted};
@@ -74,7 +74,8 @@ impl<'s> Shell<'s> {
         say(&format!("{}> ", self.session.program));
         blocking(|| {
             let mut line = Vec::new();
-            let read = std::io::stdin().lock().read_until(b'\n', &mut line);
+            // What is longer is several lines.
+            let read = std::io::stdin().lock().take(MOST_LINE).read_until(b'\n', &mut line);
             read.ok().filter(|len| *len > 0).map(|_| String::from_utf8_lossy(&line).into_owned())
         })
         .await
@@ -324,11 +325,11 @@ impl<'s> Shell<'s> {
         match refusal {
             Refusal::Usage(spec) => say(&format!("{}\n", spec.synopsis())),
             Refusal::BadOption(text, spec) => {
-                eprintln!("{text}");
+                complain(&format!("{text}\n"));
                 say(&format!("{}\n", spec.synopsis()));
             }
             Refusal::Said(text) => say(&format!("{text}\n")),
-            Refusal::Complained(text) => eprintln!("{text}"),
+            Refusal::Complained(text) => complain(&format!("{text}\n")),
             Refusal::Named(text) => self.session.complain(text),
         }
         Failed
@@ -360,3 +361,6 @@ fn help(name: Option<&str>) -> Result<(), Failed> {
     }
     Ok(())
 }
+
+/// Bytes of a line that is typed.
+const MOST_LINE: u64 = 64 << 10;

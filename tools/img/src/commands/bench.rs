@@ -47,7 +47,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
         let text = "aio=native was specified, but it requires cache.direct=on, which was not specified.";
         return Err(Failure::new(format!("Could not open '{word}': {text}")));
     }
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let image = open(session, &given).await?;
     say(&load.described());
     let begun = Instant::now();
@@ -95,16 +95,16 @@ impl Load {
         // In order: the first that is wrong is said.
         for (id, word) in args.given() {
             match id {
-                "count" => load.count = size::parse_between("request count", word, 1, MOST)?,
-                "depth" => load.depth = size::parse_between("queue depth", word, 1, MOST)?,
+                "count" => load.count = size::parse_count("request count", word, 1, MOST)?,
+                "depth" => load.depth = size::parse_count("queue depth", word, 1, MOST)?,
                 "buffer-size" => load.bytes = size::parse_between("buffer size", word, 1, MOST)?,
                 "step-size" => load.step = size::parse_between("step size", word, 0, MOST)?,
                 "offset" => load.offset = size::parse_named("offset", word)?,
                 "pattern" => {
-                    let byte = size::parse_between("pattern byte", word, 0, 255)?;
+                    let byte = size::parse_count("pattern byte", word, 0, 255)?;
                     load.pattern = u8::try_from(byte).unwrap_or(0);
                 }
-                "flush-interval" => load.flush_interval = size::parse_between("flush interval", word, 0, MOST)?,
+                "flush-interval" => load.flush_interval = size::parse_count("flush interval", word, 0, MOST)?,
                 "cache" => load.cache = Cache::named(word).ok_or_else(|| Failure::new("Invalid cache mode"))?,
                 "aio" => match word {
                     "native" => load.native = true,

@@ -32,11 +32,11 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     if args.has("image-opts") && args.has("format") {
         return Err(Failure::new("--image-opts and --format are mutually exclusive"));
     }
-    let [filename, bitmap] = &args.words[..] else { return Err(Failure::new("Expecting filename and bitmap name")) };
     let acts: Vec<_> = args.given().filter(|(id, _)| ACTS.contains(id)).collect();
     if acts.is_empty() {
         return Err(Failure::new("Need at least one of --add, --remove, --clear, --enable, --disable, or --merge"));
     }
+    let [filename, bitmap] = &args.words[..] else { return Err(Failure::new("Expecting filename and bitmap name")) };
     if granularity.is_some_and(|size| size > 0) && !args.has("add") {
         return Err(Failure::new("granularity only supported with --add"));
     }
@@ -46,7 +46,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     if args.has("source-file") && !args.has("merge") {
         return Err(Failure::new("Merge bitmap source file only supported with --merge"));
     }
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let given = Given { writable: true, no_backing: true, ..given(&args, filename)? };
     let image = open(session, &given).await?;
     let source = match args.get("source-file") {

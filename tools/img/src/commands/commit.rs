@@ -7,7 +7,7 @@ use block_core::graph::{ChildId, NodeId, PermSet, Preallocation, WriteFlags};
 use block_core::pipeline::Content;
 use block_core::rt::IoBuf;
 use trellis_image::args::{Args, Definition, flag, option};
-use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, say, size, top};
+use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, say, size, strerror, top};
 
 use super::common::{
     CACHE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, one_image, open,
@@ -33,7 +33,7 @@ pub(super) const DEFINITION: Definition = Definition {
 pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let rate = args.get("rate").map(|word| size::parse_named("rate limit", word)).transpose()?.unwrap_or(0);
     let word = one_image(&args)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let plain = Given { cache: cache(&args)?, writable: true, ..given(&args, word)? };
     // Which layer gets it is known once the chain is.
     let look = Given { writable: false, quiet: true, ..plain.clone() };
@@ -117,7 +117,7 @@ struct Copy {
 
 impl Copy {
     async fn run(&self, session: &Session, rate: u64, progress: &Progress) -> Result<(), Failure> {
-        let failed = |error: IoError| Failure::new(format!("Block job failed: {error}"));
+        let failed = |error: IoError| Failure::new(format!("Block job failed: {}", strerror(error)));
         let (begun, mut copied, mut at) = (Instant::now(), 0, 0);
         while at < self.size {
             progress.at(at, self.size);

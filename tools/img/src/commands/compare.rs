@@ -4,7 +4,7 @@ use block_core::base::{ByteRange, IoError};
 use block_core::pipeline::{Content, Status};
 use block_core::rt::IoBuf;
 use trellis_image::args::{Args, Definition, flag, option};
-use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, both, say};
+use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, both, say, strerror};
 
 use super::common::{
     FORCE_SHARE, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, SOURCE_CACHE, file_name, objects, open, source_cache,
@@ -39,7 +39,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
         return Err(with_code(Failure::new("--image-opts and --format are mutually exclusive")));
     }
     let cache = source_cache(&args, "cache").map_err(with_code)?;
-    objects(session, &args).map_err(with_code)?;
+    objects(session, &args).await.map_err(with_code)?;
     let given = |word: &String, format: &str| Given {
         format: args.get(format).map(str::to_owned),
         cache,
@@ -190,7 +190,7 @@ fn mismatched(offset: u64, warning: &str) -> Said {
 
 fn failed_at(code: u8, what: &str, which: usize, at: ByteRange, error: IoError) -> Failure {
     let image = ["first", "second"][which];
-    Failure::with_code(code, format!("{what} {} of the {image} image: {error}", at.start()))
+    Failure::with_code(code, format!("{what} {} of the {image} image: {}", at.start(), strerror(error)))
 }
 
 fn has_data(status: Status) -> bool {

@@ -15,7 +15,7 @@ use block_core::graph::{SnapshotInfo, SnapshotName};
 use block_core::rt::blocking;
 use trellis_image::args::{Args, Definition, flag, long_flag, option, short_option};
 use trellis_image::pairs::Pairs;
-use trellis_image::{Failure, FileName, Given, Image, Interrupt, Outcome, Progress, Session};
+use trellis_image::{Failure, FileName, Given, Image, Interrupt, Outcome, Progress, Session, plain};
 
 use self::copy::{Copy, Manner, Part};
 use self::wanted::Wanted;
@@ -66,10 +66,11 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     if args.all("options").any(Pairs::ask_for_help) {
         return create::help(args.get("target-format").unwrap_or("raw"));
     }
+    let interrupt = Interrupt::watch(session)?;
     let wanted = Wanted::read(&args)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let mut sources = Vec::new();
-    let result = converted(session, &wanted, &mut sources).await;
+    let result = converted(session, &wanted, &mut sources, &interrupt).await;
     for source in sources {
         // It was only read.
         let _closed: Result<(), _> = source.close().await;
@@ -78,23 +79,30 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
 }
 
 /// Opens all sources, makes the target, copies.
-async fn converted(session: &Session, wanted: &Wanted, sources: &mut Vec<Image>) -> Outcome {
+async fn converted(session: &Session, wanted: &Wanted, sources: &mut Vec<Image>, interrupt: &Interrupt) -> Outcome {
     for name in &wanted.sources {
         sources.push(source(session, wanted, name).await?);
     }
-    let size: u64 = sources.iter().map(Image::size).sum();
+    let size = sources.iter().try_fold(0u64, |sum, source| sum.checked_add(source.size()));
+    let size = size.ok_or_else(|| Failure::new("The sources are too large together"))?;
     let creation = wanted.creation(size, sources)?;
     check_others(wanted).await?;
     if wanted.bitmaps {
         bitmaps::check(&sources[0], wanted.skips_broken_bitmaps)?;
     }
-    if let Some(creation) = &creation {
-        let made = creation.make(session, wanted.target.text()).await;
-        made.map_err(|error| wanted.converting(&error))?;
-    }
-    let result = into_target(session, wanted, sources, creation.is_some()).await;
-    if creation.is_some() && !matches!(result, Ok(0)) {
-        remove(session, wanted.target.text()).await;
+    let key_secret = creation.as_ref().and_then(|creation| creation.key_secret().map(str::to_owned));
+    let target = Given { key_secret, ..wanted.target() };
+    let Some(creation) = creation else {
+        let there = IsNew { is_new: false, is_zero: false };
+        return into_target(session, wanted, sources, &target, there, interrupt).await;
+    };
+    let not_made = |error: Error| wanted.converting(&error);
+    let new = creation.begin(session, wanted.target.text()).await.map_err(not_made)?;
+    interrupt.undo_first(create::undo(session, &new));
+    let is_zero = new.make(session).await.map_err(not_made)?;
+    let result = into_target(session, wanted, sources, &target, IsNew { is_new: true, is_zero }, interrupt).await;
+    if !matches!(result, Ok(0)) {
+        blocking(create::undo(session, &new)).await;
     }
     result
 }
@@ -102,7 +110,7 @@ async fn converted(session: &Session, wanted: &Wanted, sources: &mut Vec<Image>)
 /// The target is none of the sources. In QEMU's words.
 async fn check_others(wanted: &Wanted) -> Result<(), Failure> {
     let path = |name: &FileName| match name {
-        FileName::Name(name) => Some(name.strip_prefix("file:").unwrap_or(name).to_owned()),
+        FileName::Name(name) => plain(name).ok().map(str::to_owned),
         FileName::Options(_) => None,
     };
     let Some(target) = path(&wanted.target) else { return Ok(()) };
@@ -123,13 +131,36 @@ async fn check_others(wanted: &Wanted) -> Result<(), Failure> {
     })
 }
 
-async fn into_target(session: &Session, wanted: &Wanted, sources: &[Image], is_new: bool) -> Outcome {
-    let target = open(session, &wanted.target()).await?;
-    let result = copied(session, wanted, sources, &target, is_new).await;
+/// What the target is like before anything is copied.
+#[derive(Clone, Copy)]
+struct IsNew {
+    /// It was made here.
+    is_new: bool,
+    /// And reads as zeroes, but for what it stands on.
+    is_zero: bool,
+}
+
+async fn into_target(
+    session: &Session,
+    wanted: &Wanted,
+    sources: &[Image],
+    target: &Given,
+    is_new: IsNew,
+    interrupt: &Interrupt,
+) -> Outcome {
+    let target = open(session, target).await?;
+    let result = copied(session, wanted, sources, &target, is_new, interrupt).await;
     closed(target, result).await
 }
 
-async fn copied(session: &Session, wanted: &Wanted, sources: &[Image], target: &Image, is_new: bool) -> Outcome {
+async fn copied(
+    session: &Session,
+    wanted: &Wanted,
+    sources: &[Image],
+    target: &Image,
+    is_new: IsNew,
+    interrupt: &Interrupt,
+) -> Outcome {
     if target.size() < sources.iter().map(Image::size).sum() {
         return Err(Failure::new("output file is smaller than input file"));
     }
@@ -137,11 +168,11 @@ async fn copied(session: &Session, wanted: &Wanted, sources: &[Image], target: &
     let parts = sources.iter().map(|source| Part { disk: source.disk(), size: source.size() }).collect();
     let copy = Copy::new(&session.program, parts, target.disk(), manner);
     let stopped = copy.clone();
-    let interrupt = Interrupt::watch(session, move || stopped.stop())?;
+    interrupt.stop_only(move || stopped.stop());
     let progress = Rc::new(Progress::begin(session, wanted.shows_progress));
     let result = copy.run(session, &progress).await;
-    if let Some(signal) = interrupt.signal() {
-        return Ok(128 + signal);
+    if let Some(code) = interrupt.code() {
+        return Ok(code);
     }
     result?;
     if wanted.bitmaps {
@@ -183,7 +214,7 @@ fn named<'s>(name: &wanted::Snapshot, all: &'s [SnapshotInfo]) -> Option<&'s Sna
     }
 }
 
-fn manner(wanted: &Wanted, target: &Image, is_new: bool) -> Result<Manner, Failure> {
+fn manner(wanted: &Wanted, target: &Image, is_new: IsNew) -> Result<Manner, Failure> {
     let compressed = match (wanted.compressed, target.report().geometry.limits.compressed_cluster) {
         (false, _) => None,
         (true, 0) => return Err(Failure::new("Compression not supported for this file format")),
@@ -196,22 +227,10 @@ fn manner(wanted: &Wanted, target: &Image, is_new: bool) -> Result<Manner, Failu
         compressed,
         scan: wanted.sparse.filter(|_| !wanted.copy_range),
         fills: wanted.sparse.is_none(),
-        is_zero: wanted.target_is_zero || (is_new && below.is_none()),
-        is_new,
+        is_zero: wanted.target_is_zero || (is_new.is_zero && below.is_none()),
+        is_new: is_new.is_new,
         over: wanted.stands().then(|| below.map_or(0, |below| below.geometry.size)),
         salvages: wanted.salvages,
         rate: wanted.rate,
     })
-}
-
-/// Takes away what was made here. Only files go.
-async fn remove(session: &Session, name: &str) {
-    let path = name.strip_prefix("file:").unwrap_or(name).to_owned();
-    let removed = blocking(move || {
-        let is_file = std::fs::symlink_metadata(&path)?.is_file();
-        if is_file { std::fs::remove_file(&path) } else { Ok(()) }
-    });
-    if let Err(error) = removed.await {
-        session.complain(&format!("The unfinished '{name}' could not be removed: {error}"));
-    }
 }

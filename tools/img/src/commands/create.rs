@@ -1,8 +1,15 @@
 //! `create`: makes an image, which may stand on another one.
 
+use std::os::unix::fs::MetadataExt;
+
+use block_core::base::Error;
+use block_core::rt::blocking;
 use trellis_image::args::{Args, Definition, flag, option};
 use trellis_image::pairs::Pairs;
-use trellis_image::{Creation, Failure, Given, Outcome, Session, option_help, say, size, words};
+use trellis_image::{
+    Creation, Failure, Given, Image, Interrupt, NewImage, Outcome, Session, complain, option_help, plain, say, size,
+    words,
+};
 
 use super::common::{OBJECT, QUIET, objects};
 
@@ -22,6 +29,8 @@ pub(super) const DEFINITION: Definition = Definition {
 };
 
 pub(super) async fn run(session: &Session, args: Args) -> Outcome {
+    Interrupt::block()?;
+    let interrupt = Interrupt::watch(session)?;
     let format = args.get("format").unwrap_or("raw");
     if args.all("options").any(Pairs::ask_for_help) {
         return help(format);
@@ -38,14 +47,27 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
             (filename, Some(size))
         }
     };
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let named = |text: String| Failure::new(format!("{filename}: {text}"));
     let creation = planned(session, &args, format, pairs, filename, size).await.map_err(named)?;
     if !args.has("quiet") {
         say(&format!("{}\n", creation.formatted(filename)));
     }
-    creation.make(session, filename).await.map_err(|error| named(words(&error)))?;
+    let said = |error: Error| named(words(&error));
+    let new = creation.begin(session, filename).await.map_err(said)?;
+    interrupt.undo_first(undo(session, &new));
+    new.make(session).await.map_err(said)?;
     Ok(0)
+}
+
+/// What is done before the program ends in the middle of the making.
+pub(super) fn undo(session: &Session, new: &NewImage) -> impl FnOnce() + use<> {
+    let (program, new) = (session.program.clone(), new.clone());
+    move || {
+        if let Err(error) = new.remove() {
+            complain(&format!("{program}: {}\n", words(&error)));
+        }
+    }
 }
 
 /// What is to be made, with the size of what it stands on where none is given.
@@ -57,8 +79,9 @@ async fn planned(
     filename: &str,
     size: Option<u64>,
 ) -> Result<Creation, String> {
-    let said = |error: block_core::base::Error| words(&error);
+    let said = |error: Error| words(&error);
     let mut creation = Creation::new(format, &pairs).map_err(said)?;
+    plain(filename).map_err(said)?;
     if size.is_some() && creation.get("size").is_some() {
         return Err("The image size must be specified only once".to_owned());
     }
@@ -80,13 +103,13 @@ async fn planned(
             return Err("Expected backing file name, got empty string".to_owned());
         }
         if name == filename {
-            return Err("Error: Trying to create an image with the same filename as the backing file".to_owned());
+            return Err(OWN_BACKING.to_owned());
         }
     }
     if let Some(name) = backing {
         stand_on(session, args, &mut creation, filename, &name).await?;
     }
-    if creation.get("size").is_none() {
+    if creation.get("size").is_none() && !creation.is_header() {
         return Err("Image creation needs a size parameter".to_owned());
     }
     Ok(creation)
@@ -106,11 +129,16 @@ async fn stand_on(
         return if format.is_none() { Err(no_format.to_owned()) } else { Ok(()) };
     }
     let beside = trellis_image::beside(filename, name).map_err(|error| words(&error))?;
-    let given = Given { format: format.clone(), ..Given::named(beside) };
+    // Its size is all that is asked of it.
+    let given = Given { format: format.clone(), locked: true, ..Given::named(beside) };
     let image = session.open(&given).await;
     let image = image.map_err(|error| format!("{}\nCould not open backing image.", words(&error)))?;
     let (size, driver) = (image.size(), image.driver.clone());
+    let is_below = has_file(&image, filename).await;
     image.close().await.map_err(|error| words(&error))?;
+    if is_below {
+        return Err(OWN_BACKING.to_owned());
+    }
     if format.is_none() {
         return Err(format!("{no_format}\nDetected format of {driver}."));
     }
@@ -118,6 +146,20 @@ async fn stand_on(
         creation.set("size", &size.to_string()).map_err(|error| words(&error))?;
     }
     Ok(())
+}
+
+/// The file is that of a node below: making an image in it would destroy what that is to stand on.
+async fn has_file(image: &Image, filename: &str) -> bool {
+    let mut names = vec![plain(filename).unwrap_or_default().to_owned()];
+    for node in image.graph().nodes() {
+        names.extend(image.graph().info(node.id).await.map(|info| info.filename));
+    }
+    let found = blocking(move || {
+        let identity = |name: &String| std::fs::metadata(name).ok().map(|found| (found.dev(), found.ino()));
+        let own = identity(&names[0]);
+        own.is_some() && names[1..].iter().any(|name| identity(name) == own)
+    });
+    found.await
 }
 
 /// `-o help`.
@@ -128,3 +170,5 @@ pub(super) fn help(format: &str) -> Outcome {
     say(&all.into_iter().map(option_help).collect::<String>());
     Ok(0)
 }
+
+const OWN_BACKING: &str = "Error: Trying to create an image with the same filename as the backing file";

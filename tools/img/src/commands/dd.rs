@@ -1,13 +1,14 @@
 //! `dd`: copies a part of a disk, counted in blocks, with the operands of the program of that name.
 
-use block_core::base::{ByteRange, IoError};
+use block_core::base::{ByteRange, Error, IoError};
 use block_core::graph::WriteFlags;
-use block_core::rt::IoBuf;
+use block_core::rt::{IoBuf, blocking};
 use trellis_image::args::{Args, Definition, option};
 use trellis_image::pairs::Pairs;
-use trellis_image::{Creation, Disk, Failure, Given, Image, Outcome, Session, size, strerror, words};
+use trellis_image::{Creation, Disk, Failure, Given, Image, Interrupt, Outcome, Session, size, strerror, words};
 
 use super::common::{FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, closed, given, objects, open};
+use super::create::undo;
 
 pub(super) const DEFINITION: Definition = Definition {
     name: "dd",
@@ -23,24 +24,43 @@ pub(super) const DEFINITION: Definition = Definition {
 };
 
 pub(super) async fn run(session: &Session, args: Args) -> Outcome {
+    Interrupt::block()?;
+    let interrupt = Interrupt::watch(session)?;
     let operands = Operands::read(&args.words)?;
     let given = given(&args, &operands.input)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let source = open(session, &given).await?;
-    let result = copied(session, &args, &operands, &source).await;
+    let result = copied(session, &args, &operands, &source, &interrupt).await;
     closed(source, result).await
 }
 
-async fn copied(session: &Session, args: &Args, operands: &Operands, source: &Image) -> Outcome {
+async fn copied(session: &Session, args: &Args, operands: &Operands, source: &Image, interrupt: &Interrupt) -> Outcome {
     let format = args.get("target-format").unwrap_or("raw");
     let range = operands.range(source.size());
     let mut creation = Creation::new(format, &Pairs::default()).map_err(|_| Failure::new("Unknown file format"))?;
     creation.set("size", &range.map_or(0, ByteRange::len).to_string())?;
     let output = &operands.output;
-    let made = creation.make(session, output).await;
-    made.map_err(|error| Failure::new(format!("{output}: error while creating output image: {}", words(&error))))?;
+    let not_made =
+        |error: Error| Failure::new(format!("{output}: error while creating output image: {}", words(&error)));
+    let new = creation.begin(session, output).await.map_err(not_made)?;
+    interrupt.undo_first(undo(session, &new));
+    new.make(session).await.map_err(not_made)?;
     let target = Given { format: Some(format.to_owned()), writable: true, ..Given::named(output) };
-    let target = open(session, &target).await?;
+    let result = into_target(session, operands, source, range, &target).await;
+    if result.is_err() {
+        blocking(undo(session, &new)).await;
+    }
+    result
+}
+
+async fn into_target(
+    session: &Session,
+    operands: &Operands,
+    source: &Image,
+    range: Option<ByteRange>,
+    target: &Given,
+) -> Outcome {
+    let target = open(session, target).await?;
     let result = match range {
         Some(range) => copy(&source.disk(), &target.disk(), range, operands.block).await.map(|()| 0),
         None => {
@@ -93,8 +113,8 @@ impl Operands {
                 ("if", Some(value)) => input = Some(value.to_owned()),
                 ("of", Some(value)) => output = Some(value.to_owned()),
                 ("bs", Some(value)) => block = size::parse_between("bs", value, 1, i32::MAX as u64)?,
-                ("count", Some(value)) => count = Some(size::parse_named("count", value)?),
-                ("skip", Some(value)) => skip = size::parse_named("skip", value)?,
+                ("count", Some(value)) => count = Some(size::parse_count("count", value, 0, MOST)?),
+                ("skip", Some(value)) => skip = size::parse_count("skip", value, 0, MOST)?,
                 _ => return Err(Failure::new(format!("unrecognized operand {name}"))),
             }
         }
@@ -112,6 +132,7 @@ impl Operands {
     }
 }
 
+const MOST: u64 = i64::MAX as u64;
 /// Bytes that are copied at once, about.
 const STEP: u64 = 1 << 20;
 

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use block_core::base::{ByteRange, Error, IoError};
 use block_core::graph::{Child, Extent, Place};
 use trellis_image::args::{Args, Definition, long_option};
-use trellis_image::{Disk, Failure, Image, Outcome, Session, say, size, top};
+use trellis_image::{Disk, Failure, Image, Outcome, Session, say, size, strerror, top};
 
 use super::common::{
     FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPUT, Output, closed, given, objects, one_image, open, output,
@@ -33,7 +33,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let length = args.get("max-length").map(|word| size::parse_named("max length", word)).transpose()?;
     let word = one_image(&args)?;
     let given = given(&args, word)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let image = open(session, &given).await?;
     let result = shown(&image, output, start, length).await;
     closed(image, result).await
@@ -50,14 +50,24 @@ async fn shown(image: &Image, output: Output, start: u64, length: Option<u64>) -
     let mut result = Ok(0);
     while current.end() < end && result.is_ok() {
         let rest = ByteRange::between(current.end(), end).expect("it has been compared above");
-        let failed = |error: IoError| Failure::from(Error::new(format!("Failed to read image metadata: {error}")));
-        let next = found(&disk, rest.split(STEP).0, &names).await.map_err(failed)?;
+        let failed =
+            |error: IoError| Failure::from(Error::new(format!("Failed to read image metadata: {}", strerror(error))));
+        let next = match found(&disk, rest, &names).await {
+            Ok(next) => next,
+            Err(error) => {
+                say(&page);
+                return Err(failed(error));
+            }
+        };
         if current.goes_on_with(&next) {
             current.len += next.len;
             continue;
         }
         if current.len > 0 {
             result = current.show(output, true, &mut page);
+        }
+        if page.len() > PAGE {
+            say(&std::mem::take(&mut page));
         }
         current = next;
     }
@@ -133,20 +143,25 @@ struct Names {
     files: HashMap<String, String>,
     /// Nodes whose bytes are those of their file, so that holes of that are holes.
     plain: Vec<String>,
+    /// Nodes whose bytes are encrypted: none of them is compressed.
+    encrypted: Vec<String>,
 }
 
 impl Names {
     async fn of(image: &Image) -> Self {
         let graph = image.graph();
-        let (mut files, mut plain) = (HashMap::new(), Vec::new());
+        let (mut files, mut plain, mut encrypted) = (HashMap::new(), Vec::new(), Vec::new());
         for report in graph.nodes() {
             let Some(info) = block_core::catalog::info(graph, report.id).await else { continue };
             if info.driver == "raw" {
                 plain.push(report.name.clone());
             }
+            if info.encrypted {
+                encrypted.push(report.name.clone());
+            }
             files.insert(report.name, info.filename);
         }
-        Self { files, plain }
+        Self { files, plain, encrypted }
     }
 }
 
@@ -163,7 +178,10 @@ async fn found(disk: &Disk, at: ByteRange, names: &Names) -> Result<Entry, IoErr
                 let place = Some((rest.start(), names.files.get(node.name()).cloned().unwrap_or_default()));
                 return Ok(Entry { data: true, place, ..entry });
             }
-            Place::Encoded => return Ok(Entry { data: true, compressed: true, ..entry }),
+            Place::Encoded => {
+                let compressed = !names.encrypted.iter().any(|encrypted| encrypted == node.name());
+                return Ok(Entry { data: true, compressed, ..entry });
+            }
             Place::Zero { allocated } => return Ok(Entry { zero: true, present: allocated, ..entry }),
             Place::Data { child, offset } => {
                 let is_plain = names.plain.iter().any(|plain| plain == node.name());
@@ -215,5 +233,5 @@ async fn stored(file: Child<'_>, offset: u64, len: u64, holes: bool, names: &Nam
     }
 }
 
-/// Bytes that are asked about at once.
-const STEP: u64 = 1 << 30;
+/// Bytes that are printed at once.
+const PAGE: usize = 64 << 10;

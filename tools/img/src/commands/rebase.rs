@@ -2,11 +2,13 @@
 //! that they do not.
 
 use block_core::base::{ByteRange, Error, IoError, align_down};
-use block_core::catalog::AmendOptions;
-use block_core::graph::{PermSet, WriteFlags};
+use block_core::graph::{BackingName, PermSet, WriteFlags};
+use block_core::pipeline::Content;
 use block_core::rt::IoBuf;
 use trellis_image::args::{Args, Definition, flag, option};
-use trellis_image::{Below, Cache, Disk, Failure, Given, Image, Outcome, Progress, Session, both, is_driver, words};
+use trellis_image::{
+    Below, Cache, Disk, Failure, Given, Image, Outcome, Progress, Session, both, is_driver, strerror, words,
+};
 
 use super::common::{
     CACHE, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, one_image, open,
@@ -38,7 +40,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     if !is_unsafe && backing.is_none() {
         return Err(Failure::usage("Must specify backing file (-b) or use unsafe mode (-u)"));
     }
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let cache = cache(&args)?;
     let source = args.get("backing-cache").unwrap_or("writeback");
     let source = Cache::named(source).ok_or_else(|| Failure::new(format!("Invalid source cache option: {source}")))?;
@@ -48,25 +50,32 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     if let Some(format) = format.filter(|format| !is_driver(format)) {
         return closed(image, Err(Failure::new(format!("Invalid format name: '{format}'")))).await;
     }
-    let named = backing.filter(|name| !name.is_empty());
-    let result = checked(&image, named, format);
-    let result = match result {
-        Ok(()) if is_unsafe => Ok(()),
-        Ok(()) => {
-            let progress = Progress::begin(session, args.has("progress"));
-            let new = NewBacking { name: named, format, cache: source, base: &file(&image).await };
-            copied(session, &image, new, args.has("compress"), &progress).await
-        }
-        Err(failure) => Err(failure),
-    };
+    let wanted = Wanted { named: backing.filter(|name| !name.is_empty()), format, cache: source, is_unsafe };
+    let result = rebased(session, &image, &wanted, &args).await;
     closed(image, result).await?;
-    let options = AmendOptions {
-        backing_file: Some(named.unwrap_or_default().to_owned()),
-        backing_format: Some(named.and(format).unwrap_or_default().to_owned()),
-        ..AmendOptions::default()
-    };
-    session.amend(&given, &options).await.map_err(|error| not_changed(named, &words(&error)))?;
     Ok(0)
+}
+
+/// What the image is to stand on.
+struct Wanted<'a> {
+    named: Option<&'a str>,
+    format: Option<&'a str>,
+    cache: Cache,
+    /// Nothing is compared or copied.
+    is_unsafe: bool,
+}
+
+/// Nobody else can come to the image between the copying and the change of the name.
+async fn rebased(session: &Session, image: &Image, wanted: &Wanted<'_>, args: &Args) -> Result<(), Failure> {
+    let Wanted { named, format, .. } = *wanted;
+    checked(image, named, format)?;
+    if !wanted.is_unsafe {
+        let progress = Progress::begin(session, args.has("progress"));
+        let new = NewBacking { name: named, format, cache: wanted.cache, base: &file(image).await };
+        copied(session, image, new, args.has("compress"), &progress).await?;
+    }
+    let backing = named.map(|name| BackingName { name, format: Some(format.unwrap_or_default()) });
+    image.name_backing(backing).await.map_err(|error| not_changed(named, &words(&error)))
 }
 
 /// What can be said before anything is copied.
@@ -160,19 +169,40 @@ impl Copy {
         while at < self.size {
             progress.at(at, self.size);
             let rest = ByteRange::between(at, self.size).expect("it has been compared above");
-            let failed = |error: IoError| Failure::new(format!("error while reading image metadata: {error}"));
+            let failed =
+                |error: IoError| Failure::new(format!("error while reading image metadata: {}", strerror(error)));
             let (own, len) = self.image.allocated(rest).await.map_err(failed)?;
             let part = rest.split(len).0;
-            let part = if own { part } else { part.split(STEP).0 };
-            if !own {
-                self.part(part).await?;
-            }
-            at = part.end();
+            let same = if own { Some(part) } else { self.zeroes(part).await? };
+            at = match same {
+                Some(same) => same.end(),
+                None => {
+                    let part = part.split(STEP).0;
+                    self.part(part).await?;
+                    part.end()
+                }
+            };
         }
-        let failed = |error| Failure::new(format!("Could not flush the image: {error}"));
+        let failed = |error| Failure::new(format!("Could not flush the image: {}", strerror(error)));
         self.image.flush().await.map_err(failed)?;
         progress.at(1, 1);
         Ok(())
+    }
+
+    /// The first bytes of a range, if they are known to be zeroes before and after.
+    async fn zeroes(&self, at: ByteRange) -> Result<Option<ByteRange>, Failure> {
+        let mut part = at;
+        for (which, disk) in [("old", &self.old), ("new", &self.new)] {
+            let Some(disk) = disk else { continue };
+            let inside = ByteRange::whole(disk.size().await).intersection(part);
+            let Some(inside) = inside.filter(|inside| inside.start() == part.start()) else { continue };
+            let status = disk.status(inside).await.map_err(|error| not_read(which, error))?;
+            if !matches!(status.content, Content::Zero | Content::Absent) {
+                return Ok(None);
+            }
+            part = inside.split(status.len).0;
+        }
+        Ok(Some(part))
     }
 
     /// Clusters that the image does not have.
@@ -191,7 +221,8 @@ impl Copy {
                 } else {
                     self.image.write(cluster, was, self.flags).await
                 };
-                written.map_err(|error| Failure::new(format!("Error while writing to COW image: {error}")))?;
+                written
+                    .map_err(|error| Failure::new(format!("Error while writing to COW image: {}", strerror(error))))?;
             }
             at = end;
         }
@@ -200,7 +231,7 @@ impl Copy {
 }
 
 fn not_read(which: &str, error: IoError) -> Failure {
-    Failure::new(format!("error while reading from {which} backing file: {error}"))
+    Failure::new(format!("error while reading from {which} backing file: {}", strerror(error)))
 }
 
 /// What a layer has there; zeroes where it ends, or where there is none.

@@ -147,6 +147,40 @@ fn snapshots_and_bitmaps() {
     assert!(bitmaps(&ours.out).contains("\"b0\"") && bitmaps(&ours.out).contains("\"b1\""));
 }
 
+/// Bitmaps of an image that was not closed in good order say nothing.
+#[test]
+fn inconsistent_bitmaps() {
+    let mut scene = Scene::new(IMAGES);
+    for side in [scene.theirs(), scene.ours()] {
+        // Whoever ends like this leaves the bitmaps marked as being in use.
+        let line = "ulimit -c 0; qemu-io -c 'write 0 64k' -c abort b.qcow2";
+        let ended = Command::new("bash").args(["-c", line]).current_dir(&side).output().unwrap();
+        assert!(!ended.status.success());
+        let done = Command::new("qemu-img").args(["bitmap", "--add", "b.qcow2", "good"]).current_dir(&side).output();
+        assert!(done.unwrap().status.success());
+    }
+    scene.same(&[
+        "convert --bitmaps -O qcow2 b.qcow2 x.qcow2",
+        "convert --bitmaps -c -O qcow2 b.qcow2 x.qcow2",
+        "convert --bitmaps --skip-broken-bitmaps -O qcow2 b.qcow2 1.qcow2",
+        "create -q -f qcow2 2.qcow2 4M",
+        "convert -n --bitmaps -O qcow2 b.qcow2 2.qcow2",
+        "convert -n --bitmaps --skip-broken-bitmaps -O qcow2 b.qcow2 2.qcow2",
+        "convert -O qcow2 b.qcow2 3.qcow2",
+        "measure -O qcow2 b.qcow2",
+        "bitmap --clear b.qcow2 b0",
+        "bitmap --merge b0 b.qcow2 good",
+        "bitmap --remove b.qcow2 b0",
+        "convert --bitmaps -O qcow2 b.qcow2 x.qcow2",
+        "bitmap --remove b.qcow2 b1",
+        "convert --bitmaps -O qcow2 b.qcow2 4.qcow2",
+    ]);
+    for side in [scene.theirs(), scene.ours()] {
+        assert!(!side.join("x.qcow2").exists(), "it is refused before anything is made");
+    }
+    scene.same_images(&["1.qcow2", "2.qcow2", "3.qcow2", "4.qcow2"]).same_bitmaps(&["1.qcow2", "2.qcow2", "4.qcow2"]);
+}
+
 #[test]
 fn what_makes_no_sense_is_refused() {
     let lines: Vec<String> = [

@@ -1,7 +1,7 @@
 //! Where guest data is. What can be said from memory takes no lock; the rest loads what is missing, and asks again.
 
 use super::compression::unpack;
-use super::entry::{CORRUPT, Cluster, Granules, Kind, L2Entry};
+use super::entry::{CORRUPT, Cluster, Granules, Kind, L2Entry, OFFSET};
 use super::tables::fetch;
 use super::{Image, Shape};
 use crate::base::{ByteRange, IoError};
@@ -29,6 +29,7 @@ impl Image {
         access: Access,
     ) -> Result<Extent, IoError> {
         let layout = self.layout;
+        let all = at;
         let at = layout.within_slice(at);
         loop {
             if let Some(extent) = self.place_now(shape, at, access) {
@@ -36,7 +37,9 @@ impl Image {
             }
             let slice = layout.slice_of(at.start());
             if !self.load(cx, slice).await? {
-                return Ok(Extent { len: at.len(), place: self.nothing(shape) });
+                // Room is made table by table; who only looks need not ask for each table that is not there.
+                let len = if access == Access::Read { at.len().max(self.without_tables(all)) } else { at.len() };
+                return Ok(Extent { len, place: self.nothing(shape) });
             }
             let mut found = None;
             let looked = self.slices.look(slice, layout.entry_of(at.start()), |entry| {
@@ -51,6 +54,17 @@ impl Image {
                 self.check_place(cx, cluster).await?;
             }
         }
+    }
+
+    /// How many bytes from the beginning of the range on have no L2 table.
+    fn without_tables(&self, at: ByteRange) -> u64 {
+        let span = self.layout.l2_span();
+        let first = at.start() / span;
+        let meta = self.meta();
+        let tables = usize::try_from(first).ok().and_then(|first| meta.l1.get(first..)).unwrap_or_default();
+        let missing = (first..).zip(tables).take_while(|(_, entry)| **entry & OFFSET == 0).last();
+        let end = missing.map_or(at.start(), |(index, _)| index.saturating_add(1).saturating_mul(span));
+        end.min(at.end()).saturating_sub(at.start())
     }
 
     /// Memory says that the cluster may be a table's; `owner_of` knows.

@@ -13,10 +13,10 @@
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
-//! | `crypt` | encrypted images: where the key is |
+//! | `crypt` | encrypted images: where the key is, and other passphrases |
 //! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
 //! | `amend` `rewrite` | other names, features, refcount widths and versions |
-//! | `check` `counts` `repair` | whether refcounts are true, and making them true |
+//! | `check` `counted` `counts` `repair` | whether refcounts are true, and making them true |
 //! | `reuse` | when what was set free may be used again |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
@@ -29,6 +29,7 @@ mod check;
 mod clean;
 mod commit;
 mod compression;
+mod counted;
 mod counts;
 mod create;
 mod crypt;
@@ -91,8 +92,9 @@ use self::snapshots::Snapshot;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap, NodeEvent,
-    NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange, SnapshotInfo, WriteFlags,
+    AmendRequest, Amending, BackingName, CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Findings,
+    Geometry, IoCx, Limits, NodeBitmap, NodeEvent, NodeOptions, Perms, Preallocation, ReopenRequest, Repair,
+    SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::pipeline::{Access, Format, Seal};
 use crate::rt::IoBuf;
@@ -328,8 +330,12 @@ impl Format for Image {
         self.change_history(shape, cx, change).await
     }
 
-    async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, name: Option<&str>) -> Result<()> {
-        self.rename_backing(cx, name).await
+    async fn change_backing_file(&self, _: &Shape, cx: IoCx<'_>, backing: Option<BackingName<'_>>) -> Result<()> {
+        self.rename_backing(cx, backing).await
+    }
+
+    async fn amend(&self, _: &Shape, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending> {
+        self.change_keys(cx, request).await
     }
 
     async fn make_empty(&self, shape: &Shape, cx: IoCx<'_>) -> Result<()> {
@@ -340,8 +346,8 @@ impl Format for Image {
         self.resize(*shape, cx, size, how).await
     }
 
-    async fn check(&self, _: &Shape, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport> {
-        self.checked(cx, repair).await
+    async fn check(&self, _: &Shape, cx: IoCx<'_>, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
+        self.checked(cx, repair, findings).await
     }
 
     fn is_unclean(&self) -> bool {

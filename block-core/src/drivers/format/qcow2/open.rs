@@ -35,11 +35,17 @@ impl Open for Qcow2Options {
         if self.snapshot.is_some() && !site.common.read_only {
             return Err(Error::new(SNAPSHOT_IS_READ));
         }
+        if self.locked && !site.common.read_only {
+            return Err(Error::new("An image that is not opened with a key can only be read"));
+        }
         let read = site.visit(file, async |child| {
             let mut read = Read::all(child).await?;
             let stored = Stored::load(child, &read).await?;
             read.watch(child, self.checks()).await?;
-            read.unlock(child, self.encrypt.as_ref(), site.objects).await?;
+            match self.locked {
+                true => read.leave_locked(child).await?,
+                false => read.unlock(child, self.encrypt.as_ref(), site.objects).await?,
+            }
             match &self.snapshot {
                 None => Ok((read, stored)),
                 Some(which) => read.go_back(child, which).await.map(|()| (read, Stored::default())),
@@ -118,6 +124,14 @@ impl Read {
             return Err(Error::new("An encrypted image with an external data file is not supported"));
         }
         self.crypt = Some(Crypt::read(file, &self.header, &self.extensions, passphrase).await?);
+        Ok(())
+    }
+
+    /// Of an encrypted image, what can be known without a passphrase.
+    async fn leave_locked(&mut self, file: Child<'_>) -> Result<()> {
+        if crypt::kind(&self.header).is_some() {
+            self.crypt = Some(Crypt::locked(file, &self.header, &self.extensions).await?);
+        }
         Ok(())
     }
 

@@ -44,6 +44,10 @@ pub struct Qcow2Options {
     /// it, as they cannot with QEMU.
     #[qapi(skip)]
     pub snapshot: Option<SnapshotName>,
+    /// Nothing is asked for that opens an encrypted image: what it says of itself can be read, and nothing else. For programs,
+    /// like the last one.
+    #[qapi(skip)]
+    pub locked: bool,
 }
 
 /// Which tables are watched.

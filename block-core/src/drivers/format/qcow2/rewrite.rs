@@ -13,7 +13,7 @@ use super::extensions::{BACKING_FORMAT, Extension, Extensions};
 use super::header::{Header, MAX_BACKING_NAME, V2_LENGTH};
 use super::heading::Heading;
 use crate::base::{Error, IoError, Result, ResultExt};
-use crate::graph::IoCx;
+use crate::graph::{BackingName, IoCx};
 
 /// What the first cluster is to say.
 pub(super) struct Wanted {
@@ -164,11 +164,10 @@ impl Heading {
 }
 
 impl Image {
-    /// The image names another backing file, or none; the format that it names is kept as long as there is one. Nobody else
-    /// is inside.
-    pub(super) async fn rename_backing(&self, cx: IoCx<'_>, name: Option<&str>) -> Result<()> {
-        if let Some(name) = name {
-            check_name(name)?;
+    /// The image names another backing file, or none. Nobody else is inside.
+    pub(super) async fn rename_backing(&self, cx: IoCx<'_>, backing: Option<BackingName<'_>>) -> Result<()> {
+        if let Some(backing) = backing {
+            check_name(backing.name)?;
             if self.raw_data {
                 return Err(Error::new("An image whose data file is raw cannot have a backing file"));
             }
@@ -176,7 +175,10 @@ impl Image {
         self.ready(cx).await.doing(|| "The image cannot be written")?;
         let mut heading = self.heading(cx).await.doing(|| "Could not read the header")?;
         let mut wanted = heading.wanted();
-        wanted.set_backing(name);
+        wanted.set_backing(backing.map(|backing| backing.name));
+        if let Some(format) = backing.and_then(|backing| backing.format) {
+            wanted.set_text(BACKING_FORMAT, format);
+        }
         let write = async |bytes: &[u8], part: Range<usize>| self.write_heading(cx, bytes, part).await;
         if let Err(Failed { error, torn }) = heading.rewrite(&wanted, write).await {
             if torn {
@@ -197,6 +199,16 @@ impl Wanted {
         self.backing = name.map(|name| name.as_bytes().to_vec());
         if name.is_none() {
             self.extensions.retain(|one| one.kind != BACKING_FORMAT);
+        }
+    }
+
+    /// An extension that is a text; empty: there is none.
+    pub(super) fn set_text(&mut self, kind: u32, text: &str) {
+        let at = self.extensions.iter().position(|one| one.kind == kind);
+        match at.and_then(|at| self.extensions.get_mut(at)) {
+            _ if text.is_empty() => self.extensions.retain(|one| one.kind != kind),
+            Some(there) => there.data = text.into(),
+            None => self.extensions.insert(0, Extension { kind, data: text.into() }),
         }
     }
 }

@@ -12,7 +12,7 @@ use block_core::graph::WriteFlags;
 use block_core::pipeline::{Content, Status};
 use block_core::rt::sync::{LocalMutex, Notify};
 use block_core::rt::{IoBuf, Local};
-use trellis_image::{Disk, Failure, Progress, Session, strerror};
+use trellis_image::{Disk, Failure, Progress, Session, complain, strerror};
 
 /// A source, all of it.
 pub(super) struct Part {
@@ -339,7 +339,11 @@ impl Copy {
             if let Err(error) = part.disk.read(sector, into.clone()).await {
                 into.fill(0);
                 let offset = at_in_all + (sector.start() - at.start());
-                eprintln!("{}: warning: error while reading offset {offset}: {}", self.program, strerror(error));
+                complain(&format!(
+                    "{}: warning: error while reading offset {offset}: {}\n",
+                    self.program,
+                    strerror(error)
+                ));
             }
         }
     }
@@ -380,10 +384,15 @@ impl Copy {
     /// Bytes may not be written faster than they are allowed to.
     async fn slow_down(&self, local: &Rc<Local>, bytes: u64) {
         let Some(rate) = self.manner.rate else { return };
-        self.written.set(self.written.get() + bytes);
+        // What goes before has to have had its time.
+        let written = self.written.replace(self.written.get() + bytes);
         #[expect(clippy::cast_precision_loss, reason = "a moment more or less does not matter")]
-        let due = Duration::from_secs_f64(self.written.get() as f64 / rate as f64);
-        local.sleep_until(self.begun + due).await;
+        let due = Duration::from_secs_f64(written as f64 / rate as f64);
+        let due = self.begun + due;
+        while !self.has_ended() && Instant::now() < due {
+            // Whoever is stopped does not sleep to the end.
+            local.sleep_until(due.min(Instant::now() + NAP)).await;
+        }
     }
 }
 
@@ -415,6 +424,7 @@ fn failed(doing: &str, at: u64, error: IoError) -> Failure {
 /// Bytes that are read at once.
 const BUFFER: u64 = 2 << 20;
 const SECTOR: u64 = 512;
+const NAP: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

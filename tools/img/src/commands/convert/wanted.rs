@@ -51,7 +51,7 @@ impl Wanted {
         let text = |id: &str| args.get(id).map(str::to_owned);
         let snapshot = args.get("snapshot").map(snapshot).transpose()?;
         let sparse = args.get("sparse-size").map(sparse_size).transpose()?;
-        let parallel = args.get("parallel").map(|word| size::parse_between("number of coroutines", word, 1, 16));
+        let parallel = args.get("parallel").map(|word| size::parse_count("number of coroutines", word, 1, 16));
         let rate = args.get("rate-limit").map(|word| size::parse_named("rate limit", word)).transpose()?;
         let parallel = usize::try_from(parallel.transpose()?.unwrap_or(8)).unwrap_or(1);
         let options: Vec<_> = args.all("options").collect();
@@ -151,7 +151,9 @@ impl Wanted {
         }
         let preallocates = creation.get("preallocation").is_some_and(|mode| mode != "off");
         refuse(&[
+            (creation.is_header(), "Parameter 'detached-header' is unexpected"),
             (self.compressed && format != "qcow2", "Compression not supported for this file format"),
+            (self.compressed && creation.is_encrypted(), "Compression and encryption not supported at the same time"),
             (self.compressed && preallocates, "Compression and preallocation not supported at the same time"),
         ])?;
         self.check_bitmaps(sources)?;
