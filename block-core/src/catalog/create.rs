@@ -13,7 +13,7 @@ use super::options::BlockdevRef;
 use crate::base::{Error, Result, ResultExt};
 use crate::drivers::format::luks;
 use crate::drivers::format::qcow2::{self, AmendOptions};
-use crate::drivers::keys::new_header;
+use crate::drivers::keys::NewKeys;
 use crate::drivers::protocol::file::{self, EXTENT_SIZE_HINT};
 use crate::graph::{Child, Graph, NodeId, PermSet, Perms, Preallocation};
 use crate::port::{PORT, Port, PortOptions};
@@ -196,25 +196,23 @@ async fn create_qcow2(graph: &Rc<Graph>, own: BlockdevCreateOptionsQcow2) -> Res
     if let Some(format) = own.backing_fmt.as_deref().filter(|format| !super::drivers().contains(format)) {
         return Err(Error::new(format!("Unknown backing format '{format}'")));
     }
-    if let Some(QCryptoBlockCreateOptions::Luks(encryption)) = &own.encrypt {
-        if own.data_file.is_some() {
-            return Err(Error::new("An encrypted image with an external data file is not supported"));
+    let keys = match &own.encrypt {
+        None => None,
+        Some(QCryptoBlockCreateOptions::Luks(encryption)) => {
+            // What is refused is refused before anything is derived.
+            own.parsed(own.data_file.is_some().then(String::new))?;
+            let new = encryption.header(own.size, false)?;
+            Some(NewKeys::derive(new, encryption.passphrase(graph.objects())?).await?)
         }
-        let options = own.parsed(None)?;
-        let new = encryption.parsed(own.size)?.header(false);
-        let passphrase = encryption.passphrase(graph.objects())?;
-        let (header, material) = new_header(new, passphrase.bytes().duplicate()).await?;
-        let keys = qcow2::NewKeys { header, material };
-        let work = async |file: Child<'_>, _| qcow2::create_encrypted(file, &options, &keys).await;
-        return in_node(graph, &own.file, work).await;
-    }
+    };
+    let keys = keys.as_ref();
     let Some(data) = own.data_file.clone() else {
         let options = own.parsed(None)?;
-        return in_node(graph, &own.file, async |file, _| qcow2::create(file, None, &options).await).await;
+        return in_node(graph, &own.file, async |file, _| qcow2::create(file, None, &options, keys).await).await;
     };
     in_node(graph, &data, async |data, name| {
         let options = own.parsed(Some(name))?;
-        in_node(graph, &own.file, async |file, _| qcow2::create(file, Some(data), &options).await).await
+        in_node(graph, &own.file, async |file, _| qcow2::create(file, Some(data), &options, keys).await).await
     })
     .await
 }
@@ -347,14 +345,18 @@ pub fn measure(options: &BlockdevCreateOptions, data: u64, bitmaps: Option<&[(u6
         BlockdevCreateOptions::File(own) => {
             Ok(Measurement { required: own.size, fully_allocated: own.size, bitmaps: None })
         }
-        BlockdevCreateOptions::Luks(_) => Err(Error::new("An encrypted image cannot be measured yet")),
-        BlockdevCreateOptions::Qcow2(own) if own.encrypt.is_some() => {
-            Err(Error::new("An encrypted image cannot be measured yet"))
+        BlockdevCreateOptions::Luks(own) => {
+            let all = own.size.saturating_add(own.own.header(own.size, own.header.is_some())?.payload());
+            Ok(Measurement { required: all, fully_allocated: all, bitmaps: None })
         }
         BlockdevCreateOptions::Qcow2(own) => {
             let file = own.data_file.is_some().then(String::new);
             let options = own.parsed(file)?;
-            let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data)?;
+            let keys = match &own.encrypt {
+                None => 0,
+                Some(QCryptoBlockCreateOptions::Luks(own)) => own.header(options.size, false)?.payload(),
+            };
+            let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data, keys)?;
             let bitmaps = bitmaps.filter(|_| options.version > 2);
             let bitmaps = bitmaps.map(|bitmaps| qcow2::measure_bitmaps(bitmaps, options.cluster_size));
             Ok(Measurement { required, fully_allocated, bitmaps })

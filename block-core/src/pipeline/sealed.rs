@@ -5,13 +5,13 @@
 
 use crate::base::{IoError, SECTOR};
 use crate::codec::cipher::SectorCipher;
-use crate::rt::IoBuf;
+use crate::rt::{IoBuf, Kept};
 
 /// What stands between a format's guest data and their places, which are whole sectors.
 #[derive(Debug)]
 pub struct Seal {
     /// The cipher.
-    pub cipher: SectorCipher,
+    pub cipher: Kept<SectorCipher>,
     /// Sectors are numbered as the guest sees them, else by their places.
     pub by_guest: bool,
 }

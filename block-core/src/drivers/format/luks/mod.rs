@@ -23,7 +23,7 @@ use crate::graph::{
     Preallocation, ReopenRequest, Role, WriteFlags,
 };
 use crate::pipeline::sealed;
-use crate::rt::IoBuf;
+use crate::rt::{IoBuf, Kept};
 
 pub use self::create::{CreateOptions, create};
 pub use self::options::LuksOptions;
@@ -35,7 +35,7 @@ pub struct Luks {
     header_in: Option<ChildId>,
     keys: KeyRing,
     payload: Payload,
-    cipher: SectorCipher,
+    cipher: Kept<SectorCipher>,
 }
 
 impl Luks {

@@ -6,7 +6,7 @@ use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::luks::v2::{self, Copy, Whole};
 use crate::codec::luks::{BEGINNING, Header, v1, version};
-use crate::drivers::keys::{Home, KeyRing, fetch, needed_secret, read_material, unlock};
+use crate::drivers::keys::{Home, KeyRing, cipher, fetch, needed_secret, read_material, unlock};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::Child;
 use crate::rt::blocking_long;
@@ -27,7 +27,7 @@ impl Open for LuksOptions {
         let end = site.visit(file, async |child| child.size()).await?;
         header.check_payload(end).doing(doing)?;
         let (header, unlocked) = unlock(header, passphrase, material).await.doing(doing)?;
-        let cipher = payload.cipher(&unlocked.key).doing(doing)?;
+        let cipher = cipher(payload, &unlocked.key).doing(doing)?;
         let keys = KeyRing::new(header, Home { start: 0, len: None, detached: header_in.is_some() });
         let driver = Luks { file, header_in, keys, payload, cipher };
         Ok(Opened { driver, conf: self.clone(), options: site.common })
