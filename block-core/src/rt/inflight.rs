@@ -69,14 +69,14 @@ impl InFlight {
     pub(super) fn start(&self, local: Rc<Local>, engine: Engine, op: Op, hold: Option<Hold>) -> OpFuture {
         let (op, answer) = fault::strike(op);
         let kept = Box::new(Kept { op, _hold: hold });
-        let raw = kept.op.raw();
+        let raw = kept.op.raw(engine);
         let slot = self.slots.borrow_mut().insert(Slot::Running { kept, waiter: Waiter::NotYet });
         let slot = u32::try_from(slot).expect("fewer than 2^32 operations fit in memory");
         self.running.set(self.running.get() + 1);
         let token = Token::Op(slot);
         match (answer, engine) {
             (Some(result), _) => local.shared().post(Message::Completed { token, result }),
-            (None, Engine::Ring) => local.driver().borrow_mut().run(raw, token),
+            (None, Engine::Ring | Engine::AtOnce) => local.driver().borrow_mut().run(raw, token),
             (None, Engine::Pool) => pool::run(raw, token, local.shared().clone()),
         }
         OpFuture { local, slot: Some(slot) }

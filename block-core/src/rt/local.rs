@@ -32,6 +32,7 @@ pub struct Local {
     pub(super) polling: RefCell<Polling>,
     pub(super) now: Cell<Instant>,
     pub(super) stopping: Cell<bool>,
+    pub(super) may_wait: Cell<bool>,
     pub(super) counters: Cell<LoopCounters>,
     /// Passes that may leave their submission to the sleep that follows.
     pub(super) lazy: Cell<u32>,
@@ -66,6 +67,7 @@ impl Local {
             polling: RefCell::new(Polling::new(params)),
             now: Cell::new(Instant::now()),
             stopping: Cell::new(false),
+            may_wait: Cell::new(false),
             counters: Cell::default(),
             lazy: Cell::new(0),
             reaped: RefCell::default(),
@@ -155,6 +157,12 @@ impl Local {
             None => self.driver.borrow_mut().direct(&op, token),
             Some(result) => self.shared.post(Message::Completed { token, result }),
         }
+    }
+
+    /// The thread works for one purpose ([`run_io`](super::run_io)): a system call that waits holds nobody up, and costs
+    /// less than having it waited for elsewhere.
+    pub fn may_wait(&self) -> bool {
+        self.may_wait.get()
     }
 
     /// Has the source visited in this pass (or the next, from inside its own `run`), and published after it.

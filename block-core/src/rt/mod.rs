@@ -51,6 +51,6 @@ pub use pool::{blocking, blocking_long};
 pub use random::random;
 pub use readiness::{Readiness, WatchId};
 pub use source::{Source, SourceId};
-pub use thread::{Gone, IoThread, Remote, run_control};
+pub use thread::{Gone, IoThread, Remote, run_control, run_io};
 pub use timer::{Sleep, within};
 pub use words::Words;

@@ -10,6 +10,8 @@ use std::rc::Rc;
 pub enum Engine {
     /// The thread's own ring; where io_uring is refused, the pool.
     Ring,
+    /// The thread itself, on the spot, for what waits for nothing; where io_uring is refused, the pool.
+    AtOnce,
     /// A helper thread that may block.
     Pool,
 }
@@ -127,10 +129,15 @@ unsafe impl Send for RawOp {}
 
 impl Op {
     /// The plain form. It points into `self`: valid while `self` is neither moved nor dropped.
-    pub(super) fn raw(&self) -> RawOp {
+    pub(super) fn raw(&self, engine: Engine) -> RawOp {
+        let at_once = engine == Engine::AtOnce;
         match self {
-            Self::Read { fd, buf, offset } => movement(fd, buf, *offset, false, false),
-            Self::Write { fd, buf, offset, dsync } => movement(fd, buf, *offset, true, *dsync),
+            Self::Read { fd, buf, offset } => {
+                RawOp::Move(DirectOp { write: false, dsync: false, at_once, ..movement(fd, buf, *offset) })
+            }
+            Self::Write { fd, buf, offset, dsync } => {
+                RawOp::Move(DirectOp { write: true, dsync: *dsync, at_once, ..movement(fd, buf, *offset) })
+            }
             Self::Sync { fd, data_only } => RawOp::Sync { fd: fd.as_raw_fd(), data_only: *data_only },
             Self::Fallocate { fd, mode, offset, len } => {
                 RawOp::Fallocate { fd: fd.as_raw_fd(), mode: *mode, offset: *offset, len: *len }
@@ -139,13 +146,13 @@ impl Op {
     }
 }
 
-fn movement(fd: &SharedFd, buf: &IoBuf, offset: u64, write: bool, dsync: bool) -> RawOp {
+fn movement(fd: &SharedFd, buf: &IoBuf, offset: u64) -> DirectOp {
     let segments = buf.segments();
     // A longer list would be refused; the first part of it is a short count, which callers know anyway.
     let count = u32::try_from(segments.len().min(MAX_IOVECS)).unwrap_or(u32::MAX);
     // `Segment` is a transparent iovec.
     let iovecs = segments.as_ptr().cast();
-    RawOp::Move(DirectOp { write, dsync, fd: fd.as_raw_fd(), iovecs, count, offset, at_once: false })
+    DirectOp { write: false, dsync: false, fd: fd.as_raw_fd(), iovecs, count, offset, at_once: false }
 }
 
 const MAX_IOVECS: usize = 1024;

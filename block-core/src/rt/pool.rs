@@ -140,6 +140,8 @@ fn submit(job: Job) {
     let queue = if matches!(job, Job::Long(_)) { &mut state.long } else { &mut state.jobs };
     queue.push_back(job);
     if state.ready() <= state.idle {
+        // Whoever wakes up wants the lock.
+        drop(state);
         POOL.work.notify_one();
     } else if state.threads < MAX_THREADS {
         state.threads += 1;

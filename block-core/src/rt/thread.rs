@@ -117,9 +117,21 @@ fn live(local: &Rc<Local>) {
 /// This is the control thread's loop, and `block_on` for tests. Tasks that are left are dropped; operations in flight
 /// are waited for. Panics where the thread has a runtime already, or where epoll cannot be had.
 pub fn run_control<F: Future>(main: impl FnOnce(Rc<Local>) -> F) -> F::Output {
-    let shared = Arc::new(Shared::new().expect("an eventfd for the control thread"));
-    let driver = Driver::for_control(&shared).expect("an epoll instance for the control thread");
-    let local = Local::new(shared, driver, PollParams::OFF);
+    run_on(new_local(Driver::for_control, PollParams::OFF), main)
+}
+
+/// The same with the thread's own ring, for a program that has one thread for everything, which may therefore wait. Where
+/// io_uring is refused there are helpers in its place.
+pub fn run_io<F: Future>(main: impl FnOnce(Rc<Local>) -> F) -> F::Output {
+    let local = new_local(Driver::for_io, PollParams::OFF);
+    if let Ok(local) = &local {
+        local.may_wait.set(true);
+    }
+    run_on(local, main)
+}
+
+fn run_on<F: Future>(local: io::Result<Rc<Local>>, main: impl FnOnce(Rc<Local>) -> F) -> F::Output {
+    let local = local.expect("an eventfd and an epoll instance for this thread");
     let entered = Entered::new(&local);
     let root = Root::new(local.shared(), &local.tasks);
     let mut output = None;

@@ -1,4 +1,4 @@
-//! The bytes of an open image, as a thread has them.
+//! The bytes of an open image.
 
 use std::rc::Rc;
 
@@ -6,15 +6,8 @@ use block_core::base::{ByteRange, IoError};
 use block_core::catalog::probe;
 use block_core::graph::{Child, Extent, ViewPin, WriteFlags};
 use block_core::pipeline::Status;
-use block_core::port::{PORT, PortHandle, PortLane};
-use block_core::rt::{IoBuf, Local};
-
-/// An image's bytes, for whichever thread makes a [`Disk`] of it.
-#[derive(Clone)]
-pub struct DiskHandle {
-    pub(crate) port: PortHandle,
-    pub(crate) manner: Manner,
-}
+use block_core::port::{PORT, PortLane};
+use block_core::rt::IoBuf;
 
 /// What has to be done with all writes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,18 +18,6 @@ pub(crate) struct Manner {
     pub(crate) is_guess: bool,
 }
 
-impl DiskHandle {
-    /// For this thread.
-    pub fn disk(&self, local: &Rc<Local>) -> Disk {
-        Disk { lane: self.port.lane(local), manner: self.manner }
-    }
-
-    /// Bytes of the disk, as last published.
-    pub fn size(&self) -> u64 {
-        self.port.geometry().size
-    }
-}
-
 /// An image's bytes. Any number of requests may be under way at once.
 #[derive(Clone)]
 pub struct Disk {
@@ -45,6 +26,10 @@ pub struct Disk {
 }
 
 impl Disk {
+    pub(crate) fn new(lane: Rc<PortLane>, manner: Manner) -> Self {
+        Self { lane, manner }
+    }
+
     /// Enters the graph: what the pin's [`Child`] offers can be used until it is dropped, as long as no change of the graph
     /// is waited for meanwhile. See [`top`].
     pub async fn enter(&self) -> ViewPin {

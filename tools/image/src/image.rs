@@ -11,7 +11,7 @@ use block_core::graph::{
 use block_core::port::{Port, PortOptions};
 use block_core::rt::Local;
 
-use crate::disk::{Disk, DiskHandle, Manner};
+use crate::disk::{Disk, Manner};
 use crate::given::Given;
 use crate::session::Session;
 use crate::source::Source;
@@ -39,9 +39,9 @@ pub struct Below {
 }
 
 impl Below {
-    /// The node's bytes, for this thread.
+    /// The node's bytes.
     pub fn disk(&self) -> Disk {
-        DiskHandle { port: self.port.handle(), manner: self.manner }.disk(&self.local)
+        Disk::new(self.port.handle().lane(&self.local), self.manner)
     }
 
     /// Goes out again.
@@ -85,14 +85,9 @@ fn uses(given: &Given) -> PermSet {
 }
 
 impl Image {
-    /// Its bytes, for this thread: helpers do the I/O.
+    /// Its bytes.
     pub fn disk(&self) -> Disk {
-        self.handle().disk(&self.local)
-    }
-
-    /// Its bytes, for any thread.
-    pub fn handle(&self) -> DiskHandle {
-        DiskHandle { port: self.port.handle(), manner: self.manner }
+        Disk::new(self.port.handle().lane(&self.local), self.manner)
     }
 
     /// Bytes of the disk, as last published.

@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | `session` | one run of a tool: a control loop, a graph, an I/O thread |
+//! | `session` | one run of a tool: a loop with a ring, a graph |
 //! | `given` `source` `cache` | what stands on the command line for an image, and the tree of nodes that it comes to |
 //! | `image` `disk` | an open image: its node, and its bytes as a thread has them |
 //! | `size` `pairs` `args` | how sizes, `-o a=b,c=d` and options are written |
@@ -33,7 +33,7 @@ mod source;
 pub use cache::Cache;
 pub use clock::local_time;
 pub use creation::{Creation, Described, Kind, NewImage, option_help, read_option};
-pub use disk::{Disk, DiskHandle, top};
+pub use disk::{Disk, top};
 pub use errno::strerror;
 pub use failure::{Failure, Outcome, words};
 pub use given::{FileName, Given};

@@ -99,6 +99,7 @@ impl Session {
                 }
             }
             self.follow(tree, way).await?;
+            through_ring(tree);
             way.depth -= 1;
             Ok(())
         })
@@ -145,6 +146,7 @@ impl Session {
             blocking(move || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())).await;
         tree.insert("driver".to_owned(), if is_device { "host_device" } else { "file" }.into());
         tree.insert("filename".to_owned(), name.into());
+        through_ring(tree);
         Ok(())
     }
 
@@ -324,6 +326,13 @@ fn over_file(tree: Tree, format: &str) -> Tree {
     }
     top.insert("file".to_owned(), Value::Object(file));
     top
+}
+
+/// Files are moved by the ring of our loop, unless something else is said.
+fn through_ring(tree: &mut Tree) {
+    if matches!(tree.get("driver").and_then(Value::as_str), Some("file" | "host_device")) {
+        tree.entry("aio").or_insert_with(|| "io_uring".into());
+    }
 }
 
 /// Common options of the top node, unless they are given.

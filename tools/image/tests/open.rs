@@ -175,17 +175,14 @@ fn what_the_image_can_do_can_be_asked_of_it() {
         let image = session.open(&Given { writable: true, resizes: true, ..Given::named(&top) }).await.unwrap();
         assert_eq!((image.size(), image.driver.as_str()), (1 << 20, "qcow2"));
         image.resize(2 << 20, Preallocation::Off).await.unwrap();
-        let handle = image.handle();
-        let written = session.on_io(move |local| async move {
-            let disk = handle.disk(&local);
-            let (at, bytes) = (ByteRange::new(1 << 20, 4).unwrap(), IoBuf::from_slice(b"abcd")?);
-            disk.write(at, bytes, WriteFlags::default()).await?;
-            disk.write_zeroes(ByteRange::whole(4096), WriteFlags::default()).await?;
-            disk.flush().await?;
-            let status = disk.status(ByteRange::whole(4096)).await?;
-            Ok::<_, IoError>((disk.read_vec(at).await?, status.content, disk.size().await))
-        });
-        assert_eq!(written.await.unwrap().unwrap(), (b"abcd".to_vec(), Content::Data, 2 << 20));
+        let disk = image.disk();
+        let (at, bytes) = (ByteRange::new(1 << 20, 4).unwrap(), IoBuf::from_slice(b"abcd").unwrap());
+        disk.write(at, bytes, WriteFlags::default()).await.unwrap();
+        disk.write_zeroes(ByteRange::whole(4096), WriteFlags::default()).await.unwrap();
+        disk.flush().await.unwrap();
+        let status = disk.status(ByteRange::whole(4096)).await.unwrap();
+        assert_eq!((disk.read_vec(at).await.unwrap(), status.content), (b"abcd".to_vec(), Content::Data));
+        assert_eq!(disk.size().await, 2 << 20);
         assert!(image.check(block_core::graph::Repair::Nothing).await.unwrap().is_consistent());
         assert_eq!(image.snapshots().unwrap(), []);
         image.close().await.unwrap();

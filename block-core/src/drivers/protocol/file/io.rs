@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Conf;
 use crate::base::{ByteRange, IoError, SECTOR};
 use crate::graph::{DirectRequest, IoCx, Settled};
-use crate::rt::{IoBuf, Op, TRIES, blocking, system_call};
+use crate::rt::{Engine, IoBuf, Op, TRIES, blocking, system_call};
 
 /// Fills `buf`; what is missing of the file's last sector is zeroes.
 pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
@@ -15,7 +15,7 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
     while done < at.len() {
         let rest = buf.slice(done, at.len() - done);
         let op = || Op::Read { fd: conf.fd.clone(), buf: rest.clone(), offset: at.start() + done };
-        match submit(conf, cx, op).await.map_err(IoError::from_errno)? {
+        match submit(conf.reader(rest.len()), cx, op).await.map_err(IoError::from_errno)? {
             0 => break,
             bytes => done += bytes,
         }
@@ -50,7 +50,7 @@ pub(super) async fn write(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, 
         let rest = buf.slice(done, at.len() - done);
         let offset = at.start() + done;
         let op = || Op::Write { fd: conf.fd.clone(), buf: rest.clone(), offset, dsync: stable };
-        let written = submit(conf, cx, op).await.inspect_err(|errno| {
+        let written = submit(conf.writer(cx, rest.len()), cx, op).await.inspect_err(|errno| {
             if stable {
                 latch_lost(conf, *errno);
             }
@@ -67,20 +67,20 @@ pub(super) async fn write(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, 
 /// fdatasync.
 pub(super) async fn sync(conf: &Conf, cx: IoCx<'_>) -> Result<(), IoError> {
     let op = || Op::Sync { fd: conf.fd.clone(), data_only: true };
-    submit(conf, cx, op).await.map(drop).map_err(IoError::from_errno)
+    submit(conf.engine, cx, op).await.map(drop).map_err(IoError::from_errno)
 }
 
 /// Has an operation carried out: again where the kernel could not just now, but not for ever. The answer is a count, or
 /// a positive errno.
-pub(super) async fn submit(conf: &Conf, cx: IoCx<'_>, op: impl Fn() -> Op) -> Result<u64, i32> {
+pub(super) async fn submit(engine: Engine, cx: IoCx<'_>, op: impl Fn() -> Op) -> Result<u64, i32> {
     for _ in 1..TRIES {
-        match counted(cx.submit(conf.engine, op()).await) {
+        match counted(cx.submit(engine, op()).await) {
             Err(libc::EAGAIN) => cx.local().sleep(PAUSE).await,
             Err(errno) if passes(errno) => {}
             answer => return answer,
         }
     }
-    counted(cx.submit(conf.engine, op()).await)
+    counted(cx.submit(engine, op()).await)
 }
 
 /// For a kernel that is short of something.

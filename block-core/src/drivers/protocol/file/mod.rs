@@ -134,7 +134,7 @@ impl Driver for File {
             return None;
         }
         let dsync = request.write && request.fua;
-        let at_once = conf.in_memory && !request.write && request.at.len() <= AT_ONCE;
+        let at_once = !request.write && conf.reader(request.at.len()) == Engine::AtOnce;
         let (fd, offset) = (conf.fd.as_raw_fd(), request.at.start());
         Some(DirectPlan::new(Direct::Ring(RingEntry { fd, offset, dsync, at_once })))
     }
@@ -184,8 +184,8 @@ impl Driver for File {
         conf.flusher.flush(io::sync(conf, cx)).await
     }
 
-    async fn map(&self, conf: &Conf, _cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
-        Ok(zero::map(self.kind, &self.found, conf, at).await)
+    async fn map(&self, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Result<Extent, IoError> {
+        Ok(zero::map(self.kind, &self.found, conf, cx, at).await)
     }
 
     async fn truncate(&self, conf: &Conf, _cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Conf> {
@@ -269,6 +269,22 @@ impl Conf {
         }
     }
 
+    /// Nothing waits for a medium, and nobody has asked for helper threads.
+    fn is_waitless(&self) -> bool {
+        self.in_memory && self.engine == Engine::Ring
+    }
+
+    /// Who reads so many bytes.
+    fn reader(&self, bytes: u64) -> Engine {
+        if self.is_waitless() && bytes <= AT_ONCE { Engine::AtOnce } else { self.engine }
+    }
+
+    /// Who writes so many bytes. The ring has a worker write to the page cache, whom to wake takes longer than the copy.
+    fn writer(&self, cx: IoCx<'_>, bytes: u64) -> Engine {
+        let is_cached = !self.direct && self.engine == Engine::Ring;
+        if is_cached && cx.local().may_wait() { Engine::AtOnce } else { self.reader(bytes) }
+    }
+
     /// The same, after the size has changed to `size` bytes.
     fn resized(&self, size: u64) -> Self {
         Self {
@@ -283,5 +299,5 @@ impl Conf {
     }
 }
 
-/// Reads up to this length, in bytes, are not worth a worker where they only copy.
+/// What is not longer than this, in bytes, is not worth a worker where it is only copied.
 const AT_ONCE: u64 = 64 << 10;

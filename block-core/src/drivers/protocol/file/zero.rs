@@ -152,7 +152,7 @@ async fn fallocate(
     }
     let mode = mode.bits().cast_signed();
     let op = || Op::Fallocate { fd: conf.fd.clone(), mode, offset: at.start(), len: at.len() };
-    learn(never, io::submit(conf, cx, op).await.map(drop))
+    learn(never, io::submit(conf.engine, cx, op).await.map(drop))
 }
 
 /// Remembers what will never work. `EINVAL` and `ETXTBSY` are about this range and this moment: they ask for another way,
@@ -183,7 +183,7 @@ pub(super) async fn inside<T: Send + 'static>(cx: IoCx<'_>, work: impl FnOnce() 
 
 /// Where the first bytes of the range live. What cannot be found out is data: a hole that is none loses data, data
 /// that is none costs time.
-pub(super) async fn map(kind: Kind, found: &Found, conf: &Conf, at: ByteRange) -> Extent {
+pub(super) async fn map(kind: Kind, found: &Found, conf: &Conf, cx: IoCx<'_>, at: ByteRange) -> Extent {
     let all = Extent { len: at.len(), place: Place::Here };
     if kind == Kind::Device {
         return all;
@@ -193,7 +193,9 @@ pub(super) async fn map(kind: Kind, found: &Found, conf: &Conf, at: ByteRange) -
     }
     let fd = conf.fd.clone();
     let unit = u64::from(conf.alignment.request);
-    let Some(extent) = blocking(move || find(&fd, at, unit)).await else { return all };
+    let here = conf.is_waitless() || cx.local().may_wait();
+    let extent = if here { find(&fd, at, unit) } else { blocking(move || find(&fd, at, unit)).await };
+    let Some(extent) = extent else { return all };
     if let Some(data) = ByteRange::new(at.start(), extent.len).filter(|_| extent.place == Place::Here) {
         found.keep(data);
     }
