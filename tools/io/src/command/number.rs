@@ -52,7 +52,9 @@ mod tests {
 
     #[test]
     fn patterns_are_bytes_as_c_writes_them() {
-        for (word, byte) in [("0", 0), ("65", 65), ("0x41", 65), ("0101", 65), ("255", 255), ("0XfF", 255), ("+1", 1), ("-0", 0)] {
+        for (word, byte) in
+            [("0", 0), ("65", 65), ("0x41", 65), ("0101", 65), ("255", 255), ("0XfF", 255), ("+1", 1), ("-0", 0)]
+        {
             assert_eq!(pattern(word), Ok(byte), "{word}");
         }
         for word in ["256", "-1", "x", "0x", "08", "1k", "++1", "--0", "-+0", "0x+1", ""] {
