@@ -142,6 +142,10 @@ pub struct Image {
     is_corrupt: AtomicBool,
     /// The image was not closed in good order: it is repaired before anything is written.
     is_unclean: AtomicBool,
+    /// Refcounts may be late (`lazy-refcounts`).
+    is_lazy: bool,
+    /// Some may be late now, and the header marks the image as dirty.
+    is_late: AtomicBool,
 }
 
 /// What requests only read.
@@ -305,7 +309,7 @@ impl Format for Image {
     }
 
     async fn flush(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {
-        self.commit(cx).await
+        self.commit_for_guest(cx).await
     }
 
     async fn finish(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {

@@ -8,7 +8,7 @@ use super::bitmap::Stored;
 use super::clean::Cleaner;
 use super::crypt::{self, Crypt, Qcow2Encryption};
 use super::extensions::Extensions;
-use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
+use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, LAZY_REFCOUNTS, RAW_DATA_FILE};
 use super::layout::Layout;
 use super::meta::{Meta, Refs};
 use super::options::{Checks, Qcow2Options};
@@ -304,7 +304,7 @@ impl Qcow2Options {
             inactive: HashMap::new(),
             packed: None,
             begun: 0,
-            ended: 0,
+            ended: [0; 2],
         };
         meta.watch_inactive(&inactive, true);
         let regions = Regions::new();
@@ -339,6 +339,8 @@ impl Qcow2Options {
             is_ready: AtomicBool::new(false),
             is_corrupt: AtomicBool::new(false),
             is_unclean: AtomicBool::new(header.has(DIRTY)),
+            is_lazy: header.version >= 3 && self.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0),
+            is_late: AtomicBool::new(false),
             extensions: Mutex::new(Arc::new(extensions)),
             header,
             layout,
