@@ -210,7 +210,7 @@ fn in_order_for_qemu(path: &Path) -> Result<(), String> {
     };
     let errors: Vec<_> = text.lines().filter(|line| line.starts_with("ERROR") && !is_cautious(line)).collect();
     let is_known = matches!(done.status.code(), Some(0 | 3 | 63)) || text.contains("ERROR");
-    if errors.is_empty() && is_known { Ok(()) } else { Err(text.into_owned()) }
+    if errors.is_empty() && is_known { Ok(()) } else { Err(format!("qemu-img check: {:?}: {text}", done.status)) }
 }
 
 /// A raw disk with data in it, holes, and zeroes.

@@ -82,7 +82,11 @@ async fn change(
     value: &str,
     granularity: Option<u64>,
 ) -> Outcome {
-    let failed = |error| Failure::new(format!("Operation {act} on bitmap {bitmap} failed: {}", words(&error)));
+    let failed = |error| {
+        let text = words(&error);
+        let hint = if text.ends_with("is inconsistent and cannot be used") { INCONSISTENT } else { "" };
+        Failure::new(format!("Operation {act} on bitmap {bitmap} failed: {text}{hint}"))
+    };
     let what = match act {
         "add" => {
             let granularity = granularity.filter(|size| *size > 0);
@@ -102,3 +106,4 @@ async fn change(
 }
 
 const ACTS: &[&str] = &["add", "remove", "clear", "enable", "disable", "merge"];
+const INCONSISTENT: &str = "\nTry block-dirty-bitmap-remove to delete this bitmap from disk";

@@ -2,7 +2,7 @@
 
 use block_core::base::ByteRange;
 use block_core::catalog::{Measurement, measure};
-use block_core::graph::SnapshotName;
+use block_core::graph::{NodeBitmap, SnapshotName};
 use block_core::pipeline::Content;
 use serde_json::json;
 use trellis_image::args::{Args, Definition, option};
@@ -137,8 +137,10 @@ async fn of_image(
 
 /// What an image would bring along: the lengths of names, and how many marks there are.
 fn bitmaps(image: &Image) -> Vec<(u64, u64)> {
-    let kept = image.report().bitmaps.into_iter().filter(|bitmap| bitmap.persistent && !bitmap.inconsistent);
-    kept.map(|one| (one.name.len() as u64, one.bits.size().div_ceil(u64::from(one.bits.granularity())))).collect()
+    let kept = image.report().bitmaps.into_iter().filter(|bitmap| bitmap.persistent);
+    // Of those that cannot be used the marks are not read; they take their room as they are.
+    let bytes = |one: &NodeBitmap| if one.inconsistent { image.size() } else { one.bits.size() };
+    kept.map(|one| (one.name.len() as u64, bytes(&one).div_ceil(u64::from(one.bits.granularity())))).collect()
 }
 
 fn show(output: Output, measured: &Measurement) {

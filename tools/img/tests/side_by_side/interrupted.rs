@@ -82,3 +82,76 @@ fn storage_that_fails_has_the_same_code() {
         &[&format!("compare {} r.raw", failing("r.raw", "raw")), &format!("compare r.raw {}", failing("r.raw", "raw"))],
     );
 }
+
+#[test]
+fn a_copy_says_how_far_it_has_come() {
+    let scene = Scene::new(&["create -q -f raw a.raw 8M", "qemu-io -f raw -c 'write -P 1 0 8M' a.raw"]);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_trellis-img"));
+    command.args(["convert", "-m", "1", "-r", "1M", "-f", "raw", "-O", "raw", "a.raw", "t.raw"]);
+    let mut child = command.current_dir(scene.ours()).stderr(Stdio::piped()).spawn().unwrap();
+    while !scene.ours().join("t.raw").exists() {}
+    for _ in 0..3 {
+        let _ = std::sync::mpsc::channel::<()>().1.recv_timeout(Duration::from_millis(300));
+        signal(&child, "-USR1");
+    }
+    let _ = std::sync::mpsc::channel::<()>().1.recv_timeout(Duration::from_millis(300));
+    assert!(child.try_wait().unwrap().is_none(), "the signal ended it");
+    signal(&child, "-TERM");
+    child.wait().unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    let lines: Vec<_> = said.lines().collect();
+    assert!(
+        !lines.is_empty() && lines.iter().all(|line| line.starts_with("    (") && line.ends_with("/100%)")),
+        "{said}"
+    );
+}
+
+/// Wherever it is stopped, the disk is the same.
+#[test]
+fn a_rebase_that_is_stopped_loses_nothing() {
+    let mut scene = Scene::new(&[
+        "create -q -f qcow2 base.qcow2 64M",
+        "qemu-io -c 'write -P 1 0 64M' base.qcow2",
+        "create -q -f qcow2 -b base.qcow2 -F qcow2 top.qcow2",
+        "qemu-io -c 'write -P 2 1M 1M' top.qcow2",
+    ]);
+    let before = scene.contents("top.qcow2");
+    let mut stopped = 0;
+    for (number, name) in ["-INT", "-TERM", "-HUP", "-KILL"].into_iter().cycle().take(16).enumerate() {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_trellis-img"));
+        command.args(["rebase", "-b", "", "top.qcow2"]).current_dir(scene.ours());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while super::locked::is_free(&scene.ours().join("top.qcow2")) && child.try_wait().unwrap().is_none() {}
+        let pause = Duration::from_millis(number as u64 * 4);
+        let _ = std::sync::mpsc::channel::<()>().1.recv_timeout(pause);
+        if child.try_wait().unwrap().is_none() {
+            signal(&child, name);
+        }
+        stopped += usize::from(!child.wait().unwrap().success());
+        assert!(scene.contents("top.qcow2") == before, "{name} after {pause:?}: the disk is another one");
+        let checked = Command::new("qemu-img").args(["check", "top.qcow2"]).current_dir(scene.ours()).output().unwrap();
+        assert!(matches!(checked.status.code(), Some(0 | 3)), "{}", String::from_utf8_lossy(&checked.stdout));
+    }
+    assert!(stopped > 3, "only {stopped} of them were stopped");
+    scene.same(&["rebase -b '' top.qcow2"]);
+    assert!(scene.contents("top.qcow2") == before);
+}
+
+#[test]
+fn long_work_shows_how_far_it_has_come() {
+    let scene = Scene::new(CHAIN);
+    for line in [
+        "convert -p -O raw c.qcow2 1.raw",
+        "compare -p c.qcow2 c.qcow2",
+        "rebase -p -b a.qcow2 -F qcow2 c.qcow2",
+        "amend -p -o lazy_refcounts=on a.qcow2",
+        "commit -p b.qcow2",
+    ] {
+        let (theirs, ours) = scene.both(line);
+        for done in [&theirs, &ours] {
+            let shown = done.out.starts_with("    (0.00/100%)\r") && done.out.contains("    (100.00/100%)\r");
+            assert!(done.code == Some(0) && shown, "{line}: {:?} {}", done.out, done.err);
+        }
+    }
+}

@@ -32,6 +32,9 @@ pub(super) fn milliseconds(word: &str) -> Result<u64, Refusal> {
 
 /// A number as the C language writes it: `0x` before hexadecimal digits, `0` before octal ones.
 fn c_number(word: &str) -> Option<u64> {
+    if let Some(zero) = word.strip_prefix('-').filter(|rest| !rest.starts_with(['+', '-'])) {
+        return c_number(zero).filter(|number| *number == 0);
+    }
     let digits = word.strip_prefix('+').unwrap_or(word);
     let (digits, radix) = match digits {
         _ if digits.starts_with("0x") || digits.starts_with("0X") => (&digits[2..], 16),
@@ -49,10 +52,12 @@ mod tests {
 
     #[test]
     fn patterns_are_bytes_as_c_writes_them() {
-        for (word, byte) in [("0", 0), ("65", 65), ("0x41", 65), ("0101", 65), ("255", 255), ("0XfF", 255), ("+1", 1)] {
+        for (word, byte) in
+            [("0", 0), ("65", 65), ("0x41", 65), ("0101", 65), ("255", 255), ("0XfF", 255), ("+1", 1), ("-0", 0)]
+        {
             assert_eq!(pattern(word), Ok(byte), "{word}");
         }
-        for word in ["256", "-1", "x", "0x", "08", "1k", "++1", "0x+1", ""] {
+        for word in ["256", "-1", "x", "0x", "08", "1k", "++1", "--0", "-+0", "0x+1", ""] {
             assert_eq!(pattern(word), Err(Refusal::Said(format!("{word} is not a valid pattern byte"))));
         }
     }

@@ -360,3 +360,82 @@ fn a_difference_is_noticed() {
     assert_ne!(qemu.masked(), ours.masked());
     assert!(bench.run_ours(&["-f", "raw", "-c", "read -P 9 0 4k", "a.raw"], "").code.unwrap() == 1);
 }
+
+/// Every number that a command takes, at its ends and beyond.
+#[test]
+fn numbers_beyond_all_measure() {
+    let commands = [
+        "read @ 512",
+        "read 0 @",
+        "read -P @ 0 512",
+        "read -P 0 -s @ 0 512",
+        "read -P 0 -l @ 0 512",
+        "readv 0 @",
+        "readv @ 512 512",
+        "write @ 512",
+        "write 0 @",
+        "write -P @ 0 512",
+        "write -z @ 512",
+        "writev 0 @",
+        "writev 0 512 @",
+        "discard @ 512",
+        "discard 0 @",
+        "alloc @",
+        "alloc 0 @",
+        "zone_report @ 1",
+    ];
+    let numbers = [
+        "-1",
+        "-0",
+        "1",
+        "2147483137",
+        "2147483648",
+        "9223372036854775295",
+        "9223372036854775296",
+        "9223372036854775807",
+        "9223372036854775808",
+        "18446744073709551615",
+        "18446744073709551616",
+        "8E",
+        "0x",
+        "1e3",
+        "nan",
+    ];
+    let bench = Bench::new();
+    for number in numbers {
+        for (options, image) in [(RAW, "a.raw"), (QCOW2, "b.qcow2")] {
+            let commands = commands.map(|command| command.replace('@', number));
+            let mut arguments = options.to_vec();
+            arguments.extend(commands.iter().flat_map(|command| ["-c", command]));
+            arguments.push(image);
+            bench.same(&arguments, "");
+            // Sizes that are too large are refused in other words.
+            let truncate = format!("truncate {number}");
+            let arguments = [options, &["-c", &truncate, "-c", "length", image]].concat();
+            let (theirs, ours) = (bench.run_qemu(&arguments, ""), bench.run_ours(&arguments, ""));
+            assert_eq!((ours.code, ours.out), (theirs.code, theirs.out), "{image}: {truncate}");
+        }
+    }
+}
+
+/// Nobody listens, and what is typed has no end.
+#[test]
+fn who_does_not_listen_is_no_reason_to_stop() {
+    let bench = Bench::new();
+    let folder = bench.path().join("ours");
+    let run = |arguments: &[&str]| {
+        let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_trellis-io"));
+        command.args(arguments).current_dir(&folder).stdin(std::process::Stdio::null()).stdout(full()).stderr(full());
+        command.status().unwrap().code()
+    };
+    assert_eq!(run(&["-f", "raw", "-c", "bogus", "a.raw"]), Some(1));
+    assert_eq!(run(&["-f", "raw", "-c", "write -s none 0 512", "a.raw"]), Some(1));
+    assert_eq!(run(&["-f", "raw", "-c", "read -v 0 512", "a.raw"]), Some(0));
+    assert_eq!(run(&["--bogus"]), Some(1));
+    // A gigabyte without the end of a line, with less memory than that.
+    let line = "ulimit -v 600000; head -c 1G /dev/zero | $0 -f raw a.raw >/dev/null 2>&1";
+    let mut command = std::process::Command::new("bash");
+    let status = command.args(["-c", line, env!("CARGO_BIN_EXE_trellis-io")]).current_dir(&folder).status();
+    assert_eq!(status.unwrap().code(), Some(1));
+}

@@ -8,7 +8,7 @@ pub(super) fn check(source: &Image, skips: bool) -> Result<(), Failure> {
     let broken = persistent(source).into_iter().find(|bitmap| bitmap.inconsistent).filter(|_| !skips);
     let text = |bitmap: NodeBitmap| {
         format!(
-            "Cannot copy inconsistent bitmap '{}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove'",
+            "Cannot copy inconsistent bitmap '{}'\nTry --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it",
             bitmap.name
         )
     };
@@ -17,12 +17,12 @@ pub(super) fn check(source: &Image, skips: bool) -> Result<(), Failure> {
 
 /// The target gets the source's bitmaps, the oldest first, as they have them.
 pub(super) async fn copy(session: &Session, source: &Image, target: &Image) -> Result<(), Failure> {
-    for bitmap in persistent(source).into_iter().rev() {
+    let (broken, sound): (Vec<_>, Vec<_>) = persistent(source).into_iter().partition(|bitmap| bitmap.inconsistent);
+    for NodeBitmap { name, .. } in broken {
+        session.complain(&format!("warning: Skipping inconsistent bitmap '{name}'"));
+    }
+    for bitmap in sound.into_iter().rev() {
         let name = bitmap.name;
-        if bitmap.inconsistent {
-            session.complain(&format!("warning: Skipping inconsistent bitmap '{name}'"));
-            continue;
-        }
         let change = |what| Box::new(BitmapChange { node: target.node, name: name.clone(), what });
         let granularity = Some(bitmap.bits.granularity());
         let add = change(BitmapAction::Add { granularity, recording: false, persistent: true });
