@@ -36,7 +36,7 @@ deny:
 # Writes what is generated: manual page, completions, QMP reference.
 generate:
     TRELLIS_BLESS=1 cargo test -p trellisd --test generated
-    TRELLIS_BLESS=1 cargo test -p trellis-img --test generated
+    TRELLIS_BLESS=1 cargo test -p trellis-img -p trellis-io --test generated
 
 # The figures of docs/performance.md.
 bench *args:

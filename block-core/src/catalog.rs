@@ -45,7 +45,10 @@ use crate::graph::{NodeOptions, Role};
 pub use self::add::{add, add_unnamed};
 pub use crate::drivers::format::qcow2::AmendOptions;
 
-pub use self::amend::{BlockdevAmendOptions, QCryptoBlockAmendOptionsLuks, QCryptoBlockLuksKeyslotState, amend};
+pub use self::amend::{
+    BlockdevAmendOptions, BlockdevAmendOptionsQcow2, QCryptoBlockAmendOptions, QCryptoBlockAmendOptionsLuks,
+    QCryptoBlockLuksKeyslotState, amend,
+};
 pub use self::create::{
     BlockdevCreateOptions, BlockdevCreateOptionsFile, BlockdevCreateOptionsLuks, BlockdevCreateOptionsQcow2,
     Measurement, PreallocMode, QCryptoBlockCreateOptions, Qcow2CompressionType, Qcow2Version, amend_image, create,
@@ -55,7 +58,7 @@ pub use self::describe::info;
 pub use self::luks::{LuksCreateOptions, QCryptoCipherAlgo, QCryptoCipherMode, QCryptoHashAlgo, QCryptoIvGenAlgo};
 pub use self::options::{
     BlockdevOptions, BlockdevRef, BlockdevRefOrNull, CacheOptions, CommonOptions, DetectZeroesOption, DiscardOption,
-    MAX_DEPTH,
+    MAX_DEPTH, is_identifier,
 };
 pub use self::reopen::{reopen, reopen_steps};
 pub use self::secret::{SecretFormat, SecretKeyringOptions, SecretOptions, SecretText};

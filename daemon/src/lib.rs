@@ -45,12 +45,6 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// QEMU's rule for ids: a letter, then letters, digits, `-`, `.` and `_`.
-pub(crate) fn is_identifier(text: &str) -> bool {
-    text.starts_with(|c: char| c.is_ascii_alphabetic())
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
-}
-
 /// What a command is answered when the graph, a driver or the kernel refused.
 pub(crate) fn refused(error: block_core::base::Error) -> qmp::Error {
     qmp::Error::generic(error.full())

@@ -46,7 +46,7 @@ complete -c trellis-img -n "__fish_trellis_img_using_subcommand amend" -s f -l f
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand amend" -s t -l cache -d 'how the host caches the image (default: writeback)' -r -f
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand amend" -l object -d 'make an object that images may refer to' -r -f
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand amend" -l image-opts -d 'images are named by lists of options, not by files'
-complete -c trellis-img -n "__fish_trellis_img_using_subcommand amend" -l force -d 'taken for compatibility: nothing that this allows is ever asked for'
+complete -c trellis-img -n "__fish_trellis_img_using_subcommand amend" -l force -d 'also what makes data unreadable for good: erasing all key slots, or one that is in use'
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand amend" -s p -l progress -d 'show how far the work has come'
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand amend" -s q -l quiet -d 'print errors only'
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand amend" -s h -l help -d 'Print help'

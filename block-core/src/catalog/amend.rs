@@ -7,8 +7,7 @@ use qmp::Qapi;
 
 use crate::base::{Error, Result, ResultExt};
 use crate::codec::secret::Secret;
-use crate::drivers::format::luks::KeyChange;
-use crate::drivers::keys::secret;
+use crate::drivers::keys::{KeyChange, secret};
 use crate::graph::{AmendRequest, Amending, Graph, JobCx, NodeId, Objects, PermSet, Perms};
 use crate::port::{PORT, Port, PortOptions};
 use crate::rt::Local;
@@ -19,6 +18,24 @@ use crate::rt::Local;
 pub enum BlockdevAmendOptions {
     /// The key slots of an encrypted disk.
     #[qapi(rename = "luks")]
+    Luks(QCryptoBlockAmendOptionsLuks),
+    /// A qcow2 image: the key slots in it.
+    #[qapi(rename = "qcow2")]
+    Qcow2(BlockdevAmendOptionsQcow2),
+}
+
+/// A qcow2 image.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+pub struct BlockdevAmendOptionsQcow2 {
+    /// What becomes of its encryption; nothing if absent.
+    pub encrypt: Option<QCryptoBlockAmendOptions>,
+}
+
+/// The encryption of a qcow2 image.
+#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+#[qapi(union, tag = "format", tag_name = "QCryptoBlockFormat")]
+pub enum QCryptoBlockAmendOptions {
+    /// The key slots of the LUKS header in it.
     Luks(QCryptoBlockAmendOptionsLuks),
 }
 
@@ -52,26 +69,30 @@ pub enum QCryptoBlockLuksKeyslotState {
 
 /// Changes the image of a node. Others use the node meanwhile.
 pub async fn amend(graph: &Rc<Graph>, node: NodeId, options: BlockdevAmendOptions, force: bool) -> Result<()> {
-    let BlockdevAmendOptions::Luks(own) = options;
-    let change = own.change(graph.objects())?;
-    let driver = super::info(graph, node).await.map(|info| info.driver);
-    if driver != Some("luks") {
-        return Err(Error::new(format!("The node's driver is '{}', not 'luks'", driver.unwrap_or_default())));
+    let (wanted, keys) = match options {
+        BlockdevAmendOptions::Luks(own) => ("luks", Some(own)),
+        BlockdevAmendOptions::Qcow2(own) => ("qcow2", own.encrypt.map(|QCryptoBlockAmendOptions::Luks(own)| own)),
+    };
+    let driver = super::info(graph, node).await.map(|info| info.driver).unwrap_or_default();
+    if driver != wanted {
+        return Err(Error::new(format!("The node's driver is '{driver}', not '{wanted}'")));
     }
+    let Some(keys) = keys else { return Ok(()) };
+    let change = keys.change(graph.objects(), force)?;
     let options =
         PortOptions { name: "a change of key slots".into(), perms: Perms { uses: PermSet::NONE, ..Perms::IDLE } };
     let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await?;
     let mut job = port.handle().job(&Local::current());
-    let result = steps(&mut job, graph, &change, force).await;
+    let result = steps(&mut job, graph, &change).await;
     let detached = port.detach(&mut graph.permit()).await.doing(|| "Could not let the node go");
     result.and(detached)
 }
 
 /// What takes long is done between the steps: whoever drains the node, or one below, waits for none of it.
-async fn steps(job: &mut JobCx, graph: &Rc<Graph>, change: &KeyChange, force: bool) -> Result<()> {
+async fn steps(job: &mut JobCx, graph: &Rc<Graph>, change: &KeyChange) -> Result<()> {
     let mut done = None;
     loop {
-        let request = AmendRequest { options: change, objects: graph.objects(), force, done: done.take() };
+        let request = AmendRequest { options: change, objects: graph.objects(), done: done.take() };
         match job.step(async |cx| cx.child(PORT).amend(request).await).await? {
             Amending::Done => return Ok(()),
             Amending::After(work) => done = Some(work.await?),
@@ -80,7 +101,7 @@ async fn steps(job: &mut JobCx, graph: &Rc<Graph>, change: &KeyChange, force: bo
 }
 
 impl QCryptoBlockAmendOptionsLuks {
-    fn change(&self, objects: &Objects) -> Result<KeyChange> {
+    pub(super) fn change(&self, objects: &Objects, force: bool) -> Result<KeyChange> {
         let found = |id: &Option<String>| id.as_deref().map(|id| secret(objects, id)).transpose();
         let (new, old): (Option<Secret>, Option<Secret>) = (found(&self.new_secret)?, found(&self.old_secret)?);
         let milliseconds = |time| u64::try_from(time).map_err(|_| Error::new("'iter-time' must not be negative"));
@@ -97,6 +118,7 @@ impl QCryptoBlockAmendOptionsLuks {
             slot: self.keyslot.map(slot).transpose()?,
             time: self.iter_time.map(milliseconds).transpose()?.map(Duration::from_millis),
             secret: found(&self.secret)?,
+            force,
         })
     }
 }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use qmp::Qapi;
 
 use super::add::add_unnamed;
+use super::amend::QCryptoBlockAmendOptionsLuks;
 use super::luks::LuksCreateOptions;
 use super::options::BlockdevRef;
 use crate::base::{Error, Result, ResultExt};
@@ -314,9 +315,18 @@ async fn create_file(own: BlockdevCreateOptionsFile) -> Result<()> {
     .await
 }
 
-/// Changes what the qcow2 image in `file` is like; no node has the image open. See [`qcow2::amend`].
-pub async fn amend_image(graph: &Rc<Graph>, file: &BlockdevRef, options: &AmendOptions) -> Result<()> {
-    in_node(graph, file, async |file, _| qcow2::amend(file, options).await).await
+/// Changes what the qcow2 image in `file` is like, and its key slots, as `keys` says; no node has the image open. `keys` names
+/// in `secret` what opens it now, if a slot is filled. `force`: also what makes data unreadable for good. See
+/// [`qcow2::amend`].
+pub async fn amend_image(
+    graph: &Rc<Graph>,
+    file: &BlockdevRef,
+    options: &AmendOptions,
+    keys: Option<&QCryptoBlockAmendOptionsLuks>,
+    force: bool,
+) -> Result<()> {
+    let change = keys.map(|keys| keys.change(graph.objects(), force)).transpose()?;
+    in_node(graph, file, async |file, _| qcow2::amend(file, options, change.as_ref()).await).await
 }
 
 /// How large the file of an image will be.
@@ -337,14 +347,22 @@ pub fn measure(options: &BlockdevCreateOptions, data: u64, bitmaps: Option<&[(u6
         BlockdevCreateOptions::File(own) => {
             Ok(Measurement { required: own.size, fully_allocated: own.size, bitmaps: None })
         }
-        BlockdevCreateOptions::Luks(_) => Err(Error::new("An encrypted image cannot be measured yet")),
-        BlockdevCreateOptions::Qcow2(own) if own.encrypt.is_some() => {
-            Err(Error::new("An encrypted image cannot be measured yet"))
+        BlockdevCreateOptions::Luks(own) => {
+            let header = own.own.parsed(own.size)?.header(false).header_len();
+            // The disk is elsewhere where the header has a file for itself.
+            let disk = if own.header.is_some() { 0 } else { own.size };
+            let too_large = || Error::new("The disk is too large for a file");
+            let all = header.checked_add(disk).filter(|all| i64::try_from(*all).is_ok()).ok_or_else(too_large)?;
+            Ok(Measurement { required: all, fully_allocated: all, bitmaps: None })
         }
         BlockdevCreateOptions::Qcow2(own) => {
             let file = own.data_file.is_some().then(|| "a data file".to_owned());
             let options = own.parsed(file)?;
-            let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data)?;
+            let keys = match &own.encrypt {
+                None => 0,
+                Some(QCryptoBlockCreateOptions::Luks(keys)) => keys.parsed(own.size)?.header(false).header_len(),
+            };
+            let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data, keys)?;
             let bitmaps = bitmaps.filter(|_| options.version > 2);
             let bitmaps = bitmaps.map(|bitmaps| qcow2::measure_bitmaps(bitmaps, options.cluster_size));
             Ok(Measurement { required, fully_allocated, bitmaps })

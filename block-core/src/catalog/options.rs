@@ -133,10 +133,15 @@ fn check(options: NodeOptions) -> Result<()> {
     Ok(())
 }
 
+/// QEMU's rule for ids: a letter, then letters, digits, `-`, `.` and `_`.
+pub fn is_identifier(text: &str) -> bool {
+    let is_tail = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(is_tail)
+}
+
 /// A name that an operator gave: QEMU's rules.
 pub(super) fn check_name(name: &str) -> Result<()> {
-    let is_tail = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    if !name.starts_with(|c: char| c.is_ascii_alphabetic()) || !name.chars().all(is_tail) {
+    if !is_identifier(name) {
         return Err(Error::new(format!("Invalid node-name: '{name}'")));
     }
     if name.len() > MAX_NAME {

@@ -4,6 +4,7 @@
 //! say, and no file is opened because an image names it.
 
 use crate::base::{ByteRange, Error, Result, ResultExt};
+use crate::codec::luks;
 use crate::drivers::format::qcow2;
 use crate::graph::Child;
 use crate::rt::IoBuf;
@@ -28,6 +29,9 @@ pub async fn first_bytes(file: Child<'_>) -> Result<Vec<u8>> {
 pub fn guessed(start: &[u8]) -> Result<&'static str> {
     if qcow2::is_it(start) {
         return Ok("qcow2");
+    }
+    if luks::version(start).is_ok() {
+        return Ok("luks");
     }
     let has = |(at, magic, _): &&(usize, &[u8], &str)| start.get(*at..).is_some_and(|rest| rest.starts_with(magic));
     match OTHERS.iter().find(has) {
@@ -60,7 +64,6 @@ const OTHERS: &[(usize, &[u8], &str)] = &[
     (0, b"conectix", "vpc"),
     (0, b"WithoutFreeSpace", "parallels"),
     (0, b"WithouFreSpacExt", "parallels"),
-    (0, b"LUKS\xba\xbe", "luks"),
     (64, b"\x7f\x10\xda\xbe", "vdi"),
 ];
 
@@ -71,12 +74,15 @@ mod tests {
     #[test]
     fn a_format_is_known_by_its_first_bytes() {
         assert_eq!(guessed(b"QFI\xfb\0\0\0\x03").unwrap(), "qcow2");
+        for version in 1..=2 {
+            assert_eq!(guessed(&[b"LUKS\xba\xbe\0", &[version][..]].concat()).unwrap(), "luks");
+        }
         for raw in [&b""[..], b"QFI\xfb", b"QFI\xfb\0\0\0\0", &[0; 512]] {
             assert_eq!(guessed(raw).unwrap(), "raw");
         }
         let mut vdi = vec![0; 512];
         vdi[64..68].copy_from_slice(b"\x7f\x10\xda\xbe");
-        for (start, name) in [(&b"KDMV\x01\0\0\0"[..], "vmdk"), (b"LUKS\xba\xbe\0\x01", "luks"), (&vdi, "vdi")] {
+        for (start, name) in [(&b"KDMV\x01\0\0\0"[..], "vmdk"), (&vdi, "vdi")] {
             assert!(guessed(start).unwrap_err().full().contains(&format!("'{name}'")));
         }
     }

@@ -75,7 +75,7 @@ impl SecretKeyringOptions {
     /// The same for the kernel's.
     pub async fn read(self, objects: &Objects) -> Result<Arc<Secret>> {
         let Self { format, keyid, iv, serial } = self;
-        let doing = || format!("Could not read the key {serial}");
+        let doing = || format!("Unable to read serial key {serial:08x}");
         let read = blocking(move || {
             let mut room = SecretBytes::zeroed(MAX_SECRET);
             let len = keyring::read(serial, room.expose_mut())?;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::backing::BackingName;
 use super::bitmaps::NodeBitmap;
-use super::check::{CheckReport, Repair};
+use super::check::{CheckReport, Findings, Repair};
 use super::cx::IoCx;
 use super::debug_event::{DebugEvent, Pause};
 use super::geometry::Geometry;
@@ -187,8 +187,6 @@ pub struct AmendRequest<'a> {
     pub options: &'a (dyn Any + Send),
     /// What the options may refer to by id.
     pub objects: &'a Objects,
-    /// Also what makes data unreadable for good.
-    pub force: bool,
     /// What came of the work that the driver asked for; nothing at first.
     pub done: Option<Box<dyn Any + Send>>,
 }
@@ -320,12 +318,14 @@ pub trait Driver: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Self::Conf, Error>>;
 
     /// Goes through the image and compares what it says of itself; puts right what `repair` says. Nobody else is inside,
-    /// and the node may be written if anything is to be put right. Only formats with tables of their own offer it.
+    /// and the node may be written if anything is to be put right. What is found goes to `findings`, after an error too. Only
+    /// formats with tables of their own offer it.
     fn check(
         &self,
         _conf: &Self::Conf,
         _cx: IoCx<'_>,
         _repair: Repair,
+        _findings: &mut Findings,
     ) -> impl Future<Output = Result<CheckReport, Error>> {
         std::future::ready(Err(Error::new("This image format does not support checks")))
     }
@@ -558,7 +558,12 @@ pub(crate) trait DynDriver: Send + Sync {
     ) -> Boxed<'a, Result<(), Error>>;
     fn amend<'a>(&'a self, cx: IoCx<'a>, request: AmendRequest<'a>) -> Boxed<'a, Result<Amending, Error>>;
     fn make_empty<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), Error>>;
-    fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>>;
+    fn check<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        repair: Repair,
+        findings: &'a mut Findings,
+    ) -> Boxed<'a, Result<CheckReport, Error>>;
     fn is_unclean(&self) -> bool;
     fn bitmaps(&self) -> Vec<NodeBitmap>;
     fn keep_bitmaps<'a>(&'a self, cx: IoCx<'a>, bitmaps: &'a [NodeBitmap]) -> Boxed<'a, Result<bool, Error>>;
@@ -680,8 +685,13 @@ impl<D: Driver> DynDriver for Body<D> {
     fn make_empty<'a>(&'a self, cx: IoCx<'a>) -> Boxed<'a, Result<(), Error>> {
         Box::pin(self.driver.make_empty(&self.conf, cx))
     }
-    fn check<'a>(&'a self, cx: IoCx<'a>, repair: Repair) -> Boxed<'a, Result<CheckReport, Error>> {
-        Box::pin(self.driver.check(&self.conf, cx, repair))
+    fn check<'a>(
+        &'a self,
+        cx: IoCx<'a>,
+        repair: Repair,
+        findings: &'a mut Findings,
+    ) -> Boxed<'a, Result<CheckReport, Error>> {
+        Box::pin(self.driver.check(&self.conf, cx, repair, findings))
     }
     fn is_unclean(&self) -> bool {
         self.driver.is_unclean()

@@ -52,7 +52,7 @@ pub use backing::BackingName;
 pub use bitmaps::{BitmapAction, BitmapChange, NodeBitmap};
 pub use blockers::{Blocker, Frozen, Operation};
 pub use change::Change;
-pub use check::{CheckReport, Repair};
+pub use check::{CheckReport, Finding, FindingKind, Findings, Repair};
 pub use control::{Committed, Graph, NodeReport, Permit};
 pub use cx::{Child, Forked, IoCx};
 pub use debug_event::{DebugEvent, Pause};

@@ -6,8 +6,8 @@ use std::time::Instant;
 use crate::base::{ByteRange, Error, IoError, align_down};
 use crate::bitmap::Bitmap;
 use crate::graph::{
-    AmendRequest, Amending, BackingName, CheckReport, Child, DetectZeroes, DiscardMode, Extent, NodeBitmap, OpKind,
-    PermSet, Place, Preallocation, Repair, SnapshotChange, Snapshotted, Ticket, WriteFlags,
+    AmendRequest, Amending, BackingName, CheckReport, Child, DetectZeroes, DiscardMode, Extent, Findings, NodeBitmap,
+    OpKind, PermSet, Place, Preallocation, Repair, SnapshotChange, Snapshotted, Ticket, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -198,12 +198,12 @@ impl<'g> Child<'g> {
     }
 
     /// Checks the node's image; nobody else is inside.
-    pub(crate) async fn check_image(self, repair: Repair) -> Result<CheckReport, Error> {
+    pub(crate) async fn check_image(self, repair: Repair, findings: &mut Findings) -> Result<CheckReport, Error> {
         let options = self.options();
         if repair != Repair::Nothing && (options.read_only || !options.active) {
             return Err(Error::new(format!("Node '{}' is read-only: nothing can be repaired", self.name())));
         }
-        self.placed().body.check(self.cx(), repair).await
+        self.placed().body.check(self.cx(), repair, findings).await
     }
 
     /// The node's image shall store these bitmaps; nobody else is inside.

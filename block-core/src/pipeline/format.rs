@@ -6,9 +6,9 @@ use std::future::Future;
 use super::sealed::Seal;
 use crate::base::{ByteRange, Error, IoError};
 use crate::graph::{
-    BackingName, CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan, DirectRequest, Driver,
-    DriverInfo, End, Extent, Geometry, Here, IoCx, NodeBitmap, NodeOptions, Perms, Place, Preallocation, ReopenRequest,
-    Repair, Role, Settled, SnapshotChange, SnapshotInfo, WriteFlags,
+    AmendRequest, Amending, BackingName, CheckReport, Child, ChildChange, ChildId, DebugEvent, Direct, DirectPlan,
+    DirectRequest, Driver, DriverInfo, End, Extent, Findings, Geometry, Here, IoCx, NodeBitmap, NodeOptions, Perms,
+    Place, Preallocation, ReopenRequest, Repair, Role, Settled, SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::rt::IoBuf;
 
@@ -121,6 +121,7 @@ pub trait Format: Send + Sync + 'static {
         _conf: &Self::Conf,
         _cx: IoCx<'_>,
         _repair: Repair,
+        _findings: &mut Findings,
     ) -> impl Future<Output = Result<CheckReport, Error>> {
         std::future::ready(Err(Error::new("This image format does not support checks")))
     }
@@ -188,6 +189,16 @@ pub trait Format: Send + Sync + 'static {
         _backing: Option<BackingName<'_>>,
     ) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Err(Error::new("The format names no backing file")))
+    }
+
+    /// See [`Driver::amend`].
+    fn amend(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _request: AmendRequest<'_>,
+    ) -> impl Future<Output = Result<Amending, Error>> {
+        std::future::ready(Err(Error::new("The format has nothing that can be amended")))
     }
 
     /// See [`Driver::make_empty`].
@@ -381,8 +392,7 @@ async fn read_sealed(
     } else {
         read_over_end(child, place, unit, sealed.clone()).await?;
     }
-    seal.open(guest.start(), place.start(), &sealed, &buf);
-    Ok(())
+    seal.open(guest.start(), place.start(), &sealed, &buf)
 }
 
 /// Where data is supposed to be, there has to be a part of it.
@@ -517,8 +527,14 @@ impl<F: Format> Driver for Mapped<F> {
         self.0.truncate(conf, cx, size, preallocation).await
     }
 
-    async fn check(&self, conf: &F::Conf, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport, Error> {
-        self.0.check(conf, cx, repair).await
+    async fn check(
+        &self,
+        conf: &F::Conf,
+        cx: IoCx<'_>,
+        repair: Repair,
+        findings: &mut Findings,
+    ) -> Result<CheckReport, Error> {
+        self.0.check(conf, cx, repair, findings).await
     }
 
     fn is_unclean(&self) -> bool {
@@ -573,6 +589,10 @@ impl<F: Format> Driver for Mapped<F> {
         backing: Option<BackingName<'_>>,
     ) -> Result<(), Error> {
         self.0.change_backing_file(conf, cx, backing).await
+    }
+
+    async fn amend(&self, conf: &F::Conf, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending, Error> {
+        self.0.amend(conf, cx, request).await
     }
 
     async fn make_empty(&self, conf: &F::Conf, cx: IoCx<'_>) -> Result<(), Error> {

@@ -10,13 +10,17 @@ use crate::rt::IoBuf;
 /// What stands between a format's guest data and their places, which are whole sectors.
 #[derive(Debug)]
 pub struct Seal {
-    /// The cipher.
-    pub cipher: SectorCipher,
+    /// The cipher; `None`: nobody has said what opens the image, and nothing encrypted can be read or written.
+    pub cipher: Option<SectorCipher>,
     /// Sectors are numbered as the guest sees them, else by their places.
     pub by_guest: bool,
 }
 
 impl Seal {
+    fn cipher(&self) -> Result<&SectorCipher, IoError> {
+        self.cipher.as_ref().ok_or(IoError::Unsupported)
+    }
+
     fn number(&self, guest: u64, place: u64) -> u64 {
         if self.by_guest { guest / SECTOR } else { place / SECTOR }
     }
@@ -24,13 +28,14 @@ impl Seal {
     /// What is written at `place` for the guest's bytes from `guest` on.
     pub fn sealed(&self, guest: u64, place: u64, plain: &IoBuf) -> Result<IoBuf, IoError> {
         let sealed = IoBuf::private(plain.len())?;
-        encrypt(&self.cipher, self.number(guest, place), plain, &sealed);
+        encrypt(self.cipher()?, self.number(guest, place), plain, &sealed);
         Ok(sealed)
     }
 
     /// What was read there, as the guest sees it.
-    pub fn open(&self, guest: u64, place: u64, sealed: &IoBuf, plain: &IoBuf) {
-        decrypt(&self.cipher, self.number(guest, place), sealed, plain);
+    pub fn open(&self, guest: u64, place: u64, sealed: &IoBuf, plain: &IoBuf) -> Result<(), IoError> {
+        decrypt(self.cipher()?, self.number(guest, place), sealed, plain);
+        Ok(())
     }
 }
 

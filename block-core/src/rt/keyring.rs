@@ -17,3 +17,31 @@ pub fn read(serial: i32, into: &mut [u8]) -> io::Result<usize> {
 
 /// linux/keyctl.h.
 const KEYCTL_READ: libc::c_long = 11;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A key in this process's keyring, which ends with the process.
+    fn add(payload: &[u8]) -> i32 {
+        let (kind, name) = (c"user".as_ptr(), c"trellis-test".as_ptr());
+        // SAFETY: add_key reads both texts up to their ends, and as many bytes of the payload as there are.
+        let serial = unsafe {
+            libc::syscall(libc::SYS_add_key, kind, name, payload.as_ptr(), payload.len(), KEY_SPEC_PROCESS_KEYRING)
+        };
+        i32::try_from(serial).ok().filter(|serial| *serial > 0).expect("the kernel keeps keys for this process")
+    }
+
+    #[test]
+    fn a_key_is_read_as_it_was_given() {
+        let serial = add(b"marker");
+        let mut room = [0xff; 64];
+        assert_eq!((read(serial, &mut room).unwrap(), &room[..7]), (6, &b"marker\xff"[..]));
+        // One that does not fit is none, whatever of it has been written.
+        assert_eq!(read(serial, &mut [0; 3]).unwrap_err().raw_os_error(), Some(libc::EFBIG));
+        assert_eq!(read(i32::MAX, &mut room).unwrap_err().raw_os_error(), Some(libc::ENOKEY));
+    }
+
+    /// linux/keyctl.h.
+    const KEY_SPEC_PROCESS_KEYRING: libc::c_long = -2;
+}

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::peer::{OBJECT, Place, SIZE, WORD, contents, create, described, noise, opens, run, scribble};
 
-fn image(path: &str, format: &str) -> Value {
+pub(crate) fn image(path: &str, format: &str) -> Value {
     let file = json!({ "driver": "file", "filename": path });
     let encrypt = json!({ "format": format, "key-secret": "s0" });
     json!({ "driver": "qcow2", "node-name": "disk", "file": file, "encrypt": encrypt })
@@ -18,8 +18,13 @@ fn by_qemu(place: &Place, path: &str, format: &str) -> Vec<u8> {
 }
 
 fn check(path: &str) {
+    check_with(path, OBJECT);
+}
+
+/// With the secret `word`.
+pub(crate) fn check_with(path: &str, object: &str) {
     let source = format!("driver=qcow2,encrypt.format=luks,encrypt.key-secret=word,file.filename={path}");
-    run("qemu-img", &["check", "-q", "--object", OBJECT, "--image-opts", &source]);
+    run("qemu-img", &["check", "-q", "--object", object, "--image-opts", &source]);
 }
 
 #[test]

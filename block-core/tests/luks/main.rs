@@ -10,6 +10,7 @@ mod bench;
 mod creating;
 mod hostile;
 mod in_qcow2;
+mod in_qcow2_keys;
 mod peer;
 #[path = "../support/random.rs"]
 mod random;

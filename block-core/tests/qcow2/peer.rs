@@ -32,7 +32,7 @@ pub(crate) const KINDS: &[Kind] = &[
     kind("compat=0.10", 65536),
     kind("compat=0.10,cluster_size=512", 512),
     kind("compat=1.1,cluster_size=512,refcount_bits=1", 512),
-    kind("compat=1.1,cluster_size=512,refcount_bits=64", 512),
+    kind("compat=1.1,cluster_size=512,refcount_bits=64,lazy_refcounts=on", 512),
     kind("compat=1.1,cluster_size=4096,refcount_bits=2", 4096),
     kind("compat=1.1,cluster_size=4096,refcount_bits=4,compression_type=zstd", 4096),
     kind("compat=1.1,cluster_size=2M,refcount_bits=8", 2 << 20),

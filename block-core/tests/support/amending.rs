@@ -15,7 +15,7 @@ pub(crate) async fn amend(graph: &Rc<Graph>, node: NodeId, options: &AmendOption
     let perms = Perms { uses, shares: PermSet::ALL.without(PermSet::WRITE | PermSet::RESIZE) };
     let port = attach(graph, node, perms).await?;
     let mut job = port.handle().job(&Local::current());
-    let amended = job.step(async |cx| qcow2::amend(cx.child(PORT), options).await).await;
+    let amended = job.step(async |cx| qcow2::amend(cx.child(PORT), options, None).await).await;
     port.detach(&mut graph.permit()).await.unwrap();
     amended.map_err(|error| error.full())
 }

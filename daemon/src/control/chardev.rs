@@ -117,7 +117,7 @@ impl ChardevOptions {
 impl Chardevs {
     /// Opens a character device.
     pub fn add(&self, options: ChardevOptions) -> Result<()> {
-        if !crate::is_identifier(&options.id) {
+        if !block_core::catalog::is_identifier(&options.id) {
             return Err(Error::new("Parameter 'id' expects an identifier"));
         }
         if self.find(&options.id).is_some() {

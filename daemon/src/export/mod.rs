@@ -222,7 +222,7 @@ impl Exports {
         if self.closing.get() {
             return Err(Error::generic("The daemon is ending"));
         }
-        if !crate::is_identifier(id) {
+        if !block_core::catalog::is_identifier(id) {
             return Err(Error::generic("Invalid block export id"));
         }
         if self.find(id).is_some() {

@@ -7,14 +7,15 @@ mod throttle_group;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use block_core::catalog::{SecretKeyringOptions, SecretOptions};
+use block_core::catalog::{SecretKeyringOptions, SecretOptions, is_identifier};
+use block_core::drivers::filter::throttle::ThrottleGroupOptions;
 use block_core::graph::Graph;
 use qmp::schema::{Qapi, Value};
 use qmp::{Error, Result};
 
 pub use iothread::{IoThreadObject, IoThreadOptions};
 pub use secret::SecretObject;
-pub use throttle_group::{ThrottleGroupObject, ThrottleGroupOptions};
+pub use throttle_group::ThrottleGroupObject;
 
 /// The argument of `object-add` and `--object`.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -124,7 +125,7 @@ impl Objects {
     /// Makes an object.
     pub async fn add(&self, options: ObjectOptions) -> Result<()> {
         let ObjectOptions { id, kind } = options;
-        if !crate::is_identifier(&id) {
+        if !is_identifier(&id) {
             return Err(Error::generic("Parameter 'id' expects an identifier"));
         }
         self.check_free(&id)?;

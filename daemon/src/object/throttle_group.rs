@@ -3,23 +3,13 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use block_core::drivers::filter::throttle::{FlatThrottleLimits, Limits, ThrottleGroup, ThrottleLimits};
+use block_core::drivers::filter::throttle::{Limits, ThrottleGroup, ThrottleGroupOptions, ThrottleLimits};
 use block_core::graph::Graph;
 use qmp::schema::{Qapi, Value};
 use qmp::{Error, Result};
 
 use super::{not_found, property};
-
-/// The options of a throttle group.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Qapi)]
-#[qapi(name = "ThrottleGroupProperties")]
-pub struct ThrottleGroupOptions {
-    /// What the members of the group may do together. They go before the flat properties.
-    pub limits: Option<ThrottleLimits>,
-    /// The same limits one by one; they cannot be changed later.
-    #[qapi(flatten)]
-    pub flat: FlatThrottleLimits,
-}
+use crate::refused;
 
 /// A group that nodes can join, as long as the value lives.
 pub struct ThrottleGroupObject {
@@ -31,8 +21,7 @@ pub struct ThrottleGroupObject {
 impl ThrottleGroupObject {
     /// Offers a group to the nodes of `graph`.
     pub fn offer(graph: &Rc<Graph>, id: String, options: ThrottleGroupOptions) -> Result<Self> {
-        let given = options.limits.unwrap_or_default().or(options.flat.into());
-        let group = ThrottleGroup::new(over(Limits::default(), &given)?);
+        let group = ThrottleGroup::new(options.checked().map_err(refused)?);
         graph.objects().insert(&id, group.clone());
         Ok(Self { id, group, graph: graph.clone() })
     }
@@ -88,5 +77,5 @@ impl Drop for ThrottleGroupObject {
 }
 
 fn over(old: Limits, change: &ThrottleLimits) -> Result<Limits> {
-    change.over(old).map_err(|error| Error::generic(error.full()))
+    change.over(old).map_err(refused)
 }

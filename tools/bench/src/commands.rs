@@ -7,6 +7,7 @@ pub(crate) mod compare;
 pub(crate) mod filters;
 pub(crate) mod idle;
 pub(crate) mod isolation;
+pub(crate) mod luks;
 pub(crate) mod qcow2;
 pub(crate) mod snapshots;
 mod table;

@@ -4,7 +4,7 @@
 //! cargo build --release --bin trellisd --bin trellis-bench
 //! target/release/trellis-bench compare --output table.md          (about half an hour; --quick: five minutes)
 //! target/release/trellis-bench compare --only null,sleep,q1-      (some cells; --list names them)
-//! target/release/trellis-bench isolation | filters | changes | idle | attach | qcow2 | snapshots
+//! target/release/trellis-bench isolation | filters | changes | idle | attach | qcow2 | luks | snapshots
 //! cargo build --release --bin trellis-img && target/release/trellis-bench tools
 //! ```
 //!
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use commands::{Pair, attach, changes, compare, filters, idle, isolation, qcow2, snapshots, tools};
+use commands::{Pair, attach, changes, compare, filters, idle, isolation, luks, qcow2, snapshots, tools};
 use trellis_bench::server::Program;
 
 /// Measures a vhost-user-blk server against qemu-storage-daemon, both in one run.
@@ -48,6 +48,8 @@ enum Command {
     Idle(idle::Arguments),
     /// Time from connect to the first answer
     Attach(attach::Arguments),
+    /// An encrypted image: small and large reads and writes
+    Luks(qcow2::Arguments),
     /// A qcow2 image: reads, writes, allocation, two queues, opening
     Qcow2(qcow2::Arguments),
     /// Fifty snapshots in a row under load
@@ -66,6 +68,7 @@ fn main() -> ExitCode {
         Command::Changes(arguments) => changes::run(&pair, &arguments),
         Command::Idle(arguments) => idle::run(&pair, &arguments),
         Command::Attach(arguments) => attach::run(&pair, &arguments),
+        Command::Luks(arguments) => luks::run(&pair, &arguments),
         Command::Qcow2(arguments) => qcow2::run(&pair, &arguments),
         Command::Snapshots(arguments) => snapshots::run(&pair, &arguments),
         Command::Tools(arguments) => tools::run(&arguments),

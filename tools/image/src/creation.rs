@@ -1,18 +1,26 @@
-//! New images: what `-o` may say of each format, and how they are made. The catalog makes them, from the options that QMP
-//! has; here are the older names of `qemu-img` for the same.
+//! New images: what `-o` may say of each format (`table`), and how they are made. The catalog makes them, from the options that
+//! QMP has; here are the older names of `qemu-img` for the same.
+
+mod table;
 
 use std::os::unix::fs::MetadataExt;
 
-use block_core::base::{Error, Result, SECTOR};
+use block_core::base::{ByteRange, Error, Result, SECTOR};
 use block_core::catalog::{self, BlockdevCreateOptions};
+use block_core::drivers::keys::needed_secret;
+use block_core::graph::WriteFlags;
 use qmp::schema::from_keyval;
 use serde_json::{Map, Value, json};
 
+use self::table::{FORMATS, Format, LUKS_MEMBERS, QCOW2_MEMBERS};
+use crate::cache::Cache;
+use crate::errno::strerror;
 use crate::failure::words;
+use crate::given::Given;
 use crate::pairs::Pairs;
 use crate::session::Session;
 use crate::size::{self, NoSize};
-use crate::source::{beside, plain};
+use crate::source::{beside, plain, protocol};
 
 /// What an option is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +56,11 @@ pub struct Creation {
     values: Vec<(&'static str, String)>,
 }
 
-/// A format that images can be made in.
-#[derive(Debug)]
-struct Format {
-    name: &'static str,
-    options: &'static [Described],
-    /// Images can stand on others.
-    stands: bool,
+/// What the files of an image are: `file` or `host_device`.
+#[derive(Clone, Copy, Debug)]
+struct Drivers {
+    own: &'static str,
+    data: &'static str,
 }
 
 impl Creation {
@@ -108,25 +114,46 @@ impl Creation {
         text
     }
 
-    /// The options that the image itself is made with, in the file at `path`.
-    pub fn options_for(&self, path: &str) -> Result<BlockdevCreateOptions> {
+    /// The size that `-o` or something else has said, in whole sectors.
+    fn size(&self) -> Result<u64> {
         let size = self.get("size").and_then(|size| size.parse::<u64>().ok()).unwrap_or(0);
-        let size = size.checked_next_multiple_of(SECTOR).ok_or_else(|| self.too_large())?;
-        if self.format.name == "qcow2" {
-            return typed(&self.qcow2(path, size));
+        size.checked_next_multiple_of(SECTOR).ok_or_else(|| self.too_large())
+    }
+
+    /// The options that the image itself is made with, in a file.
+    pub fn options_for(&self, session: &Session, filename: &str) -> Result<BlockdevCreateOptions> {
+        self.check_secret(session)?;
+        typed(&self.image(Drivers { own: "file", data: "file" }, filename)?)
+    }
+
+    /// The id of the secret that will open the image, if one does.
+    pub fn key_secret(&self) -> Option<&str> {
+        match self.format.name {
+            "luks" => self.get("key-secret"),
+            _ => self.get("encrypt.key-secret").filter(|_| self.is_encrypted()),
         }
-        let mut file = self.file(path, size);
-        self.put(&mut file, &[("preallocation", "preallocation")]);
-        typed(&file)
+    }
+
+    /// What is in it will be encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.format.name == "luks" || self.get("encrypt.format").is_some() || self.get("encryption") == Some("on")
+    }
+
+    /// The image is the header alone of a disk elsewhere, so that its size is nobody's business.
+    pub fn is_header(&self) -> bool {
+        self.get("detached-header") == Some("on")
     }
 
     /// Empties the files that the image will be in, or makes them. What was in them is lost, but for what cannot be made at
-    /// all: that is said before.
+    /// all: that is said before. Devices stay as they are.
     pub async fn begin(&self, session: &Session, filename: &str) -> Result<NewImage> {
+        self.check_secret(session)?;
         let path = plain(filename)?.to_owned();
-        let new = NewImage { creation: self.clone(), name: filename.to_owned(), path };
+        let data = self.get("data_file").unwrap_or_default();
+        let drivers = Drivers { own: protocol(&path).await, data: protocol(data).await };
+        let new = NewImage { creation: self.clone(), name: filename.to_owned(), path, drivers };
         let (image, path) = (new.options()?, &new.path);
-        if self.format.name == "qcow2" {
+        if !self.is_plain() {
             catalog::measure(&image, 0, None).map_err(|error| self.worded(&error))?;
         }
         if let Some(backing) = self.get("backing_file") {
@@ -140,8 +167,10 @@ impl Creation {
         {
             return Err(Error::new("An image cannot have itself as its data file"));
         }
-        self.create(session, self.empty(path)).await?;
-        if let Some(data) = self.get("data_file")
+        if drivers.own == "file" {
+            self.create(session, self.empty(path)).await?;
+        }
+        if let Some(data) = self.get("data_file").filter(|_| drivers.data == "file")
             && let Err(error) = self.create(session, self.empty(data)).await
         {
             new.given_up().await;
@@ -155,6 +184,71 @@ impl Creation {
         self.file(path, 0)
     }
 
+    /// There is nothing but the disk.
+    fn is_plain(&self) -> bool {
+        matches!(self.format.name, "raw" | "file")
+    }
+
+    /// A raw disk on a device has what was there, but is not taken for an image of a format that was there.
+    async fn start_anew(&self, session: &Session, filename: &str) -> Result<()> {
+        for name in ["nocow", "extent_size_hint"] {
+            if self.get(name).is_some() {
+                return Err(Error::new(format!("Invalid parameter '{name}'")));
+            }
+        }
+        if let Some(mode) = self.get("preallocation").filter(|mode| *mode != "off") {
+            return Err(Error::new(format!("Unsupported preallocation mode '{mode}'")));
+        }
+        let format = Some("raw".to_owned());
+        let given = Given { format, writable: true, cache: Cache::WRITEBACK, ..Given::named(filename) };
+        let device = session.open(&given).await?;
+        let (wanted, room) = (self.size()?, device.size());
+        let result = match room < wanted {
+            true => Err(Error::new("Cannot grow device files")),
+            false => {
+                let start = ByteRange::whole(SECTOR.min(room));
+                let written = device.disk().write_zeroes(start, WriteFlags::default()).await;
+                written.map_err(|error| Error::new(strerror(error)))
+            }
+        };
+        device.close().await.and(result)
+    }
+
+    /// What opens the image is there before anything is lost.
+    fn check_secret(&self, session: &Session) -> Result<()> {
+        if self.get("encryption").is_some() && self.get("encrypt.format").is_some() {
+            return Err(Error::new("'encrypt.format' and its alias 'encryption' can't be used at the same time"));
+        }
+        if self.get("encryption") == Some("on") || self.get("encrypt.format") == Some("aes") {
+            return Err(Error::new("The old encryption (aes) is not made any more: 'encrypt.format=luks' is"));
+        }
+        let option = match self.format.name {
+            "luks" => "key-secret",
+            "qcow2" if self.get("encrypt.format") == Some("luks") => "encrypt.key-secret",
+            _ => return Ok(()),
+        };
+        let required = || Error::new(format!("Parameter '{option}' is required for cipher"));
+        needed_secret(session.graph.objects(), Some(self.get(option).ok_or_else(required)?)).map(drop)
+    }
+
+    /// The image, in nodes of these drivers.
+    fn image(&self, drivers: Drivers, filename: &str) -> Result<Map<String, Value>> {
+        let size = self.size()?;
+        let mut image = match self.format.name {
+            "luks" => self.luks(),
+            "qcow2" => self.qcow2(drivers.data),
+            _ => {
+                let mut file = self.file(filename, size);
+                self.put(&mut file, &[("preallocation", "preallocation")]);
+                return Ok(file);
+            }
+        };
+        let place = if self.is_header() { "header" } else { "file" };
+        image.insert(place.to_owned(), json!({ "driver": drivers.own, "filename": filename }));
+        image.insert("size".to_owned(), size.to_string().into());
+        Ok(image)
+    }
+
     fn file(&self, filename: &str, size: u64) -> Map<String, Value> {
         let mut file = Map::new();
         file.insert("driver".to_owned(), "file".into());
@@ -164,14 +258,21 @@ impl Creation {
         file
     }
 
-    fn qcow2(&self, filename: &str, size: u64) -> Map<String, Value> {
-        let mut image = Map::new();
-        image.insert("driver".to_owned(), "qcow2".into());
-        image.insert("file".to_owned(), json!({ "driver": "file", "filename": filename }));
-        image.insert("size".to_owned(), size.to_string().into());
+    fn luks(&self) -> Map<String, Value> {
+        let mut image = Map::from_iter([("driver".to_owned(), "luks".into())]);
+        LUKS_MEMBERS.iter().for_each(|member| self.put(&mut image, &[(member, member)]));
+        // The header is always there: all that there is of metadata.
+        if self.get("preallocation") != Some("metadata") {
+            self.put(&mut image, &[("preallocation", "preallocation")]);
+        }
+        image
+    }
+
+    fn qcow2(&self, data_driver: &str) -> Map<String, Value> {
+        let mut image = Map::from_iter([("driver".to_owned(), "qcow2".into())]);
         self.put(&mut image, QCOW2_MEMBERS);
         if let Some(data) = self.get("data_file") {
-            image.insert("data-file".to_owned(), json!({ "driver": "file", "filename": data }));
+            image.insert("data-file".to_owned(), json!({ "driver": data_driver, "filename": data }));
         }
         if let Some(compat) = self.get("compat") {
             let version = match compat {
@@ -180,6 +281,15 @@ impl Creation {
                 other => other,
             };
             image.insert("version".to_owned(), version.into());
+        }
+        let mut encrypt = Map::new();
+        for (name, value) in &self.values {
+            if let Some(member) = name.strip_prefix("encrypt.") {
+                encrypt.insert(member.to_owned(), value.as_str().into());
+            }
+        }
+        if !encrypt.is_empty() {
+            image.insert("encrypt".to_owned(), Value::Object(encrypt));
         }
         image
     }
@@ -214,16 +324,23 @@ pub struct NewImage {
     creation: Creation,
     name: String,
     path: String,
+    drivers: Drivers,
 }
 
 impl NewImage {
-    /// Makes it. If this fails the files are gone.
-    pub async fn make(&self, session: &Session) -> Result<()> {
-        let made = catalog::create(&session.graph, self.options()?).await;
+    /// Makes it. If this fails the files are gone. Gives whether the new disk reads as zeroes.
+    pub async fn make(&self, session: &Session) -> Result<bool> {
+        let Self { creation, drivers, .. } = self;
+        let is_bare_device = creation.is_plain() && drivers.own != "file";
+        let made = match is_bare_device {
+            true => creation.start_anew(session, &self.path).await,
+            false => catalog::create(&session.graph, self.options()?).await,
+        };
         if made.is_err() {
             self.given_up().await;
         }
-        made.map_err(|error| self.creation.worded(&error))
+        let is_zero = !is_bare_device && creation.format.name != "luks";
+        made.map(|()| is_zero).map_err(|error| creation.worded(&error))
     }
 
     /// Takes the files away; one that only a link leads to is emptied. Waits for the file system.
@@ -242,7 +359,7 @@ impl NewImage {
     }
 
     fn options(&self) -> Result<BlockdevCreateOptions> {
-        self.creation.options_for(&self.path)
+        typed(&self.creation.image(self.drivers, &self.path)?)
     }
 }
 
@@ -269,16 +386,6 @@ async fn is_one_file(one: &str, other: &str) -> bool {
 
 fn typed(tree: &Map<String, Value>) -> Result<BlockdevCreateOptions> {
     from_keyval(Value::Object(tree.clone())).map_err(|error| Error::new(error.desc))
-}
-
-impl Format {
-    fn all(&self) -> impl Iterator<Item = &'static Described> + use<> {
-        self.options.iter().chain(if self.name == "file" { &[] } else { FILE }).filter({
-            let own = self.options;
-            // A format has its own way to make room.
-            move |one| own.iter().find(|other| other.name == one.name).is_none_or(|other| std::ptr::eq(*one, other))
-        })
-    }
 }
 
 /// A value of an option in its normal form: `on` or `off`, or a number in decimal. In QEMU's words.
@@ -318,11 +425,7 @@ fn number(name: &str, value: &str) -> Result<String> {
 }
 
 fn shown(kind: Kind, value: &str) -> String {
-    let plain = !value.is_empty() && !value.contains([',', ' ', '\'']);
-    match kind {
-        Kind::Text if !plain => format!("'{}'", value.replace(',', ",,")),
-        _ => value.to_owned(),
-    }
+    if kind == Kind::Text { value.replace(',', ",,") } else { value.to_owned() }
 }
 
 /// A line of help for an option.
@@ -336,70 +439,6 @@ pub fn option_help(described: &Described) -> String {
     let named = format!("{}=<{kind}>", described.name);
     format!("  {named:<22} - {}\n", described.help)
 }
-
-const fn text(name: &'static str, help: &'static str) -> Described {
-    Described { name, kind: Kind::Text, default: None, help }
-}
-
-const SIZE: Described = Described { name: "size", kind: Kind::Size, default: None, help: "Bytes of the disk" };
-const PREALLOCATION: Described = text("preallocation", "How much is allocated at once: off, metadata, falloc, full");
-
-/// Options of the file that an image is in.
-const FILE: &[Described] = &[
-    PREALLOCATION,
-    Described { name: "nocow", kind: Kind::Switch, default: None, help: "No copy-on-write, on btrfs" },
-    Described {
-        name: "extent_size_hint",
-        kind: Kind::Size,
-        default: None,
-        help: "Bytes that the file system allocates at a time, on XFS; 0: as it likes",
-    },
-];
-
-/// In the order in which they are shown.
-const QCOW2: &[Described] = &[
-    Described { name: "cluster_size", kind: Kind::Size, default: Some("65536"), help: "Bytes of a cluster" },
-    Described { name: "extended_l2", kind: Kind::Switch, default: Some("off"), help: "Clusters have subclusters" },
-    PREALLOCATION,
-    Described {
-        name: "compression_type",
-        kind: Kind::Text,
-        default: Some("zlib"),
-        help: "How clusters are compressed: zlib, zstd",
-    },
-    SIZE,
-    text("compat", "Version of the format: 0.10 (v2), 1.1 (v3)"),
-    text("backing_file", "What the image stands on"),
-    text("backing_fmt", "The format of that"),
-    text("data_file", "Another file for the data"),
-    Described { name: "data_file_raw", kind: Kind::Switch, default: None, help: "That file is a raw disk by itself" },
-    Described {
-        name: "lazy_refcounts",
-        kind: Kind::Switch,
-        default: Some("off"),
-        help: "Refcounts may be written late",
-    },
-    Described { name: "refcount_bits", kind: Kind::Number, default: Some("16"), help: "Bits of a refcount" },
-];
-
-/// The members of `BlockdevCreateOptionsQcow2` that are said so.
-const QCOW2_MEMBERS: &[(&str, &str)] = &[
-    ("cluster_size", "cluster-size"),
-    ("extended_l2", "extended-l2"),
-    ("preallocation", "preallocation"),
-    ("compression_type", "compression-type"),
-    ("backing_file", "backing-file"),
-    ("backing_fmt", "backing-fmt"),
-    ("data_file_raw", "data-file-raw"),
-    ("lazy_refcounts", "lazy-refcounts"),
-    ("refcount_bits", "refcount-bits"),
-];
-
-const FORMATS: &[Format] = &[
-    Format { name: "raw", options: &[SIZE], stands: false },
-    Format { name: "file", options: &[SIZE, FILE[0], FILE[1], FILE[2]], stands: false },
-    Format { name: "qcow2", options: QCOW2, stands: true },
-];
 
 #[cfg(test)]
 mod tests {

@@ -63,7 +63,7 @@ pub fn words(error: &Error) -> String {
     let mut said = Vec::new();
     let mut next = Some(error as &dyn std::error::Error);
     while let Some(cause) = next {
-        said.push(cause.to_string());
+        said.push(without_number(cause.to_string()));
         next = cause.source();
     }
     let innermost = said.len().saturating_sub(1);
@@ -73,6 +73,18 @@ pub fn words(error: &Error) -> String {
         number - 1 == innermost || !sentence.contains("'#block")
     });
     said.join(": ").replacen(" lock: Is another process", " lock\nIs another process", 1)
+}
+
+/// The library's words for an error of the system, without its number.
+fn without_number(mut text: String) -> String {
+    let number = text.rfind(" (os error ").filter(|at| {
+        let rest = text[*at..].trim_start_matches(" (os error ");
+        rest.strip_suffix(')').is_some_and(|digits| digits.chars().all(|digit| digit.is_ascii_digit()))
+    });
+    if let Some(at) = number {
+        text.truncate(at);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -87,6 +99,7 @@ mod tests {
         let outer = inner.doing(|| "Could not open the qcow2 image of '#block001'").unwrap_err();
         assert_eq!(words(&outer), "Failed to get \"write\" lock\nIs another process using the image [x]?");
         assert_eq!(words(&Error::new("'#block1' is odd")), "'#block1' is odd");
+        assert_eq!(words(&Error::new("No such file or directory (os error 2)")), "No such file or directory");
     }
 
     #[test]

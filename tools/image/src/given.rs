@@ -47,6 +47,10 @@ pub struct Given {
     pub unmap: bool,
     /// It is not warned of a guessed format.
     pub quiet: bool,
+    /// Only what the image says of itself is wanted: nothing is asked for that opens it.
+    pub locked: bool,
+    /// The id of the secret that opens it, where its name does not say that.
+    pub key_secret: Option<String>,
     /// Not the disk, but an internal snapshot of it.
     pub snapshot: Option<SnapshotName>,
 }
@@ -71,6 +75,8 @@ impl Given {
             writable_layer: None,
             unmap: true,
             quiet: false,
+            locked: false,
+            key_secret: None,
             snapshot: None,
         }
     }

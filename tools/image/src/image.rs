@@ -3,9 +3,9 @@
 use std::rc::Rc;
 
 use block_core::base::{Error, Result};
-use block_core::catalog::{self, AmendOptions, BlockdevRef};
+use block_core::catalog::{self, AmendOptions, BlockdevAmendOptions, BlockdevRef};
 use block_core::graph::{
-    BackingName, CheckReport, DriverInfo, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair,
+    BackingName, CheckReport, DriverInfo, Findings, Graph, NodeId, NodeReport, PermSet, Perms, Preallocation, Repair,
     SnapshotInfo,
 };
 use block_core::port::{Port, PortOptions};
@@ -27,6 +27,7 @@ pub struct Image {
     pub driver: String,
     port: Port,
     manner: Manner,
+    shown: Option<String>,
 }
 
 /// A way into a node below an image. It has to be released.
@@ -55,12 +56,12 @@ impl Session {
     pub async fn amend(&self, given: &Given, options: &AmendOptions) -> Result<()> {
         let given = Given { writable: true, no_backing: true, no_data: true, quiet: true, ..given.clone() };
         let file = self.file_of(&given).await?;
-        catalog::amend_image(&self.graph, &BlockdevRef::Definition(Box::new(file)), options).await
+        catalog::amend_image(&self.graph, &BlockdevRef::Definition(Box::new(file)), options, None, false).await
     }
 
     /// Opens an image, and what it stands on.
     pub async fn open(&self, given: &Given) -> Result<Image> {
-        let Source { options, driver, is_guess } = self.source(given).await?;
+        let Source { options, driver, is_guess, shown } = self.source(given).await?;
         let node = catalog::add_unnamed(&mut self.graph.permit(), options).await?;
         let perms = Perms { uses: uses(given), shares: PermSet::ALL };
         let options = PortOptions { name: format!("the user of '{}'", given.name.text()), perms };
@@ -74,7 +75,7 @@ impl Session {
         };
         let manner = Manner { writethrough: given.cache.writethrough, is_guess };
         let (graph, local) = (self.graph.clone(), self.local.clone());
-        Ok(Image { graph, local, node, driver, port, manner })
+        Ok(Image { graph, local, node, driver, port, manner, shown })
     }
 }
 
@@ -105,6 +106,15 @@ impl Image {
         self.graph.info(self.node).await.expect("the node has a user, so it is there")
     }
 
+    /// What it is called: its file, or where that does not say how it is opened, all that does.
+    pub async fn filename(&self) -> String {
+        let shown = self.shown.clone();
+        match shown {
+            Some(shown) => shown,
+            None => catalog::info(&self.graph, self.node).await.map(|info| info.filename).unwrap_or_default(),
+        }
+    }
+
     /// The graph that the node is in.
     pub fn graph(&self) -> &Rc<Graph> {
         &self.graph
@@ -125,9 +135,19 @@ impl Image {
         self.graph.permit().name_backing(self.node, backing).await
     }
 
+    /// Changes what it is like: its key slots. `force`: also what makes data unreadable for good.
+    pub async fn amend(&self, options: BlockdevAmendOptions, force: bool) -> Result<()> {
+        catalog::amend(&self.graph, self.node, options, force).await
+    }
+
     /// Compares what the image says of itself, and puts it right.
     pub async fn check(&self, repair: Repair) -> Result<CheckReport> {
         self.graph.permit().check(self.node, repair).await
+    }
+
+    /// The same, with what was found, which is there after an error too.
+    pub async fn check_listing(&self, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
+        self.graph.permit().check_listing(self.node, repair, findings).await
     }
 
     /// Its internal snapshots; `None`: it cannot have any.

@@ -3,10 +3,11 @@
 //! | | |
 //! |---|---|
 //! | `session` | one run of a tool: a loop with a ring, a graph |
-//! | `given` `source` `cache` | what stands on the command line for an image, and the tree of nodes that it comes to |
+//! | `given` `source` `encrypted` `cache` | what stands on the command line for an image, and the tree of nodes that it comes to |
 //! | `image` `disk` | an open image: its node, and its bytes as a thread has them |
 //! | `size` `pairs` `args` | how sizes, `-o a=b,c=d` and options are written |
-//! | `creation` | what a new image is to be like |
+//! | `creation` `keys` | what a new image is to be like, and what opens it |
+//! | `objects` | what images refer to by id: secrets, limits |
 //! | `failure` `errno` `progress` `clock` | what is said of errors, of long work, and of moments |
 //! | `interrupt` | being asked to end in the middle of it |
 //!
@@ -18,11 +19,13 @@ mod cache;
 mod clock;
 mod creation;
 mod disk;
+mod encrypted;
 mod errno;
 mod failure;
 mod given;
 mod image;
 mod interrupt;
+mod keys;
 mod objects;
 pub mod pairs;
 mod progress;
@@ -39,6 +42,7 @@ pub use failure::{Failure, Outcome, words};
 pub use given::{FileName, Given};
 pub use image::{Below, Image};
 pub use interrupt::Interrupt;
+pub use keys::key_change;
 pub use objects::add_object;
 pub use progress::Progress;
 pub use session::{Session, both, complain, say};

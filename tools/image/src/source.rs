@@ -18,6 +18,7 @@ use qmp::keyval::parse_option;
 use qmp::schema::from_keyval;
 use serde_json::{Map, Value};
 
+use crate::encrypted::{encryption, keyed, leave_locked, shown};
 use crate::given::{FileName, Given};
 use crate::session::{Session, complain};
 
@@ -28,9 +29,11 @@ pub(crate) struct Source {
     pub(crate) driver: String,
     /// Nobody said that it is raw, and it looks like nothing else.
     pub(crate) is_guess: bool,
+    /// What it is called where its file's name does not say it all.
+    pub(crate) shown: Option<String>,
 }
 
-type Tree = Map<String, Value>;
+pub(crate) type Tree = Map<String, Value>;
 type Completed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
 
 impl Session {
@@ -38,10 +41,14 @@ impl Session {
     pub(crate) async fn source(&self, given: &Given) -> Result<Source> {
         let mut tree = tree(given)?;
         let is_guess = !tree.contains_key("driver");
+        if let Some(id) = &given.key_secret {
+            keyed(&mut tree, id);
+        }
         let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0, nodes: 0 };
         self.step_into(&tree, &mut way).await?;
         self.complete(&mut tree, &mut way).await?;
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let shown = shown(&tree, &driver);
         common(&mut tree, given);
         let mut options: BlockdevOptions = typed(tree)?;
         if let Some(snapshot) = &given.snapshot {
@@ -50,11 +57,14 @@ impl Session {
             };
             qcow2.own.snapshot = Some(snapshot.clone());
         }
+        if given.locked {
+            leave_locked(&mut options);
+        }
         let is_guess = is_guess && driver == "raw";
         if is_guess && given.writable && !given.quiet {
             warn_of_guess(given.name.text());
         }
-        Ok(Source { options, driver, is_guess })
+        Ok(Source { options, driver, is_guess, shown })
     }
 
     /// The file of an image, by itself.
@@ -86,6 +96,14 @@ impl Session {
                 if let Some(Value::Object(child)) = tree.get_mut(*name) {
                     self.complete_protocol(child, way).await?;
                 }
+            }
+            if let Some(Value::Object(below)) = tree.get_mut("backing") {
+                way.layer += 1;
+                self.complete(below, way).await?;
+                if way.given.writable_layer == Some(way.layer) {
+                    below.entry("read-only").or_insert_with(|| "off".into());
+                }
+                way.layer -= 1;
             }
             for name in LAYERS {
                 match tree.get_mut(*name) {
@@ -141,10 +159,7 @@ impl Session {
             "" => return Err(Error::new("The 'file' block driver requires a file name")),
             name => as_file(name),
         };
-        let path = name.clone();
-        let is_device =
-            blocking(move || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())).await;
-        tree.insert("driver".to_owned(), if is_device { "host_device" } else { "file" }.into());
+        tree.insert("driver".to_owned(), protocol(&name).await.into());
         tree.insert("filename".to_owned(), name.into());
         through_ring(tree);
         Ok(())
@@ -153,12 +168,17 @@ impl Session {
     /// Puts in what the image of a node names.
     async fn follow(&self, tree: &mut Tree, way: &mut Way<'_>) -> Result<()> {
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
+        if driver == "luks" && !tree.contains_key("key-secret") && !way.given.locked {
+            return Err(Error::new("Parameter 'key-secret' is required for cipher"));
+        }
         let Some(Value::Object(file)) = tree.get("file") else { return Ok(()) };
-        if driver != "qcow2" || (tree.contains_key("backing") && tree.contains_key("data-file")) {
+        let lacks_encryption = encryption(tree).is_some_and(|encrypt| !encrypt.contains_key("format"));
+        let is_followed = tree.contains_key("backing") && tree.contains_key("data-file") && !lacks_encryption;
+        if driver != "qcow2" || is_followed {
             return Ok(());
         }
         let file = file.clone();
-        let References { backing_file, backing_format, has_data_file, data_file } = self
+        let References { backing_file, backing_format, has_data_file, data_file, encryption: kind } = self
             .look(&file, way.given, async |child| {
                 // What cannot be read is no other format.
                 if !matches!(probe::guessed(&probe::first_bytes(child).await?), Ok("qcow2")) {
@@ -167,6 +187,15 @@ impl Session {
                 probe::references(&driver, child).await
             })
             .await?;
+        if kind.is_some() && !tree.contains_key("encrypt") && !way.given.locked {
+            return Err(Error::new("Parameter 'encrypt.key-secret' is required for cipher"));
+        }
+        match (kind, tree.get_mut("encrypt").and_then(Value::as_object_mut)) {
+            (Some(kind), Some(encrypt)) => drop(encrypt.entry("format").or_insert_with(|| kind.into())),
+            // As in QEMU, what opens an image that is open to everybody is of no use, and no harm.
+            (None, Some(_)) if lacks_encryption => drop(tree.remove("encrypt")),
+            _ => {}
+        }
         let base = filename(&file);
         if let Some(name) = data_file.filter(|_| has_data_file && !tree.contains_key("data-file")) {
             // As in QEMU, its name is not looked up beside the image.
@@ -328,6 +357,14 @@ fn over_file(tree: Tree, format: &str) -> Tree {
     top
 }
 
+/// The driver for a file of the host.
+pub(crate) async fn protocol(name: &str) -> &'static str {
+    let path = name.strip_prefix("file:").unwrap_or(name).to_owned();
+    let is_device =
+        blocking(move || std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())).await;
+    if is_device { "host_device" } else { "file" }
+}
+
 /// Files are moved by the ring of our loop, unless something else is said.
 fn through_ring(tree: &mut Tree) {
     if matches!(tree.get("driver").and_then(Value::as_str), Some("file" | "host_device")) {
@@ -448,9 +485,9 @@ fn warn_of_guess(name: &str) {
 /// Nodes that an image may come to with all that it names.
 const MAX_NODES: usize = 1024;
 /// Children that are files rather than images.
-const PROTOCOLS: &[&str] = &["file", "data-file"];
-/// Children that are images.
-const LAYERS: &[&str] = &["backing", "image", "target", "test", "raw", "log", "children"];
+const PROTOCOLS: &[&str] = &["file", "data-file", "header"];
+/// Children that are images, but for `backing`.
+const LAYERS: &[&str] = &["image", "target", "test", "raw", "log", "children"];
 /// Drivers that stand on nothing.
 const PROTOCOL_DRIVERS: &[&str] = &["file", "host_device", "null-co", "null-aio"];
 /// What every node accepts.

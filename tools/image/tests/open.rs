@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use block_core::base::{ByteRange, IoError};
-use block_core::graph::{Preallocation, WriteFlags};
+use block_core::graph::{Findings, Preallocation, WriteFlags};
 use block_core::pipeline::Content;
 use block_core::rt::IoBuf;
 use tempfile::TempDir;
@@ -183,10 +183,40 @@ fn what_the_image_can_do_can_be_asked_of_it() {
         let status = disk.status(ByteRange::whole(4096)).await.unwrap();
         assert_eq!((disk.read_vec(at).await.unwrap(), status.content), (b"abcd".to_vec(), Content::Data));
         assert_eq!(disk.size().await, 2 << 20);
-        assert!(image.check(block_core::graph::Repair::Nothing).await.unwrap().is_consistent());
+        let mut findings = Findings::default();
+        let report = image.check_listing(block_core::graph::Repair::Nothing, &mut findings).await.unwrap();
+        assert!(report.is_consistent() && findings == Findings::default());
         assert_eq!(image.snapshots().unwrap(), []);
         image.close().await.unwrap();
     });
     qemu("qemu-io", &["-r", "-c", "read -P 0 0 4096", "-c", "read -P 0x61 1M 1", &top], folder.path());
     qemu("qemu-img", &["check", "-q", &top], folder.path());
+}
+
+/// What an encrypted image says of itself needs no key; its disk does, and stays as it is.
+#[test]
+fn an_image_without_its_key_tells_of_itself_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (at, secret) = (folder.path(), ["--object", "secret,id=s,data=hello"]);
+    let keys = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    for (format, options, name) in [("luks", "key-secret=s,iter-time=10", "a.luks"), ("qcow2", keys, "a.qcow2")] {
+        qemu("qemu-img", &[&["create", "-q"][..], &secret, &["-f", format, "-o", options, name, "1M"]].concat(), at);
+    }
+    let key = ["--image-opts", "-c", "write -P 1 0 64k", "driver=qcow2,encrypt.key-secret=s,file.filename=a.qcow2"];
+    qemu("qemu-io", &[&secret[..], &key].concat(), at);
+    for name in ["a.luks", "a.qcow2"] {
+        Session::run("t", async |session| {
+            let given = Given { locked: true, ..Given::named(path(&folder, name)) };
+            let image = session.open(&given).await.unwrap();
+            let info = image.info().await;
+            assert!(info.encrypted && info.specific.unwrap().to_string().contains("\"cipher-alg\":\"aes-256\""));
+            let read = image.disk().read_vec(ByteRange::whole(512)).await;
+            assert_eq!(read.unwrap_err(), IoError::Unsupported, "{name}");
+            image.close().await.unwrap();
+            let writable = session.open(&Given { writable: true, ..given }).await;
+            let refused = writable.err().unwrap().full();
+            assert!(refused.contains("An image that is not opened with a key can only be read"), "{refused}");
+        });
+    }
+    assert!(refused(Given::named(path(&folder, "a.luks"))).contains("'key-secret' is required"));
 }

@@ -203,12 +203,14 @@ impl Spec {
         Ok(Command::Truncate { size, preallocation })
     }
 
+    /// `name arguments`.
+    pub(crate) fn usage(&self) -> String {
+        self.arguments.map_or(self.name.to_owned(), |arguments| format!("{} {arguments}", self.name))
+    }
+
     /// `name arguments -- summary`.
     pub(crate) fn synopsis(&self) -> String {
-        match self.arguments {
-            Some(arguments) => format!("{} {arguments} -- {}", self.name, self.summary),
-            None => format!("{} -- {}", self.name, self.summary),
-        }
+        format!("{} -- {}", self.usage(), self.summary)
     }
 }
 

@@ -25,7 +25,7 @@ pub const BEGINNING: u64 = 4096;
 /// The version that the first bytes of a file name.
 pub fn version(beginning: &[u8]) -> Result<u16> {
     if beginning.get(..MAGIC.len()) != Some(&MAGIC) {
-        return Err(Error::new("The file is not in LUKS format: its magic is another one"));
+        return Err(Error::new("Volume is not in LUKS format"));
     }
     Fields(beginning).u16(MAGIC.len())
 }

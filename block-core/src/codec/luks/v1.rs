@@ -70,6 +70,17 @@ pub struct New {
     pub detached: bool,
 }
 
+impl New {
+    /// Bytes of the header with the material of all its slots; the payload lies behind them, if it is in the same file.
+    pub fn header_len(&self) -> u64 {
+        u64::from(self.header_sectors()) * SECTOR
+    }
+
+    fn header_sectors(&self) -> u32 {
+        FIRST_MATERIAL + material_sectors(self.key_len) * words(SLOTS)
+    }
+}
+
 impl Header {
     /// From the first bytes of a file of `end` bytes. `detached`: the payload is in another file.
     pub fn parse(bytes: &[u8], end: u64, detached: bool) -> Result<Self> {
@@ -154,7 +165,7 @@ impl Header {
         let mut header = Self {
             spec: new.spec,
             hash: new.hash,
-            payload: if new.detached { 0 } else { FIRST_MATERIAL + area * words(SLOTS) },
+            payload: if new.detached { 0 } else { new.header_sectors() },
             key_len: new.key_len,
             digest: [0; DIGEST],
             salt: [0; SALT],

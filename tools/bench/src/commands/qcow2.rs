@@ -28,12 +28,27 @@ pub(crate) struct Arguments {
     only: Option<String>,
 }
 
+impl Arguments {
+    fn want(&self, name: &str) -> bool {
+        self.only.as_ref().is_none_or(|word| name.contains(word.as_str()))
+    }
+}
+
 pub(crate) fn run(pair: &Pair, arguments: &Arguments) -> io::Result<()> {
+    let measured = measure(pair, arguments, CELLS);
+    if arguments.want("open") {
+        println!("\n{OPEN_HEADINGS}");
+        open(pair, arguments.rounds)?;
+    }
+    measured
+}
+
+/// Measures the cells that are wanted, and prints a table of them.
+pub(crate) fn measure(pair: &Pair, arguments: &Arguments, cells: &[Cell]) -> io::Result<()> {
     println!("{}", pair.introduce()?);
     println!("{HEADINGS}");
-    let wanted = |name: &str| arguments.only.as_ref().is_none_or(|word| name.contains(word.as_str()));
     let mut failed = Vec::new();
-    for cell in CELLS.iter().filter(|cell| wanted(cell.name)) {
+    for cell in cells.iter().filter(|cell| arguments.want(cell.name)) {
         match cell.measure(pair, arguments) {
             Ok(line) => println!("{line}"),
             Err(error) => {
@@ -42,31 +57,33 @@ pub(crate) fn run(pair: &Pair, arguments: &Arguments) -> io::Result<()> {
             }
         }
     }
-    if wanted("open") {
-        println!("\n{OPEN_HEADINGS}");
-        open(pair, arguments.rounds)?;
-    }
     if failed.is_empty() { Ok(()) } else { Err(io::Error::other(format!("not measured: {}", failed.join(", ")))) }
 }
 
 /// What is asked, and what is aimed at.
-struct Cell {
-    name: &'static str,
-    pattern: Pattern,
-    queues: usize,
-    depth: u32,
-    /// Every visit has a new image, much larger than what it writes.
-    allocates: bool,
+pub(crate) struct Cell {
+    pub(crate) name: &'static str,
+    /// The image that all visits share.
+    pub(crate) image: fn() -> io::Result<Image>,
+    pub(crate) pattern: Pattern,
+    pub(crate) queues: usize,
+    pub(crate) depth: u32,
+    /// Bytes of a request.
+    pub(crate) block: usize,
+    /// Every visit has a new image instead, much larger than what it writes.
+    pub(crate) allocates: bool,
     /// IOPS of ours by the peer's, at least.
-    iops: f64,
+    pub(crate) iops: f64,
     /// CPU time of ours for a request by the peer's, at most.
-    cpu: Option<f64>,
+    pub(crate) cpu: Option<f64>,
     /// p99.9 is no worse than the peer's.
-    tail: bool,
+    pub(crate) tail: bool,
 }
 
-const PLAIN: Cell = Cell {
+pub(crate) const PLAIN: Cell = Cell {
     name: "",
+    image: Image::full,
+    block: 4096,
     pattern: Pattern::RandRead,
     queues: 1,
     depth: 32,
@@ -98,7 +115,7 @@ impl Sample {
 
 impl Cell {
     fn measure(&self, pair: &Pair, arguments: &Arguments) -> io::Result<String> {
-        let image = if self.allocates { None } else { Some(Image::full()?) };
+        let image = if self.allocates { None } else { Some((self.image)()?) };
         let mut samples: [Vec<Sample>; 2] = Default::default();
         for round in 0..arguments.rounds {
             for side in order(round) {
@@ -123,7 +140,7 @@ impl Cell {
             wait: Wait::Sleep,
             queues: self.queues,
             depth: self.depth,
-            block: 4096,
+            block: self.block,
             seed,
             warm_up: duration / 10,
             duration,
@@ -198,39 +215,63 @@ fn open_once(program: &Program, image: &Image) -> io::Result<(f64, f64)> {
     Ok((time, more as f64 / 1024.0))
 }
 
-/// A qcow2 image in `/dev/shm`.
+/// An image in `/dev/shm`.
 pub(crate) struct Image {
     pub(crate) path: String,
+    is_luks: bool,
     /// Of the disk, in bytes.
     pub(crate) size: u64,
     _directory: TempDir,
 }
 
 impl Image {
-    /// With nothing in it.
+    /// A qcow2 image with nothing in it.
     pub(crate) fn empty(size: u64) -> io::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("trellis-bench-").tempdir_in(Path::new("/dev/shm"))?;
-        let path = directory.path().join("disk.qcow2").to_string_lossy().into_owned();
-        tool("qemu-img", &["create", "-q", "-f", "qcow2", &path, &size.to_string()])?;
-        Ok(Self { path, size, _directory: directory })
+        Self::made(size, false, &["-f", "qcow2"])
     }
 
-    /// With data everywhere.
+    fn made(size: u64, is_luks: bool, options: &[&str]) -> io::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("trellis-bench-").tempdir_in(Path::new("/dev/shm"))?;
+        let path = directory.path().join("disk.img").to_string_lossy().into_owned();
+        let size_word = size.to_string();
+        tool("qemu-img", &[&["create", "-q"], options, &[&path, &size_word]].concat())?;
+        Ok(Self { path, size, is_luks, _directory: directory })
+    }
+
+    /// A qcow2 image with data everywhere.
     pub(crate) fn full() -> io::Result<Self> {
-        let image = Self::empty(SIZE)?;
+        Self::empty(SIZE)?.filled(&["-f", "qcow2"])
+    }
+
+    /// A luks image with data everywhere, in QEMU's and our default, aes-256 in XTS mode.
+    pub(crate) fn luks() -> io::Result<Self> {
+        let image = Self::made(SIZE, true, &["--object", KEY, "-f", "luks", "-o", "key-secret=key,iter-time=10"])?;
+        image.filled(&["--object", KEY, "--image-opts"])
+    }
+
+    fn filled(self, options: &[&str]) -> io::Result<Self> {
         let write = |start: u64| format!("write -P {} {} {}", 1 + start % 250, start << 20, 16 << 20);
         let writes: Vec<String> = (0..SIZE >> 20).step_by(16).map(write).collect();
-        let mut arguments = vec!["-f", "qcow2"];
+        let mut arguments = options.to_vec();
         arguments.extend(writes.iter().flat_map(|write| ["-c", write.as_str()]));
-        arguments.push(&image.path);
+        let name = if self.is_luks { format!("{LUKS},file.filename={}", self.path) } else { self.path.clone() };
+        arguments.push(&name);
         tool("qemu-io", &arguments)?;
-        Ok(image)
+        Ok(self)
     }
 
     /// `--blockdev` arguments that make a node `disk`.
     pub(crate) fn node(&self) -> Vec<String> {
         let file = format!("file,node-name=file,filename={},aio=io_uring", self.path);
-        [option("blockdev", &file), option("blockdev", "qcow2,node-name=disk,file=file,discard=unmap")].concat()
+        match self.is_luks {
+            true => {
+                let disk = format!("{LUKS},node-name=disk,file=file");
+                [option("object", KEY), option("blockdev", &file), option("blockdev", &disk)].concat()
+            }
+            false => {
+                [option("blockdev", &file), option("blockdev", "qcow2,node-name=disk,file=file,discard=unmap")].concat()
+            }
+        }
     }
 }
 
@@ -241,6 +282,10 @@ fn tool(program: &str, arguments: &[&str]) -> io::Result<()> {
     }
     Err(io::Error::other(format!("{program} failed: {}", String::from_utf8_lossy(&output.stderr).trim())))
 }
+
+/// Of a luks image.
+const KEY: &str = "secret,id=key,data=passphrase";
+const LUKS: &str = "driver=luks,key-secret=key";
 
 /// Of an image with data, of one that is written to at random and hardly twice at the same place, and of one that is only
 /// opened, in bytes.

@@ -47,7 +47,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
         let text = "aio=native was specified, but it requires cache.direct=on, which was not specified.";
         return Err(Failure::new(format!("Could not open '{word}': {text}")));
     }
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let image = open(session, &given).await?;
     say(&load.described());
     let begun = Instant::now();

@@ -46,7 +46,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     if args.has("source-file") && !args.has("merge") {
         return Err(Failure::new("Merge bitmap source file only supported with --merge"));
     }
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let given = Given { writable: true, no_backing: true, ..given(&args, filename)? };
     let image = open(session, &given).await?;
     let source = match args.get("source-file") {

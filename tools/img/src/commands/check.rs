@@ -1,9 +1,11 @@
 //! `check`: whether what an image says of itself is true, and putting it right.
 
-use block_core::graph::{CheckReport, Repair};
+use std::collections::HashSet;
+
+use block_core::graph::{CheckReport, Finding, FindingKind, Findings, Repair};
 use serde_json::{Map, Value};
 use trellis_image::args::{Args, Definition, option};
-use trellis_image::{Failure, Given, Image, Outcome, Session, say, words};
+use trellis_image::{Failure, Given, Image, Outcome, Session, complain, say, words};
 
 use super::common::{
     FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPUT, Output, QUIET, SOURCE_CACHE, closed, given, objects, one_image,
@@ -41,7 +43,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let cache = source_cache(&args, "cache")?;
     let writable = repair != Repair::Nothing;
     let given = Given { cache, writable, resizes: writable, ..given(&args, word)? };
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let image = open(session, &given).await?;
     let result = checked(&args, &image, repair, output).await;
     closed(image, result).await
@@ -52,8 +54,10 @@ async fn checked(args: &Args, image: &Image, repair: Repair, output: Output) -> 
         return Err(Failure::with_code(UNSUPPORTED, "This image format does not support checks"));
     }
     let check = async |repair| {
-        let failed = |error| Failure::new(format!("Check failed: {}", words(&error)));
-        image.check(repair).await.map_err(failed)
+        let mut findings = Findings::default();
+        let result = image.check_listing(repair, &mut findings).await;
+        complain(&listed(&findings));
+        result.map_err(|error| Failure::new(format!("Check failed: {}", words(&error))))
     };
     let mut report = check(repair).await?;
     let is_repaired = report.leaks_fixed + report.corruptions_fixed > 0;
@@ -81,6 +85,29 @@ async fn checked(args: &Args, image: &Image, repair: Repair, output: Output) -> 
 /// Formats without tables have nothing that could be untrue.
 fn has_tables(image: &Image) -> bool {
     image.report().geometry.limits.compressed_cluster > 0 || image.driver == "qcow2"
+}
+
+/// What was found, and then what of that was put right. In QEMU's words.
+fn listed(findings: &Findings) -> String {
+    let mut page = String::new();
+    let is_repaired: HashSet<_> = findings.repaired.iter().collect();
+    for (at, Finding { kind, what }) in findings.all.iter().enumerate() {
+        // Those that follow from others are only told of once.
+        let follows = what.starts_with("OFLAG_COPIED") && is_repaired.contains(&at);
+        match kind {
+            FindingKind::Leak => page.push_str(&format!("Leaked {what}\n")),
+            FindingKind::Corruption if !follows => page.push_str(&format!("ERROR {what}\n")),
+            FindingKind::Nowhere => page.push_str(&format!("ERROR: {what}\n")),
+            FindingKind::Corruption => {}
+        }
+    }
+    for at in &findings.repaired {
+        page.push_str(&format!("Repairing {}\n", findings.all[*at].what));
+    }
+    if findings.more > 0 {
+        page.push_str(&format!("and {} more\n", findings.more));
+    }
+    page
 }
 
 fn repaired(report: &CheckReport) -> String {
@@ -129,9 +156,8 @@ fn human(report: &CheckReport) -> String {
 }
 
 async fn json(image: &Image, report: &CheckReport) -> Value {
-    let filename = block_core::catalog::info(image.graph(), image.node).await.map(|info| info.filename);
     let mut object = Map::new();
-    object.insert("filename".to_owned(), filename.unwrap_or_default().into());
+    object.insert("filename".to_owned(), image.filename().await.into());
     object.insert("format".to_owned(), image.driver.clone().into());
     object.insert("check-errors".to_owned(), report.check_errors.into());
     let numbers = [

@@ -33,7 +33,7 @@ pub(super) const DEFINITION: Definition = Definition {
 pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let rate = args.get("rate").map(|word| size::parse_named("rate limit", word)).transpose()?.unwrap_or(0);
     let word = one_image(&args)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let plain = Given { cache: cache(&args)?, writable: true, ..given(&args, word)? };
     // Which layer gets it is known once the chain is.
     let look = Given { writable: false, quiet: true, ..plain.clone() };

@@ -32,8 +32,11 @@ pub(super) fn output(args: &Args) -> Result<Output, Failure> {
 }
 
 /// Makes the objects.
-pub(super) fn objects(session: &Session, args: &Args) -> Result<(), Failure> {
-    Ok(args.all("object").try_for_each(|text| add_object(session, text))?)
+pub(super) async fn objects(session: &Session, args: &Args) -> Result<(), Failure> {
+    for text in args.all("object") {
+        add_object(session, text).await?;
+    }
+    Ok(())
 }
 
 /// The only word.

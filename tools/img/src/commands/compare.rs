@@ -39,7 +39,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
         return Err(with_code(Failure::new("--image-opts and --format are mutually exclusive")));
     }
     let cache = source_cache(&args, "cache").map_err(with_code)?;
-    objects(session, &args).map_err(with_code)?;
+    objects(session, &args).await.map_err(with_code)?;
     let given = |word: &String, format: &str| Given {
         format: args.get(format).map(str::to_owned),
         cache,

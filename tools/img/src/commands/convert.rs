@@ -68,7 +68,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     }
     let interrupt = Interrupt::watch(session)?;
     let wanted = Wanted::read(&args)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let mut sources = Vec::new();
     let result = converted(session, &wanted, &mut sources, &interrupt).await;
     for source in sources {
@@ -90,12 +90,17 @@ async fn converted(session: &Session, wanted: &Wanted, sources: &mut Vec<Image>,
     if wanted.bitmaps {
         bitmaps::check(&sources[0], wanted.skips_broken_bitmaps)?;
     }
-    let Some(creation) = creation else { return into_target(session, wanted, sources, false, interrupt).await };
+    let key_secret = creation.as_ref().and_then(|creation| creation.key_secret().map(str::to_owned));
+    let target = Given { key_secret, ..wanted.target() };
+    let Some(creation) = creation else {
+        let there = IsNew { is_new: false, is_zero: false };
+        return into_target(session, wanted, sources, &target, there, interrupt).await;
+    };
     let not_made = |error: Error| wanted.converting(&error);
     let new = creation.begin(session, wanted.target.text()).await.map_err(not_made)?;
     interrupt.undo_first(create::undo(session, &new));
-    new.make(session).await.map_err(not_made)?;
-    let result = into_target(session, wanted, sources, true, interrupt).await;
+    let is_zero = new.make(session).await.map_err(not_made)?;
+    let result = into_target(session, wanted, sources, &target, IsNew { is_new: true, is_zero }, interrupt).await;
     if !matches!(result, Ok(0)) {
         blocking(create::undo(session, &new)).await;
     }
@@ -126,14 +131,24 @@ async fn check_others(wanted: &Wanted) -> Result<(), Failure> {
     })
 }
 
+/// What the target is like before anything is copied.
+#[derive(Clone, Copy)]
+struct IsNew {
+    /// It was made here.
+    is_new: bool,
+    /// And reads as zeroes, but for what it stands on.
+    is_zero: bool,
+}
+
 async fn into_target(
     session: &Session,
     wanted: &Wanted,
     sources: &[Image],
-    is_new: bool,
+    target: &Given,
+    is_new: IsNew,
     interrupt: &Interrupt,
 ) -> Outcome {
-    let target = open(session, &wanted.target()).await?;
+    let target = open(session, target).await?;
     let result = copied(session, wanted, sources, &target, is_new, interrupt).await;
     closed(target, result).await
 }
@@ -143,7 +158,7 @@ async fn copied(
     wanted: &Wanted,
     sources: &[Image],
     target: &Image,
-    is_new: bool,
+    is_new: IsNew,
     interrupt: &Interrupt,
 ) -> Outcome {
     if target.size() < sources.iter().map(Image::size).sum() {
@@ -199,7 +214,7 @@ fn named<'s>(name: &wanted::Snapshot, all: &'s [SnapshotInfo]) -> Option<&'s Sna
     }
 }
 
-fn manner(wanted: &Wanted, target: &Image, is_new: bool) -> Result<Manner, Failure> {
+fn manner(wanted: &Wanted, target: &Image, is_new: IsNew) -> Result<Manner, Failure> {
     let compressed = match (wanted.compressed, target.report().geometry.limits.compressed_cluster) {
         (false, _) => None,
         (true, 0) => return Err(Failure::new("Compression not supported for this file format")),
@@ -212,8 +227,8 @@ fn manner(wanted: &Wanted, target: &Image, is_new: bool) -> Result<Manner, Failu
         compressed,
         scan: wanted.sparse.filter(|_| !wanted.copy_range),
         fills: wanted.sparse.is_none(),
-        is_zero: wanted.target_is_zero || (is_new && below.is_none()),
-        is_new,
+        is_zero: wanted.target_is_zero || (is_new.is_zero && below.is_none()),
+        is_new: is_new.is_new,
         over: wanted.stands().then(|| below.map_or(0, |below| below.geometry.size)),
         salvages: wanted.salvages,
         rate: wanted.rate,

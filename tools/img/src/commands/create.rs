@@ -47,7 +47,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
             (filename, Some(size))
         }
     };
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let named = |text: String| Failure::new(format!("{filename}: {text}"));
     let creation = planned(session, &args, format, pairs, filename, size).await.map_err(named)?;
     if !args.has("quiet") {
@@ -109,7 +109,7 @@ async fn planned(
     if let Some(name) = backing {
         stand_on(session, args, &mut creation, filename, &name).await?;
     }
-    if creation.get("size").is_none() {
+    if creation.get("size").is_none() && !creation.is_header() {
         return Err("Image creation needs a size parameter".to_owned());
     }
     Ok(creation)
@@ -129,7 +129,8 @@ async fn stand_on(
         return if format.is_none() { Err(no_format.to_owned()) } else { Ok(()) };
     }
     let beside = trellis_image::beside(filename, name).map_err(|error| words(&error))?;
-    let given = Given { format: format.clone(), ..Given::named(beside) };
+    // Its size is all that is asked of it.
+    let given = Given { format: format.clone(), locked: true, ..Given::named(beside) };
     let image = session.open(&given).await;
     let image = image.map_err(|error| format!("{}\nCould not open backing image.", words(&error)))?;
     let (size, driver) = (image.size(), image.driver.clone());

@@ -28,7 +28,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let interrupt = Interrupt::watch(session)?;
     let operands = Operands::read(&args.words)?;
     let given = given(&args, &operands.input)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let source = open(session, &given).await?;
     let result = copied(session, &args, &operands, &source, &interrupt).await;
     closed(source, result).await

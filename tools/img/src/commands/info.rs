@@ -30,8 +30,8 @@ pub(super) const DEFINITION: Definition = Definition {
 pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let output = output(&args)?;
     let word = one_image(&args)?;
-    let mut given = Given { no_backing: true, no_data: true, ..given(&args, word)? };
-    objects(session, &args)?;
+    let mut given = Given { no_backing: true, no_data: true, locked: true, ..given(&args, word)? };
+    objects(session, &args).await?;
     let mut all = Vec::new();
     let mut seen = Vec::new();
     loop {
@@ -70,6 +70,7 @@ impl ImageInfo {
             node.insert("snapshots".to_owned(), snapshots.iter().map(described).collect());
         }
         let filename = node["filename"].as_str().unwrap_or_default().to_owned();
+        node.insert("filename".to_owned(), image.filename().await.into());
         let backing = info.backing.map(|(name, format)| {
             let full = beside(&filename, &name);
             node.insert("backing-filename".to_owned(), name.into());
@@ -97,6 +98,9 @@ impl ImageInfo {
         let bytes = node["virtual-size"].as_u64().unwrap_or_default();
         line(&mut page, 0, "virtual size", format!("{} ({bytes} bytes)", size(bytes)));
         line(&mut page, 0, "disk size", disk_size(node));
+        if node.contains_key("encrypted") {
+            line(&mut page, 0, "encrypted", "yes");
+        }
         if let Some(cluster) = node.get("cluster-size") {
             line(&mut page, 0, "cluster_size", cluster);
         }
@@ -135,7 +139,9 @@ async fn node(image: &Image, id: NodeId) -> Map<String, Value> {
     for (name, child) in
         report.iter().flat_map(|report| &report.children).filter(|(name, _)| name != "backing" && name != "data-file")
     {
-        children.push(json!({ "name": name, "info": Box::pin(node(image, *child)).await }));
+        let child = json!({ "name": name, "info": Box::pin(node(image, *child)).await });
+        // A header is said first, as it is what is opened first.
+        children.insert(if name == "header" { 0 } else { children.len() }, child);
     }
     let mut node = Map::new();
     let mut put = |name: &str, value: Value| {
@@ -145,6 +151,9 @@ async fn node(image: &Image, id: NodeId) -> Map<String, Value> {
     put("virtual-size", report.map_or(0, |report| report.geometry.size.next_multiple_of(512)).into());
     put("filename", info.filename.into());
     put("format", info.driver.into());
+    if info.encrypted {
+        put("encrypted", true.into());
+    }
     put("dirty-flag", info.dirty.unwrap_or(false).into());
     if let Some(allocated) = info.allocated {
         put("actual-size", allocated.into());

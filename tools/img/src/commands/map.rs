@@ -33,7 +33,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let length = args.get("max-length").map(|word| size::parse_named("max length", word)).transpose()?;
     let word = one_image(&args)?;
     let given = given(&args, word)?;
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let image = open(session, &given).await?;
     let result = shown(&image, output, start, length).await;
     closed(image, result).await
@@ -143,20 +143,25 @@ struct Names {
     files: HashMap<String, String>,
     /// Nodes whose bytes are those of their file, so that holes of that are holes.
     plain: Vec<String>,
+    /// Nodes whose bytes are encrypted: none of them is compressed.
+    encrypted: Vec<String>,
 }
 
 impl Names {
     async fn of(image: &Image) -> Self {
         let graph = image.graph();
-        let (mut files, mut plain) = (HashMap::new(), Vec::new());
+        let (mut files, mut plain, mut encrypted) = (HashMap::new(), Vec::new(), Vec::new());
         for report in graph.nodes() {
             let Some(info) = block_core::catalog::info(graph, report.id).await else { continue };
             if info.driver == "raw" {
                 plain.push(report.name.clone());
             }
+            if info.encrypted {
+                encrypted.push(report.name.clone());
+            }
             files.insert(report.name, info.filename);
         }
-        Self { files, plain }
+        Self { files, plain, encrypted }
     }
 }
 
@@ -173,7 +178,10 @@ async fn found(disk: &Disk, at: ByteRange, names: &Names) -> Result<Entry, IoErr
                 let place = Some((rest.start(), names.files.get(node.name()).cloned().unwrap_or_default()));
                 return Ok(Entry { data: true, place, ..entry });
             }
-            Place::Encoded => return Ok(Entry { data: true, compressed: true, ..entry }),
+            Place::Encoded => {
+                let compressed = !names.encrypted.iter().any(|encrypted| encrypted == node.name());
+                return Ok(Entry { data: true, compressed, ..entry });
+            }
             Place::Zero { allocated } => return Ok(Entry { zero: true, present: allocated, ..entry }),
             Place::Data { child, offset } => {
                 let is_plain = names.plain.iter().any(|plain| plain == node.name());

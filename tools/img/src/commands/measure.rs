@@ -53,11 +53,11 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
         say(&all.into_iter().map(option_help).collect::<String>());
         return Ok(0);
     }
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let mut creation = creation(session, target, &args)?;
     let Some(word) = word else {
         creation.set("size", &size.unwrap_or_default().to_string())?;
-        let measured = measure(&creation.options_for("a measured image")?, 0, None)?;
+        let measured = measure(&creation.options_for(session, "a measured image")?, 0, None)?;
         show(output, &measured);
         return Ok(0);
     };
@@ -72,7 +72,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
             open(session, &Given { snapshot: Some(snapshot?), ..plain }).await?
         }
     };
-    let result = of_image(&image, creation, bitmaps.as_deref()).await.map(|measured| {
+    let result = of_image(session, &image, creation, bitmaps.as_deref()).await.map(|measured| {
         show(output, &measured);
         0
     });
@@ -108,6 +108,7 @@ fn snapshot(image: &Image, which: &str) -> Result<SnapshotName, Failure> {
 }
 
 async fn of_image(
+    session: &Session,
     image: &Image,
     mut creation: Creation,
     bitmaps: Option<&[(u64, u64)]>,
@@ -131,7 +132,7 @@ async fn of_image(
             data += at - start / cluster * cluster;
         }
     }
-    Ok(measure(&creation.options_for("a measured image")?, data, bitmaps)?)
+    Ok(measure(&creation.options_for(session, "a measured image")?, data, bitmaps)?)
 }
 
 /// What an image would bring along: the lengths of names, and how many marks there are.

@@ -40,7 +40,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     if !is_unsafe && backing.is_none() {
         return Err(Failure::usage("Must specify backing file (-b) or use unsafe mode (-u)"));
     }
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let cache = cache(&args)?;
     let source = args.get("backing-cache").unwrap_or("writeback");
     let source = Cache::named(source).ok_or_else(|| Failure::new(format!("Invalid source cache option: {source}")))?;

@@ -32,7 +32,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let described = Described { name: "size", kind: Kind::Size, default: None, help: "" };
     let number = i128::from(read_option(&described, number)?.parse::<u64>().unwrap_or(0));
     let given = Given { writable: true, resizes: true, ..given(&args, filename)? };
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let image = open(session, &given).await?;
     let current = i128::from(image.size());
     let wanted = match sign {

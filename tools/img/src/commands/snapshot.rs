@@ -53,7 +53,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let act = acts.first().unwrap_or(&Act::List);
     let writable = !matches!(act, Act::List);
     let given = Given { writable, resizes: writable, ..given(&args, word)? };
-    objects(session, &args)?;
+    objects(session, &args).await?;
     let image = open(session, &given).await?;
     let result = match act {
         Act::List => {

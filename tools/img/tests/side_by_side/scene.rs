@@ -136,6 +136,32 @@ impl Scene {
         self
     }
 
+    /// Encrypted images of both folders hold the same disk, and are in order. `kind`: `luks` or `crypt`.
+    pub(crate) fn same_disks(&mut self, kind: &str, names: &[&str]) -> &mut Self {
+        for name in names {
+            let (theirs, ours) = (self.theirs().join(name), self.ours().join(name));
+            let (theirs, ours) = (theirs.to_str().unwrap(), ours.to_str().unwrap());
+            let compared = self.theirs_says(&format!("compare @s --image-opts {kind}:{theirs} {kind}:{ours}"));
+            let checked = self.theirs_says(&format!("check @s --image-opts {kind}:{ours}"));
+            let is_same = compared.code == Some(0) && !compared.out.contains("size mismatch");
+            if !is_same || !matches!(checked.code, Some(0 | 63)) {
+                let (compared, checked) = (shown("compare", &compared), shown("check", &checked));
+                let _ = writeln!(self.failures, "{name}: {compared}{checked}");
+            }
+        }
+        self
+    }
+
+    /// What `qemu-img` says of a line.
+    pub(crate) fn theirs_says(&self, line: &str) -> Done {
+        run("qemu-img", &words(line), &self.theirs())
+    }
+
+    /// What our program says of a line.
+    pub(crate) fn ours_says(&self, line: &str) -> Done {
+        run(self.folder.path().join("qemu-img").to_str().unwrap(), &words(line), &self.ours())
+    }
+
     /// What our folder's image contains.
     pub(crate) fn contents(&self, name: &str) -> Vec<u8> {
         let to = self.folder.path().join("contents");
@@ -208,11 +234,25 @@ fn words(line: &str) -> Vec<String> {
     let mut words = Vec::new();
     for (number, part) in line.split('\'').enumerate() {
         match number % 2 {
-            0 => words.extend(part.split_whitespace().map(str::to_owned)),
+            0 => words.extend(part.split_whitespace().flat_map(expanded)),
             _ => words.push(part.to_owned()),
         }
     }
     words
+}
+
+/// `@s`, `@t`, `@wrong`: secrets; `luks:x`, `crypt:x`: encrypted images that `s` opens.
+fn expanded(word: &str) -> Vec<String> {
+    let secret = |definition: &str| vec!["--object".to_owned(), format!("secret,{definition}")];
+    match word {
+        "@s" => secret("id=s,data=hello"),
+        "@t" => secret("id=t,data=world"),
+        "@wrong" => secret("id=s,data=wrong"),
+        word => {
+            let word = word.replacen("luks:", "driver=luks,key-secret=s,file.filename=", 1);
+            vec![word.replacen("crypt:", "driver=qcow2,encrypt.key-secret=s,file.filename=", 1)]
+        }
+    }
 }
 
 fn run(program: &str, words: &[String], folder: &Path) -> Done {
@@ -243,9 +283,10 @@ fn masked(done: Done) -> Done {
         if line.starts_with("Run completed in ") {
             return "Run completed".to_owned();
         }
-        let is_moment = ["\"date-sec\"", "\"date-nsec\"", "\"actual-size\"", "disk size", "file length"]
-            .iter()
-            .any(|name| line.contains(name));
+        let is_moment =
+            ["uuid", "iters", "\"date-sec\"", "\"date-nsec\"", "\"actual-size\"", "disk size", "file length"]
+                .iter()
+                .any(|name| line.contains(name));
         if is_moment { line.split(':').next().unwrap_or_default().to_owned() } else { line }
     };
     let text = |text: &str| text.lines().map(line).collect::<Vec<_>>().join("\n");

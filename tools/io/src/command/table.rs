@@ -8,7 +8,7 @@ pub(crate) struct Spec {
     pub(super) alias: Option<&'static str>,
     /// What stands behind the name, as help has it.
     pub(super) arguments: Option<&'static str>,
-    pub(super) summary: &'static str,
+    pub(crate) summary: &'static str,
     /// Words behind the name, at the least and at the most.
     pub(super) least: usize,
     pub(super) most: Option<usize>,

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test says by failing what was missing")]
 
 mod differences;
+mod encrypted;
 mod support;
 
 use self::support::Bench;

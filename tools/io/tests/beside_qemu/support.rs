@@ -43,18 +43,20 @@ impl Bench {
         let origin = self.path().join("origin");
         fs::write(origin.join("a.raw"), vec![0; 1 << 20]).unwrap();
         fs::write(origin.join("pattern"), "abcdefg").unwrap();
-        let tool = |program: &str, line: &str| {
-            let words = line.split('|').flat_map(|part| match part.strip_prefix('=') {
-                Some(whole) => vec![whole],
-                None => part.split_whitespace().collect(),
-            });
-            let ran = Command::new(program).args(words).current_dir(&origin).output().unwrap();
-            assert!(ran.status.success(), "{program} {line}: {}", String::from_utf8_lossy(&ran.stderr));
-        };
-        tool("qemu-img", "create -q -f qcow2 b.qcow2 4M");
-        tool("qemu-img", "create -q -f qcow2 base.qcow2 4M");
-        tool("qemu-io", "-f qcow2 -c |=write -P 7 0 1M| base.qcow2");
-        tool("qemu-img", "create -q -f qcow2 -b base.qcow2 -F qcow2 o.qcow2");
+        self.make("qemu-img", "create -q -f qcow2 b.qcow2 4M");
+        self.make("qemu-img", "create -q -f qcow2 base.qcow2 4M");
+        self.make("qemu-io", "-f qcow2 -c |=write -P 7 0 1M| base.qcow2");
+        self.make("qemu-img", "create -q -f qcow2 -b base.qcow2 -F qcow2 o.qcow2");
+    }
+
+    /// Runs a program where the images are that both begin with. What stands between bars is one word.
+    pub(crate) fn make(&self, program: &str, line: &str) {
+        let words = line.split('|').flat_map(|part| match part.strip_prefix('=') {
+            Some(whole) => vec![whole],
+            None => part.split_whitespace().collect(),
+        });
+        let ran = Command::new(program).args(words).current_dir(self.path().join("origin")).output().unwrap();
+        assert!(ran.status.success(), "{program} {line}: {}", String::from_utf8_lossy(&ran.stderr));
     }
 
     /// Both have the images as they were in the beginning.

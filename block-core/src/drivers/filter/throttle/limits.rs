@@ -44,6 +44,24 @@ impl Default for Rate {
     }
 }
 
+/// The options of a throttle group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Qapi)]
+#[qapi(name = "ThrottleGroupProperties")]
+pub struct ThrottleGroupOptions {
+    /// What the members of the group may do together. They go before the flat properties.
+    pub limits: Option<ThrottleLimits>,
+    /// The same limits one by one; they cannot be changed later.
+    #[qapi(flatten)]
+    pub flat: FlatThrottleLimits,
+}
+
+impl ThrottleGroupOptions {
+    /// The limits of a new group.
+    pub fn checked(self) -> Result<Limits> {
+        self.limits.unwrap_or_default().or(self.flat.into()).over(Limits::default())
+    }
+}
+
 /// A line is an option: what it means, its name, its name among an object's flat properties, how its value is read, and
 /// which limit it is.
 macro_rules! limits {

@@ -19,7 +19,7 @@ use crate::graph::{ChildId, DriverInfo, End, IoCx, Objects, OpKind, ReopenReques
 use crate::pipeline::{Filter, Filtered, Request};
 
 pub use self::group::{Member, ThrottleGroup};
-pub use self::limits::{FlatThrottleLimits, Limits, Rate, Rates, ThrottleLimits};
+pub use self::limits::{FlatThrottleLimits, Limits, Rate, Rates, ThrottleGroupOptions, ThrottleLimits};
 
 /// Requests wait for the limits of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]

@@ -7,9 +7,8 @@ use crate::codec::cipher::{Family, IvGen, Mode, Spec};
 use crate::codec::hash::Hash;
 use crate::codec::luks::{v1, v2};
 use crate::codec::secret::Secret;
-use crate::drivers::keys::new_header;
-use crate::graph::{Child, Preallocation, WriteFlags};
-use crate::rt::IoBuf;
+use crate::drivers::keys::{new_header, put};
+use crate::graph::{Child, Preallocation};
 
 /// What a new image is to be (QEMU: `BlockdevCreateOptionsLUKS`; the files are nodes, and given apart).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,13 +114,6 @@ async fn grown(file: Child<'_>, end: u64, how: Preallocation) -> Result<(), IoEr
         Err(IoError::Unsupported) if how == Preallocation::Falloc => file.set_end(end, Preallocation::Full).await,
         other => other,
     }
-}
-
-pub(super) async fn put(child: Child<'_>, start: u64, bytes: &[u8]) -> Result<(), IoError> {
-    let at = ByteRange::new(start, bytes.len() as u64).ok_or(IoError::OutOfRange)?;
-    let buf = IoBuf::private(at.len())?;
-    buf.write_at(0, bytes);
-    child.write(at, buf, WriteFlags::default()).await
 }
 
 /// Bytes at the place of a header: its magic, and what a device writes at once.

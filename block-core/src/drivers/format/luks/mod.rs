@@ -1,27 +1,23 @@
 //! `luks`: an encrypted disk. What a header is and how keys are derived is in `codec/luks`; here headers are read from
 //! children and written to them, and requests pass through the cipher.
 //!
-//! Requests go through a buffer of our own: see `pipeline/sealed.rs`.
+//! Requests go through a buffer of our own: see `pipeline/sealed.rs`. Other passphrases are the business of `drivers/keys`.
 //!
 //! | | |
 //! |---|---|
 //! | `options` `info` | what an operator says, and is told |
 //! | `open` | reading a header, and deriving the key on a helper thread |
 //! | `create` | a new image |
-//! | `keys` | other passphrases |
 
 mod create;
 mod info;
-mod keys;
 mod open;
 mod options;
 
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
 use crate::base::{ByteRange, Error, IoError, Result, SECTOR, align_down, is_aligned};
 use crate::codec::cipher::SectorCipher;
-use crate::codec::luks::{Header, Payload};
+use crate::codec::luks::Payload;
+use crate::drivers::keys::{KeyChange, KeyRing, needed_secret};
 use crate::graph::{
     AmendRequest, Amending, ChildId, Driver, DriverInfo, Extent, Geometry, IoCx, Limits, NodeOptions, Perms, Place,
     Preallocation, ReopenRequest, Role, WriteFlags,
@@ -30,7 +26,6 @@ use crate::pipeline::sealed;
 use crate::rt::IoBuf;
 
 pub use self::create::{CreateOptions, create};
-pub use self::keys::KeyChange;
 pub use self::options::LuksOptions;
 
 /// An open image.
@@ -38,24 +33,20 @@ pub struct Luks {
     file: ChildId,
     /// Where the header is, if not in the file.
     header_in: Option<ChildId>,
-    header: Mutex<Header>,
+    keys: KeyRing,
     payload: Payload,
-    cipher: SectorCipher,
-    /// Somebody is changing the key slots.
-    changing: Arc<AtomicBool>,
-    /// The header could not be written: the file may have either.
-    is_unsure: AtomicBool,
+    /// `None`: nobody has said what opens it.
+    cipher: Option<SectorCipher>,
 }
 
 impl Luks {
-    /// As it stands in the file. Never held while anything is waited for.
-    fn header(&self) -> MutexGuard<'_, Header> {
-        self.header.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Where in the file a range of the disk is.
     fn below(&self, at: ByteRange) -> Result<ByteRange, IoError> {
         at.shifted(self.payload.offset).ok_or(IoError::OutOfRange)
+    }
+
+    fn cipher(&self) -> Result<&SectorCipher, IoError> {
+        self.cipher.as_ref().ok_or(IoError::Unsupported)
     }
 
     /// The number of the range's first sector, as the cipher counts them.
@@ -99,9 +90,9 @@ impl Driver for Luks {
     }
 
     async fn read(&self, _: &LuksOptions, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
-        let sealed = IoBuf::private(at.len())?;
+        let (cipher, sealed) = (self.cipher()?, IoBuf::private(at.len())?);
         cx.child(self.file).read(self.below(at)?, sealed.clone()).await?;
-        sealed::decrypt(&self.cipher, self.number(at), &sealed, &buf);
+        sealed::decrypt(cipher, self.number(at), &sealed, &buf);
         Ok(())
     }
 
@@ -113,8 +104,8 @@ impl Driver for Luks {
         buf: IoBuf,
         flags: WriteFlags,
     ) -> Result<(), IoError> {
-        let sealed = IoBuf::private(at.len())?;
-        sealed::encrypt(&self.cipher, self.number(at), &buf, &sealed);
+        let (cipher, sealed) = (self.cipher()?, IoBuf::private(at.len())?);
+        sealed::encrypt(cipher, self.number(at), &buf, &sealed);
         cx.child(self.file).write(self.below(at)?, sealed, flags).await
     }
 
@@ -164,7 +155,9 @@ impl Driver for Luks {
     async fn amend(&self, own: &LuksOptions, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending> {
         let change = request.options.downcast_ref::<KeyChange>();
         let change = change.expect("the catalog amends a driver with options of its kind");
-        self.change_keys(own, cx, change, request).await
+        let keeper = cx.child(self.header_in.unwrap_or(self.file));
+        let opened = || needed_secret(request.objects, own.key_secret.as_deref());
+        self.keys.change(keeper, change, opened, request.done).await
     }
 
     async fn set_active(&self, _: &LuksOptions, _: NodeOptions, _: Perms) -> Result<Option<LuksOptions>> {

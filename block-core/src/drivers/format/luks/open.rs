@@ -1,15 +1,11 @@
 //! Opening an image: its header is read and judged, then the material of its key slots, and the key is derived where nobody
 //! waits for the thread.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
-
 use super::{Luks, LuksOptions};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
-use crate::codec::SecretBytes;
 use crate::codec::luks::v2::{self, Copy, Whole};
 use crate::codec::luks::{BEGINNING, Header, v1, version};
-use crate::drivers::keys::{fetch, needed_secret, read_material, unlock};
+use crate::drivers::keys::{Home, KeyRing, fetch, needed_secret, read_material, unlock};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::Child;
 use crate::rt::blocking_long;
@@ -21,34 +17,38 @@ impl Open for LuksOptions {
         if !site.common.active {
             return Err(Error::new("A luks node cannot be inactive yet"));
         }
-        let passphrase = needed_secret(site.objects, self.key_secret.as_deref())?;
+        if self.locked && !site.common.read_only {
+            return Err(Error::new("An image that is not opened with a key can only be read"));
+        }
+        let passphrase = match self.locked {
+            true => None,
+            false => Some(needed_secret(site.objects, self.key_secret.as_deref())?),
+        };
         let doing = || format!("Could not open the luks image of '{}'", site.name);
         let (file, header_in) = (site.child("file"), site.optional("header"));
-        let read = site.visit(header_in.unwrap_or(file), async |child| read(child, header_in.is_some()).await);
+        let read = site.visit(header_in.unwrap_or(file), async |child| {
+            let header = read_header(child, header_in.is_some()).await?;
+            let material = match &passphrase {
+                Some(_) => read_material(child, 0, &header).await?,
+                None => Vec::new(),
+            };
+            Ok::<_, Error>((header, material))
+        });
         let (header, material) = read.await?.doing(doing)?;
         let payload = header.payload();
         let end = site.visit(file, async |child| child.size()).await?;
         header.check_payload(end).doing(doing)?;
-        let (header, unlocked) = unlock(header, passphrase, material).await.doing(doing)?;
-        let cipher = payload.cipher(&unlocked.key).doing(doing)?;
-        let driver = Luks {
-            file,
-            header_in,
-            header: Mutex::new(header),
-            payload,
-            cipher,
-            changing: Arc::default(),
-            is_unsure: AtomicBool::new(false),
+        let (header, cipher) = match passphrase {
+            None => (header, None),
+            Some(passphrase) => {
+                let (header, unlocked) = unlock(header, passphrase, material).await.doing(doing)?;
+                (header, Some(payload.cipher(&unlocked.key).doing(doing)?))
+            }
         };
+        let keys = KeyRing::new(header, Home { start: 0, len: None, detached: header_in.is_some() });
+        let driver = Luks { file, header_in, keys, payload, cipher };
         Ok(Opened { driver, conf: self.clone(), options: site.common })
     }
-}
-
-/// The header, and the material of the slots that may open it. Nothing has been derived.
-async fn read(child: Child<'_>, detached: bool) -> Result<(Header, Vec<SecretBytes>)> {
-    let header = read_header(child, detached).await?;
-    let material = read_material(child, 0, &header).await?;
-    Ok((header, material))
 }
 
 /// Whichever version it is.

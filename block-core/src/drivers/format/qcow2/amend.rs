@@ -2,6 +2,7 @@
 //!
 //! | step | what | a crash behind it leaves |
 //! |---|---|---|
+//! | 0 | other passphrases, as `drivers/keys/ring.rs` does it | the image with these |
 //! | 1 | to version 3, and other names and features: the first cluster, as `rewrite.rs` does it | the image with these |
 //! | 2 | refcounts of another width behind everything else, flush, then the header leads there (`repair.rs`) | the image with these |
 //! | 3 | to version 2: the first cluster again | – |
@@ -11,6 +12,7 @@
 use std::ops::Range;
 
 use super::check::{entries, words};
+use super::crypt;
 use super::entry::OFFSET;
 use super::extensions::{BACKING_FORMAT, BITMAPS as BITMAPS_KIND, DATA_FILE as DATA_FILE_NAME, FEATURE_NAMES};
 use super::header::{
@@ -23,9 +25,10 @@ use super::repair::NewRefcounts;
 use super::rewrite::{LENGTH, Wanted, check_name};
 use super::tables::put;
 use crate::base::{ByteRange, Error, Result, ResultExt, SECTOR, is_aligned};
+use crate::drivers::keys::KeyChange;
 use crate::graph::Child;
 
-/// What an image is to be like. What is `None` stays. The size is no part of it: an open node is resized.
+/// What an image is to be like. What is `None` stays. The size is no part of it: an open node is resized. Nor are passphrases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AmendOptions {
     /// `compat`: 3 (`1.1`), or 2 (`0.10`) where the image has nothing that only version 3 knows.
@@ -45,9 +48,10 @@ pub struct AmendOptions {
     pub refcount_bits: Option<u32>,
 }
 
-/// Changes the image in `file`, which the caller may write and resize. Nobody else uses it, and no node has it open: tables
-/// move. After an error that is no refusal some of it may be done; the image is in order in any case.
-pub async fn amend(file: Child<'_>, options: &AmendOptions) -> Result<()> {
+/// Changes the image in `file`, which the caller may write and resize, and the passphrases that open it. Nobody else uses it,
+/// and no node has it open: tables move. After an error that is no refusal some of it may be done; the image is in order in
+/// any case.
+pub async fn amend(file: Child<'_>, options: &AmendOptions, keys: Option<&KeyChange>) -> Result<()> {
     let read = Read::all(file).await?;
     let target = Target::new(&read, options)?;
     if target.version < read.header.version {
@@ -66,6 +70,12 @@ pub async fn amend(file: Child<'_>, options: &AmendOptions) -> Result<()> {
             Some(new)
         }
     };
+    if let Some(change) = keys {
+        crypt::change_keys(file, &read.header, &read.extensions, change).await?;
+        if *options == AmendOptions::default() {
+            return Ok(());
+        }
+    }
     // Version 2 knows one width only.
     let version = if refcounts.is_some() { 3 } else { target.version };
     target.write(file, options, version).await?;
@@ -88,9 +98,6 @@ impl Target {
         let (header, refuse) = (&read.header, |text: &'static str| Err(Error::new(text)));
         if header.has(DIRTY | CORRUPT_BIT) {
             return refuse("The image was not closed in good order, or is corrupt: it has to be repaired first");
-        }
-        if header.crypt != 0 {
-            return refuse("The image is encrypted, which is not supported yet");
         }
         read.check_overlaps()?;
         let version = options.version.unwrap_or(header.version);

@@ -1,15 +1,16 @@
 //! Going through a whole image: who refers to which cluster, and whether refcounts and the flag that a cluster is somebody's
 //! alone agree with that. Only the file is looked at, so that an image need not be open for it. What is put right, and in
-//! which order, is `repair.rs`.
+//! which order, is `repair.rs`; refcounts are read by `counted.rs`.
 //!
 //! What counts as a corruption is what QEMU's `check` counts; a leak is a cluster whose refcount is higher than it has
 //! references. Memory: the tables that an open image has in memory, a table at a time of what else there is, and a counter
 //! for each cluster (`counts.rs`).
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{Ordering::Acquire, Ordering::Release};
 
 use super::Image;
+use super::counted::Refcounts;
 use super::counts::Counts;
 use super::crypt::CRYPTO;
 use super::directory::{self, Part};
@@ -18,17 +19,17 @@ use super::header::{BITMAPS, DIRTY, Fields};
 use super::layout::Layout;
 use super::meta::Refs;
 use super::open::{Read, part};
-use super::refcounts::Block;
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt, is_aligned};
-use crate::graph::{CheckReport, Child, IoCx, Repair};
+use crate::graph::{CheckReport, Child, FindingKind, Findings, IoCx, Repair};
 
 /// Checks the image in `file`, and puts right what it is told to: then the caller may write and resize the file. Nobody
-/// else uses it.
-pub async fn check(file: Child<'_>, repair: Repair) -> Result<CheckReport> {
+/// else uses it. `findings` says what was wrong, one by one, and what of that has been put right.
+pub async fn check(file: Child<'_>, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
     let doing = || "Could not go through the image";
     let read = Read::all(file).await?;
-    let found = Walk::over(file, &read).await.doing(doing)?;
+    let mut found = Walk::over(file, &read, repair).await.doing(doing)?;
     let before = found.report;
+    *findings = std::mem::take(&mut found.findings);
     if repair == Repair::Nothing {
         return Ok(before);
     }
@@ -37,7 +38,9 @@ pub async fn check(file: Child<'_>, repair: Repair) -> Result<CheckReport> {
         return Err(Error::new("Parts of the image cannot be read: nothing is repaired, since it could do harm"));
     }
     let read = found.repaired(read, repair).await.doing(|| "Could not repair the image")?;
-    let after = Walk::over(file, &read).await.doing(doing)?.report;
+    let again = Walk::over(file, &read, Repair::Nothing).await.doing(doing)?;
+    findings.without(&again.findings);
+    let after = again.report;
     if repair == Repair::All && after.is_consistent() {
         read.mark_consistent(file).await.doing(|| "Could not mark the image consistent")?;
     }
@@ -50,11 +53,11 @@ pub async fn check(file: Child<'_>, repair: Repair) -> Result<CheckReport> {
 
 impl Image {
     /// The same for an image that is open; nobody else is inside.
-    pub(super) async fn checked(&self, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport> {
+    pub(super) async fn checked(&self, cx: IoCx<'_>, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
         if self.is_ready.load(Acquire) && !self.is_corrupt.load(Acquire) {
             self.settle(cx).await.doing(|| "Could not write down what is in memory")?;
         }
-        let result = check(cx.child(self.file), repair).await;
+        let result = check(cx.child(self.file), repair, findings).await;
         if repair == Repair::Nothing {
             return result;
         }
@@ -91,6 +94,7 @@ pub(super) struct Walk<'a> {
     pub(super) counts: Counts,
     pub(super) refcounts: Refcounts<'a>,
     pub(super) report: CheckReport,
+    findings: Findings,
     /// Refcounts cannot be put right where they are.
     pub(super) needs_new_refcounts: bool,
     /// Of the corruptions, those that are flags and follow from refcounts.
@@ -100,12 +104,13 @@ pub(super) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    async fn over(file: Child<'a>, read: &Read) -> Result<Self, IoError> {
+    /// Flags are told of as they will be once refcounts are repaired.
+    async fn over(file: Child<'a>, read: &Read, repair: Repair) -> Result<Self, IoError> {
         let mut walk = Self::references(file, read).await?;
         walk.refer(read.header.refcount_table)?;
         walk.blocks().await?;
         walk.compare().await?;
-        walk.flags(read).await?;
+        walk.flags(read, repair != Repair::Nothing).await?;
         walk.report.image_end = walk.report.image_end.max(1) << walk.layout.cluster_bits;
         Ok(walk)
     }
@@ -121,6 +126,7 @@ impl<'a> Walk<'a> {
             counts: Counts::default(),
             refcounts: Refcounts::of(file, read),
             report: CheckReport { total_clusters: total, ..CheckReport::default() },
+            findings: Findings::default(),
             needs_new_refcounts: false,
             wrong_flags: 0,
             next: None,
@@ -137,11 +143,36 @@ impl<'a> Walk<'a> {
             let field = Fields(&extension.data);
             match field.u64(0).ok().zip(field.u64(8).ok()).and_then(|(start, len)| ByteRange::new(start, len)) {
                 Some(header) => walk.refer(header)?,
-                None => walk.report.corruptions += 1,
+                None => walk.corrupt(1, || "the LUKS header has an impossible place".to_owned()),
             }
         }
         walk.bitmaps(read).await?;
         Ok(walk)
+    }
+
+    /// Something is wrong, `times` times.
+    fn corrupt(&mut self, times: u64, what: impl FnOnce() -> String) {
+        self.report.corruptions += times;
+        if times > 0 {
+            self.findings.add(FindingKind::Corruption, what);
+        }
+    }
+
+    /// A reference leads out of the file.
+    fn nowhere(&mut self, times: u64, start: u64, len: u64) {
+        self.report.corruptions += times;
+        self.findings.add(FindingKind::Nowhere, || {
+            format!(
+                "counting reference for region exceeding the end of the file by one cluster or more: offset {start:#x} size \
+                 {len:#x}"
+            )
+        });
+    }
+
+    /// What would say more cannot be read.
+    fn unreadable(&mut self, start: u64) {
+        self.report.check_errors += 1;
+        self.findings.add(FindingKind::Nowhere, || format!("I/O error in a table at offset {start:#x}"));
     }
 
     /// Counts a reference to every cluster that the range touches.
@@ -156,11 +187,12 @@ impl<'a> Walk<'a> {
         let (bits, cluster) = (self.layout.cluster_bits, self.layout.cluster());
         // The last cluster need not be there in full.
         if range.end() >= self.end.saturating_add(cluster) {
-            self.report.corruptions += times;
+            self.nowhere(times, range.start(), range.len());
             return Ok(());
         }
         for number in range.start() >> bits..=(range.end() - 1) >> bits {
-            self.report.corruptions += self.counts.add(number, times, self.layout.max_refcount())?;
+            let beyond = self.counts.add(number, times, self.layout.max_refcount())?;
+            self.corrupt(beyond, || format!("cluster {number} has more references than a refcount can say"));
         }
         Ok(())
     }
@@ -169,7 +201,7 @@ impl<'a> Walk<'a> {
         match ByteRange::new(start, self.layout.cluster()) {
             Some(range) => self.refer_times(range, times),
             None => {
-                self.report.corruptions += times;
+                self.nowhere(times, start, self.layout.cluster());
                 Ok(())
             }
         }
@@ -178,7 +210,9 @@ impl<'a> Walk<'a> {
     /// A piece of a table; what the file has not got of it is zeroes, as readers see it. `None`: it cannot be read.
     async fn words(&mut self, at: ByteRange) -> Option<Vec<u64>> {
         let found = words(self.file, at).await.ok();
-        self.report.check_errors += u64::from(found.is_none());
+        if found.is_none() {
+            self.unreadable(at.start());
+        }
         found
     }
 
@@ -186,15 +220,20 @@ impl<'a> Walk<'a> {
     fn tables(&mut self, l1: &[u64], into: &mut BTreeMap<u64, u64>) -> Result<(), IoError> {
         let mut seen = HashSet::new();
         for entry in l1.iter().filter(|entry| **entry != 0) {
-            self.report.corruptions += u64::from(entry & !(OFFSET | COPIED) != 0);
+            let reserved = u64::from(entry & !(OFFSET | COPIED) != 0);
+            self.corrupt(reserved, || format!("found L1 entry with reserved bits set: {entry:x}"));
             let table = entry & OFFSET;
             if table == 0 {
                 continue;
             }
             self.refer_cluster(table, 1)?;
             // Nobody makes a table that stands for two parts of a disk; following it each time could take days.
-            if !seen.insert(table) || !is_aligned(table, self.layout.cluster()) {
-                self.report.corruptions += 1;
+            if !is_aligned(table, self.layout.cluster()) {
+                self.corrupt(1, || format!("l2_offset={table:x}: Table is not cluster aligned; L1 entry corrupted"));
+                continue;
+            }
+            if !seen.insert(table) {
+                self.corrupt(1, || format!("l2_offset={table:x}: Table stands for two parts of a disk"));
                 continue;
             }
             *into.entry(table).or_default() += 1;
@@ -217,7 +256,10 @@ impl<'a> Walk<'a> {
         let layout = self.layout;
         if entry.word & COMPRESSED != 0 {
             let strange = entry.word & COPIED != 0 || entry.bitmap != 0 || layout.external;
-            self.report.corruptions += times * u64::from(strange);
+            self.corrupt(times * u64::from(strange), || {
+                let at = entry.word & !(COMPRESSED | COPIED);
+                format!("coffset={at:#x}: copied flag must never be set for compressed clusters")
+            });
             if active {
                 self.report.allocated_clusters += 1;
                 self.report.compressed_clusters += 1;
@@ -228,18 +270,22 @@ impl<'a> Walk<'a> {
             return match ByteRange::new(packed.start, packed.len) {
                 Some(range) => self.refer_times(range, times),
                 None => {
-                    self.report.corruptions += times;
+                    self.nowhere(times, packed.start, packed.len);
                     Ok(())
                 }
             };
         }
-        self.report.corruptions += times * u64::from(is_strange(entry, layout));
+        self.corrupt(times * u64::from(is_strange(entry, layout)), || {
+            format!("found l2 entry with reserved bits set: {:x}", entry.word)
+        });
         let offset = entry.word & OFFSET;
         if offset == 0 && !(layout.external && entry.word & COPIED != 0) {
             return Ok(());
         }
         if !is_aligned(offset, layout.cluster()) {
-            self.report.corruptions += times;
+            self.corrupt(times, || {
+                format!("offset={offset:x}: Data cluster is not properly aligned; L2 entry corrupted.")
+            });
             return Ok(());
         }
         if active {
@@ -275,23 +321,23 @@ impl<'a> Walk<'a> {
         };
         self.refer(extension.directory)?;
         let Ok(bytes) = part(self.file, extension.directory).await else {
-            self.report.check_errors += 1;
+            self.unreadable(extension.directory.start());
             return Ok(());
         };
         let Ok(entries) = directory::parse(&bytes, extension, self.layout, read.header.size) else {
-            self.report.corruptions += 1;
+            self.corrupt(1, || "the bitmap directory cannot be understood".to_owned());
             return Ok(());
         };
         let mut seen = HashSet::new();
         for entry in entries {
             self.refer(entry.table)?;
             if !seen.insert(entry.table.start()) {
-                self.report.corruptions += 1;
+                self.corrupt(1, || "two bitmaps have the same table".to_owned());
                 continue;
             }
             for word in self.words(entry.table).await.unwrap_or_default() {
                 match Part::parse(word, self.layout) {
-                    None => self.report.corruptions += 1,
+                    None => self.corrupt(1, || format!("found bitmap table entry with reserved bits set: {word:x}")),
                     Some(Part::At(offset)) => self.refer_cluster(offset, 1)?,
                     Some(Part::Clean | Part::Dirty) => {}
                 }
@@ -303,21 +349,26 @@ impl<'a> Walk<'a> {
     /// The refcount blocks: each is where it can be, and belongs to the table alone.
     async fn blocks(&mut self) -> Result<(), IoError> {
         let table = self.refcounts.table.clone();
-        for entry in table.iter().filter(|entry| **entry != 0) {
+        for (index, entry) in table.iter().enumerate().filter(|(_, entry)| **entry != 0) {
             if !self.refcounts.is_possible(*entry) {
-                self.report.corruptions += 1;
+                let how = match is_aligned(*entry, self.layout.cluster()) {
+                    true => "is outside image",
+                    false => "is not cluster aligned; refcount table entry corrupted",
+                };
+                self.corrupt(1, || format!("refcount block {index} {how}"));
                 self.needs_new_refcounts = true;
                 continue;
             }
             self.refer_cluster(*entry, 1)?;
         }
-        for entry in table {
+        for (index, entry) in table.into_iter().enumerate() {
             if !self.refcounts.is_possible(entry) {
                 continue;
             }
             // Something else lies there, too.
-            if self.counts.get(entry >> self.layout.cluster_bits) != 1 {
-                self.report.corruptions += 1;
+            let count = self.counts.get(entry >> self.layout.cluster_bits);
+            if count != 1 {
+                self.corrupt(1, || format!("refcount block {index} refcount={count}"));
                 self.needs_new_refcounts = true;
             }
         }
@@ -335,7 +386,7 @@ impl<'a> Walk<'a> {
                     match self.refcounts.get(cluster).await {
                         Ok(count) => self.judge(cluster, count),
                         Err(_) => {
-                            self.report.check_errors += 1;
+                            self.unreadable(self.refcounts.entry(index));
                             break;
                         }
                     }
@@ -361,31 +412,61 @@ impl<'a> Walk<'a> {
         if count > 0 || references > 0 {
             self.report.image_end = self.report.image_end.max(cluster + 1);
         }
+        let what = || format!("cluster {cluster} refcount={count} reference={references}");
         if count > references {
             self.report.leaks += 1;
+            self.findings.add(FindingKind::Leak, what);
         }
         if count < references {
-            self.report.corruptions += 1;
+            self.corrupt(1, what);
             self.needs_new_refcounts |= count == 0;
         }
     }
 
-    /// Who says of a cluster that it is his alone, and whether it is.
-    async fn flags(&mut self, read: &Read) -> Result<(), IoError> {
-        for entry in &read.l1 {
+    /// Who says of a cluster that it is his alone, and whether it is. `by_references`: told of are those that are wrong by
+    /// the references that there are, whatever the refcounts say.
+    async fn flags(&mut self, read: &Read, by_references: bool) -> Result<(), IoError> {
+        for (index, entry) in read.l1.iter().enumerate() {
             let table = entry & OFFSET;
             if table == 0 || !is_aligned(table, self.layout.cluster()) {
                 continue;
             }
-            self.wrong_flags += u64::from(self.refcounts.alone(*entry).await? != *entry);
+            let is_wrong = self.refcounts.alone(*entry).await? != *entry;
+            let what = |count| format!("OFLAG_COPIED L2 cluster: l1_index={index} l1_entry={entry:x} refcount={count}");
+            self.flag(*entry, is_wrong, by_references, what).await?;
             let Some(at) = ByteRange::new(table, self.layout.cluster()) else { continue };
             // What cannot be read has been counted.
             for entry in entries(&words(self.file, at).await.unwrap_or_default(), self.layout) {
                 let right = self.refcounts.alone_entry(entry).await?;
-                self.wrong_flags += u64::from(right != entry);
+                let what = |count| format!("OFLAG_COPIED data cluster: l2_entry={:x} refcount={count}", entry.word);
+                self.flag(entry.word, right != entry, by_references, what).await?;
             }
         }
         self.report.corruptions += self.wrong_flags;
+        Ok(())
+    }
+
+    /// A flag of an entry, which is wrong by the refcounts or not.
+    async fn flag(
+        &mut self,
+        entry: u64,
+        is_wrong: bool,
+        by_references: bool,
+        what: impl FnOnce(u64) -> String,
+    ) -> Result<(), IoError> {
+        self.wrong_flags += u64::from(is_wrong);
+        let cluster = (entry & OFFSET) >> self.layout.cluster_bits;
+        if by_references {
+            let references = self.counts.get(cluster);
+            let has_flag = entry & COMPRESSED == 0 && is_aligned(entry & OFFSET, self.layout.cluster());
+            let counts = has_flag && entry & OFFSET != 0 && !self.layout.external;
+            if counts && (entry & COPIED != 0) != (references == 1) {
+                self.findings.add(FindingKind::Corruption, || what(references));
+            }
+        } else if is_wrong {
+            let count = self.refcounts.get(cluster).await?;
+            self.findings.add(FindingKind::Corruption, || what(count));
+        }
         Ok(())
     }
 }
@@ -413,76 +494,4 @@ pub(super) async fn words(file: Child<'_>, at: ByteRange) -> Result<Vec<u64>, Io
     let mut bytes = if at.is_empty() { Vec::new() } else { part(file, at).await? };
     bytes.resize(usize::try_from(at.len()).map_err(|_| IoError::NoMemory)?, 0);
     Ok(bytes.chunks_exact(8).map(|word| u64::from_be_bytes(word.try_into().unwrap_or_default())).collect())
-}
-
-/// The refcounts as the file has them.
-pub(super) struct Refcounts<'a> {
-    pub(super) file: Child<'a>,
-    pub(super) layout: Layout,
-    pub(super) table: Vec<u64>,
-    /// Of the file, in bytes.
-    end: u64,
-    blocks: HashMap<u64, Block>,
-}
-
-/// Bytes of blocks that are kept in memory.
-const BLOCKS: u64 = 16 << 20;
-
-impl<'a> Refcounts<'a> {
-    pub(super) fn of(file: Child<'a>, read: &Read) -> Self {
-        let table = read.refcount_table.clone();
-        Self { file, layout: read.layout(), table, end: file.size(), blocks: HashMap::new() }
-    }
-
-    /// A block can be there.
-    pub(super) fn is_possible(&self, entry: u64) -> bool {
-        entry != 0 && is_aligned(entry, self.layout.cluster()) && entry < self.end
-    }
-
-    pub(super) fn entry(&self, index: u64) -> u64 {
-        usize::try_from(index).ok().and_then(|index| self.table.get(index)).copied().unwrap_or(0)
-    }
-
-    pub(super) fn has(&self, index: u64) -> bool {
-        self.is_possible(self.entry(index))
-    }
-
-    /// Of a cluster; where there is no block, or none that can be, 0.
-    pub(super) async fn get(&mut self, cluster: u64) -> Result<u64, IoError> {
-        let (layout, index) = (self.layout, cluster / self.layout.block_entries());
-        if !self.has(index) {
-            return Ok(0);
-        }
-        if !self.blocks.contains_key(&index) {
-            let block = self.load(index).await?;
-            if self.blocks.len() as u64 >= (BLOCKS / layout.cluster()).max(4) {
-                self.blocks.clear();
-            }
-            self.blocks.insert(index, block);
-        }
-        Ok(self.blocks.get(&index).map_or(0, |block| block.get(layout, cluster % layout.block_entries())))
-    }
-
-    pub(super) async fn load(&self, index: u64) -> Result<Block, IoError> {
-        let at = self.layout.around(self.entry(index));
-        let mut bytes = part(self.file, at).await?;
-        bytes.resize(usize::try_from(self.layout.cluster()).map_err(|_| IoError::NoMemory)?, 0);
-        Ok(Block::from_bytes(bytes))
-    }
-
-    /// An L1 entry, or the word of an L2 entry, with the flag as it should be.
-    pub(super) async fn alone(&mut self, word: u64) -> Result<u64, IoError> {
-        let count = self.get((word & OFFSET) >> self.layout.cluster_bits).await?;
-        Ok(if count == 1 { word | COPIED } else { word & !COPIED })
-    }
-
-    /// The same for an L2 entry: clusters in another file, and compressed ones, are nobody's alone.
-    pub(super) async fn alone_entry(&mut self, entry: L2Entry) -> Result<L2Entry, IoError> {
-        let offset = entry.word & OFFSET;
-        let counts = offset != 0 && is_aligned(offset, self.layout.cluster());
-        if entry.word & COMPRESSED != 0 || self.layout.external || !counts {
-            return Ok(entry);
-        }
-        Ok(L2Entry { word: self.alone(entry.word).await?, ..entry })
-    }
 }

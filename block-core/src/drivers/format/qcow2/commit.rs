@@ -10,12 +10,17 @@
 //!
 //! The next flush makes step 4 stable. One commit runs at a time; who comes while one runs waits
 //! for the next, and all who wait for the same one share it.
+//!
+//! Where refcounts may be late (`lazy-refcounts`), the commits that a guest's flush asks for leave out steps 1, 2 and 4: before
+//! the first of them the image is marked dirty, which has whoever finds it so count anew. The next commit that is not of
+//! this kind writes what is late, and when the node is drained ([`Image::settle`]) the mark goes again.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, Release};
 
 use super::Image;
 use super::entry::{CORRUPT, table_of};
+use super::header::{AT_INCOMPATIBLE, DIRTY};
 use super::meta::{Meta, Run};
 use super::tables::put;
 use crate::base::{ByteRange, IoError};
@@ -42,18 +47,32 @@ type Sector = (u64, Vec<u8>);
 impl Image {
     /// Whatever was done before this is in the file and stable when it ends.
     pub(super) async fn commit(&self, cx: IoCx<'_>) -> Result<(), IoError> {
+        self.commit_with(cx, Refcounts::InTime).await
+    }
+
+    /// The same for a guest, to whom refcounts mean nothing.
+    pub(super) async fn commit_for_guest(&self, cx: IoCx<'_>) -> Result<(), IoError> {
+        self.commit_with(cx, if self.is_lazy { Refcounts::Late } else { Refcounts::InTime }).await
+    }
+
+    async fn commit_with(&self, cx: IoCx<'_>, refcounts: Refcounts) -> Result<(), IoError> {
         if self.is_corrupt.load(Acquire) {
             return Err(CORRUPT);
         }
         let wanted = self.meta().begun + 1;
         let _turn = self.committing.at(cx, 0).await;
-        let (number, work) = {
-            let mut meta = self.meta();
-            if meta.ended >= wanted {
-                return Ok(());
+        let (number, work) = loop {
+            {
+                let mut meta = self.meta();
+                if meta.ended[refcounts as usize] >= wanted {
+                    return Ok(());
+                }
+                if refcounts == Refcounts::InTime || self.is_late.load(Acquire) || !meta.refs.is_dirty() {
+                    meta.begun += 1;
+                    break (meta.begun, Work::take(&mut meta, self, refcounts)?);
+                }
             }
-            meta.begun += 1;
-            (meta.begun, Work::take(&mut meta, self)?)
+            self.mark_late(cx).await?;
         };
         let mut unwritten = Unwritten { image: self, work: Some(work) };
         if let Some(work) = &unwritten.work {
@@ -63,13 +82,39 @@ impl Image {
         {
             let mut meta = self.meta();
             meta.settled();
-            meta.ended = number;
+            meta.ended[Refcounts::Late as usize] = number;
+            if refcounts == Refcounts::InTime {
+                meta.ended[Refcounts::InTime as usize] = number;
+            }
         }
         if !work.freed.is_empty() {
             self.lower(cx, &work.freed).await;
-            self.write_lowered(cx).await;
+            if refcounts == Refcounts::InTime {
+                self.write_lowered(cx).await;
+            }
         }
         self.reclaim(cx).await;
+        Ok(())
+    }
+
+    /// From now on the refcounts in the file may be wrong, and the image says so. That is stable before anything is written
+    /// that they do not count: the commit flushes before its step 3.
+    async fn mark_late(&self, cx: IoCx<'_>) -> Result<(), IoError> {
+        let bits = self.header_word(AT_INCOMPATIBLE) | DIRTY;
+        write_header(self, cx, AT_INCOMPATIBLE, &bits.to_be_bytes()).await?;
+        self.is_late.store(true, Release);
+        Ok(())
+    }
+
+    /// All refcounts are in the file, and stable: the image says so.
+    pub(super) async fn unmark_late(&self, cx: IoCx<'_>) -> Result<(), IoError> {
+        if !self.is_late.load(Acquire) || !self.meta().is_clean() {
+            return Ok(());
+        }
+        let bits = self.header_word(AT_INCOMPATIBLE) & !DIRTY;
+        write_header(self, cx, AT_INCOMPATIBLE, &bits.to_be_bytes()).await?;
+        cx.child(self.file).flush().await?;
+        self.is_late.store(false, Release);
         Ok(())
     }
 
@@ -174,11 +219,20 @@ impl Image {
     }
 }
 
+/// What becomes of refcounts in a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refcounts {
+    /// They are written, before what they count.
+    InTime = 0,
+    /// They stay in memory.
+    Late = 1,
+}
+
 /// Writes of one step that run side by side.
 const AT_ONCE: usize = 32;
 
 impl Work {
-    fn take(meta: &mut Meta, image: &Image) -> Result<Self, IoError> {
+    fn take(meta: &mut Meta, image: &Image, refcounts: Refcounts) -> Result<Self, IoError> {
         let layout = image.layout;
         let mut work = Self::default();
         // What cannot be placed is an error before anything is taken.
@@ -189,27 +243,34 @@ impl Work {
             slices.push((*slice, table.ok_or(CORRUPT)? + layout.slice_offset(*slice), bytes));
         }
         work.slices = slices;
+        if refcounts == Refcounts::InTime {
+            work.take_refcounts(meta)?;
+        }
+        meta.busy = std::mem::take(&mut meta.dirty);
+        work.l1_entries = std::mem::take(&mut meta.l1_dirty);
+        work.l1 = sectors(&work.l1_entries, &meta.l1, meta.l1_at);
+        work.freed = meta.take_freed();
+        Ok(work)
+    }
+
+    fn take_refcounts(&mut self, meta: &mut Meta) -> Result<(), IoError> {
         let table = &meta.refs.table;
         for (index, cached) in &mut meta.refs.blocks {
             if !cached.dirty {
                 continue;
             }
             let at = usize::try_from(*index).ok().and_then(|index| table.get(index)).copied().ok_or(CORRUPT)?;
-            let list = if cached.new { &mut work.new_blocks } else { &mut work.blocks };
+            let list = if cached.new { &mut self.new_blocks } else { &mut self.blocks };
             list.push((*index, at, cached.block.bytes().to_vec()));
         }
-        for index in work.new_blocks.iter().chain(&work.blocks).map(|(index, ..)| *index) {
+        for index in self.new_blocks.iter().chain(&self.blocks).map(|(index, ..)| *index) {
             if let Some(cached) = meta.refs.blocks.get_mut(&index) {
                 (cached.dirty, cached.new, cached.writing) = (false, false, true);
             }
         }
-        meta.busy = std::mem::take(&mut meta.dirty);
-        work.table_entries = std::mem::take(&mut meta.refs.table_dirty);
-        work.table = sectors(&work.table_entries, &meta.refs.table, meta.refs.table_at);
-        work.l1_entries = std::mem::take(&mut meta.l1_dirty);
-        work.l1 = sectors(&work.l1_entries, &meta.l1, meta.l1_at);
-        work.freed = meta.take_freed();
-        Ok(work)
+        self.table_entries = std::mem::take(&mut meta.refs.table_dirty);
+        self.table = sectors(&self.table_entries, &meta.refs.table, meta.refs.table_at);
+        Ok(())
     }
 
     /// Refcount blocks alone.

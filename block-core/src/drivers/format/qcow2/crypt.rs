@@ -8,6 +8,7 @@
 use qmp::Qapi;
 use serde_json::{Value, json};
 
+use super::Image;
 use super::extensions::Extensions;
 use super::header::{Fields, Header};
 use crate::base::{ByteRange, Error, Result, ResultExt, is_aligned};
@@ -15,8 +16,8 @@ use crate::codec::SecretBytes;
 use crate::codec::cipher::{Family, IvGen, Mode, Spec};
 use crate::codec::luks::{self, BEGINNING, v1};
 use crate::codec::secret::Secret;
-use crate::drivers::keys::{self, needed_secret};
-use crate::graph::{Child, Objects};
+use crate::drivers::keys::{self, Home, KeyChange, KeyRing, needed_secret};
+use crate::graph::{AmendRequest, Amending, Child, IoCx, Objects};
 use crate::pipeline::Seal;
 
 /// What opens an encrypted image.
@@ -41,8 +42,17 @@ pub struct KeyOptions {
 #[derive(Debug)]
 pub(super) struct Crypt {
     pub(super) seal: Seal,
-    /// Where the keys are, if they are in the image.
-    pub(super) header: Option<v1::Header>,
+    /// The keys, if they are in the image.
+    pub(super) keys: Option<KeyRing>,
+}
+
+/// How the disk is encrypted, if it is.
+pub(super) fn kind(header: &Header) -> Option<&'static str> {
+    match header.crypt {
+        0 => None,
+        AES => Some("aes"),
+        _ => Some("luks"),
+    }
 }
 
 /// Nothing of an encrypted image is told without a key.
@@ -51,21 +61,24 @@ pub(super) fn passphrase(
     given: Option<&Qcow2Encryption>,
     objects: &Objects,
 ) -> Result<Option<Secret>> {
-    let (named, key) = match (header.crypt, given) {
-        (0, None) => return Ok(None),
-        (0, Some(_)) => return Err(Error::new("No encryption in image header, but options specified format")),
-        (_, None) => {
-            let kind = if header.crypt == AES { "aes" } else { "luks" };
-            return Err(Error::new(format!("The image is encrypted ({kind}): 'encrypt' says what opens it")));
+    let given = given.map(|given| match given {
+        Qcow2Encryption::Aes(key) => ("aes", key),
+        Qcow2Encryption::Luks(key) => ("luks", key),
+    });
+    let required = || Error::new("Parameter 'encrypt.key-secret' is required for cipher");
+    let (kind, (named, key)) = match (kind(header), given) {
+        (None, None) => return Ok(None),
+        (None, Some((named, _))) => {
+            return Err(Error::new(format!("No encryption in image header, but options specified format '{named}'")));
         }
-        (_, Some(Qcow2Encryption::Aes(key))) => (AES, key),
-        (_, Some(Qcow2Encryption::Luks(key))) => (LUKS, key),
+        (Some(kind), given) => (kind, given.ok_or_else(required)?),
     };
-    if named != header.crypt {
-        let kind = if header.crypt == AES { "aes" } else { "luks" };
-        return Err(Error::new(format!("Header reported '{kind}' encryption format but options specify another one")));
+    if named != kind {
+        let text = format!("Header reported '{kind}' encryption format but options specify '{named}'");
+        return Err(Error::new(text));
     }
-    needed_secret(objects, key.key_secret.as_deref()).map(Some)
+    let id = key.key_secret.as_deref().ok_or_else(required)?;
+    needed_secret(objects, Some(id)).map(Some)
 }
 
 impl Crypt {
@@ -80,35 +93,85 @@ impl Crypt {
             let spec = Spec { family: Family::Aes, mode: Mode::Cbc, iv: Some(IvGen::Plain64) };
             let mut key = SecretBytes::zeroed(16);
             key.expose_mut().iter_mut().zip(passphrase.bytes().expose()).for_each(|(to, from)| *to = *from);
-            return Ok(Self { seal: Seal { cipher: spec.keyed(key.expose(), 512)?, by_guest: true }, header: None });
+            let cipher = Some(spec.keyed(key.expose(), 512)?);
+            return Ok(Self { seal: Seal { cipher, by_guest: true }, keys: None });
         }
-        let place = place(header, extensions)?;
-        let (base, doing) = (place.start(), || "Could not read the image's LUKS header");
-        let beginning = ByteRange::new(base, BEGINNING.min(place.len())).ok_or_else(missing)?;
-        let beginning = keys::fetch(file, beginning).await.doing(doing)?;
-        let version = luks::version(&beginning)?;
-        if version != 1 {
-            return Err(Error::new(format!("LUKS version {version} is not supported in a qcow2 image")));
-        }
-        // Guest data has places of its own, whatever this header says of a payload.
-        let either = luks::Header::V1(v1::Header::parse(&beginning, place.len(), true)?);
-        let material = keys::read_material(file, base, &either).await?;
-        let (either, unlocked) = keys::unlock(either, passphrase, material).await?;
-        let cipher = either.payload().cipher(&unlocked.key)?;
-        let luks::Header::V1(header) = either else { return Err(missing()) };
-        Ok(Self { seal: Seal { cipher, by_guest: false }, header: Some(header) })
+        let (home, header) = read_header(file, header, extensions).await?;
+        let material = keys::read_material(file, home.start, &header).await?;
+        let (header, unlocked) = keys::unlock(header, passphrase, material).await?;
+        let cipher = Some(header.payload().cipher(&unlocked.key)?);
+        Ok(Self { seal: Seal { cipher, by_guest: false }, keys: Some(KeyRing::new(header, home)) })
     }
-}
 
-impl Crypt {
+    /// The same where nobody has said what opens the image.
+    pub(super) async fn locked(file: Child<'_>, header: &Header, extensions: &Extensions) -> Result<Self> {
+        let seal = Seal { cipher: None, by_guest: header.crypt == AES };
+        if header.crypt == AES {
+            return Ok(Self { seal, keys: None });
+        }
+        let (home, header) = read_header(file, header, extensions).await?;
+        Ok(Self { seal, keys: Some(KeyRing::new(header, home)) })
+    }
+
     /// `ImageInfoSpecificQCow2Encryption`.
     pub(super) fn described(&self) -> Value {
-        let Some(header) = &self.header else { return json!({ "format": "aes" }) };
-        let mut data = luks::Header::V1(header.clone()).described();
+        let Some(keys) = &self.keys else { return json!({ "format": "aes" }) };
+        let mut data = keys.header().described();
         data["format"] = "luks".into();
         data["detached-header"] = false.into();
         data
     }
+}
+
+impl Image {
+    /// Other passphrases (QEMU: `BlockdevAmendOptionsQcow2`), beside other requests.
+    pub(super) async fn change_keys(&self, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending> {
+        let change: &KeyChange = request.options.downcast_ref().expect("the catalog amends with options of its kind");
+        let crypt = self.crypt.as_ref().ok_or_else(not_encrypted)?;
+        let keys = crypt.keys.as_ref().ok_or_else(|| Error::new(NO_SLOTS))?;
+        self.ready(cx).await.doing(|| "The image cannot be written")?;
+        let opened = || match &self.options.encrypt {
+            Some(Qcow2Encryption::Luks(key) | Qcow2Encryption::Aes(key)) => {
+                needed_secret(request.objects, key.key_secret.as_deref())
+            }
+            None => Err(not_encrypted()),
+        };
+        keys.change(cx.child(self.file), change, opened, request.done).await
+    }
+}
+
+/// Other passphrases for an image that nobody has open.
+pub(super) async fn change_keys(
+    file: Child<'_>,
+    header: &Header,
+    extensions: &Extensions,
+    change: &KeyChange,
+) -> Result<()> {
+    match header.crypt {
+        0 => return Err(not_encrypted()),
+        AES => return Err(Error::new(NO_SLOTS)),
+        _ => {}
+    }
+    let (home, header) = read_header(file, header, extensions).await?;
+    KeyRing::new(header, home).change_alone(file, change).await
+}
+
+fn not_encrypted() -> Error {
+    Error::new("image is not encrypted, can't amend")
+}
+
+/// Where the LUKS header is, and what it says. Nothing has been derived.
+async fn read_header(file: Child<'_>, header: &Header, extensions: &Extensions) -> Result<(Home, luks::Header)> {
+    let (place, doing) = (place(header, extensions)?, || "Could not read the image's LUKS header");
+    let beginning = ByteRange::new(place.start(), BEGINNING.min(place.len())).ok_or_else(missing)?;
+    let beginning = keys::fetch(file, beginning).await.doing(doing)?;
+    let version = luks::version(&beginning)?;
+    if version != 1 {
+        return Err(Error::new(format!("LUKS version {version} is not supported in a qcow2 image")));
+    }
+    // Guest data has places of its own, whatever this header says of a payload.
+    let home = Home { start: place.start(), len: Some(place.len()), detached: true };
+    Ok((home, luks::Header::V1(v1::Header::parse(&beginning, place.len(), true)?)))
 }
 
 /// The keys of an image that is being made.
@@ -145,6 +208,7 @@ fn missing() -> Error {
     Error::new("Header extension with encryption metadata is missing")
 }
 
+const NO_SLOTS: &str = "An image with the old encryption (aes) has no key slots";
 /// The header extension that says where an encrypted image has its keys.
 pub(super) const CRYPTO: u32 = 0x0537_be77;
 /// `crypt_method`.

@@ -13,9 +13,9 @@ pub struct Measured {
     pub fully_allocated: u64,
 }
 
-/// What an image with `options` takes, if `data` bytes of its clusters will hold data. Its tables are counted in full, as
-/// QEMU counts them.
-pub fn measure(options: &CreateOptions, data: u64) -> Result<Measured> {
+/// What an image with `options` takes, if `data` bytes of its clusters will hold data, and `keys` bytes are its LUKS header;
+/// 0: it is not encrypted. Its tables are counted in full, as QEMU counts them.
+pub fn measure(options: &CreateOptions, data: u64, keys: u64) -> Result<Measured> {
     let layout = layout(options, options.data_file.is_some())?;
     let cluster = layout.cluster();
     let too_large = || Error::new("The image size is too large (try using a larger cluster size)");
@@ -36,7 +36,7 @@ pub fn measure(options: &CreateOptions, data: u64) -> Result<Measured> {
         }
         (blocks, table) = (next, next_table);
     }
-    let tables = (others + blocks + table) * cluster;
+    let tables = (others + blocks + table) * cluster + keys.next_multiple_of(cluster);
     let data = match options.preallocation {
         Preallocation::Off | Preallocation::Metadata => data,
         Preallocation::Falloc | Preallocation::Full => size,
@@ -64,16 +64,18 @@ mod tests {
         for (size, required, all) in
             [(0, 196_608, 196_608), (1 << 30, 393_216, 1_074_135_040), (1 << 40, 168_034_304, 1_099_679_662_080)]
         {
-            let measured = measure(&CreateOptions::of(size), 0).unwrap();
+            let measured = measure(&CreateOptions::of(size), 0, 0).unwrap();
             assert_eq!(measured, Measured { required, fully_allocated: all });
         }
         let small = CreateOptions { cluster_size: 4096, ..CreateOptions::of(1 << 30) };
-        assert_eq!(measure(&small, 0).unwrap(), Measured { required: 2_637_824, fully_allocated: 1_076_379_648 });
+        assert_eq!(measure(&small, 0, 0).unwrap(), Measured { required: 2_637_824, fully_allocated: 1_076_379_648 });
         let narrow = CreateOptions { refcount_bits: 1, ..CreateOptions::of(1 << 40) };
-        assert_eq!(measure(&narrow, 0).unwrap().required, 136_577_024);
+        assert_eq!(measure(&narrow, 0, 0).unwrap().required, 136_577_024);
         let sub = CreateOptions { extended_l2: true, ..CreateOptions::of(1 << 40) };
-        assert_eq!(measure(&sub, 0).unwrap().required, 302_252_032);
-        measure(&CreateOptions::of(8191 << 50), 0).unwrap_err();
+        assert_eq!(measure(&sub, 0, 0).unwrap().required, 302_252_032);
+        measure(&CreateOptions::of(8191 << 50), 0, 0).unwrap_err();
+        // With keys for aes-256: they take whole clusters.
+        assert_eq!(measure(&CreateOptions::of(1 << 30), 0, 2_068_480).unwrap().required, 2_490_368);
         assert_eq!(measure_bitmaps(&[], 65536), 0);
         assert_eq!(measure_bitmaps(&[(2, 64)], 65536), 3 * 65536);
     }

@@ -51,9 +51,9 @@ pub(super) struct Meta {
     pub(super) inactive: HashMap<u64, u32>,
     /// The host cluster that the next compressed data may go on in, and the byte where.
     pub(super) packed: Option<u64>,
-    /// How many commits have begun, and the last of them that ended well.
+    /// How many commits have begun, and the last of them that ended well: of those that left no refcounts behind, and of all.
     pub(super) begun: u64,
-    pub(super) ended: u64,
+    pub(super) ended: [u64; 2],
 }
 
 /// How messages call such a table.
@@ -219,11 +219,7 @@ impl Meta {
 
     /// Nothing waits to be written.
     pub(super) fn is_clean(&self) -> bool {
-        self.dirty.is_empty()
-            && self.l1_dirty.is_empty()
-            && self.freed.is_empty()
-            && self.refs.table_dirty.is_empty()
-            && self.refs.blocks.values().all(|cached| !cached.dirty)
+        self.dirty.is_empty() && self.l1_dirty.is_empty() && self.freed.is_empty() && !self.refs.is_dirty()
     }
 
     /// So much waits that whoever adds to it should write it down first.
@@ -270,6 +266,11 @@ impl Refs {
             clock: 0,
             cleaned: 0,
         }
+    }
+
+    /// Some of them are not in the file as they are.
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.table_dirty.is_empty() || self.blocks.values().any(|cached| cached.dirty)
     }
 
     pub(super) fn range(&self) -> ByteRange {

@@ -13,10 +13,10 @@
 //! | `allocate` `write` `zero` `packed` `resize` | changing, in memory |
 //! | `history` `sharing` | internal snapshots, and what they share with the disk |
 //! | `commit` | writing the change down so that a crash may come at any time |
-//! | `crypt` | encrypted images: where the key is |
+//! | `crypt` | encrypted images: where the key is, and other passphrases |
 //! | `bitmap` `heading` | dirty bitmaps that are kept in the image |
 //! | `amend` `rewrite` | other names, features, refcount widths and versions |
-//! | `check` `counts` `repair` | whether refcounts are true, and making them true |
+//! | `check` `counted` `counts` `repair` | whether refcounts are true, and making them true |
 //! | `reuse` | when what was set free may be used again |
 //!
 //! Any thread serves any request. What is found in memory is found without a lock; guest clusters that are being given
@@ -29,6 +29,7 @@ mod check;
 mod clean;
 mod commit;
 mod compression;
+mod counted;
 mod counts;
 mod create;
 mod crypt;
@@ -91,8 +92,9 @@ use self::snapshots::Snapshot;
 use self::turns::Turns;
 use crate::base::{ByteRange, Error, IoError, Result};
 use crate::graph::{
-    BackingName, CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Geometry, IoCx, Limits, NodeBitmap,
-    NodeEvent, NodeOptions, Perms, Preallocation, ReopenRequest, Repair, SnapshotChange, SnapshotInfo, WriteFlags,
+    AmendRequest, Amending, BackingName, CheckReport, ChildChange, ChildId, DriverInfo, EventSink, Extent, Findings,
+    Geometry, IoCx, Limits, NodeBitmap, NodeEvent, NodeOptions, Perms, Preallocation, ReopenRequest, Repair,
+    SnapshotChange, SnapshotInfo, WriteFlags,
 };
 use crate::pipeline::{Access, Format, Seal};
 use crate::rt::IoBuf;
@@ -140,6 +142,10 @@ pub struct Image {
     is_corrupt: AtomicBool,
     /// The image was not closed in good order: it is repaired before anything is written.
     is_unclean: AtomicBool,
+    /// Refcounts may be late (`lazy-refcounts`).
+    is_lazy: bool,
+    /// Some may be late now, and the header marks the image as dirty.
+    is_late: AtomicBool,
 }
 
 /// What requests only read.
@@ -303,7 +309,7 @@ impl Format for Image {
     }
 
     async fn flush(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {
-        self.commit(cx).await
+        self.commit_for_guest(cx).await
     }
 
     async fn finish(&self, _: &Shape, cx: IoCx<'_>) -> Result<(), IoError> {
@@ -328,6 +334,10 @@ impl Format for Image {
         self.rename_backing(cx, backing).await
     }
 
+    async fn amend(&self, _: &Shape, cx: IoCx<'_>, request: AmendRequest<'_>) -> Result<Amending> {
+        self.change_keys(cx, request).await
+    }
+
     async fn make_empty(&self, shape: &Shape, cx: IoCx<'_>) -> Result<()> {
         self.emptied(*shape, cx).await
     }
@@ -336,8 +346,8 @@ impl Format for Image {
         self.resize(*shape, cx, size, how).await
     }
 
-    async fn check(&self, _: &Shape, cx: IoCx<'_>, repair: Repair) -> Result<CheckReport> {
-        self.checked(cx, repair).await
+    async fn check(&self, _: &Shape, cx: IoCx<'_>, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
+        self.checked(cx, repair, findings).await
     }
 
     fn is_unclean(&self) -> bool {

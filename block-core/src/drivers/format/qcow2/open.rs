@@ -8,7 +8,7 @@ use super::bitmap::Stored;
 use super::clean::Cleaner;
 use super::crypt::{self, Crypt, Qcow2Encryption};
 use super::extensions::Extensions;
-use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, RAW_DATA_FILE};
+use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, LAZY_REFCOUNTS, RAW_DATA_FILE};
 use super::layout::Layout;
 use super::meta::{Meta, Refs};
 use super::options::{Checks, Qcow2Options};
@@ -35,11 +35,17 @@ impl Open for Qcow2Options {
         if self.snapshot.is_some() && !site.common.read_only {
             return Err(Error::new(SNAPSHOT_IS_READ));
         }
+        if self.locked && !site.common.read_only {
+            return Err(Error::new("An image that is not opened with a key can only be read"));
+        }
         let read = site.visit(file, async |child| {
             let mut read = Read::all(child).await?;
             let stored = Stored::load(child, &read).await?;
             read.watch(child, self.checks()).await?;
-            read.unlock(child, self.encrypt.as_ref(), site.objects).await?;
+            match self.locked {
+                true => read.leave_locked(child).await?,
+                false => read.unlock(child, self.encrypt.as_ref(), site.objects).await?,
+            }
             match &self.snapshot {
                 None => Ok((read, stored)),
                 Some(which) => read.go_back(child, which).await.map(|()| (read, Stored::default())),
@@ -118,6 +124,14 @@ impl Read {
             return Err(Error::new("An encrypted image with an external data file is not supported"));
         }
         self.crypt = Some(Crypt::read(file, &self.header, &self.extensions, passphrase).await?);
+        Ok(())
+    }
+
+    /// Of an encrypted image, what can be known without a passphrase.
+    async fn leave_locked(&mut self, file: Child<'_>) -> Result<()> {
+        if crypt::kind(&self.header).is_some() {
+            self.crypt = Some(Crypt::locked(file, &self.header, &self.extensions).await?);
+        }
         Ok(())
     }
 
@@ -290,7 +304,7 @@ impl Qcow2Options {
             inactive: HashMap::new(),
             packed: None,
             begun: 0,
-            ended: 0,
+            ended: [0; 2],
         };
         meta.watch_inactive(&inactive, true);
         let regions = Regions::new();
@@ -325,6 +339,8 @@ impl Qcow2Options {
             is_ready: AtomicBool::new(false),
             is_corrupt: AtomicBool::new(false),
             is_unclean: AtomicBool::new(header.has(DIRTY)),
+            is_lazy: header.version >= 3 && self.lazy_refcounts.unwrap_or(header.compatible & LAZY_REFCOUNTS != 0),
+            is_late: AtomicBool::new(false),
             extensions: Mutex::new(Arc::new(extensions)),
             header,
             layout,

@@ -13,8 +13,8 @@ use crate::graph::{DiscardMode, NodeOptions, SnapshotName};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Qapi)]
 #[qapi(name = "BlockdevOptionsQcow2")]
 pub struct Qcow2Options {
-    /// Refcounts may be written late, with the image marked dirty meanwhile; as the image says if absent. Accepted, and
-    /// without effect: this driver writes them in time at no greater cost. Needs version 3.
+    /// Refcounts may be written late, with the image marked dirty meanwhile: flushes write less, and an image that was not
+    /// closed is repaired when it is opened. As the image says if absent. Needs version 3.
     pub lazy_refcounts: Option<bool>,
     /// Whether the file is told of what the guest discards; true if absent and `discard` is `unmap`.
     pub pass_discard_request: Option<bool>,
@@ -44,6 +44,10 @@ pub struct Qcow2Options {
     /// it, as they cannot with QEMU.
     #[qapi(skip)]
     pub snapshot: Option<SnapshotName>,
+    /// Nothing is asked for that opens an encrypted image: what it says of itself can be read, and nothing else. For programs,
+    /// like the last one.
+    #[qapi(skip)]
+    pub locked: bool,
 }
 
 /// Which tables are watched.

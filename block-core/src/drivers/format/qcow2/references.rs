@@ -1,5 +1,6 @@
 //! Which files an image names, for who opens them before the image.
 
+use super::crypt;
 use super::extensions::Extensions;
 use super::header::{DATA_FILE, Header, MAGIC};
 use super::open::part;
@@ -17,6 +18,8 @@ pub struct References {
     pub has_data_file: bool,
     /// What it calls that file.
     pub data_file: Option<String>,
+    /// How the disk is encrypted, if it is: `aes` or `luks`.
+    pub encryption: Option<&'static str>,
 }
 
 /// The first bytes are those of an image.
@@ -33,5 +36,6 @@ pub async fn references(file: Child<'_>) -> Result<References> {
     let cluster = part(file, cluster).await.doing(|| "Could not read the header extensions")?;
     let has_data_file = header.has(DATA_FILE);
     let Extensions { backing_file, backing_format, data_file, .. } = Extensions::parse(&header, &cluster)?;
-    Ok(References { backing_file, backing_format, has_data_file, data_file })
+    let encryption = crypt::kind(&header);
+    Ok(References { backing_file, backing_format, has_data_file, data_file, encryption })
 }

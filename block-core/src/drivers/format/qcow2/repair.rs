@@ -9,7 +9,8 @@
 
 use std::collections::BTreeSet;
 
-use super::check::{Refcounts, Walk, entries, words};
+use super::check::{Walk, entries, words};
+use super::counted::Refcounts;
 use super::counts::Counts;
 use super::entry::{COPIED, CORRUPT, OFFSET};
 use super::header::{

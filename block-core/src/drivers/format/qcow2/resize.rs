@@ -23,6 +23,7 @@ impl Image {
             }
         }
         cx.child(self.file).flush().await?;
+        self.unmark_late(cx).await?;
         let resting = self.meta().reuse.all();
         for run in resting {
             self.punch(cx, run).await;

@@ -151,7 +151,9 @@ impl Wanted {
         }
         let preallocates = creation.get("preallocation").is_some_and(|mode| mode != "off");
         refuse(&[
+            (creation.is_header(), "Parameter 'detached-header' is unexpected"),
             (self.compressed && format != "qcow2", "Compression not supported for this file format"),
+            (self.compressed && creation.is_encrypted(), "Compression and encryption not supported at the same time"),
             (self.compressed && preallocates, "Compression and preallocation not supported at the same time"),
         ])?;
         self.check_bitmaps(sources)?;

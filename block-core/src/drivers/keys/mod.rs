@@ -1,4 +1,7 @@
-//! Keys of encrypted disks, for the formats that have them: what takes long is done on a helper thread.
+//! Keys of encrypted disks, for the formats that have them: what takes long is done on a helper thread. `ring` is the key
+//! slots of an open image.
+
+mod ring;
 
 use std::time::Duration;
 
@@ -6,8 +9,10 @@ use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::luks::{Budget, Header, Unlocked, v1};
 use crate::codec::secret::Secret;
-use crate::graph::{Child, Objects};
+use crate::graph::{Child, Objects, WriteFlags};
 use crate::rt::{IoBuf, blocking_long, random};
+
+pub use self::ring::{Home, KeyChange, KeyRing};
 
 /// The secret of this id.
 pub fn secret(objects: &Objects, id: &str) -> Result<Secret> {
@@ -82,4 +87,12 @@ pub async fn fetch(child: Child<'_>, at: ByteRange) -> Result<Vec<u8>, IoError> 
     let buf = IoBuf::private(at.len())?;
     child.read(at, buf.clone()).await?;
     Ok(buf.to_vec())
+}
+
+/// Writes bytes.
+pub async fn put(child: Child<'_>, start: u64, bytes: &[u8]) -> Result<(), IoError> {
+    let at = ByteRange::new(start, bytes.len() as u64).ok_or(IoError::OutOfRange)?;
+    let buf = IoBuf::private(at.len())?;
+    buf.write_at(0, bytes);
+    child.write(at, buf, WriteFlags::default()).await
 }

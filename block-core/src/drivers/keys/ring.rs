@@ -1,4 +1,5 @@
-//! Other passphrases for a disk that is in use (QEMU: amend). The disk's key stays what it is.
+//! The key slots of an open image (LUKS1): other passphrases for a disk that is in use (QEMU: amend). The disk's key stays
+//! what it is.
 //!
 //! | step | a crash behind it leaves |
 //! |---|---|
@@ -12,19 +13,17 @@
 
 use std::any::Any;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::create::put;
-use super::{Luks, LuksOptions};
-use crate::base::{ByteRange, Error, Result, ResultExt};
+use super::{fetch, filled, put, read_material, unlock};
+use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::luks::{Header, v1};
 use crate::codec::secret::Secret;
-use crate::drivers::keys::{fetch, filled, read_material, secret, unlock};
-use crate::graph::{AmendRequest, Amending, Child, IoCx};
+use crate::graph::{Amending, Child};
 use crate::rt::{blocking_long, random};
 
 /// A change of key slots.
@@ -42,6 +41,8 @@ pub struct KeyChange {
     pub time: Option<Duration>,
     /// What opens the disk now; what opened the node, if absent.
     pub secret: Option<Secret>,
+    /// Also what makes data unreadable for good.
+    pub force: bool,
 }
 
 impl KeyChange {
@@ -76,17 +77,49 @@ enum What {
     Erase(Vec<usize>),
 }
 
-impl Luks {
-    /// Deriving takes long: it is asked for, and the slots are changed when this is called again with what came of it.
-    pub(super) async fn change_keys(
+/// Where a header of LUKS1 is in the file that has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Home {
+    /// Where it begins.
+    pub start: u64,
+    /// Bytes for it and the material of its slots; `None`: up to the end of the file.
+    pub len: Option<u64>,
+    /// The payload is elsewhere.
+    pub detached: bool,
+}
+
+/// The key slots of an open image.
+#[derive(Debug)]
+pub struct KeyRing {
+    header: Mutex<Header>,
+    home: Home,
+    /// Somebody is changing them.
+    changing: Arc<AtomicBool>,
+    /// The header could not be written: the file may have either.
+    is_unsure: AtomicBool,
+}
+
+impl KeyRing {
+    /// Of an image that has this header.
+    pub fn new(header: Header, home: Home) -> Self {
+        Self { header: Mutex::new(header), home, changing: Arc::default(), is_unsure: AtomicBool::new(false) }
+    }
+
+    /// The header as it stands in the file. Never held while anything is waited for.
+    pub fn header(&self) -> MutexGuard<'_, Header> {
+        self.header.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes key slots, in the file that has them. `opened` is what opened the image. Deriving takes long: it is asked for,
+    /// and the slots are changed when this is called again with what came of it, in `done`.
+    pub async fn change(
         &self,
-        own: &LuksOptions,
-        cx: IoCx<'_>,
+        keeper: Child<'_>,
         change: &KeyChange,
-        request: AmendRequest<'_>,
+        opened: impl FnOnce() -> Result<Secret>,
+        done: Option<Box<dyn Any + Send>>,
     ) -> Result<Amending> {
-        let keeper = cx.child(self.header_in.unwrap_or(self.file));
-        if let Some(found) = request.done {
+        if let Some(found) = done {
             let found = found.downcast::<Found>().expect("it is what was asked for");
             let Found { turn, before, what } = *found;
             let mut slots = self.slots(keeper).await?;
@@ -95,7 +128,7 @@ impl Luks {
             }
             match what {
                 What::Fill { index, header, material } => slots.fill(index, *header, &material).await?,
-                What::Erase(erased) => slots.erase(&erased, request.force).await?,
+                What::Erase(erased) => slots.erase(&erased, change.force).await?,
             }
             drop(turn);
             return Ok(Amending::Done);
@@ -104,16 +137,13 @@ impl Luks {
         let turn = Turn::take(&self.changing)?;
         let mut slots = self.slots(keeper).await?;
         if let (false, Some(slot), None) = (change.activates, change.slot, &change.old) {
-            slots.erase_one(slot, request.force).await?;
+            slots.erase_one(slot, change.force).await?;
             return Ok(Amending::Done);
         }
         let (before, material) = (slots.header.clone(), slots.all_material().await?);
         let work: Pin<Box<dyn Future<Output = Result<What>>>> = if change.activates {
-            let opens = match (&change.secret, &own.key_secret) {
-                (Some(given), _) => given.clone(),
-                (None, id) => secret(request.objects, id.as_deref().unwrap_or_default())?,
-            };
-            Box::pin(filling(before.clone(), slots.to_fill(change, request.force)?, opens, change.clone(), material))
+            let opens = change.secret.clone().map_or_else(opened, Ok)?;
+            Box::pin(filling(before.clone(), slots.to_fill(change)?, opens, change.clone(), material))
         } else {
             Box::pin(erasing(before.clone(), change.clone(), material))
         };
@@ -123,19 +153,34 @@ impl Luks {
         })))
     }
 
+    /// The same where nobody else uses the file, and waits for none of it.
+    pub async fn change_alone(&self, keeper: Child<'_>, change: &KeyChange) -> Result<()> {
+        let opened = || Err(Error::new("What opens the image now has to be given"));
+        match self.change(keeper, change, opened, None).await? {
+            Amending::Done => Ok(()),
+            Amending::After(work) => {
+                let found = work.await?;
+                self.change(keeper, change, opened, Some(found)).await.map(|_| ())
+            }
+        }
+    }
+
     /// The slots as the file has them, which is as they were when it was last looked at.
     async fn slots<'s>(&'s self, keeper: Child<'s>) -> Result<Slots<'s>> {
         let Header::V1(known) = self.header().clone() else {
             return Err(Error::new("The key slots of LUKS2 cannot be changed yet"));
         };
-        let bytes = fetch(keeper, ByteRange::whole(v1::LEN as u64)).await.doing(|| "Could not read the header")?;
-        let header = v1::Header::parse(&bytes, keeper.size(), self.header_in.is_some());
+        let Home { start, len, detached } = self.home;
+        let doing = || "Could not read the header";
+        let at = ByteRange::new(start, v1::LEN as u64).ok_or(IoError::OutOfRange).doing(doing)?;
+        let bytes = fetch(keeper, at).await.doing(doing)?;
+        let header = v1::Header::parse(&bytes, len.unwrap_or(keeper.size()), detached);
         let header = header.map_err(|_| changed_elsewhere())?;
         // Of a change of ours that failed nobody knows how much was done.
         if header != known && !self.is_unsure.load(Acquire) {
             return Err(changed_elsewhere());
         }
-        Ok(Slots { image: self, keeper, header })
+        Ok(Slots { ring: self, keeper, header })
     }
 }
 
@@ -190,18 +235,18 @@ fn active(header: &v1::Header) -> Vec<usize> {
 
 /// The header, as it stands in the file, and where that is.
 struct Slots<'g> {
-    image: &'g Luks,
+    ring: &'g KeyRing,
     keeper: Child<'g>,
     header: v1::Header,
 }
 
 impl Slots<'_> {
     /// The slot that is filled.
-    fn to_fill(&self, change: &KeyChange, force: bool) -> Result<usize> {
+    fn to_fill(&self, change: &KeyChange) -> Result<usize> {
         let active = active(&self.header);
         let free = (0..v1::SLOTS).find(|index| !active.contains(index));
         let index = change.slot.or(free).ok_or_else(|| Error::new("All keyslots are in use"))?;
-        if active.contains(&index) && !force {
+        if active.contains(&index) && !change.force {
             return Err(Error::new(format!("Keyslot {index} is in use: it has to be erased first")));
         }
         // Half-way through, nothing would open the disk.
@@ -215,7 +260,7 @@ impl Slots<'_> {
 
     async fn fill(&mut self, index: usize, header: v1::Header, material: &SecretBytes) -> Result<()> {
         let doing = || format!("Could not write keyslot {index}");
-        put(self.keeper, header.material(index).start(), material.expose()).await.doing(doing)?;
+        self.put(header.material(index).start(), material.expose()).await.doing(doing)?;
         self.keeper.flush().await.doing(doing)?;
         self.write(header).await
     }
@@ -247,7 +292,7 @@ impl Slots<'_> {
             let doing =
                 || format!("Keyslot {index} is erased, and its material could not be overwritten: erase it once more");
             random(noise.expose_mut()).doing(doing)?;
-            put(self.keeper, at.start(), noise.expose()).await.doing(doing)?;
+            self.put(at.start(), noise.expose()).await.doing(doing)?;
         }
         self.keeper
             .flush()
@@ -257,17 +302,23 @@ impl Slots<'_> {
 
     /// Of the slots that are in use.
     async fn all_material(&self) -> Result<Vec<SecretBytes>> {
-        read_material(self.keeper, 0, &Header::V1(self.header.clone())).await
+        read_material(self.keeper, self.ring.home.start, &Header::V1(self.header.clone())).await
+    }
+
+    /// Bytes that are so far behind the header's beginning.
+    async fn put(&self, offset: u64, bytes: &[u8]) -> Result<(), IoError> {
+        let start = self.ring.home.start.checked_add(offset).ok_or(IoError::OutOfRange)?;
+        put(self.keeper, start, bytes).await
     }
 
     async fn write(&mut self, header: v1::Header) -> Result<()> {
         let doing = || "Could not write the header, which may be changed all the same";
         // What failed may be there all the same: the next change goes on from what is found.
-        self.image.is_unsure.store(true, Release);
-        put(self.keeper, 0, &header.to_bytes()).await.doing(doing)?;
+        self.ring.is_unsure.store(true, Release);
+        self.put(0, &header.to_bytes()).await.doing(doing)?;
         self.keeper.flush().await.doing(doing)?;
-        self.image.is_unsure.store(false, Release);
-        *self.image.header() = Header::V1(header.clone());
+        self.ring.is_unsure.store(false, Release);
+        *self.ring.header() = Header::V1(header.clone());
         self.header = header;
         Ok(())
     }
