@@ -5,20 +5,20 @@
 
 use crate::base::{IoError, SECTOR};
 use crate::codec::cipher::SectorCipher;
-use crate::rt::IoBuf;
+use crate::rt::{IoBuf, Kept};
 
 /// What stands between a format's guest data and their places, which are whole sectors.
 #[derive(Debug)]
 pub struct Seal {
     /// The cipher; `None`: nobody has said what opens the image, and nothing encrypted can be read or written.
-    pub cipher: Option<SectorCipher>,
+    pub cipher: Option<Kept<SectorCipher>>,
     /// Sectors are numbered as the guest sees them, else by their places.
     pub by_guest: bool,
 }
 
 impl Seal {
     fn cipher(&self) -> Result<&SectorCipher, IoError> {
-        self.cipher.as_ref().ok_or(IoError::Unsupported)
+        self.cipher.as_deref().ok_or(IoError::Unsupported)
     }
 
     fn number(&self, guest: u64, place: u64) -> u64 {
