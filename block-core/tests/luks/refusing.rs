@@ -50,9 +50,10 @@ fn every_wrong_passphrase_costs_the_same() {
     };
     let cost = |word: &str| {
         let word = SecretBytes::new(word.as_bytes().to_vec());
-        let tries = (0..5).map(|_| {
+        let tries = (0..3).map(|_| {
             let before = on_processor();
-            let _ = header.unlock(&word, material()).unwrap();
+            // Many at once, for the kernel counts in ticks.
+            (0..10).for_each(|_| drop(header.unlock(&word, material()).unwrap()));
             on_processor() - before
         });
         tries.min().unwrap()
@@ -71,24 +72,21 @@ fn a_thousand_wrong_passphrases_cost_the_same() {
     let header = Header::V1(v1::Header::parse(&bytes, bytes.len() as u64, false).unwrap());
     let slot = header.active()[0].material;
     let material = &bytes[slot.start() as usize..slot.end() as usize];
-    let mut costs: Vec<Vec<Duration>> = vec![Vec::new(); 10];
-    for number in 0..1000 {
-        // In turn, so that what else the machine does is nobody's.
-        let right = number % 10 * WORD.len() / 10;
-        let word = SecretBytes::new([&WORD.as_bytes()[..right], number.to_string().as_bytes()].concat());
-        let before = on_processor();
-        assert!(header.unlock(&word, vec![SecretBytes::new(material.to_vec())]).unwrap().is_none());
-        costs[number % 10].push(on_processor() - before);
+    let mut costs = [Duration::MAX; 10];
+    for _ in 0..5 {
+        // In turn, so that what else the machine does is nobody's; and many at once, for the kernel counts in ticks.
+        for (kind, cost) in costs.iter_mut().enumerate() {
+            let right = &WORD.as_bytes()[..kind * WORD.len() / 10];
+            let before = on_processor();
+            for number in 0..20 {
+                let word = SecretBytes::new([right, number.to_string().as_bytes()].concat());
+                assert!(header.unlock(&word, vec![SecretBytes::new(material.to_vec())]).unwrap().is_none());
+            }
+            *cost = (*cost).min(on_processor() - before);
+        }
     }
-    let medians: Vec<Duration> = costs
-        .iter_mut()
-        .map(|costs| {
-            costs.sort();
-            costs[costs.len() / 2]
-        })
-        .collect();
-    let (least, most) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());
-    assert!(*most * 4 < *least * 5, "{medians:?}");
+    let (least, most) = (costs.iter().min().unwrap(), costs.iter().max().unwrap());
+    assert!(*most < *least * 2 && *least > Duration::from_millis(10), "{costs:?}");
 }
 
 /// What this thread has had of the processor.
