@@ -374,10 +374,13 @@ fn the_kernels_keys_open_disks() {
             let node = side.node("plain.luks", secret);
             said.push(side.refused("blockdev-add", &node));
             side.tell("blockdev-del", json!({ "node-name": "disk" }));
-            for property in ["type", "format", "loaded", "keyid", "iv"] {
+            for property in ["type", "format", "keyid", "iv"] {
                 let asked = json!({ "path": format!("/objects/{secret}"), "property": property });
                 said.push(side.tell("qom-get", asked).to_string());
             }
+        }
+        for id in ["kept", "word"] {
+            said.push(side.tell("qom-list", json!({ "path": format!("/objects/{id}") })).to_string());
         }
         // It was read once: the disk opens when the key is gone, and the object is.
         drop((plain, encoded));

@@ -182,7 +182,7 @@ fn a_slow_copy_can_be_interrupted() {
     let target = scene.ours().join("t");
     let words = ["convert", "-r", "1", "-f", "raw", "-O", "raw", "a.raw", "t"];
     let is_there = || {
-        std::thread::sleep(Duration::from_millis(300));
+        let _ = std::sync::mpsc::channel::<()>().1.recv_timeout(Duration::from_millis(300));
         target.exists()
     };
     assert_eq!(interrupted(&scene.ours(), &words, "-TERM", is_there), Some(143));

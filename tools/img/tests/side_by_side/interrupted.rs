@@ -155,3 +155,36 @@ fn long_work_shows_how_far_it_has_come() {
         }
     }
 }
+
+/// How often an image is let go and taken again while a line runs, as far as somebody sees who looks at it all the time.
+fn gaps(scene: &Scene, line: &str) -> usize {
+    let image = scene.ours().join("c.qcow2");
+    let words = line.split(' ').map(|word| word.trim_matches('\''));
+    let mut child =
+        Command::new(env!("CARGO_BIN_EXE_trellis-img")).args(words).current_dir(scene.ours()).spawn().unwrap();
+    let mut seen = vec![true];
+    while child.try_wait().unwrap().is_none() {
+        let is_free = super::locked::is_free(&image);
+        if seen.last() != Some(&is_free) {
+            seen.push(is_free);
+        }
+    }
+    assert!(child.wait().unwrap().success(), "{line}");
+    seen.windows(3).filter(|window| *window == [false, true, false]).count()
+}
+
+/// From the first look at the disk until it stands on another one nobody else can come to it.
+#[test]
+fn a_rebase_keeps_its_lock() {
+    let scene = Scene::new(CHAIN);
+    let mut amended = 0;
+    for number in 0..10 {
+        let base = if number % 2 == 0 { "a.qcow2" } else { "b.qcow2" };
+        assert_eq!(gaps(&scene, &format!("rebase -b {base} -F qcow2 c.qcow2")), 0);
+        assert_eq!(gaps(&scene, &format!("rebase -u -b {base} -F qcow2 c.qcow2")), 0);
+        // Here it is let go, which is seen.
+        let switch = if number % 2 == 0 { "on" } else { "off" };
+        amended += gaps(&scene, &format!("amend -o lazy_refcounts={switch} c.qcow2"));
+    }
+    assert!(amended > 0, "whoever looks sees nothing");
+}
