@@ -127,12 +127,15 @@ fn a_rebase_that_is_stopped_loses_nothing() {
         "qemu-io -c 'write -P 2 1M 1M' top.qcow2",
     ]);
     let before = scene.contents("top.qcow2");
+    let image = scene.ours().join("top.qcow2");
+    let fresh = std::fs::read(&image).unwrap();
     let mut stopped = 0;
     for (number, name) in ["-INT", "-TERM", "-HUP", "-KILL"].into_iter().cycle().take(16).enumerate() {
+        std::fs::write(&image, &fresh).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_trellis-img"));
         command.args(["rebase", "-b", "", "top.qcow2"]).current_dir(scene.ours());
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        while super::locked::is_free(&scene.ours().join("top.qcow2")) && child.try_wait().unwrap().is_none() {}
+        while super::locked::is_free(&image) && child.try_wait().unwrap().is_none() {}
         let pause = Duration::from_millis(number as u64 * 4);
         let _ = std::sync::mpsc::channel::<()>().1.recv_timeout(pause);
         if child.try_wait().unwrap().is_none() {
