@@ -125,27 +125,54 @@ fn an_image_is_made_or_is_none() {
     assert!(failed > 20, "hardly anything could fail");
 }
 
-/// A change of the key slots fails at some call: it is done, or the slots that there were open the disk; no slot that is not
-/// meant is touched.
 #[test]
 fn key_slots_are_changed_or_not() {
+    change_key_slots("luks", disk);
+}
+
+/// The same inside a qcow2 image.
+#[test]
+fn key_slots_in_a_qcow2_image_are_changed_or_not() {
+    change_key_slots("qcow2", |path| {
+        let below = json!({ "driver": "file", "filename": path, "aio": "io_uring" });
+        let encrypt = json!({ "format": "luks", "key-secret": "word" });
+        json!({ "driver": "qcow2", "node-name": "subject", "encrypt": encrypt, "file": below })
+    });
+}
+
+/// A change of the key slots fails at some call: it is done, or the slots that there were open the disk; no slot that is not
+/// meant is touched.
+fn change_key_slots(driver: &str, disk: fn(&Path) -> Value) {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = dir.path().join("keys.img");
-    create(&path).unwrap();
+    // What belongs to the keys is said here, or one level deeper.
+    let of_keys = |keys: Value| {
+        if driver == "luks" {
+            return bench::with(keys, &json!({ "driver": "luks" }));
+        }
+        json!({ "driver": "qcow2", "encrypt": bench::with(keys, &json!({ "format": "luks" })) })
+    };
+    std::fs::write(&path, b"").unwrap();
+    let new = of_keys(json!({ "key-secret": "word", "iter-time": 1, "cipher-alg": "aes-128" }));
+    let new = bench::with(new, &json!({ "size": SIZE, "file": { "driver": "file", "filename": path } }));
+    run_control(async |_| catalog::create(&graph(), qmp::schema::from_value(new).unwrap()).await).unwrap();
     let (fresh, words) = (std::fs::read(&path).unwrap(), ["word", "other"]);
     let faults = Faults::default();
     let _entered = faults.enter();
     let opens = |number: usize| {
         run_control(async |_| {
             let graph = graph_with(&words);
-            let node = bench::add(&graph, bench::with(disk(&path), &json!({ "key-secret": words[number] }))).await?;
+            let mut options = disk(&path);
+            let keys = if driver == "luks" { &mut options } else { &mut options["encrypt"] };
+            keys["key-secret"] = words[number].into();
+            let node = bench::add(&graph, options).await?;
             graph.permit().remove(node).await.unwrap();
             Ok::<_, String>(())
         })
         .is_ok()
     };
-    let fill = json!({ "driver": "luks", "state": "active", "new-secret": "other", "iter-time": 1 });
-    let erase = json!({ "driver": "luks", "state": "inactive", "old-secret": "other" });
+    let fill = of_keys(json!({ "state": "active", "new-secret": "other", "iter-time": 1 }));
+    let erase = of_keys(json!({ "state": "inactive", "old-secret": "other" }));
     let change = |change: &Value, plan: Option<Plan>| {
         run_control(async |_| {
             let graph = graph_with(&words);

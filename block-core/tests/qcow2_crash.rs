@@ -26,6 +26,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bench::{add, with};
+use block_core::catalog;
+use block_core::codec::SecretBytes;
+use block_core::codec::secret::{Encoding, Secret};
 use block_core::drivers::format::qcow2::AmendOptions;
 use block_core::graph::{BitmapAction, BitmapChange, Graph, Limits, NodeId, Repair, WriteFlags};
 use block_core::rt::{Local, run_control};
@@ -78,7 +81,18 @@ fn check_late(image: &[u8]) -> Result<(), String> {
 fn stack(more: Value) -> impl AsyncFn(&Rc<Graph>) -> NodeId {
     let options = json!({ "driver": "qcow2", "node-name": "top", "discard": "unmap", "file": "disk" });
     let options = with(options, &more);
-    async move |graph: &Rc<Graph>| add(graph, options.clone()).await.unwrap()
+    async move |graph: &Rc<Graph>| {
+        tell(graph, &["word"]);
+        add(graph, options.clone()).await.unwrap()
+    }
+}
+
+/// Secrets that are called what they are.
+fn tell(graph: &Rc<Graph>, words: &[&str]) {
+    for word in words {
+        let secret = Secret::new(SecretBytes::new(word.as_bytes().to_vec()), Encoding::Raw).unwrap();
+        graph.objects().insert(word, Arc::new(secret));
+    }
 }
 
 fn limits() -> Limits {
@@ -174,6 +188,68 @@ fn late_refcounts_are_in_the_image_when_it_is_closed() {
         assert!(!qcow2::is_dirty(&closed));
         assert_eq!(qcow2::corrupt(&closed).unwrap().leaks, 0);
         assert!(!qcow2::qemu_check(&closed).unwrap());
+    }
+}
+
+#[test]
+fn a_crash_leaves_leaks_at_most_in_an_encrypted_image() {
+    let encrypt = json!({ "encrypt": { "format": "luks", "key-secret": "word" } });
+    for (name, options) in [("4 KiB", "cluster_size=4096"), ("subclusters", "cluster_size=16K,extended_l2=on")] {
+        let options = format!("{options},{}", qcow2::ENCRYPTED);
+        all_is_well(&format!("encrypted, {name}"), &options, true, &encrypt);
+    }
+}
+
+/// The key slots of an encrypted disk are changed, and the power fails: what opened it and is not erased opens it still, and
+/// what is said to be done is.
+#[test]
+fn a_crash_leaves_the_old_key_slots_or_the_new_ones() {
+    let fresh = qcow2::fresh(&format!("cluster_size=4096,{}", qcow2::ENCRYPTED), SIZE);
+    let top = |word: &str| {
+        let encrypt = json!({ "format": "luks", "key-secret": word });
+        json!({ "driver": "qcow2", "node-name": "top", "file": "disk", "encrypt": encrypt })
+    };
+    let changed = |image: &[u8], change: &Value| {
+        let log = Log::default();
+        run_control(async |_| {
+            let graph = Graph::new(Arc::new(|_| ()));
+            tell(&graph, &["word", "other"]);
+            graph.permit().add(Disk::node(0, image.to_vec(), limits(), &log)).await.unwrap();
+            let node = add(&graph, top("word")).await.unwrap();
+            let encrypt = with(json!({ "format": "luks" }), change);
+            let options = qmp::schema::from_value(json!({ "driver": "qcow2", "encrypt": encrypt })).unwrap();
+            catalog::amend(&graph, node, options, false).await.unwrap();
+            graph.permit().remove(node).await.unwrap();
+        });
+        log.events()
+    };
+    let opens = |image: &[u8], word: &str| {
+        run_control(async |_| {
+            let graph = Graph::new(Arc::new(|_| ()));
+            tell(&graph, &["word", "other"]);
+            graph.permit().add(Disk::node(0, image.to_vec(), limits(), &Log::default())).await.unwrap();
+            add(&graph, with(top(word), &json!({ "read-only": true }))).await.is_ok()
+        })
+    };
+    // Slot 6 lies in two sectors of the header.
+    let fill = json!({ "state": "active", "new-secret": "other", "iter-time": 1, "keyslot": 6 });
+    let erase = json!({ "state": "inactive", "old-secret": "other" });
+    let mut start = fresh;
+    for (change, is_filled) in [(fill, true), (erase, false)] {
+        let log = changed(&start, &change);
+        let (mut before, mut after) = (0, 0);
+        for cut in cuts(&log, &mut Random(7)) {
+            let image = cut.images(std::slice::from_ref(&start), &log).remove(0);
+            assert!(opens(&image, "word"), "{change}, {cut:?}");
+            assert_eq!(qcow2::corrupt(&image).map(|judged| judged.leaks), Ok(0), "{change}, {cut:?}");
+            let opened = opens(&image, "other");
+            before += usize::from(opened != is_filled);
+            after += usize::from(opened == is_filled);
+        }
+        eprintln!("{change}: {before} states before, {after} after");
+        assert!(before > 0 && after > 0);
+        start = last(&start, &log);
+        assert_eq!(opens(&start, "other"), is_filled, "{change}");
     }
 }
 

@@ -41,11 +41,19 @@ fn subjects() -> Vec<Subject> {
         .into_iter()
         .map(subject)
         .chain([with_data_file("cluster_size=16K,extended_l2=on"), with_data_file("cluster_size=4K,data_file_raw=on")])
+        .chain([encrypted(subject(&format!("cluster_size=4K,{}", qcow2::ENCRYPTED)))])
+        .chain([encrypted(with_data_file(&format!("cluster_size=16K,extended_l2=on,{}", qcow2::ENCRYPTED)))])
         .collect()
 }
 
+fn encrypted(mut subject: Subject) -> Subject {
+    subject.options["encrypt"] = json!({ "format": "luks", "key-secret": "word" });
+    subject.block = 512;
+    subject
+}
+
 /// Guest data is in a file of its own.
-fn with_data_file(options: &'static str) -> Subject {
+fn with_data_file(options: &str) -> Subject {
     let mut subject = subject("cluster_size=512");
     let data = subject.dir.path().join("disk.data");
     let fresh = qcow2::fresh(&format!("{options},data_file={}", data.display()), SIZE);
@@ -58,7 +66,7 @@ fn with_data_file(options: &'static str) -> Subject {
     subject
 }
 
-fn subject(options: &'static str) -> Subject {
+fn subject(options: &str) -> Subject {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = dir.path().join("disk.img");
     let below = json!({ "driver": "file", "filename": path, "aio": "io_uring" });
@@ -172,7 +180,7 @@ fn repairing() {
 
 /// What is in the image, by who only reads it: all bytes, and its bitmaps.
 async fn looked(scene: &Scene<'_>) -> (Vec<u8>, Vec<NodeBitmap>) {
-    let graph = Graph::new(Arc::new(|_| ()));
+    let graph = faults::graph();
     let options = bench::with(scene.options(), &json!({ "read-only": true }));
     let node = bench::add(&graph, options).await.unwrap();
     let port = bench::attach(&graph, node, bench::READER).await.unwrap();

@@ -4,6 +4,7 @@
 //! - `daemon` is everything that lives as long as the process; `shutdown` is its orderly end.
 //! - `control` has the sockets, `commands` what can be said on them (one file a noun).
 //! - `export` and `object` are what commands make, next to the nodes of `block_core`.
+//! - `hidden` takes secrets off the command line.
 //! - `process`, `notify` and `log` make a well-behaved service of it.
 
 pub mod cli;
@@ -11,6 +12,7 @@ pub mod commands;
 pub mod control;
 mod daemon;
 pub mod export;
+mod hidden;
 pub mod log;
 mod notify;
 pub mod object;

@@ -19,19 +19,21 @@ use crate::process::pidfile::PidFile;
 use crate::process::signals::{self, Signals};
 use crate::process::{background, inherited, raise_file_limit};
 use crate::scratch::Scratch;
-use crate::{First, first, log, notify, shutdown};
+use crate::{First, first, hidden, log, notify, shutdown};
 
 type Result<T, E = String> = std::result::Result<T, E>;
 
 /// Runs the program. An error is the sentence to print.
 pub(crate) fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
-    let plan = match cli::parse(arguments)? {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let plan = match cli::parse(arguments.clone())? {
         Invocation::Print(text) => {
             say(&text);
             return Ok(ExitCode::SUCCESS);
         }
         Invocation::Run(plan) => plan,
     };
+    hidden::hide_secrets(&arguments, &plan);
     match (plan.daemonize, background::is_background()) {
         (true, false) => return background::start().map_err(|error| error.full()),
         (true, true) => background::leave_session().map_err(|error| error.full())?,
@@ -74,6 +76,7 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
         }
         First::That(flow) => flow?,
     };
+    hidden::forget_secrets();
     if flow == Flow::End {
         return Ok(());
     }

@@ -240,45 +240,181 @@ fn a_wrapped_secret_opens_what_the_plain_one_does() {
     assert_eq!(seen, ["", ""]);
 }
 
-/// Neither the passphrase nor the key of the disk is to be found where nobody needs it any more; and while somebody does, the
-/// passphrase is in no answer and in no log.
+/// Neither the passphrase nor the key of the disk is to be found where nobody needs it any more, however the passphrase came;
+/// and while somebody does, the passphrase is in no answer and in no log.
 #[test]
 fn secrets_leave_nothing_behind() {
-    const MARKER: &str = "unmistakable passphrase 8d1f";
-    let mut side = Side::new(true);
-    std::fs::write(side.path("word"), MARKER).unwrap();
+    const MARKERS: [&str; 5] = [
+        "unmistakable passphrase 8d1f of a file",
+        "unmistakable passphrase 77c3 of a command, and long enough for a buffer to grow under it, as texts do",
+        "unmistakable passphrase 905a in base64",
+        "unmistakable passphrase 41e9 of the command line",
+        "unmistakable passphrase 2b60 of the command line, in JSON",
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let encoded = base64(MARKERS[2].as_bytes());
+    let inline = format!("--object=secret,id=w3,data={}", MARKERS[3].replace(',', ",,"));
+    let object = json!({ "qom-type": "secret", "id": "w4", "data": MARKERS[4] }).to_string();
+    let server = Server::start(folder.path(), &[&inline, "--object", &object]);
+    let mut side = Side { qmp: server.qmp(), folder, server };
+    std::fs::write(side.path("word"), MARKERS[0]).unwrap();
     let file = side.path("word");
-    side.tell("object-add", json!({ "qom-type": "secret", "id": "word", "file": file }));
-    for name in ["luks1.luks", "luks2.luks"] {
-        if name == "luks1.luks" {
-            assert_eq!(side.create(name, &json!({ "key-secret": "word" })), None);
-        } else {
-            File::create(side.path(name)).unwrap().set_len(17 << 20).unwrap();
-            let quick = ["--pbkdf", "argon2id", "--pbkdf-memory", "64", "--pbkdf-force-iterations", "4"];
-            let format = ["-q", "luksFormat", "--type", "luks2", "--key-file", &side.path("word"), &side.path(name)];
-            assert!(Command::new("cryptsetup").args(format).args(quick).status().unwrap().success());
-        }
-        let key = volume_key(&side, name);
-        let node = side.node(name, "word");
-        side.tell("blockdev-add", node);
-        assert!(holds(&side, MARKER.as_bytes()), "{name}: the search finds what is there");
-        let answers = [
-            side.tell("qom-list", json!({ "path": "/objects/word" })),
-            side.tell("qom-get", json!({ "path": "/objects/word", "property": "file" })),
-            json!(side.refused("qom-get", &json!({ "path": "/objects/word", "property": "data" }))),
-            side.tell("query-named-block-nodes", json!({})),
-            side.tell("query-blockstats", json!({})),
-            side.tell("query-qmp-schema", json!({})),
-            side.tell("query-jobs", json!({})),
-            json!(side.qmp.take_events()),
-        ];
-        assert!(answers.iter().all(|answer| !answer.to_string().contains("unmistakable")), "{answers:?}");
-        side.tell("blockdev-del", json!({ "node-name": "disk" }));
-        assert!(gone(&side, &key), "{name}: the key of the disk is still there");
+    side.tell("object-add", json!({ "qom-type": "secret", "id": "w0", "file": file }));
+    side.tell("object-add", json!({ "qom-type": "secret", "id": "w1", "data": MARKERS[1] }));
+    side.tell("object-add", json!({ "qom-type": "secret", "id": "w2", "data": encoded, "format": "base64" }));
+    let argv = std::fs::read(format!("/proc/{}/cmdline", side.server.pid())).unwrap();
+    assert!(!has(&argv, b"unmistakable"), "{}", String::from_utf8_lossy(&argv));
+    let mut answers = Vec::new();
+    // What is refused is forgotten, too.
+    for wrong in [
+        json!({ "id": "w1", "data": MARKERS[1] }),
+        json!({ "id": "w9", "data": MARKERS[1], "nothing": 1 }),
+        json!({ "id": "w9", "data": MARKERS[1], "file": MARKERS[1] }),
+        json!({ "id": "w9", "data": MARKERS[2], "format": "base64" }),
+        json!({ "id": 1, "data": MARKERS[1] }),
+    ] {
+        let mut arguments = wrong;
+        arguments["qom-type"] = json!("secret");
+        let refused = side.refused("object-add", &arguments);
+        assert_ne!(refused, "");
+        answers.push(json!(refused));
     }
-    side.tell("object-del", json!({ "id": "word" }));
-    assert!(gone(&side, MARKER.as_bytes()), "the passphrase is still there");
-    assert!(!side.server.said().contains("unmistakable"));
+    let mut keys = Vec::new();
+    for (number, marker) in MARKERS.iter().enumerate() {
+        for kind in ["luks1", "luks2", "qcow2"] {
+            let (name, secret) = (format!("{number}.{kind}"), format!("w{number}"));
+            std::fs::write(side.path("key"), marker).unwrap();
+            let mut node = side.node(&name, &secret);
+            match kind {
+                "luks1" => assert_eq!(side.create(&name, &json!({ "key-secret": secret })), None),
+                "luks2" => {
+                    File::create(side.path(&name)).unwrap().set_len(17 << 20).unwrap();
+                    let quick = ["--pbkdf", "argon2id", "--pbkdf-memory", "64", "--pbkdf-force-iterations", "4"];
+                    let format = ["-q", "luksFormat", "--type", "luks2", "--key-file", &side.path("key")];
+                    let format = Command::new("cryptsetup").args(format).arg(side.path(&name)).args(quick).status();
+                    assert!(format.unwrap().success());
+                }
+                _ => {
+                    let encrypt = json!({ "format": "luks", "key-secret": secret, "iter-time": 10 });
+                    assert_eq!(side.create(&name, &json!({ "driver": "qcow2", "encrypt": encrypt })), None);
+                    let encrypt = json!({ "format": "luks", "key-secret": secret });
+                    let file = node["file"].clone();
+                    node = json!({ "driver": "qcow2", "node-name": "disk", "encrypt": encrypt, "file": file });
+                }
+            }
+            side.tell("blockdev-add", node);
+            assert!(holds(&side, marker.as_bytes()), "{name}: the search finds what is there");
+            if kind != "qcow2" {
+                let key = volume_key(&side, &name);
+                // The cipher keeps it in two halves.
+                assert!(holds(&side, &key[..32]), "{name}: the search finds what is there");
+                keys.push((name, key));
+            }
+            answers.extend([
+                side.tell("query-named-block-nodes", json!({})),
+                side.tell("query-blockstats", json!({})),
+                side.tell("query-jobs", json!({})),
+                json!(side.qmp.take_events()),
+            ]);
+            side.tell("blockdev-del", json!({ "node-name": "disk" }));
+        }
+    }
+    for number in 0..MARKERS.len() {
+        let path = format!("/objects/w{number}");
+        answers.push(side.tell("qom-list", json!({ "path": path })));
+        answers.push(side.tell("qom-get", json!({ "path": path, "property": "file" })));
+        answers.push(json!(side.refused("qom-get", &json!({ "path": path, "property": "data" }))));
+    }
+    answers.push(side.tell("query-qmp-schema", json!({})));
+    let is_told = |text: &str| text.contains("unmistakable") || text.contains(&encoded);
+    assert!(answers.iter().all(|answer| !is_told(&answer.to_string())), "{answers:?}");
+    for (name, key) in &keys {
+        for half in key.chunks(32) {
+            assert!(gone(&side, half), "{name}: the key of the disk is still there");
+        }
+    }
+    for number in 0..MARKERS.len() {
+        side.tell("object-del", json!({ "id": format!("w{number}") }));
+    }
+    for marker in MARKERS {
+        assert!(gone(&side, marker.as_bytes()), "'{marker}' is still there");
+        // Also a part of it, which a buffer that grew may have left.
+        assert!(gone(&side, &marker.as_bytes()[..30]), "a part of '{marker}' is still there");
+        assert!(gone(&side, &base64(marker.as_bytes()).as_bytes()[..30]), "'{marker}' is still there, in base64");
+    }
+    let said = side.server.said();
+    assert!(!is_told(&said), "{said}");
+}
+
+fn base64(bytes: &[u8]) -> String {
+    let output =
+        Command::new("sh").args(["-c", "printf %s \"$0\" | base64 -w0", str::from_utf8(bytes).unwrap()]).output();
+    String::from_utf8(output.unwrap().stdout).unwrap()
+}
+
+/// A secret that the kernel keeps for the user; and keys that are not to be had.
+#[test]
+fn the_kernels_keys_open_disks() {
+    let seen = Side::both().map(|mut side| {
+        let name = format!("trellis-test-{}", side.server.pid());
+        let plain = Key::add(&name, "open sesame");
+        let encoded = Key::add(&format!("{name}-encoded"), "b3BlbiBzZXNhbWU=");
+        let gone = Key::add(&format!("{name}-gone"), "open sesame");
+        let lost = gone.0;
+        drop(gone);
+        side.secret("word", "open sesame");
+        assert_eq!(side.create("plain.luks", &json!({ "key-secret": "word" })), None);
+        let keyring = |id: &str, serial: i32| json!({ "qom-type": "secret_keyring", "id": id, "serial": serial });
+        side.tell("object-add", keyring("kept", plain.0));
+        let mut base64 = keyring("encoded", encoded.0);
+        base64["format"] = json!("base64");
+        side.tell("object-add", base64);
+        let mut said = Vec::new();
+        for secret in ["kept", "encoded"] {
+            let node = side.node("plain.luks", secret);
+            said.push(side.refused("blockdev-add", &node));
+            side.tell("blockdev-del", json!({ "node-name": "disk" }));
+            for property in ["type", "format", "keyid", "iv"] {
+                let asked = json!({ "path": format!("/objects/{secret}"), "property": property });
+                said.push(side.tell("qom-get", asked).to_string());
+            }
+        }
+        for id in ["kept", "word"] {
+            said.push(side.tell("qom-list", json!({ "path": format!("/objects/{id}") })).to_string());
+        }
+        // It was read once: the disk opens when the key is gone, and the object is.
+        drop((plain, encoded));
+        let node = side.node("plain.luks", "kept");
+        said.push(side.refused("blockdev-add", &node));
+        let asked = json!({ "path": "/objects/kept", "property": "serial" });
+        let shown = side.tell("qom-get", asked.clone()).as_i64();
+        let refused = [lost, 0, i32::MAX].map(|serial| side.refused("object-add", &keyring("other", serial)));
+        assert!(refused.iter().all(|refused| !refused.is_empty()), "{refused:?}");
+        let own = side.refused("qom-get", &json!({ "path": "/objects/kept", "property": "data" }));
+        side.tell("object-del", json!({ "id": "kept" }));
+        (said, shown.is_some(), own)
+    });
+    assert_eq!(seen[0], seen[1]);
+}
+
+/// A key of the user, gone with the value.
+struct Key(i32);
+
+impl Key {
+    fn add(name: &str, data: &str) -> Self {
+        let output = Command::new("keyctl").args(["add", "user", name, data, "@u"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let number = String::from_utf8(output.stdout).unwrap().trim().parse();
+        Self(number.unwrap_or_else(|_| panic!("the user has to have a keyring: {said}")))
+    }
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        let number = self.0.to_string();
+        let _ = Command::new("keyctl").args(["revoke", &number]).status();
+        let _ = Command::new("keyctl").args(["unlink", &number, "@u"]).stderr(std::process::Stdio::null()).status();
+    }
 }
 
 /// An error of the command line that has a secret in it does not repeat it.
@@ -340,7 +476,7 @@ fn a_secret_is_in_a_regular_file() {
 
 /// As cryptsetup gets it out of the header.
 fn volume_key(side: &Side, name: &str) -> Vec<u8> {
-    let arguments = ["-q", "luksDump", "--dump-master-key", "--key-file", &side.path("word"), &side.path(name)];
+    let arguments = ["-q", "luksDump", "--dump-master-key", "--key-file", &side.path("key"), &side.path(name)];
     let output = Command::new("cryptsetup").args(arguments).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     let (_, hex) = text.split_once("dump:").unwrap();
@@ -364,8 +500,8 @@ fn holds(side: &Side, bytes: &[u8]) -> bool {
     let pid = side.server.pid();
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
-    let writable = maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with("rw")));
-    writable.filter_map(|line| line.split(' ').next()?.split_once('-')).any(|(start, end)| {
+    let readable = maps.lines().filter(|line| line.split(' ').nth(1).is_some_and(|mode| mode.starts_with('r')));
+    readable.filter_map(|line| line.split(' ').next()?.split_once('-')).any(|(start, end)| {
         let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
         let mut part = vec![0; usize::try_from(end - start).unwrap()];
         memory.read_at(&mut part, start).is_ok_and(|count| has(&part[..count], bytes))

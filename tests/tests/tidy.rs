@@ -12,7 +12,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("base", &[]),
     ("rt", &["base"]),
     ("bitmap", &["base"]),
-    ("codec", &["base"]),
+    ("codec", &["base", "rt"]),
     ("graph", &["base", "rt", "bitmap"]),
     ("pipeline", &["base", "codec", "rt", "bitmap", "graph"]),
     ("port", &["base", "rt", "graph", "pipeline"]),

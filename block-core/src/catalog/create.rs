@@ -13,7 +13,7 @@ use super::options::BlockdevRef;
 use crate::base::{Error, Result, ResultExt};
 use crate::drivers::format::luks;
 use crate::drivers::format::qcow2::{self, AmendOptions};
-use crate::drivers::keys::new_header;
+use crate::drivers::keys::NewKeys;
 use crate::drivers::protocol::file::{self, EXTENT_SIZE_HINT};
 use crate::graph::{Child, Graph, NodeId, PermSet, Perms, Preallocation};
 use crate::port::{PORT, Port, PortOptions};
@@ -196,25 +196,23 @@ async fn create_qcow2(graph: &Rc<Graph>, own: BlockdevCreateOptionsQcow2) -> Res
     if let Some(format) = own.backing_fmt.as_deref().filter(|format| !super::drivers().contains(format)) {
         return Err(Error::new(format!("Unknown backing format '{format}'")));
     }
-    if let Some(QCryptoBlockCreateOptions::Luks(encryption)) = &own.encrypt {
-        if own.data_file.is_some() {
-            return Err(Error::new("An encrypted image with an external data file is not supported"));
+    let keys = match &own.encrypt {
+        None => None,
+        Some(QCryptoBlockCreateOptions::Luks(encryption)) => {
+            // What is refused is refused before anything is derived.
+            own.parsed(own.data_file.is_some().then(String::new))?;
+            let new = encryption.header(own.size, false)?;
+            Some(NewKeys::derive(new, encryption.passphrase(graph.objects())?).await?)
         }
-        let options = own.parsed(None)?;
-        let new = encryption.parsed(own.size)?.header(false);
-        let passphrase = encryption.passphrase(graph.objects())?;
-        let (header, material) = new_header(new, passphrase.bytes().duplicate()).await?;
-        let keys = qcow2::NewKeys { header, material };
-        let work = async |file: Child<'_>, _| qcow2::create_encrypted(file, &options, &keys).await;
-        return in_node(graph, &own.file, work).await;
-    }
+    };
+    let keys = keys.as_ref();
     let Some(data) = own.data_file.clone() else {
         let options = own.parsed(None)?;
-        return in_node(graph, &own.file, async |file, _| qcow2::create(file, None, &options).await).await;
+        return in_node(graph, &own.file, async |file, _| qcow2::create(file, None, &options, keys).await).await;
     };
     in_node(graph, &data, async |data, name| {
         let options = own.parsed(Some(name))?;
-        in_node(graph, &own.file, async |file, _| qcow2::create(file, Some(data), &options).await).await
+        in_node(graph, &own.file, async |file, _| qcow2::create(file, Some(data), &options, keys).await).await
     })
     .await
 }
@@ -348,7 +346,7 @@ pub fn measure(options: &BlockdevCreateOptions, data: u64, bitmaps: Option<&[(u6
             Ok(Measurement { required: own.size, fully_allocated: own.size, bitmaps: None })
         }
         BlockdevCreateOptions::Luks(own) => {
-            let header = own.own.parsed(own.size)?.header(false).header_len();
+            let header = own.own.header(own.size, false)?.header_len();
             // The disk is elsewhere where the header has a file for itself.
             let disk = if own.header.is_some() { 0 } else { own.size };
             let too_large = || Error::new("The disk is too large for a file");
@@ -360,7 +358,7 @@ pub fn measure(options: &BlockdevCreateOptions, data: u64, bitmaps: Option<&[(u6
             let options = own.parsed(file)?;
             let keys = match &own.encrypt {
                 None => 0,
-                Some(QCryptoBlockCreateOptions::Luks(keys)) => keys.parsed(own.size)?.header(false).header_len(),
+                Some(QCryptoBlockCreateOptions::Luks(own)) => own.header(options.size, false)?.header_len(),
             };
             let qcow2::Measured { required, fully_allocated } = qcow2::measure(&options, data, keys)?;
             let bitmaps = bitmaps.filter(|_| options.version > 2);

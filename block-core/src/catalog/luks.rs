@@ -7,6 +7,7 @@ use qmp::Qapi;
 use crate::base::{Error, Result};
 use crate::codec::cipher::{Family, IvGen, Mode, Spec};
 use crate::codec::hash::Hash;
+use crate::codec::luks::v1;
 use crate::codec::secret::Secret;
 use crate::drivers::format::luks::CreateOptions;
 use crate::drivers::keys::needed_secret;
@@ -110,6 +111,14 @@ impl LuksCreateOptions {
     /// What will open the disk.
     pub(super) fn passphrase(&self, objects: &Objects) -> Result<Secret> {
         needed_secret(objects, self.key_secret.as_deref())
+    }
+
+    /// What its header is made of. It has to be said which secret opens it.
+    pub(super) fn header(&self, size: u64, detached: bool) -> Result<v1::New> {
+        if self.key_secret.is_none() {
+            return Err(Error::new("Parameter 'key-secret' is required for cipher"));
+        }
+        Ok(self.parsed(size)?.header(detached))
     }
 
     /// A disk of `size` bytes.

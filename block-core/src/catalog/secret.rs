@@ -14,7 +14,7 @@ use crate::codec::SecretBytes;
 use crate::codec::secret::{Encoding, Secret};
 use crate::drivers::keys::secret;
 use crate::graph::Objects;
-use crate::rt::{blocking, keyring, system_call};
+use crate::rt::{blocking, keyring, leave_no_dumps, system_call};
 
 /// A secret that is given, or in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -57,8 +57,17 @@ pub enum SecretFormat {
 }
 
 impl SecretOptions {
-    /// Reads the secret. Whoever offers it to nodes gives it an id.
+    /// The bytes that were given, if they are not encrypted. They are no part of the options any more.
+    pub fn take_plain(&mut self) -> Option<SecretBytes> {
+        if self.keyid.is_some() {
+            return None;
+        }
+        self.data.take().map(SecretText::into_bytes)
+    }
+
+    /// Reads the secret. Whoever offers it to nodes gives it an id. From now on the process leaves no core dumps.
     pub async fn read(mut self, objects: &Objects) -> Result<Arc<Secret>> {
+        leave_no_dumps();
         let data = self.data.take();
         let given = match (data, self.file.clone()) {
             (Some(data), None) => data.into_bytes(),
@@ -74,6 +83,7 @@ impl SecretOptions {
 impl SecretKeyringOptions {
     /// The same for the kernel's.
     pub async fn read(self, objects: &Objects) -> Result<Arc<Secret>> {
+        leave_no_dumps();
         let Self { format, keyid, iv, serial } = self;
         let doing = || format!("Unable to read serial key {serial:08x}");
         let read = blocking(move || {

@@ -1,4 +1,4 @@
-//! Bytes to bytes, no I/O and no threads: ciphers and hashes as disks use them, the headers of LUKS, secrets.
+//! Bytes to bytes, no I/O and no threads (the memory that secrets are kept in is `rt`'s): ciphers and hashes as disks use them, the headers of LUKS, secrets.
 //!
 //! - `secret_bytes` is how anything secret is held: wiped when dropped, never shown, never copied by accident.
 //! - `hash` and `cipher` name what the crates offer by the words of LUKS and of QMP; `modes` and `xts` are the loops over

@@ -48,29 +48,53 @@ where
     C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser + Send + Sync,
 {
     fn run(&self, ivs: &mut [[u8; IV]], unit: usize, data: &mut [u8], direction: Direction) {
-        for (iv, unit) in ivs.iter().zip(data.chunks_mut(unit)) {
-            let (blocks, _) = Array::<u8, C::BlockSize>::slice_as_chunks_mut(unit);
-            let mut before = Array::<u8, C::BlockSize>::default();
-            before.iter_mut().zip(iv).for_each(|(to, from)| *to = *from);
-            match direction {
-                Direction::Encrypt => {
-                    for block in blocks {
-                        veil(block, &before);
-                        self.0.encrypt_block(block);
-                        before.clone_from(block);
-                    }
+        match direction {
+            Direction::Encrypt => {
+                for (ivs, units) in ivs.chunks(WINDOW).zip(data.chunks_mut(unit * WINDOW)) {
+                    self.encrypt(ivs, unit, units);
                 }
-                Direction::Decrypt => {
-                    let mut kept = [const { [0; IV] }; WINDOW];
-                    for window in blocks.chunks_mut(WINDOW) {
-                        kept.iter_mut().zip(&*window).for_each(|(to, block)| to[..block.len()].copy_from_slice(block));
-                        self.0.decrypt_blocks(window);
-                        for (block, kept) in window.iter_mut().zip(&kept) {
-                            veil(block, &before);
-                            before.iter_mut().zip(kept).for_each(|(to, from)| *to = *from);
-                        }
-                    }
-                }
+            }
+            Direction::Decrypt => {
+                ivs.iter().zip(data.chunks_mut(unit)).for_each(|(iv, unit)| self.decrypt(iv, unit));
+            }
+        }
+    }
+}
+
+impl<C> Cbc<C>
+where
+    C: BlockCipherEncrypt + BlockCipherDecrypt + BlockSizeUser,
+{
+    /// A chain goes one block after another, but those of several units go side by side.
+    fn encrypt(&self, ivs: &[[u8; IV]], unit: usize, data: &mut [u8]) {
+        let mut chains: [Array<u8, C::BlockSize>; WINDOW] = std::array::from_fn(|_| Array::default());
+        let chains = &mut chains[..ivs.len()];
+        for (chain, iv) in chains.iter_mut().zip(ivs) {
+            chain.iter_mut().zip(iv).for_each(|(to, from)| *to = *from);
+        }
+        for at in (0..unit).step_by(C::block_size()) {
+            let place = at..at + C::block_size();
+            for (chain, unit) in chains.iter_mut().zip(data.chunks(unit)) {
+                veil(chain, &unit[place.clone()]);
+            }
+            self.0.encrypt_blocks(chains);
+            for (chain, unit) in chains.iter().zip(data.chunks_mut(unit)) {
+                unit[place.clone()].copy_from_slice(chain);
+            }
+        }
+    }
+
+    fn decrypt(&self, iv: &[u8; IV], unit: &mut [u8]) {
+        let (blocks, _) = Array::<u8, C::BlockSize>::slice_as_chunks_mut(unit);
+        let mut before = Array::<u8, C::BlockSize>::default();
+        before.iter_mut().zip(iv).for_each(|(to, from)| *to = *from);
+        let mut kept = [const { [0; IV] }; WINDOW];
+        for window in blocks.chunks_mut(WINDOW) {
+            kept.iter_mut().zip(&*window).for_each(|(to, block)| to[..block.len()].copy_from_slice(block));
+            self.0.decrypt_blocks(window);
+            for (block, kept) in window.iter_mut().zip(&kept) {
+                veil(block, &before);
+                before.iter_mut().zip(kept).for_each(|(to, from)| *to = *from);
             }
         }
     }
@@ -93,7 +117,7 @@ fn veil(block: &mut [u8], mask: &[u8]) {
     block.iter_mut().zip(mask).for_each(|(byte, mask)| *byte ^= mask);
 }
 
-/// Blocks that are decrypted together.
+/// Blocks that go through the cipher together.
 const WINDOW: usize = 64;
 
 #[cfg(test)]
@@ -143,6 +167,23 @@ mod tests {
         assert_eq!(data[4096..], second);
         cbc.run(&mut [[1; IV], [2; IV]], 4096, &mut data, Direction::Decrypt);
         assert_eq!(data, plain);
+    }
+
+    #[test]
+    fn chains_beside_each_other_are_those_alone() {
+        let cbc = Cbc::<Aes128>::new(&[9; 16]).unwrap();
+        for (unit, units) in [(512, 1), (512, 7), (512, 64), (512, 131), (4096, 3)] {
+            let plain: Vec<u8> = (0..unit * units).map(|at| (at * 7 + at / 300) as u8).collect();
+            let mut ivs: Vec<[u8; IV]> = (0..units).map(|at| [at as u8; IV]).collect();
+            let (mut all, mut single) = (plain.clone(), plain.clone());
+            cbc.run(&mut ivs, unit, &mut all, Direction::Encrypt);
+            for (at, data) in single.chunks_mut(unit).enumerate() {
+                cbc.run(&mut [[at as u8; IV]], unit, data, Direction::Encrypt);
+            }
+            assert!(all == single && all != plain, "{units} units of {unit}");
+            cbc.run(&mut ivs, unit, &mut all, Direction::Decrypt);
+            assert!(all == plain, "{units} units of {unit}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub enum Encoding {
 impl Secret {
     /// From bytes that were handed over.
     pub fn new(given: SecretBytes, encoding: Encoding) -> Result<Self> {
-        Ok(Self(Arc::new(decoded(given, encoding)?)))
+        Ok(Self(Arc::new(decoded(given, encoding)?.kept())))
     }
 
     /// From bytes that stand for encrypted ones: AES-256 in CBC mode with the padding of PKCS #7. `key` holds 32 bytes, `iv` is the base64
@@ -51,7 +51,7 @@ impl Secret {
         let len = len.filter(|len| is_padded(*len));
         let len =
             len.ok_or_else(|| Error::new("The secret cannot be decrypted: its key or its vector is another one"))?;
-        Ok(Self(Arc::new(SecretBytes::new(text.expose()[..len].to_vec()))))
+        Ok(Self(Arc::new(SecretBytes::new(text.expose()[..len].to_vec()).kept())))
     }
 
     /// The secret.

@@ -5,20 +5,20 @@
 
 use crate::base::{IoError, SECTOR};
 use crate::codec::cipher::SectorCipher;
-use crate::rt::IoBuf;
+use crate::rt::{IoBuf, Kept};
 
 /// What stands between a format's guest data and their places, which are whole sectors.
 #[derive(Debug)]
 pub struct Seal {
     /// The cipher; `None`: nobody has said what opens the image, and nothing encrypted can be read or written.
-    pub cipher: Option<SectorCipher>,
+    pub cipher: Option<Kept<SectorCipher>>,
     /// Sectors are numbered as the guest sees them, else by their places.
     pub by_guest: bool,
 }
 
 impl Seal {
     fn cipher(&self) -> Result<&SectorCipher, IoError> {
-        self.cipher.as_ref().ok_or(IoError::Unsupported)
+        self.cipher.as_deref().ok_or(IoError::Unsupported)
     }
 
     fn number(&self, guest: u64, place: u64) -> u64 {
@@ -50,6 +50,14 @@ pub fn decrypt(cipher: &SectorCipher, first: u64, from: &IoBuf, to: &IoBuf) {
 }
 
 fn pass(first: u64, from: &IoBuf, to: &IoBuf, turn: impl Fn(u64, &mut [u8])) {
+    if from.len() <= SMALL as u64 {
+        pass_by::<SMALL>(first, from, to, turn);
+    } else {
+        pass_by::<LARGE>(first, from, to, turn);
+    }
+}
+
+fn pass_by<const CHUNK: usize>(first: u64, from: &IoBuf, to: &IoBuf, turn: impl Fn(u64, &mut [u8])) {
     let (mut chunk, mut at) = ([0; CHUNK], 0);
     while at < from.len() {
         let len = usize::try_from(from.len() - at).unwrap_or(CHUNK).min(CHUNK);
@@ -61,5 +69,6 @@ fn pass(first: u64, from: &IoBuf, to: &IoBuf, turn: impl Fn(u64, &mut [u8])) {
     }
 }
 
-/// What goes through the cipher at once: a multiple of the largest unit.
-const CHUNK: usize = 4096;
+/// What goes through the cipher at once: multiples of the largest unit. Chains of many sectors are encrypted side by side.
+const SMALL: usize = 4096;
+const LARGE: usize = 32 << 10;

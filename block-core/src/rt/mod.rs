@@ -7,6 +7,7 @@
 //! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks.
 //! - `exec`, `timer`, `inflight`, `readiness` and `source` hold what waits: tasks, sleeps, operations, descriptors, queues.
 //! - `fault` is where all that can fail passes, and where tests have it fail.
+//! - `kept` is memory for secrets, and what is done so that they are nowhere else.
 //! - `wake` (over the queue in `shim`) is the lock-free hand-over between threads, model-checked in `tests/rt_loom.rs`.
 
 mod buf;
@@ -18,6 +19,7 @@ mod fd;
 mod heap;
 mod inflight;
 pub mod ioctl;
+mod kept;
 pub mod keyring;
 mod local;
 mod op;
@@ -44,6 +46,7 @@ pub use fault::{TRIES, system_call};
 pub use fd::{SharedFd, eventfd};
 pub use heap::trim_heap;
 pub use inflight::OpFuture;
+pub use kept::{Kept, KeptBytes, WipingHeap, burn_stack, leave_no_dumps};
 pub use local::{Local, LoopCounters};
 pub use op::{Counted, DirectOp, Engine, Hold, Op};
 pub use polling::PollParams;

@@ -56,6 +56,8 @@ impl Job {
             Self::Long(call) => {
                 let _over = LongOver;
                 call();
+                // Keys are derived here.
+                super::burn_stack();
             }
         }
     }

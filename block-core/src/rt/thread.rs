@@ -33,6 +33,7 @@ impl IoThread {
     pub(super) fn spawn_on(driver: MakeDriver, name: &str, params: PollParams) -> io::Result<Self> {
         let (started, starting) = mpsc::sync_channel(1);
         let handle = named(name).spawn(fault::inherited(move || {
+            super::kept::exempt_thread();
             let local = match new_local(driver, params) {
                 Ok(local) => local,
                 Err(error) => return drop(started.send(Err(error))),

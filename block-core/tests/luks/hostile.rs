@@ -32,37 +32,92 @@ fn refused_as(path: &str, bytes: &[u8], expected: &str) {
     assert!(begun.elapsed() < Duration::from_secs(5), "{expected}: that was too much work");
 }
 
-/// IMG-111 to IMG-116 at an image that is opened; each field by itself is tested at the header's parser.
-#[test]
-fn luks1_headers() {
+/// An image with some bytes changed, each row in turn: at, the bytes, and what is said. Each field by itself is tested at the
+/// header's parser.
+fn each_refused(rows: &[(usize, &[u8], &str)]) {
     let place = Place::new();
     let path = luks1(&place);
     let good = std::fs::read(&path).unwrap();
-    let most = &u32::MAX.to_be_bytes()[..];
-    refused(&path, &good, &[(6, &[0, 0])], "LUKS version 0 is not supported");
-    refused(&path, &good, &[(6, &[0xff, 0xff])], "LUKS version 65535 is not supported");
-    refused(&path, &good, &[(104, most)], "behind the end of the file");
-    refused(&path, &good, &[(208 + 48 + 40, &9u32.to_be_bytes())], "key slots 0 and 1 overlaps");
-    refused(&path, &good, &[(208, &0xdeadu32.to_be_bytes())], "No key slot of the image is in use");
-    refused(&path, &good, &[(208 + 4, most)], "4294967295 iterations of PBKDF2");
-    refused(&path, &good, &[(164, most)], "4294967295 iterations of PBKDF2");
-    // The digest is derived for each slot that is tried: eight cheap slots, and a digest that is within the budget once.
-    let (active, one, dear) = (0x00ac_71f3u32.to_be_bytes(), 1u32.to_be_bytes(), 99_000_000u32.to_be_bytes());
-    let mut cheap: Vec<(usize, &[u8])> = Vec::new();
-    for at in (1..8).map(|slot| 208 + slot * 48) {
-        cheap.extend([(at, &active[..]), (at + 4, &one[..])]);
+    for (at, field, expected) in rows {
+        refused(&path, &good, &[(*at, field)], expected);
     }
-    cheap.push((164, &dear));
-    refused(&path, &good, &cheap, "99000000 iterations of PBKDF2");
-    refused(&path, &good, &[(208 + 44, most)], "4294967295 stripes");
-    refused(&path, &good, &[(8, b"rot\0")], "The cipher 'rot' is not supported");
-    refused(&path, &good, &[(72, b"crc32\0\0")], "The hash 'crc32' is not supported");
-    refused(&path, &good, &[(108, &1u32.to_be_bytes())], "A key of 1 bytes does not fit");
-    refused(&path, &good, &[(108, most)], "Keys have at most 64 bytes");
+}
+
+const MOST: &[u8] = &u32::MAX.to_be_bytes();
+const SLOT_0: usize = 208;
+const SLOT_LEN: usize = 48;
+
+#[test]
+fn img_111_a_version_that_there_is_not() {
+    each_refused(&[
+        (6, &[0, 0], "LUKS version 0 is not supported"),
+        (6, &[0, 3], "LUKS version 3 is not supported"),
+        (6, MOST, "LUKS version 65535 is not supported"),
+    ]);
+}
+
+#[test]
+fn img_112_a_payload_behind_the_end() {
+    each_refused(&[(104, MOST, "behind the end of the file"), (104, &[0; 4], "lies over the payload")]);
+    let place = Place::new();
+    let path = luks1(&place);
+    let good = std::fs::read(&path).unwrap();
     for len in [0, 6, 8, 591, 592, 4096, 200_000, 2_000_000] {
         std::fs::write(&path, &good[..len]).unwrap();
         opens(&node(&path, "s0"), &[WORD]).unwrap_err();
     }
+}
+
+#[test]
+fn img_113_key_slots_that_overlap() {
+    each_refused(&[
+        (SLOT_0 + SLOT_LEN + 40, &9u32.to_be_bytes(), "key slots 0 and 1 overlaps"),
+        (SLOT_0 + 7 * SLOT_LEN + 40, &8u32.to_be_bytes(), "key slots 0 and 7 overlaps"),
+        (SLOT_0 + 40, &[0; 4], "lies over the header"),
+        (SLOT_0 + 2 * SLOT_LEN + 40, MOST, "lies over the payload"),
+    ]);
+}
+
+#[test]
+fn img_114_no_active_slot() {
+    each_refused(&[
+        (SLOT_0, &0xdeadu32.to_be_bytes(), "No key slot of the image is in use"),
+        (SLOT_0, &7u32.to_be_bytes(), "neither active nor inactive"),
+    ]);
+}
+
+#[test]
+fn img_115_iterations_without_number() {
+    each_refused(&[
+        (SLOT_0 + 4, MOST, "4294967295 iterations of PBKDF2"),
+        (164, MOST, "4294967295 iterations of PBKDF2"),
+        (SLOT_0 + 4, &[0; 4], "no iterations of PBKDF2"),
+    ]);
+    // The digest is derived for each slot that is tried: eight cheap slots, and a digest that is within the budget once.
+    let place = Place::new();
+    let path = luks1(&place);
+    let good = std::fs::read(&path).unwrap();
+    let (active, one, dear) = (0x00ac_71f3u32.to_be_bytes(), 1u32.to_be_bytes(), 99_000_000u32.to_be_bytes());
+    let mut cheap: Vec<(usize, &[u8])> = Vec::new();
+    for at in (1..8).map(|slot| SLOT_0 + slot * SLOT_LEN) {
+        cheap.extend([(at, &active[..]), (at + 4, &one[..])]);
+    }
+    cheap.push((164, &dear));
+    refused(&path, &good, &cheap, "99000000 iterations of PBKDF2");
+}
+
+#[test]
+fn img_116_stripes_ciphers_hashes_and_keys_that_there_are_not() {
+    each_refused(&[
+        (SLOT_0 + 44, MOST, "4294967295 stripes"),
+        (SLOT_0 + 44, &[0; 4], "0 stripes"),
+        (8, b"rot\0", "The cipher 'rot' is not supported"),
+        (40, b"xts-plain65\0", "The cipher mode 'xts-plain65' is not supported"),
+        (72, b"crc32\0\0", "The hash 'crc32' is not supported"),
+        (108, &1u32.to_be_bytes(), "A key of 1 bytes does not fit"),
+        (108, &[0; 4], "A key of 0 bytes does not fit"),
+        (108, MOST, "Keys have at most 64 bytes"),
+    ]);
 }
 
 /// A LUKS2 header whose JSON has been changed, with sums that are right.

@@ -10,14 +10,14 @@ pub(crate) fn image(path: &str, format: &str) -> Value {
     json!({ "driver": "qcow2", "node-name": "disk", "file": file, "encrypt": encrypt })
 }
 
-fn by_qemu(place: &Place, path: &str, format: &str) -> Vec<u8> {
+pub(crate) fn by_qemu(place: &Place, path: &str, format: &str) -> Vec<u8> {
     let out = place.file("by-qemu.raw");
     let source = format!("driver=qcow2,encrypt.format={format},encrypt.key-secret=word,file.filename={path}");
     run("qemu-img", &["convert", "--object", OBJECT, "--image-opts", &source, "-O", "raw", &out]);
     std::fs::read(&out).unwrap()
 }
 
-fn check(path: &str) {
+pub(crate) fn check(path: &str) {
     check_with(path, OBJECT);
 }
 

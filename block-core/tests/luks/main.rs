@@ -11,6 +11,7 @@ mod creating;
 mod hostile;
 mod in_qcow2;
 mod in_qcow2_keys;
+mod in_qcow2_room;
 mod peer;
 #[path = "../support/random.rs"]
 mod random;

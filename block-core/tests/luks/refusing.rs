@@ -63,6 +63,34 @@ fn every_wrong_passphrase_costs_the_same() {
     assert!(*least > Duration::from_millis(10), "deriving takes time: {costs:?}");
 }
 
+/// The same with so few iterations that comparing would show: a thousand words, some of which begin as the right one does.
+#[test]
+fn a_thousand_wrong_passphrases_cost_the_same() {
+    let place = Place::new();
+    let bytes = std::fs::read(made(&place, 1)).unwrap();
+    let header = Header::V1(v1::Header::parse(&bytes, bytes.len() as u64, false).unwrap());
+    let slot = header.active()[0].material;
+    let material = &bytes[slot.start() as usize..slot.end() as usize];
+    let mut costs: Vec<Vec<Duration>> = vec![Vec::new(); 10];
+    for number in 0..1000 {
+        // In turn, so that what else the machine does is nobody's.
+        let right = number % 10 * WORD.len() / 10;
+        let word = SecretBytes::new([&WORD.as_bytes()[..right], number.to_string().as_bytes()].concat());
+        let before = on_processor();
+        assert!(header.unlock(&word, vec![SecretBytes::new(material.to_vec())]).unwrap().is_none());
+        costs[number % 10].push(on_processor() - before);
+    }
+    let medians: Vec<Duration> = costs
+        .iter_mut()
+        .map(|costs| {
+            costs.sort();
+            costs[costs.len() / 2]
+        })
+        .collect();
+    let (least, most) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());
+    assert!(*most * 4 < *least * 5, "{medians:?}");
+}
+
 /// What this thread has had of the processor.
 fn on_processor() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();

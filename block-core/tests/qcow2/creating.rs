@@ -32,12 +32,12 @@ fn made(dir: &Path, options: &CreateOptions) -> Result<String, String> {
         }
         let mut jobs: Vec<_> = ports.iter().map(|port| port.handle().job(&Local::current())).collect();
         let result = match &mut jobs[..] {
-            [image] => image.step(async |cx| create(cx.child(PORT), None, options).await).await,
+            [image] => image.step(async |cx| create(cx.child(PORT), None, options, None).await).await,
             [image, data] => {
                 image
                     .step(async |cx| {
                         let image = cx.child(PORT);
-                        data.step(async |cx| create(image, Some(cx.child(PORT)), options).await).await
+                        data.step(async |cx| create(image, Some(cx.child(PORT)), options, None).await).await
                     })
                     .await
             }

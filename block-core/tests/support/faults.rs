@@ -435,7 +435,7 @@ async fn holes(lane: &PortLane, size: u64) -> Result<Vec<Range<u64>>, IoError> {
 }
 
 /// With a throttle group called `free`, and a secret called `word`.
-fn graph() -> Rc<Graph> {
+pub fn graph() -> Rc<Graph> {
     let graph = Graph::new(Arc::new(|_| ()));
     graph.objects().insert("free", ThrottleGroup::new(ThrottleLimits::default().over(Limits::default()).unwrap()));
     let word = Secret::new(SecretBytes::new(b"word".to_vec()), Encoding::Raw).unwrap();

@@ -3,7 +3,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test file uses a part")]
 
 use std::collections::HashMap;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Output};
 
 /// What is wrong with the image. What nobody refers to and has a refcount is a leak, and nothing wrong.
 pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
@@ -23,6 +24,9 @@ pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
     refer(l1, entries * 8);
     let (table, clusters) = (image.u64(48)?, u64::from(image.u32(56)?));
     refer(table, clusters << bits);
+    if let Some((start, len)) = keys(&image)? {
+        refer(start, len);
+    }
     let mut blocks = Vec::new();
     for entry in 0..(clusters << bits) / 8 {
         let block = image.u64(table + entry * 8)?;
@@ -89,6 +93,21 @@ pub fn corrupt(image: &[u8]) -> Result<Judged, String> {
     Ok(judged)
 }
 
+/// Where an encrypted image has its LUKS header, and how long that is.
+fn keys(image: &Image<'_>) -> Result<Option<(u64, u64)>, String> {
+    if image.u32(32)? != 2 {
+        return Ok(None);
+    }
+    let mut at = if image.u32(4)? == 2 { 72 } else { u64::from(image.u32(100)?) };
+    loop {
+        match image.u32(at)? {
+            0 => return Err("the image does not say where its keys are".into()),
+            0x0537_be77 => return Ok(Some((image.u64(at + 8)?, image.u64(at + 16)?))),
+            _ => at += 8 + u64::from(image.u32(at + 4)?).next_multiple_of(8),
+        }
+    }
+}
+
 /// The L1 tables of the snapshots, and their entries.
 fn snapshots(image: &Image<'_>, refer: &mut impl FnMut(u64, u64)) -> Result<Vec<(u64, u64)>, String> {
     let (count, start) = (image.u32(60)?, image.u64(64)?);
@@ -144,8 +163,7 @@ impl Image<'_> {
 pub fn qemu_check(image: &[u8]) -> Result<bool, String> {
     let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     std::fs::write(file.path(), image).unwrap();
-    let path = file.path().to_str().unwrap();
-    let output = Command::new("timeout").args(["60", "qemu-img", "check", "-f", "qcow2", path]).output().unwrap();
+    let output = judge(file.path(), image, &[]);
     match output.status.code() {
         Some(0) => Ok(false),
         Some(3) => Ok(true),
@@ -153,25 +171,33 @@ pub fn qemu_check(image: &[u8]) -> Result<bool, String> {
     }
 }
 
+fn judge(path: &Path, image: &[u8], more: &[&str]) -> Output {
+    let encrypt = if image[35] == 2 { ",encrypt.format=luks,encrypt.key-secret=word" } else { "" };
+    let source = format!("driver=qcow2,file.filename={}{encrypt}", path.display());
+    let arguments = ["60", "qemu-img", "check", "--object", WORD, "--image-opts", &source];
+    Command::new("timeout").args(arguments).args(more).output().unwrap()
+}
+
+/// What opens an image that [`fresh`] makes, for QEMU's programs.
+const WORD: &str = "secret,id=word,data=word";
+
+/// Options for an encrypted image that is opened quickly, by the secret `word`.
+pub const ENCRYPTED: &str = "encrypt.format=luks,encrypt.key-secret=word,encrypt.iter-time=1,encrypt.cipher-alg=aes-128,\
+                             encrypt.cipher-mode=cbc,encrypt.ivgen-alg=plain64";
+
 /// QEMU repairs it, as far as only leaks and entries that do not say that they are alone are wrong with it; gives the
 /// image.
 pub fn qemu_repaired(image: &[u8]) -> Result<Vec<u8>, String> {
     let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     std::fs::write(file.path(), image).unwrap();
-    let path = file.path().to_str().unwrap();
     for more in [&["-r", "leaks"][..], &[]] {
-        let output = Command::new("timeout")
-            .args(["60", "qemu-img", "check", "-f", "qcow2"])
-            .args(more)
-            .arg(path)
-            .output()
-            .unwrap();
+        let output = judge(file.path(), image, more);
         if !output.status.success() {
             let said = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
             return Err(format!("{more:?}: {}{}", said.0, said.1));
         }
     }
-    Ok(std::fs::read(path).unwrap())
+    Ok(std::fs::read(file.path()).unwrap())
 }
 
 /// QEMU repairs whatever it finds; gives the image.
@@ -192,7 +218,8 @@ pub fn fresh(options: &str, size: u64) -> Vec<u8> {
     let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
     let path = file.path().to_str().unwrap();
     let status = Command::new("timeout")
-        .args(["60", "qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, &size.to_string()])
+        .args(["60", "qemu-img", "create", "-q", "--object", WORD, "-f", "qcow2", "-o", options, path])
+        .arg(size.to_string())
         .status();
     assert!(status.unwrap().success());
     std::fs::read(path).unwrap()

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
+use std::hint::black_box;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -114,6 +115,9 @@ impl Session {
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => self.closing.set(true),
         }
+        // A command may have had a secret in it. On the heap it is wiped when it is freed.
+        buffer.fill(0);
+        black_box(&buffer);
     }
 
     /// Does what the client asked, as long as it takes the answers.

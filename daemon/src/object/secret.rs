@@ -69,9 +69,9 @@ impl SecretObject {
 
     /// Its properties with their types, besides `type`.
     pub fn properties(type_name: &str) -> Vec<(&'static str, &'static str)> {
-        let common = [("format", "QCryptoSecretFormat"), ("iv", "string"), ("keyid", "string"), ("loaded", "bool")];
+        let common = [("iv", "string"), ("keyid", "string"), ("format", "QCryptoSecretFormat")];
         let own: &[_] =
-            if type_name == "secret" { &[("data", "string"), ("file", "string")] } else { &[("serial", "int32_t")] };
+            if type_name == "secret" { &[("file", "string"), ("data", "string")] } else { &[("serial", "int32_t")] };
         common.into_iter().chain(own.iter().copied()).collect()
     }
 
@@ -80,7 +80,6 @@ impl SecretObject {
         let type_name = self.type_name;
         match name {
             "type" => Ok(type_name.into()),
-            "loaded" => Ok(true.into()),
             "data" if type_name == "secret" => Err(Error::generic("Property 'secret.data' is not readable")),
             _ => {
                 let shown = self.shown.iter().find(|(shown, _)| *shown == name);

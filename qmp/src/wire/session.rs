@@ -214,8 +214,8 @@ impl Session {
         }
         self.parsed = self.input.len() - rest.len();
         if rest.is_empty() {
-            self.input.clear();
-            self.parsed = 0;
+            // There may be a secret in it: whoever wipes what is freed wipes this too.
+            (self.input, self.parsed) = (Vec::new(), 0);
         }
     }
 

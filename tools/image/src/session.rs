@@ -22,8 +22,8 @@ pub struct Session {
 }
 
 impl Session {
-    /// Runs `main` on a loop on this thread, with a ring of its own where the kernel has that. Call it before another
-    /// thread is made.
+    /// Runs `main` on a loop on this thread, with a ring of its own where the kernel has that. Call it before another thread
+    /// is made.
     pub fn run<R>(program: &str, main: impl AsyncFnOnce(&Session) -> R) -> R {
         let program = program.to_owned();
         // A file that may not grow any more is an error like others. If the signal cannot be blocked it ends us.

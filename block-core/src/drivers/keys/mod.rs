@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
-use crate::codec::luks::{Budget, Header, Unlocked, v1};
+use crate::codec::cipher::SectorCipher;
+use crate::codec::luks::{Budget, Header, Payload, Unlocked, v1};
 use crate::codec::secret::Secret;
 use crate::graph::{Child, Objects, WriteFlags};
-use crate::rt::{IoBuf, blocking_long, random};
+use crate::rt::{IoBuf, Kept, blocking_long, random};
 
 pub use self::ring::{Home, KeyChange, KeyRing};
 
@@ -48,16 +49,34 @@ pub async fn unlock(header: Header, passphrase: Secret, material: Vec<SecretByte
     derived.await
 }
 
-/// A new header and the material of its first slot. What we would not open is not made either.
-pub async fn new_header(new: v1::New, passphrase: SecretBytes) -> Result<(v1::Header, SecretBytes)> {
-    let made = blocking_long(move || {
-        let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
-        let (header, _, material) = v1::Header::create(&new, &passphrase, &mut source)?;
-        Ok((header, material))
-    });
-    let (header, material): (v1::Header, SecretBytes) = made.await?;
-    check_time(&header)?;
-    Ok((header, material))
+/// The keys of an image that is being made.
+#[derive(Debug)]
+pub struct NewKeys {
+    /// The header.
+    pub header: v1::Header,
+    /// The material of its first slot.
+    pub material: SecretBytes,
+    /// What the disk is encrypted with.
+    pub key: SecretBytes,
+}
+
+impl NewKeys {
+    /// Derives them. What we would not open is not made either.
+    pub async fn derive(new: v1::New, passphrase: Secret) -> Result<Self> {
+        let made = blocking_long(move || {
+            let mut source = |out: &mut [u8]| random(out).doing(|| "There are no random bytes");
+            let (header, key, material) = v1::Header::create(&new, passphrase.bytes(), &mut source)?;
+            Ok::<_, Error>(Self { header, material, key })
+        });
+        let made = made.await?;
+        check_time(&made.header)?;
+        Ok(made)
+    }
+
+    /// Ready for use.
+    pub fn cipher(&self) -> Result<Kept<SectorCipher>> {
+        cipher(self.header.payload(), &self.key)
+    }
 }
 
 /// One more passphrase for the key, in a header that is not written yet; and the slot's material.
@@ -76,6 +95,11 @@ pub async fn filled(
     let (header, material): (v1::Header, SecretBytes) = derived.await?;
     check_time(&header)?;
     Ok((header, material))
+}
+
+/// What a disk is encrypted with, ready for use, where it may stay.
+pub fn cipher(payload: Payload, key: &SecretBytes) -> Result<Kept<SectorCipher>> {
+    Kept::new(|| payload.cipher(key))
 }
 
 fn check_time(header: &v1::Header) -> Result<()> {

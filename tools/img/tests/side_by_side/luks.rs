@@ -65,7 +65,12 @@ fn secrets_are_taken_and_refused() {
         "what stands behind a comma may be the rest of a secret",
         &["create --object secret,id=s,data=x,nosuch=1 x.raw 1M", "create --object secret,id=s,nosuch=1 x.raw 1M"],
     );
-    scene.codes("images refer to no threads", 0, 1, &["create --object iothread,id=i x.raw 1M"]);
+    scene.codes(
+        "images refer to nothing of that kind",
+        0,
+        1,
+        &["create --object authz-simple,id=a,identity=x x.raw 1M"],
+    );
     scene.codes("bench takes objects too", 1, 0, &["bench -c 4 @s --image-opts luks:a.luks"]);
 }
 

@@ -7,7 +7,7 @@ use crate::codec::cipher::{Family, IvGen, Mode, Spec};
 use crate::codec::hash::Hash;
 use crate::codec::luks::{v1, v2};
 use crate::codec::secret::Secret;
-use crate::drivers::keys::{new_header, put};
+use crate::drivers::keys::{NewKeys, put};
 use crate::graph::{Child, Preallocation};
 
 /// What a new image is to be (QEMU: `BlockdevCreateOptionsLUKS`; the files are nodes, and given apart).
@@ -63,7 +63,8 @@ pub async fn create(
         return Err(Error::new("Unsupported preallocation mode 'metadata'"));
     }
     let keeper = header.or(file).ok_or_else(|| Error::new("Either 'file' or 'header' has to be given"))?;
-    let (new, material) = new_header(options.header(header.is_some()), passphrase.bytes().duplicate()).await?;
+    let NewKeys { header: new, material, .. } =
+        NewKeys::derive(options.header(header.is_some()), passphrase.clone()).await?;
     let payload = new.payload().offset;
     let end =
         ByteRange::new(payload, options.size).ok_or_else(|| Error::new("The disk is too large for a file"))?.end();

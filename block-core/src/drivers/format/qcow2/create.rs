@@ -1,6 +1,6 @@
 //! Making an image. All tables are in the file before the header is, so that half an image is none.
 
-use super::crypt::{self, NewKeys};
+use super::crypt;
 use super::entry::{COPIED, Granules};
 use super::extensions::{BACKING_FORMAT, DATA_FILE as DATA_FILE_NAME, END};
 use super::header::{
@@ -12,7 +12,10 @@ use super::refcounts::Block;
 use super::tables::put;
 use super::write::mask;
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt, SECTOR};
+use crate::drivers::keys::NewKeys;
 use crate::graph::{Child, Preallocation, WriteFlags};
+use crate::pipeline::Seal;
+use crate::rt::IoBuf;
 
 /// What a new image is to be (QEMU: `BlockdevCreateOptionsQcow2`; the files are nodes, and given apart).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,20 +68,13 @@ impl CreateOptions {
 
 /// Makes an image in `file`, whose contents are lost, with its data in `data` if that is given: what a raw data file has is
 /// kept, and is the disk; any other may be emptied. The caller may write and
-/// resize both, and nobody else uses them.
-pub async fn create(file: Child<'_>, data: Option<Child<'_>>, options: &CreateOptions) -> Result<()> {
-    make(file, data, options, None).await
-}
-
-/// The same for an encrypted image, whose data are in the image.
-pub async fn create_encrypted(file: Child<'_>, options: &CreateOptions, keys: &NewKeys) -> Result<()> {
-    if options.preallocation != Preallocation::Off {
-        return Err(Error::new("Preallocation of encrypted images is not supported"));
-    }
-    make(file, None, options, Some(keys)).await
-}
-
-async fn make(file: Child<'_>, data: Option<Child<'_>>, options: &CreateOptions, keys: Option<&NewKeys>) -> Result<()> {
+/// resize both, and nobody else uses them. With `keys` it is encrypted: a raw data file holds the encrypted disk then.
+pub async fn create(
+    file: Child<'_>,
+    data: Option<Child<'_>>,
+    options: &CreateOptions,
+    keys: Option<&NewKeys>,
+) -> Result<()> {
     let plan = Plan::new(options, data.is_some(), keys)?;
     let doing = || "Could not create the qcow2 image";
     // What was there is no image from here on, and is not found in clusters later.
@@ -111,9 +107,35 @@ struct Plan<'a> {
     l1_entries: u64,
     l1: u64,
     l2: u64,
-    keys: Option<&'a NewKeys>,
     /// Of the image's own.
     data: u64,
+    keys: Option<&'a NewKeys>,
+    /// How data will be encrypted.
+    seal: Option<Seal>,
+    blank: Blank,
+}
+
+/// How clusters that are allocated in advance read as zeroes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Blank {
+    /// Nothing has been written there.
+    Unwritten,
+    /// Tables say so.
+    Said,
+    /// Zeroes are written, encrypted.
+    Sealed,
+}
+
+impl Blank {
+    fn of(options: &CreateOptions, is_sealed: bool) -> Self {
+        match options.preallocation {
+            // What a raw data file has is kept, whatever comes of decrypting it.
+            _ if !is_sealed || options.data_file_raw => Self::Unwritten,
+            Preallocation::Off => Self::Unwritten,
+            Preallocation::Metadata | Preallocation::Falloc if options.version > 2 => Self::Said,
+            Preallocation::Metadata | Preallocation::Falloc | Preallocation::Full => Self::Sealed,
+        }
+    }
 }
 
 impl<'a> Plan<'a> {
@@ -138,8 +160,12 @@ impl<'a> Plan<'a> {
             l1_entries,
             l1: (l1_entries * 8).div_ceil(layout.cluster()),
             l2: if allocates { l1_entries } else { 0 },
-            keys,
             data: if external { 0 } else { data },
+            keys,
+            seal: keys
+                .map(|keys| keys.cipher().map(|cipher| Seal { cipher: Some(cipher), by_guest: false }))
+                .transpose()?,
+            blank: Blank::of(options, keys.is_some()),
         };
         loop {
             let blocks = plan.end().div_ceil(layout.block_entries());
@@ -164,7 +190,7 @@ impl<'a> Plan<'a> {
     }
 
     fn first_data(&self) -> u64 {
-        self.first_keys() + self.keys.map_or(0, |keys| keys.len().div_ceil(self.layout.cluster()))
+        self.first_keys() + self.keys.map_or(0, |keys| room(keys).div_ceil(self.layout.cluster()))
     }
 
     fn end(&self) -> u64 {
@@ -190,7 +216,7 @@ impl<'a> Plan<'a> {
         for number in 0..self.l2 {
             put(file, (first_l2 + number) << bits, &self.l2_table(number, cluster)).await?;
         }
-        if let Some(NewKeys { header, material }) = self.keys {
+        if let Some(NewKeys { header, material, .. }) = self.keys {
             let start = self.first_keys() << bits;
             put(file, start + header.material(0).start(), material.expose()).await?;
             put(file, start, &header.to_bytes()).await?;
@@ -204,9 +230,11 @@ impl<'a> Plan<'a> {
         let first = number * layout.l2_entries();
         let all = self.options.size.div_ceil(layout.cluster());
         let base = if layout.external { 0 } else { self.first_data() };
+        let every = mask(0, layout.granules());
+        let (data, zero) = if self.blank == Blank::Said { (0, every) } else { (every, 0) };
         let entries = (first..all.min(first + layout.l2_entries())).flat_map(|guest| {
             let host = Some((base + guest) << bits);
-            let entry = Granules { host, own: true, data: mask(0, layout.granules()), zero: 0 }.entry(layout);
+            let entry = Granules { host, own: true, data, zero }.entry(layout);
             [entry.word, entry.bitmap].into_iter().take(if layout.extended { 2 } else { 1 })
         });
         words(1, cluster, entries)
@@ -219,24 +247,48 @@ impl<'a> Plan<'a> {
             other => other,
         };
         if let Some(data) = data {
-            let size = self.options.size;
-            // What a raw data file has is kept: this is how a raw disk gets an image. Elsewhere tables may lead to it already.
-            if !self.options.data_file_raw && self.options.preallocation != Preallocation::Off {
-                if data.moving_end().is_none() {
-                    return zeroes(data, 0, size).await;
-                }
-                data.set_end(0, Preallocation::Off).await?;
+            // The place of the keys is not written in full.
+            let end = self.end() << self.layout.cluster_bits;
+            if self.keys.is_some() && file.moving_end().is_some() {
+                file.set_end(end, Preallocation::Off).await?;
             }
-            if data.size() >= size {
-                return Ok(());
-            }
-            return if data.moving_end().is_some() { grown(data, size, how).await } else { Err(IoError::NoSpace) };
+            self.reserve_outside(data, how).await?;
+            return self.seal_zeroes(data, 0, self.options.size).await;
         }
         let (start, end) = (self.first_data() << self.layout.cluster_bits, self.end() << self.layout.cluster_bits);
         if file.moving_end().is_some() {
-            return grown(file, end, how).await;
+            grown(file, end, how).await?;
+        } else {
+            zeroes(file, start, end).await?;
         }
-        zeroes(file, start, end).await
+        self.seal_zeroes(file, start, end).await
+    }
+
+    async fn reserve_outside(&self, data: Child<'_>, how: Preallocation) -> Result<(), IoError> {
+        let size = self.options.size;
+        // What a raw data file has is kept: this is how a raw disk gets an image. Elsewhere tables may lead to it already.
+        if !self.options.data_file_raw && self.options.preallocation != Preallocation::Off {
+            if data.moving_end().is_none() {
+                return zeroes(data, 0, size).await;
+            }
+            data.set_end(0, Preallocation::Off).await?;
+        }
+        if data.size() >= size {
+            return Ok(());
+        }
+        if data.moving_end().is_some() { grown(data, size, how).await } else { Err(IoError::NoSpace) }
+    }
+
+    /// The disk's first bytes are at `start`.
+    async fn seal_zeroes(&self, child: Child<'_>, start: u64, end: u64) -> Result<(), IoError> {
+        let all = ByteRange::between(start, end).filter(|all| !all.is_empty());
+        let (Some(all), Some(seal), Blank::Sealed) = (all, &self.seal, self.blank) else { return Ok(()) };
+        let blank = IoBuf::private(all.len().min(PIECE))?;
+        for piece in all.pieces(PIECE) {
+            let sealed = seal.sealed(piece.start() - start, piece.start(), &blank.slice(0, piece.len()))?;
+            child.write(piece, sealed, WriteFlags::default()).await?;
+        }
+        Ok(())
     }
 
     fn header(&self) -> Result<Vec<u8>> {
@@ -267,7 +319,7 @@ impl<'a> Plan<'a> {
         }
         extension(&mut bytes, BACKING_FORMAT, options.backing_format.as_deref().map(str::as_bytes));
         extension(&mut bytes, DATA_FILE_NAME, options.data_file.as_deref().map(str::as_bytes));
-        let keys = self.keys.map(|keys| [(self.first_keys() << bits).to_be_bytes(), keys.len().to_be_bytes()].concat());
+        let keys = self.keys.map(|keys| [(self.first_keys() << bits).to_be_bytes(), room(keys).to_be_bytes()].concat());
         extension(&mut bytes, crypt::CRYPTO, keys.as_deref());
         bytes.extend([END.to_be_bytes(), [0; 4]].concat());
         if let Some(name) = &options.backing_file {
@@ -284,6 +336,13 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// Bytes of the place where the keys are.
+fn room(keys: &NewKeys) -> u64 {
+    keys.header.payload().offset
+}
+
+/// Zeroes that are encrypted and written at once, in bytes.
+const PIECE: u64 = 1 << 20;
 /// Of a header of version 3.
 const LENGTH: u32 = 112;
 

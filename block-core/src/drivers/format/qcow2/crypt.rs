@@ -19,6 +19,7 @@ use crate::codec::secret::Secret;
 use crate::drivers::keys::{self, Home, KeyChange, KeyRing, needed_secret};
 use crate::graph::{AmendRequest, Amending, Child, IoCx, Objects};
 use crate::pipeline::Seal;
+use crate::rt::Kept;
 
 /// What opens an encrypted image.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -93,13 +94,13 @@ impl Crypt {
             let spec = Spec { family: Family::Aes, mode: Mode::Cbc, iv: Some(IvGen::Plain64) };
             let mut key = SecretBytes::zeroed(16);
             key.expose_mut().iter_mut().zip(passphrase.bytes().expose()).for_each(|(to, from)| *to = *from);
-            let cipher = Some(spec.keyed(key.expose(), 512)?);
+            let cipher = Some(Kept::new(|| spec.keyed(key.expose(), 512))?);
             return Ok(Self { seal: Seal { cipher, by_guest: true }, keys: None });
         }
         let (home, header) = read_header(file, header, extensions).await?;
         let material = keys::read_material(file, home.start, &header).await?;
         let (header, unlocked) = keys::unlock(header, passphrase, material).await?;
-        let cipher = Some(header.payload().cipher(&unlocked.key)?);
+        let cipher = Some(keys::cipher(header.payload(), &unlocked.key)?);
         Ok(Self { seal: Seal { cipher, by_guest: false }, keys: Some(KeyRing::new(header, home)) })
     }
 
@@ -172,22 +173,6 @@ async fn read_header(file: Child<'_>, header: &Header, extensions: &Extensions) 
     // Guest data has places of its own, whatever this header says of a payload.
     let home = Home { start: place.start(), len: Some(place.len()), detached: true };
     Ok((home, luks::Header::V1(v1::Header::parse(&beginning, place.len(), true)?)))
-}
-
-/// The keys of an image that is being made.
-#[derive(Debug)]
-pub struct NewKeys {
-    /// The header.
-    pub header: v1::Header,
-    /// The material of its first slot.
-    pub material: SecretBytes,
-}
-
-impl NewKeys {
-    /// Bytes of the place where they are.
-    pub(super) fn len(&self) -> u64 {
-        self.header.payload().offset
-    }
 }
 
 /// Where the extension says that the LUKS header is.

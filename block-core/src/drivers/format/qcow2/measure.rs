@@ -36,6 +36,7 @@ pub fn measure(options: &CreateOptions, data: u64, keys: u64) -> Result<Measured
         }
         (blocks, table) = (next, next_table);
     }
+    // As QEMU does it, the refcounts of the keys are not counted.
     let tables = (others + blocks + table) * cluster + keys.next_multiple_of(cluster);
     let data = match options.preallocation {
         Preallocation::Off | Preallocation::Metadata => data,

@@ -69,8 +69,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use self::amend::{AmendOptions, amend};
 pub use self::check::check;
-pub use self::create::{CreateOptions, create, create_encrypted};
-pub use self::crypt::{KeyOptions, NewKeys, Qcow2Encryption};
+pub use self::create::{CreateOptions, create};
+pub use self::crypt::{KeyOptions, Qcow2Encryption};
 pub use self::measure::{Measured, measure, measure_bitmaps};
 pub use self::options::{OverlapChecks, OverlapFlags, OverlapMode, Qcow2Options};
 pub use self::references::{References, is_it, references};

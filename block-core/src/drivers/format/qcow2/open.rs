@@ -120,9 +120,6 @@ impl Read {
     /// An encrypted image is opened with a passphrase, and any other without one.
     async fn unlock(&mut self, file: Child<'_>, given: Option<&Qcow2Encryption>, objects: &Objects) -> Result<()> {
         let Some(passphrase) = crypt::passphrase(&self.header, given, objects)? else { return Ok(()) };
-        if self.header.has(DATA_FILE) {
-            return Err(Error::new("An encrypted image with an external data file is not supported"));
-        }
         self.crypt = Some(Crypt::read(file, &self.header, &self.extensions, passphrase).await?);
         Ok(())
     }

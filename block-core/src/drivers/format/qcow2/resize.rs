@@ -210,7 +210,7 @@ impl Image {
     }
 
     /// Every cluster from `start` up to the end has room, and zeroes in it: written, unless tables are all that is wanted and
-    /// the room is a hole in the file. A data file has them already.
+    /// the room is a hole in the file. A data file has them already, where it is not encrypted.
     async fn preallocate(&self, shape: Shape, cx: IoCx<'_>, start: u64, how: Preallocation) -> Result<(), IoError> {
         let zeroes = IoBuf::private(BUFFER)?;
         let file = cx.child(self.file);
@@ -220,7 +220,7 @@ impl Image {
             let Extent { len, place: Place::Data { child, offset } } = room.extent() else { return Err(CORRUPT) };
             let end = align_up(offset + len, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
             let is_hole = room.is_fresh() && self.crypt.is_none() && file.moving_end().is_some();
-            if self.data.is_some() {
+            if self.data.is_some() && self.crypt.is_none() {
                 // Made by `grow_data`.
             } else if how == Preallocation::Metadata && is_hole {
                 if file.size() < end {
