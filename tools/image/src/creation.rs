@@ -339,7 +339,10 @@ impl NewImage {
         if made.is_err() {
             self.given_up().await;
         }
-        let is_zero = !is_bare_device && creation.format.name != "luks";
+        // What is found in a raw data file is the disk, or the encrypted disk.
+        let is_found =
+            creation.get("data_file_raw") == Some("on") && (creation.is_encrypted() || drivers.data != "file");
+        let is_zero = !is_bare_device && !is_found && creation.format.name != "luks";
         made.map(|()| is_zero).map_err(|error| creation.worded(&error))
     }
 

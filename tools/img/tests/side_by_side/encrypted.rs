@@ -114,15 +114,20 @@ fn images_are_made() {
             "measure @s -O qcow2 --size 1G -o encrypt.format=aes,encrypt.key-secret=s",
         ],
     );
-    scene.codes(
-        "the driver cannot",
-        0,
-        1,
-        &[
-            "create @s -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,data_file=d x.qcow2 4M",
-            "create @s -f qcow2 -o encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10,preallocation=full x.qcow2 4M",
-        ],
-    );
+    let keys = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    scene.same(&[
+        &format!("create @s -f qcow2 -o {keys},preallocation=metadata 7.qcow2 1M"),
+        &format!("create @s -f qcow2 -o {keys},preallocation=full 8.qcow2 1M"),
+        &format!("create @s -f qcow2 -o {keys},data_file=d 9.qcow2 1M"),
+        "convert @s -n --target-image-opts a.raw crypt:7.qcow2",
+        "convert @s -n --target-image-opts a.raw crypt:8.qcow2",
+        "convert @s -n --target-image-opts a.raw crypt:9.qcow2",
+        "compare @s --image-opts crypt:9.qcow2 driver=raw,file.filename=a.raw",
+        // What is found in a raw data file is no zeroes once it is decrypted.
+        &format!("convert @s -O qcow2 -o {keys},data_file=e,data_file_raw=on a.raw 10.qcow2"),
+        "compare @s --image-opts crypt:10.qcow2 driver=raw,file.filename=a.raw",
+    ]);
+    scene.same_disks("crypt", &["7.qcow2", "8.qcow2"]);
 }
 
 #[test]
