@@ -35,8 +35,8 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let word = one_image(&args)?;
     objects(session, &args).await?;
     let plain = Given { cache: cache(&args)?, writable: true, ..given(&args, word)? };
-    // Which layer gets it is known once the chain is.
-    let look = Given { writable: false, quiet: true, ..plain.clone() };
+    // Which layer gets it is known once the chain is. Whoever uses the image is found when it is opened in earnest.
+    let look = Given { writable: false, quiet: true, force_share: true, ..plain.clone() };
     let chain = open(session, &look).await?;
     let depth = depth_of(&chain, args.get("base"), word).await;
     let depth = closed(chain, depth).await?;
