@@ -2,7 +2,7 @@
 #![allow(dead_code, unused_imports, clippy::all)]
 
 use block_core::base::ByteRange;
-use block_core::graph::{DebugEvent, DirectRequest, Driver, IoCx, Preallocation, Repair, SnapshotChange, WriteFlags};
+use block_core::graph::{DebugEvent, DirectRequest, Driver, Findings, IoCx, Preallocation, Repair, SnapshotChange, WriteFlags};
 use block_core::rt::IoBuf;
 
 async fn all<D: Driver>(d: &D, conf: &D::Conf, _cx: IoCx<'_>, at: ByteRange, buf: IoBuf, direct: DirectRequest, snapshot: &SnapshotChange) {
@@ -25,7 +25,7 @@ async fn all<D: Driver>(d: &D, conf: &D::Conf, _cx: IoCx<'_>, at: ByteRange, buf
     let _ = d.set_end(conf, 0, Preallocation::Off).await;
     let _ = d.finish(conf).await;
     let _ = d.end_growth(conf).await;
-    let _ = d.check(conf, Repair::All).await;
+    let _ = d.check(conf, Repair::All, &mut Findings::default()).await;
     let _ = d.keep_bitmaps(conf, &[]).await;
     let _ = d.store_bitmaps(conf, &[]).await;
     let _ = d.hear(conf, DebugEvent::None);

@@ -2,7 +2,7 @@
 #![allow(dead_code, unused_imports, clippy::all)]
 
 use block_core::base::ByteRange;
-use block_core::graph::{DebugEvent, DirectRequest, Driver, IoCx, Preallocation, Repair, SnapshotChange, WriteFlags};
+use block_core::graph::{DebugEvent, DirectRequest, Driver, Findings, IoCx, Preallocation, Repair, SnapshotChange, WriteFlags};
 use block_core::rt::IoBuf;
 
 async fn all<D: Driver>(d: &D, conf: &D::Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf, direct: DirectRequest, snapshot: &SnapshotChange) {
@@ -22,7 +22,7 @@ async fn all<D: Driver>(d: &D, conf: &D::Conf, cx: IoCx<'_>, at: ByteRange, buf:
     let _ = d.change_snapshots(conf, cx, snapshot).await;
     let _ = d.change_backing_file(conf, cx, None).await;
     let _ = d.make_empty(conf, cx).await;
-    let _ = d.check(conf, cx, Repair::All).await;
+    let _ = d.check(conf, cx, Repair::All, &mut Findings::default()).await;
     let _ = d.keep_bitmaps(conf, cx, &[]).await;
     let _ = d.store_bitmaps(conf, cx, &[]).await;
     let _ = d.hear(conf, cx, DebugEvent::None);

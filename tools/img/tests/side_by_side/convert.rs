@@ -4,7 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Duration;
 
-use super::scene::Scene;
+use super::scene::{Scene, tool};
 
 /// Raw and qcow2 images with data, zeroes and nothing in them.
 const IMAGES: &[&str] = &[
@@ -281,7 +281,7 @@ fn an_interrupted_copy_leaves_no_target() {
     let scene = Scene::new(&["create -q -f raw a.raw 64M", "qemu-io -f raw -c 'write -P 1 0 64M' a.raw"]);
     let folder = scene.ours();
     for signal in ["INT", "TERM"] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_trellis-img"))
+        let mut child = tool()
             .args(["convert", "-r", "4M", "-f", "raw", "-O", "qcow2", "a.raw", "t.qcow2"])
             .current_dir(&folder)
             .spawn()

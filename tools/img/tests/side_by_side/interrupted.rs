@@ -5,11 +5,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::info::CHAIN;
-use super::scene::Scene;
+use super::scene::{Scene, tool};
 
 /// A commit that takes seconds.
 fn slow_commit(scene: &Scene) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_trellis-img"));
+    let mut command = tool();
     command.args(["commit", "-r", "40k", "c.qcow2"]).current_dir(scene.ours());
     command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
 }
@@ -96,7 +96,7 @@ fn storage_that_fails_has_the_same_code() {
 #[test]
 fn a_copy_says_how_far_it_has_come() {
     let scene = Scene::new(&["create -q -f raw a.raw 8M", "qemu-io -f raw -c 'write -P 1 0 8M' a.raw"]);
-    let mut command = Command::new(env!("CARGO_BIN_EXE_trellis-img"));
+    let mut command = tool();
     command.args(["convert", "-m", "1", "-r", "1M", "-f", "raw", "-O", "raw", "a.raw", "t.raw"]);
     let mut child = command.current_dir(scene.ours()).stderr(Stdio::piped()).spawn().unwrap();
     while !scene.ours().join("t.raw").exists() {}
@@ -132,7 +132,7 @@ fn a_rebase_that_is_stopped_loses_nothing() {
     let mut stopped = 0;
     for (number, name) in ["-INT", "-TERM", "-HUP", "-KILL"].into_iter().cycle().take(16).enumerate() {
         std::fs::write(&image, &fresh).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_trellis-img"));
+        let mut command = tool();
         command.args(["rebase", "-b", "", "top.qcow2"]).current_dir(scene.ours());
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         while super::locked::is_free(&image) && child.try_wait().unwrap().is_none() {}
@@ -174,8 +174,7 @@ fn long_work_shows_how_far_it_has_come() {
 fn gaps(scene: &Scene, line: &str) -> usize {
     let image = scene.ours().join("c.qcow2");
     let words = line.split(' ').map(|word| word.trim_matches('\''));
-    let mut child =
-        Command::new(env!("CARGO_BIN_EXE_trellis-img")).args(words).current_dir(scene.ours()).spawn().unwrap();
+    let mut child = tool().args(words).current_dir(scene.ours()).spawn().unwrap();
     let mut seen = vec![true];
     while child.try_wait().unwrap().is_none() {
         // The kernel's list is read in pieces, and may lack one.

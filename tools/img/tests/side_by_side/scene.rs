@@ -296,3 +296,10 @@ fn masked(done: Done) -> Done {
 fn shown(program: &str, done: &Done) -> String {
     format!("--- {program}: {:?}\n{}{}\n", done.code, done.out, done.err)
 }
+
+/// The program, which signals reach even if whoever runs the tests ignores them, as a shell's background jobs do.
+pub(crate) fn tool() -> Command {
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_trellis-img")]);
+    command
+}
