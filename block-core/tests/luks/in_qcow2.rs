@@ -1,8 +1,13 @@
 //! Encrypted qcow2 images: the keys in the image, data clusters encrypted by their places; and the old ones, which are read.
 
+use std::rc::Rc;
+
+use block_core::graph::{Graph, NodeId, Preallocation, SnapshotName};
+use block_core::rt::run_control;
 use serde_json::{Value, json};
 
-use crate::peer::{OBJECT, Place, SIZE, WORD, contents, create, described, noise, opens, run, scribble};
+use crate::bench::add;
+use crate::peer::{OBJECT, Place, SIZE, WORD, contents, create, described, graph, noise, opens, run, scribble};
 
 pub(crate) fn image(path: &str, format: &str) -> Value {
     let file = json!({ "driver": "file", "filename": path });
@@ -158,4 +163,95 @@ fn without_the_secret_nothing_opens() {
     bytes[at..at + 4].copy_from_slice(&7u32.to_be_bytes());
     std::fs::write(&path, &bytes).unwrap();
     assert!(refused(&disk).contains("encryption metadata is missing"));
+}
+
+const AT_SIZE: u64 = 24;
+
+/// What is written at these places of the image in the file.
+fn patch(path: &str, changes: &[(u64, u64)]) {
+    let mut bytes = std::fs::read(path).unwrap();
+    for (at, value) in changes {
+        bytes[*at as usize..][..8].copy_from_slice(&value.to_be_bytes());
+    }
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// A header may say that a disk ends inside a sector, and so may a snapshot: it ends with the last whole one, as in QEMU.
+#[test]
+fn a_disk_that_ends_inside_a_sector() {
+    let (place, whole) = (Place::new(), SIZE + 3 * 512);
+    let path = place.with("image.qcow2", b"");
+    let options = json!({
+        "driver": "qcow2", "size": whole + 512, "file": { "driver": "file", "filename": path },
+        "encrypt": { "format": "luks", "key-secret": "s0", "iter-time": 1 }
+    });
+    create(&options, &[WORD]).unwrap();
+    let target = format!("driver=qcow2,encrypt.format=luks,encrypt.key-secret=word,file.filename={path}");
+    run("qemu-img", &["snapshot", "--object", OBJECT, "--image-opts", "-c", "one", &target]);
+    let bytes = std::fs::read(&path).unwrap();
+    let snapshot = u64::from_be_bytes(bytes[64..72].try_into().unwrap());
+    assert_eq!(bytes[snapshot as usize + 48..][..8], (whole as u64 + 512).to_be_bytes());
+    patch(&path, &[(AT_SIZE, whole as u64 + 488), (snapshot + 48, whole as u64 + 1)]);
+
+    let (disk, mut model) = (image(&path, "luks"), vec![0; whole]);
+    let all = contents(&disk, &[WORD]).unwrap();
+    assert!(all == model, "{} bytes", all.len());
+    // Clusters are filled up to the end.
+    scribble(&disk, &[WORD], &mut model, 2);
+    assert!(contents(&disk, &[WORD]).unwrap() == model && by_qemu(&place, &path, "luks") == model);
+    for (more, how) in [(512, Preallocation::Off), (70_144, Preallocation::Metadata), (512, Preallocation::Full)] {
+        changed(&disk, async |graph, node| {
+            graph.permit().resize(node, (model.len() + more) as u64, how).await.unwrap();
+        });
+        model.resize(model.len() + more, 0);
+        assert!(contents(&disk, &[WORD]).unwrap() == model && by_qemu(&place, &path, "luks") == model, "{how:?}");
+        patch(&path, &[(AT_SIZE, model.len() as u64 + 511)]);
+        assert!(contents(&disk, &[WORD]).unwrap() == model);
+    }
+    changed(&disk, async |graph, node| {
+        let which = SnapshotName { id: None, name: Some("one".into()) };
+        graph.permit().apply_snapshot(node, which).await.unwrap();
+    });
+    model = vec![0; whole];
+    assert!(contents(&disk, &[WORD]).unwrap() == model);
+    scribble(&disk, &[WORD], &mut model, 6);
+    assert!(contents(&disk, &[WORD]).unwrap() == model && by_qemu(&place, &path, "luks") == model);
+    check(&path);
+}
+
+/// What is below may end inside a sector, too: where the disk grows over it, it is covered.
+#[test]
+fn over_a_backing_file_that_ends_inside_a_sector() {
+    let place = Place::new();
+    let raw = place.with("base.raw", &noise(3, SIZE + 100_352));
+    let base = place.file("base.qcow2");
+    run("qemu-img", &["convert", "-f", "raw", "-O", "qcow2", &raw, &base]);
+    patch(&base, &[(AT_SIZE, SIZE as u64 + 100_007)]);
+    let path = place.with("image.qcow2", b"");
+    for version in ["v2", "v3"] {
+        let options = json!({
+            "driver": "qcow2", "size": SIZE - 512, "file": { "driver": "file", "filename": path }, "version": version,
+            "backing-file": base, "backing-fmt": "qcow2",
+            "encrypt": { "format": "luks", "key-secret": "s0", "iter-time": 1 }
+        });
+        create(&options, &[WORD]).unwrap();
+        let mut disk = image(&path, "luks");
+        disk["backing"] = json!({ "driver": "qcow2", "file": { "driver": "file", "filename": base } });
+        changed(&disk, async |graph, node| {
+            graph.permit().resize(node, 2 * SIZE as u64, Preallocation::Off).await.unwrap();
+        });
+        let mut model = noise(3, SIZE - 512);
+        model.resize(2 * SIZE, 0);
+        assert!(contents(&disk, &[WORD]).unwrap() == model && by_qemu(&place, &path, "luks") == model, "{version}");
+    }
+}
+
+/// Something is done to the node.
+fn changed(disk: &Value, work: impl AsyncFnOnce(&Rc<Graph>, NodeId)) {
+    run_control(async |_| {
+        let graph = graph(&[WORD]);
+        let node = add(&graph, disk.clone()).await.unwrap();
+        work(&graph, node).await;
+        graph.permit().remove(node).await.unwrap();
+    });
 }
