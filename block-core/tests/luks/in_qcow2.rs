@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use block_core::graph::{Graph, NodeId, Preallocation, SnapshotName};
+use block_core::graph::{Graph, NodeId, Preallocation, SnapshotName, WriteFlags};
 use block_core::rt::run_control;
 use serde_json::{Value, json};
 
-use crate::bench::add;
+use crate::bench::{add, attach, io_thread, on, write, writer};
 use crate::peer::{OBJECT, Place, SIZE, WORD, contents, create, described, graph, noise, opens, run, scribble};
 
 pub(crate) fn image(path: &str, format: &str) -> Value {
@@ -244,6 +244,69 @@ fn over_a_backing_file_that_ends_inside_a_sector() {
         model.resize(2 * SIZE, 0);
         assert!(contents(&disk, &[WORD]).unwrap() == model && by_qemu(&place, &path, "luks") == model, "{version}");
     }
+}
+
+/// Where the image's LUKS header is.
+fn keys(path: &str) -> std::ops::Range<usize> {
+    let bytes = std::fs::read(path).unwrap();
+    let at = bytes.windows(4).position(|window| window == 0x0537_be77_u32.to_be_bytes()).unwrap();
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    number(at + 8)..number(at + 8) + number(at + 16)
+}
+
+/// Refcounts and tables that lie do not lead a guest over the keys.
+#[test]
+fn keys_are_watched() {
+    let place = Place::new();
+    let path = place.with("image.qcow2", b"");
+    let options = json!({
+        "driver": "qcow2", "size": SIZE, "file": { "driver": "file", "filename": path },
+        "encrypt": { "format": "luks", "key-secret": "s0", "iter-time": 1 }
+    });
+    create(&options, &[WORD]).unwrap();
+    let disk = image(&path, "luks");
+    scribble(&disk, &[WORD], &mut vec![0; SIZE], 1);
+    let (good, keys) = (std::fs::read(&path).unwrap(), keys(&path));
+    let number = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().unwrap());
+    let word = |at: u64| number(at as usize) & 0x00ff_ffff_ffff_fe00;
+    let (l1, block) = (number(40), word(number(48)));
+    let clusters = keys.start as u64 >> 16..keys.end as u64 >> 16;
+    assert_eq!(clusters.start % 4, 0);
+    let free: Vec<_> = (clusters.start / 4..clusters.end / 4).map(|four| (block + four * 8, 0)).collect();
+    let lies = [
+        ("free clusters", free),
+        ("a cluster of the guest", vec![(word(l1), 1 << 63 | keys.start as u64)]),
+        ("an L2 table", vec![(l1, 1 << 63 | keys.start as u64)]),
+    ];
+    for (what, lie) in lies {
+        std::fs::write(&path, &good).unwrap();
+        patch(&path, &lie);
+        let failed = run_control(async |_| {
+            let graph = graph(&[WORD]);
+            let node = add(&graph, disk.clone()).await.unwrap();
+            let port = attach(&graph, node, writer()).await.unwrap();
+            let thread = io_thread();
+            let failed = on(&thread, &port.handle(), async move |lane| {
+                let mut failed = 0;
+                for start in (0..SIZE).step_by(65536) {
+                    let flags = WriteFlags { fua: true, ..WriteFlags::default() };
+                    failed += usize::from(write(&lane, start as u64, &noise(1, 65536), flags).await.is_err());
+                }
+                failed
+            })
+            .await;
+            port.detach(&mut graph.permit()).await.unwrap();
+            let _ = graph.permit().remove(node).await;
+            failed
+        });
+        let after = std::fs::read(&path).unwrap();
+        assert!(after[keys.clone()] == good[keys.clone()], "{what}: the keys are gone ({failed} writes failed)");
+    }
+    // Material that nobody has written is a fine L1 table, by itself.
+    std::fs::write(&path, &good).unwrap();
+    patch(&path, &[(40, keys.end as u64 & !0xffff)]);
+    let refused = opens(&disk, &[WORD]).unwrap_err();
+    assert!(refused.ends_with("In the image the active L1 table lies over the LUKS header"), "{refused}");
 }
 
 /// Something is done to the node.

@@ -175,6 +175,11 @@ async fn read_header(file: Child<'_>, header: &Header, extensions: &Extensions) 
     Ok((home, luks::Header::V1(v1::Header::parse(&beginning, place.len(), true)?)))
 }
 
+/// Where the LUKS header of the image is, if it has one at a place where one can be.
+pub(super) fn keys_place(header: &Header, extensions: &Extensions) -> Option<ByteRange> {
+    if header.crypt == LUKS { place(header, extensions).ok() } else { None }
+}
+
 /// Where the extension says that the LUKS header is.
 fn place(header: &Header, extensions: &Extensions) -> Result<ByteRange> {
     let mut all = extensions.all.iter().filter(|extension| extension.kind == CRYPTO);

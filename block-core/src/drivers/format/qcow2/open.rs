@@ -216,7 +216,7 @@ impl Read {
         let Self { header, .. } = self;
         let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
         all.extend([(header.l1, "the active L1 table"), (header.refcount_table, "the refcount table")]);
-        all.extend(self.fixed().into_iter().filter(|(_, what)| *what == SNAPSHOTS));
+        all.extend(self.fixed().into_iter().filter(|(_, what)| [SNAPSHOTS, KEYS].contains(what)));
         all
     }
 
@@ -228,13 +228,14 @@ impl Read {
         all
     }
 
-    /// Tables that nothing in memory leads to.
+    /// Tables that nothing in memory leads to; the keys are one, too.
     fn fixed(&self) -> Vec<(ByteRange, &'static str)> {
         let Self { header, extensions, snapshots, .. } = self;
         let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
         all.extend(tables_of(snapshots, header.snapshots_offset));
         let vouched = extensions.bitmaps.filter(|_| header.autoclear & BITMAPS != 0);
         all.extend(vouched.map(|bitmaps| (bitmaps.directory, DIRECTORY)));
+        all.extend(crypt::keys_place(header, extensions).map(|keys| (keys, KEYS)));
         all
     }
 }
@@ -250,12 +251,13 @@ pub(super) const HEADER: &str = "the header";
 pub(super) const SNAPSHOTS: &str = "the snapshot table";
 pub(super) const INACTIVE_L1: &str = "a snapshot's L1 table";
 pub(super) const DIRECTORY: &str = "the bitmap directory";
+const KEYS: &str = "the LUKS header";
 
 impl Checks {
     /// Tables of this kind are watched.
     pub(super) fn watch(self, what: &str) -> bool {
         match what {
-            HEADER => self.header,
+            HEADER | KEYS => self.header,
             SNAPSHOTS => self.snapshot_table,
             INACTIVE_L1 => self.inactive_l1,
             _ => self.bitmaps,
