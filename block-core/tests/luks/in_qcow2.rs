@@ -247,7 +247,7 @@ fn over_a_backing_file_that_ends_inside_a_sector() {
 }
 
 /// Where the image's LUKS header is.
-fn keys(path: &str) -> std::ops::Range<usize> {
+pub(crate) fn keys(path: &str) -> std::ops::Range<usize> {
     let bytes = std::fs::read(path).unwrap();
     let at = bytes.windows(4).position(|window| window == 0x0537_be77_u32.to_be_bytes()).unwrap();
     let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
