@@ -5,20 +5,20 @@
 
 use crate::base::{IoError, SECTOR, is_aligned};
 use crate::codec::cipher::SectorCipher;
-use crate::rt::{IoBuf, Kept};
+use crate::rt::IoBuf;
 
 /// What stands between a format's guest data and their places, which are whole sectors.
 #[derive(Debug)]
 pub struct Seal {
     /// The cipher; `None`: nobody has said what opens the image, and nothing encrypted can be read or written.
-    pub cipher: Option<Kept<SectorCipher>>,
+    pub cipher: Option<SectorCipher>,
     /// Sectors are numbered as the guest sees them, else by their places.
     pub by_guest: bool,
 }
 
 impl Seal {
     fn cipher(&self) -> Result<&SectorCipher, IoError> {
-        self.cipher.as_deref().ok_or(IoError::Unsupported)
+        self.cipher.as_ref().ok_or(IoError::Unsupported)
     }
 
     /// The number of the first sector, of whole ones: where a disk and its parts end is said by bytes that we did not write.
@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn only_whole_sectors_pass() {
         let spec = Spec::parse_whole("aes-xts-plain64").unwrap();
-        let cipher = Some(Kept::new(|| spec.keyed(&[7; 32], 512)).unwrap());
+        let cipher = Some(spec.keyed(&[7; 32], 512).unwrap());
         let (seal, buf) = (Seal { cipher, by_guest: false }, |len| IoBuf::private(len).unwrap());
         for (guest, place, len) in [(0, 0, 1000), (0, 0, 511), (512, 1, 512), (1, 512, 512)] {
             assert_eq!(seal.sealed(guest, place, &buf(len)).unwrap_err(), IoError::Misaligned);

@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::cipher::SectorCipher;
-use crate::codec::luks::{Budget, Header, Payload, Unlocked, v1};
+use crate::codec::luks::{Budget, Header, Unlocked, v1};
 use crate::codec::secret::Secret;
 use crate::graph::{Child, Objects, WriteFlags};
-use crate::rt::{IoBuf, Kept, blocking_long, random};
+use crate::rt::{IoBuf, blocking_long, random};
 
 pub use self::ring::{Home, KeyChange, KeyRing};
 
@@ -74,8 +74,8 @@ impl NewKeys {
     }
 
     /// Ready for use.
-    pub fn cipher(&self) -> Result<Kept<SectorCipher>> {
-        cipher(self.header.payload(), &self.key)
+    pub fn cipher(&self) -> Result<SectorCipher> {
+        self.header.payload().cipher(&self.key)
     }
 }
 
@@ -95,11 +95,6 @@ pub async fn filled(
     let (header, material): (v1::Header, SecretBytes) = derived.await?;
     check_time(&header)?;
     Ok((header, material))
-}
-
-/// What a disk is encrypted with, ready for use, where it may stay.
-pub fn cipher(payload: Payload, key: &SecretBytes) -> Result<Kept<SectorCipher>> {
-    Kept::new(|| payload.cipher(key))
 }
 
 fn check_time(header: &v1::Header) -> Result<()> {

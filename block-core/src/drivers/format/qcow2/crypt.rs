@@ -19,7 +19,6 @@ use crate::codec::secret::Secret;
 use crate::drivers::keys::{self, Home, KeyChange, KeyRing, needed_secret};
 use crate::graph::{AmendRequest, Amending, Child, IoCx, Objects};
 use crate::pipeline::Seal;
-use crate::rt::Kept;
 
 /// What opens an encrypted image.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -94,13 +93,13 @@ impl Crypt {
             let spec = Spec { family: Family::Aes, mode: Mode::Cbc, iv: Some(IvGen::Plain64) };
             let mut key = SecretBytes::zeroed(16);
             key.expose_mut().iter_mut().zip(passphrase.bytes().expose()).for_each(|(to, from)| *to = *from);
-            let cipher = Some(Kept::new(|| spec.keyed(key.expose(), 512))?);
+            let cipher = Some(spec.keyed(key.expose(), 512)?);
             return Ok(Self { seal: Seal { cipher, by_guest: true }, keys: None });
         }
         let (home, header) = read_header(file, header, extensions).await?;
         let material = keys::read_material(file, home.start, &header).await?;
         let (header, unlocked) = keys::unlock(header, passphrase, material).await?;
-        let cipher = Some(keys::cipher(header.payload(), &unlocked.key)?);
+        let cipher = Some(header.payload().cipher(&unlocked.key)?);
         Ok(Self { seal: Seal { cipher, by_guest: false }, keys: Some(KeyRing::new(header, home)) })
     }
 
