@@ -1,12 +1,15 @@
 //! Encrypted qcow2 images: the keys in the image, data clusters encrypted by their places; and the old ones, which are read.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
+use block_core::catalog;
 use block_core::graph::{Graph, NodeId, Preallocation, SnapshotName, WriteFlags};
 use block_core::rt::run_control;
+use block_core::rt::sync::yield_now;
 use serde_json::{Value, json};
 
-use crate::bench::{add, attach, io_thread, on, write, writer};
+use crate::bench::{add, attach, io_thread, on, with, write, writer};
 use crate::peer::{OBJECT, Place, SIZE, WORD, contents, create, described, graph, noise, opens, run, scribble};
 
 pub(crate) fn image(path: &str, format: &str) -> Value {
@@ -307,6 +310,55 @@ fn keys_are_watched() {
     patch(&path, &[(40, keys.end as u64 & !0xffff)]);
     let refused = opens(&disk, &[WORD]).unwrap_err();
     assert!(refused.ends_with("In the image the active L1 table lies over the LUKS header"), "{refused}");
+}
+
+/// Deriving a key takes long: whoever uses the same file meanwhile does not wait for it.
+#[test]
+fn a_file_is_free_while_keys_are_derived() {
+    let place = Place::new();
+    let path = place.with("image", b"");
+    run_control(async |local| {
+        let graph = graph(&[WORD]);
+        let file = json!({ "driver": "file", "filename": path, "node-name": "file" });
+        let file = add(&graph, file).await.unwrap();
+        let encrypt = json!({ "format": "luks", "key-secret": "s0", "iter-time": 1500 });
+        let (over, is_over) = (Rc::new(Cell::new(0)), |over: &Rc<Cell<u32>>| over.get());
+        let work = async |options: Value, is_new: bool| {
+            let (graph, over) = (graph.clone(), over.clone());
+            local.spawn(async move {
+                if is_new {
+                    catalog::create(&graph, qmp::schema::from_value(options).unwrap()).await.unwrap();
+                } else {
+                    let node = add(&graph, options).await.unwrap();
+                    graph.permit().remove(node).await.unwrap();
+                }
+                over.set(over.get() + 1);
+            });
+        };
+        let luks = json!({ "driver": "luks", "size": SIZE, "file": "file", "key-secret": "s0", "iter-time": 1500 });
+        let qcow2 = json!({ "driver": "qcow2", "size": SIZE, "file": "file", "encrypt": encrypt });
+        let disk = with(image(&path, "luks"), &json!({ "file": "file" }));
+        for (count, (options, is_new)) in [(luks, true), (qcow2, true), (disk, false)].into_iter().enumerate() {
+            work(options, is_new).await;
+            for _ in 0..30 {
+                yield_now().await;
+                let port = attach(&graph, file, writer()).await;
+                if is_new {
+                    port.unwrap().detach(&mut graph.permit()).await.unwrap();
+                } else if let Ok(port) = port {
+                    port.detach(&mut graph.permit()).await.unwrap();
+                }
+                let raw =
+                    add(&graph, json!({ "driver": "raw", "node-name": "raw", "file": "file", "read-only": true }));
+                let raw = raw.await.unwrap();
+                graph.permit().remove(raw).await.unwrap();
+            }
+            assert_eq!(is_over(&over), count as u32, "others waited");
+            while is_over(&over) == count as u32 {
+                yield_now().await;
+            }
+        }
+    });
 }
 
 /// Something is done to the node.

@@ -81,8 +81,16 @@ pub(super) fn passphrase(
     needed_secret(objects, Some(id)).map(Some)
 }
 
-impl Crypt {
-    /// Reads the header, if there is one in the image, and derives the key.
+/// An encrypted image whose key has not been derived yet.
+#[derive(Debug)]
+pub(super) struct Locked {
+    passphrase: Secret,
+    /// The LUKS header, where it is, and the material of its slots. Old images have none.
+    keys: Option<(Home, luks::Header, Vec<SecretBytes>)>,
+}
+
+impl Locked {
+    /// Reads what the key is derived from.
     pub(super) async fn read(
         file: Child<'_>,
         header: &Header,
@@ -90,19 +98,30 @@ impl Crypt {
         passphrase: Secret,
     ) -> Result<Self> {
         if header.crypt == AES {
+            return Ok(Self { passphrase, keys: None });
+        }
+        let (home, header) = read_header(file, header, extensions).await?;
+        let material = keys::read_material(file, home.start, &header).await?;
+        Ok(Self { passphrase, keys: Some((home, header, material)) })
+    }
+
+    /// Derives the key. Takes long: outside of the graph, where nobody waits for it.
+    pub(super) async fn unlock(self) -> Result<Crypt> {
+        let Self { passphrase, keys } = self;
+        let Some((home, header, material)) = keys else {
             let spec = Spec { family: Family::Aes, mode: Mode::Cbc, iv: Some(IvGen::Plain64) };
             let mut key = SecretBytes::zeroed(16);
             key.expose_mut().iter_mut().zip(passphrase.bytes().expose()).for_each(|(to, from)| *to = *from);
             let cipher = Some(spec.keyed(key.expose(), 512)?);
-            return Ok(Self { seal: Seal { cipher, by_guest: true }, keys: None });
-        }
-        let (home, header) = read_header(file, header, extensions).await?;
-        let material = keys::read_material(file, home.start, &header).await?;
+            return Ok(Crypt { seal: Seal { cipher, by_guest: true }, keys: None });
+        };
         let (header, unlocked) = keys::unlock(header, passphrase, material).await?;
         let cipher = Some(header.payload().cipher(&unlocked.key)?);
-        Ok(Self { seal: Seal { cipher, by_guest: false }, keys: Some(KeyRing::new(header, home)) })
+        Ok(Crypt { seal: Seal { cipher, by_guest: false }, keys: Some(KeyRing::new(header, home)) })
     }
+}
 
+impl Crypt {
     /// The same where nobody has said what opens the image.
     pub(super) async fn locked(file: Child<'_>, header: &Header, extensions: &Extensions) -> Result<Self> {
         let seal = Seal { cipher: None, by_guest: header.crypt == AES };

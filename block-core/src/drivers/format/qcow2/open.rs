@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::bitmap::Stored;
 use super::clean::Cleaner;
-use super::crypt::{self, Crypt, Qcow2Encryption};
+use super::crypt::{self, Crypt, Locked, Qcow2Encryption};
 use super::extensions::Extensions;
 use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, LAZY_REFCOUNTS, RAW_DATA_FILE};
 use super::layout::Layout;
@@ -42,19 +42,24 @@ impl Open for Qcow2Options {
             let mut read = Read::all(child).await?;
             let stored = Stored::load(child, &read).await?;
             read.watch(child, self.checks()).await?;
-            match self.locked {
-                true => read.leave_locked(child).await?,
-                false => read.unlock(child, self.encrypt.as_ref(), site.objects).await?,
-            }
+            let locked = match self.locked {
+                true => read.leave_locked(child).await.map(|()| None)?,
+                false => read.locked(child, self.encrypt.as_ref(), site.objects).await?,
+            };
             match &self.snapshot {
-                None => Ok((read, stored)),
-                Some(which) => read.go_back(child, which).await.map(|()| (read, Stored::default())),
+                None => Ok((read, stored, locked)),
+                Some(which) => read.go_back(child, which).await.map(|()| (read, Stored::default(), locked)),
             }
         });
-        let (read, stored) = read.await?.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
+        let (mut read, stored, locked) =
+            read.await?.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
         let writable = !site.common.read_only;
         let refused = read.check(&site).and_then(|()| if writable { read.check_writable() } else { Ok(()) });
         refused.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
+        if let Some(locked) = locked {
+            let unlocked = locked.unlock().await;
+            read.crypt = Some(unlocked.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?);
+        }
         let size = read.header.size;
         let discards = self.discards(read.header.version, site.common)?;
         let image = self.image(read, stored, &site)?;
@@ -118,10 +123,14 @@ impl Read {
     }
 
     /// An encrypted image is opened with a passphrase, and any other without one.
-    async fn unlock(&mut self, file: Child<'_>, given: Option<&Qcow2Encryption>, objects: &Objects) -> Result<()> {
-        let Some(passphrase) = crypt::passphrase(&self.header, given, objects)? else { return Ok(()) };
-        self.crypt = Some(Crypt::read(file, &self.header, &self.extensions, passphrase).await?);
-        Ok(())
+    async fn locked(
+        &self,
+        file: Child<'_>,
+        given: Option<&Qcow2Encryption>,
+        objects: &Objects,
+    ) -> Result<Option<Locked>> {
+        let Some(passphrase) = crypt::passphrase(&self.header, given, objects)? else { return Ok(None) };
+        Locked::read(file, &self.header, &self.extensions, passphrase).await.map(Some)
     }
 
     /// Of an encrypted image, what can be known without a passphrase.
