@@ -21,7 +21,7 @@ use std::time::Duration;
 use super::{fetch, filled, put, read_material, unlock};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
-use crate::codec::luks::{Header, v1};
+use crate::codec::luks::{Budget, Header, v1};
 use crate::codec::secret::Secret;
 use crate::graph::{Amending, Child};
 use crate::rt::{blocking_long, random};
@@ -212,13 +212,8 @@ async fn erasing(before: v1::Header, change: KeyChange, material: Vec<SecretByte
         return Err(Error::new(format!("Keyslot {slot} is not in use")));
     }
     let tried = blocking_long(move || {
-        let mut opened = Vec::new();
-        for (index, material) in active.into_iter().zip(material) {
-            if before.try_slot(index, old.bytes(), material)?.is_some() {
-                opened.push(index);
-            }
-        }
-        Ok::<_, Error>(opened)
+        let fitting = Header::V1(before).fitting(old.bytes(), material, &Budget::default())?;
+        Ok::<_, Error>(fitting.into_iter().map(|unlocked| unlocked.slot).collect::<Vec<_>>())
     });
     let mut opened = tried.await?;
     opened.retain(|index| change.slot.is_none_or(|slot| slot == *index));
