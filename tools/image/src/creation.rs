@@ -151,7 +151,8 @@ impl Creation {
         let path = plain(filename)?.to_owned();
         let data = self.get("data_file").unwrap_or_default();
         let drivers = Drivers { own: protocol(&path).await, data: protocol(data).await };
-        let new = NewImage { creation: self.clone(), name: filename.to_owned(), path, drivers };
+        let mut new =
+            NewImage { creation: self.clone(), name: filename.to_owned(), path, drivers, emptied: Vec::new() };
         let (image, path) = (new.options()?, &new.path);
         if !self.is_plain() {
             catalog::measure(&image, 0, None).map_err(|error| self.worded(&error))?;
@@ -167,21 +168,16 @@ impl Creation {
         {
             return Err(Error::new("An image cannot have itself as its data file"));
         }
-        if drivers.own == "file" {
-            self.create(session, self.empty(path)).await?;
-        }
-        if let Some(data) = self.get("data_file").filter(|_| drivers.data == "file")
-            && let Err(error) = self.create(session, self.empty(data)).await
-        {
-            new.given_up().await;
-            return Err(error);
+        let own = Some(path.clone()).filter(|_| drivers.own == "file");
+        let data = self.get("data_file").map(str::to_owned).filter(|_| drivers.data == "file");
+        for file in own.into_iter().chain(data) {
+            if let Err(error) = self.create(session, self.file(&file, 0)).await {
+                new.given_up().await;
+                return Err(error);
+            }
+            new.emptied.push(file);
         }
         Ok(new)
-    }
-
-    /// A file with nothing in it.
-    fn empty(&self, path: &str) -> Map<String, Value> {
-        self.file(path, 0)
     }
 
     /// There is nothing but the disk.
@@ -325,6 +321,8 @@ pub struct NewImage {
     name: String,
     path: String,
     drivers: Drivers,
+    /// Those of its files that have nothing of their own any more. Whatever else it names is not ours to take away.
+    emptied: Vec<String>,
 }
 
 impl NewImage {
@@ -348,7 +346,7 @@ impl NewImage {
 
     /// Takes the files away; one that only a link leads to is emptied. Waits for the file system.
     pub fn remove(&self) -> Result<()> {
-        let removed = [Some(&*self.path), self.creation.get("data_file")].into_iter().flatten().map(take_away);
+        let removed = self.emptied.iter().map(|path| take_away(path));
         let failed = removed.filter_map(std::io::Result::err).next();
         let text = |error| Error::new(format!("The unfinished '{}' could not be removed: {error}", self.name));
         failed.map_or(Ok(()), |error| Err(text(error)))

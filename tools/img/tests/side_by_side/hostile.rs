@@ -1,11 +1,12 @@
 //! Bad input and bad surroundings: nobody panics, nothing is lost that was not given up, no half-made image stays.
 
-use std::fs::File;
-use std::os::unix::fs::symlink;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use super::locked::Writer;
 use super::scene::Scene;
 
 fn ours(folder: &Path, words: &[&str]) -> Output {
@@ -126,6 +127,40 @@ fn what_was_begun_is_taken_away_with_all_its_files() {
     let quoted = format!("if={broken}");
     assert_eq!(ours(&folder, &["dd", "--image-opts", &quoted, "of=d.raw"]).status.code(), Some(1));
     assert!(!folder.join("d.raw").exists());
+}
+
+/// What could not be emptied is not taken away either: it is somebody else's.
+#[test]
+fn a_data_file_that_is_not_given_up_stays() {
+    let scene = Scene::new(&[
+        "create -q -f raw a.raw 1M",
+        "qemu-io -f raw -c 'write -P 7 0 1M' a.raw",
+        "create -q -f raw b.raw 1M",
+        "qemu-io -f raw -c 'write -P 8 0 1M' b.raw",
+        "create -q -f qcow2 -b b.raw -F raw top.qcow2",
+    ]);
+    let folder = scene.ours();
+    let used = Writer::of(&scene, false, "-f raw a.raw");
+    for (words, data) in [
+        (&["create", "-f", "qcow2", "-o", "data_file=a.raw", "new.qcow2", "1M"][..], "a.raw"),
+        (&["convert", "-f", "raw", "-O", "qcow2", "-o", "data_file=b.raw", "b.raw", "new.qcow2"], "b.raw"),
+        (&["convert", "-O", "qcow2", "-o", "data_file=b.raw", "top.qcow2", "new.qcow2"], "b.raw"),
+    ] {
+        let before = std::fs::read(folder.join(data)).unwrap();
+        let done = ours(&folder, words);
+        assert_eq!(done.status.code(), Some(1), "{words:?}: {}", text(&done.stderr));
+        assert!(std::fs::read(folder.join(data)).ok() == Some(before), "{words:?}: '{data}' is another one");
+        assert!(!folder.join("new.qcow2").exists(), "{words:?}");
+    }
+    drop(used);
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o777)).unwrap();
+    std::fs::set_permissions(folder.join("b.raw"), Permissions::from_mode(0o444)).unwrap();
+    let line = "create -f qcow2 -o data_file=b.raw new.qcow2 1M";
+    let mut nobody = Command::new("setpriv");
+    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", env!("CARGO_BIN_EXE_trellis-img")]);
+    let done = nobody.args(line.split(' ')).current_dir(&folder).output().unwrap();
+    assert!(text(&done.stderr).contains("Permission denied"), "{}", text(&done.stderr));
+    assert!(folder.join("b.raw").exists() && !folder.join("new.qcow2").exists());
 }
 
 #[test]
