@@ -46,4 +46,4 @@ pub use keys::key_change;
 pub use objects::add_object;
 pub use progress::Progress;
 pub use session::{Session, both, complain, say};
-pub use source::{beside, is_driver, plain};
+pub use source::{GUESSED, beside, is_driver, plain, warn_of_guess};

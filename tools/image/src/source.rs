@@ -40,7 +40,6 @@ impl Session {
     /// The tree for an image.
     pub(crate) async fn source(&self, given: &Given) -> Result<Source> {
         let mut tree = tree(given)?;
-        let is_guess = !tree.contains_key("driver");
         if let Some(id) = &given.key_secret {
             keyed(&mut tree, id);
         }
@@ -60,7 +59,7 @@ impl Session {
         if given.locked {
             leave_locked(&mut options);
         }
-        let is_guess = is_guess && driver == "raw";
+        let is_guess = matches!(&options.driver, DriverOptions::Raw(raw) if raw.own.is_guess);
         if is_guess && given.writable && !given.quiet {
             warn_of_guess(given.name.text());
         }
@@ -143,6 +142,9 @@ impl Session {
         self.complete_protocol(file, way).await?;
         let format = self.look(file, way.given, async |file| probe::probe(file).await).await?;
         tree.insert("driver".to_owned(), format.into());
+        if format == "raw" {
+            tree.insert(GUESSED.to_owned(), "on".into());
+        }
         Ok(())
     }
 
@@ -394,8 +396,49 @@ fn common(tree: &mut Tree, given: &Given) {
     }
 }
 
-fn typed(tree: Tree) -> Result<BlockdevOptions> {
-    from_keyval(Value::Object(tree)).map_err(|error| Error::new(error.desc))
+fn typed(mut tree: Tree) -> Result<BlockdevOptions> {
+    let guesses = Guesses::taken_from(&mut tree);
+    let mut options = from_keyval(Value::Object(tree)).map_err(|error| Error::new(error.desc))?;
+    guesses.put_into(&mut options);
+    Ok(options)
+}
+
+/// Which nodes of a tree are raw because they look like nothing else. It cannot be said in options that operators can give.
+#[derive(Default)]
+struct Guesses {
+    here: bool,
+    /// By the names of the edges.
+    below: Vec<(String, Self)>,
+}
+
+impl Guesses {
+    fn taken_from(tree: &mut Tree) -> Self {
+        let mut guesses = Self { here: tree.remove(GUESSED).is_some(), below: Vec::new() };
+        for (name, member) in tree {
+            match member {
+                Value::Object(child) => guesses.below.push((name.clone(), Self::taken_from(child))),
+                Value::Array(children) => {
+                    for (number, child) in children.iter_mut().enumerate() {
+                        let child = child.as_object_mut().map(Self::taken_from).unwrap_or_default();
+                        guesses.below.push((format!("{name}.{number}"), child));
+                    }
+                }
+                _ => {}
+            }
+        }
+        guesses
+    }
+
+    fn put_into(&self, options: &mut BlockdevOptions) {
+        if let DriverOptions::Raw(raw) = &mut options.driver {
+            raw.own.is_guess |= self.here;
+        }
+        for (edge, node) in options.driver.defined() {
+            if let Some((_, guesses)) = self.below.iter().find(|(name, _)| *name == edge) {
+                guesses.put_into(node);
+            }
+        }
+    }
 }
 
 /// There is a driver of this name.
@@ -474,7 +517,8 @@ pub fn plain(name: &str) -> Result<&str> {
     }
 }
 
-fn warn_of_guess(name: &str) {
+/// An image that is going to be written was taken for raw.
+pub fn warn_of_guess(name: &str) {
     complain(&format!(
         "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
          Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
@@ -482,6 +526,8 @@ fn warn_of_guess(name: &str) {
     ));
 }
 
+/// The member of a node's definition that says that `raw` is a guess.
+pub const GUESSED: &str = "(guessed)";
 /// Nodes that an image may come to with all that it names.
 const MAX_NODES: usize = 1024;
 /// Children that are files rather than images.

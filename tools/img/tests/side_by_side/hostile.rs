@@ -129,6 +129,50 @@ fn what_was_begun_is_taken_away_with_all_its_files() {
     assert!(!folder.join("d.raw").exists());
 }
 
+/// A guest may write what it likes to its disk, and so decide what is opened in the next guess: not by a commit.
+#[test]
+fn a_guessed_base_does_not_become_an_image() {
+    for (setup, names) in [
+        (&["create -q -f qcow2 -b base.raw -F raw top.qcow2"][..], &["top.qcow2"][..]),
+        (
+            &["create -q -f qcow2 -b base.raw -F raw mid.qcow2", "create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2"],
+            &["mid.qcow2"],
+        ),
+    ] {
+        let setup: Vec<_> = ["create -q -f raw base.raw 1M"].into_iter().chain(setup.iter().copied()).collect();
+        let mut scene = Scene::new(&setup);
+        for side in [scene.theirs(), scene.ours()] {
+            let mut start = b"QFI\xfb\0\0\0\x03".to_vec();
+            start.resize(512, 0);
+            std::fs::write(side.join("start"), start).unwrap();
+            let words = ["-f", "qcow2", "-c", "write -s start 0 512", "top.qcow2"];
+            assert!(
+                Command::new("qemu-io")
+                    .args(words)
+                    .current_dir(&side)
+                    .stdout(Stdio::null())
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            for name in names {
+                forget_format(&side.join(name));
+            }
+        }
+        scene.same(&["commit -b base.raw top.qcow2", "commit -d top.qcow2", "commit top.qcow2", "info base.raw"]);
+        let base = std::fs::read(scene.ours().join("base.raw")).unwrap();
+        assert!(base.iter().all(|byte| *byte == 0), "the base is an image now");
+    }
+}
+
+/// The extension that names the backing format becomes one that nobody knows.
+fn forget_format(image: &Path) {
+    let mut bytes = std::fs::read(image).unwrap();
+    let at = bytes.windows(4).position(|kind| kind == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+    bytes[at + 3] = 0xcb;
+    std::fs::write(image, bytes).unwrap();
+}
+
 /// What could not be emptied is not taken away either: it is somebody else's.
 #[test]
 fn a_data_file_that_is_not_given_up_stays() {
