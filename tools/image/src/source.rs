@@ -4,7 +4,7 @@
 //! Trees are those of the command line: all leaves are words. JSON with its numbers is made so too.
 
 use std::collections::HashSet;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::pin::Pin;
 
@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::encrypted::{encryption, keyed, leave_locked, shown};
 use crate::given::{FileName, Given};
+use crate::identity::{Identity, identity};
 use crate::session::{Session, complain};
 
 /// A tree that is complete.
@@ -245,10 +246,9 @@ impl Session {
     }
 
     /// Notes that the way leads through a definition's file. A chain that comes back to where it has been has no end.
-    async fn step_into(&self, tree: &Tree, way: &mut Way<'_>) -> Result<Option<(u64, u64)>> {
+    async fn step_into(&self, tree: &Tree, way: &mut Way<'_>) -> Result<Option<Identity>> {
         let name = filename(tree);
-        let path = name.clone();
-        let identity = blocking(move || std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))).await;
+        let identity = identity(&name).await;
         match identity.is_none_or(|identity| way.seen.insert(identity)) {
             true => Ok(identity),
             false => Err(Error::new(format!("Backing file '{name}' creates an infinite loop."))),
@@ -283,8 +283,8 @@ impl Session {
 /// Where a chain of images has been so far.
 struct Way<'g> {
     given: &'g Given,
-    /// Devices and inodes of the files between the top and here.
-    seen: HashSet<(u64, u64)>,
+    /// The files between the top and here.
+    seen: HashSet<Identity>,
     depth: usize,
     /// How many layers are above.
     layer: usize,

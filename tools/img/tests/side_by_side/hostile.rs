@@ -88,6 +88,11 @@ fn an_image_is_not_made_over_what_it_stands_on() {
         (0, "create -f qcow2 -b base.qcow2 -F qcow2 link.qcow2"),
         (0, "create -f qcow2 -b mid.qcow2 -F qcow2 base.qcow2"),
         (1, "convert -f raw -B ./base.qcow2 -F qcow2 -O qcow2 a.raw base.qcow2"),
+        (1, "convert -f raw -B mid.qcow2 -F qcow2 -O qcow2 a.raw base.qcow2"),
+        (1, "convert -f raw -B mid.qcow2 -F qcow2 -O qcow2 -o data_file=base.qcow2 a.raw new.qcow2"),
+        (0, "create -f qcow2 -b mid.qcow2 -F qcow2 -o data_file=base.qcow2 new.qcow2"),
+        (0, "create -f qcow2 -u -b mid.qcow2 -F qcow2 base.qcow2 1M"),
+        (1, "create -f qcow2 -o data_file=file:base.qcow2 file:./base.qcow2 1M"),
     ] {
         let mut scene = Scene::new(CHAIN);
         let before = scene.contents("base.qcow2");
@@ -127,6 +132,27 @@ fn what_was_begun_is_taken_away_with_all_its_files() {
     let quoted = format!("if={broken}");
     assert_eq!(ours(&folder, &["dd", "--image-opts", &quoted, "of=d.raw"]).status.code(), Some(1));
     assert!(!folder.join("d.raw").exists());
+}
+
+#[test]
+fn a_source_and_what_it_stands_on_are_no_targets() {
+    let mut scene = Scene::new(&[
+        "create -q -f raw b.raw 1M",
+        "qemu-io -f raw -c 'write -P 7 0 1M' b.raw",
+        "create -q -f qcow2 -b b.raw -F raw mid.qcow2",
+        "create -q -f qcow2 -b mid.qcow2 -F qcow2 t.qcow2",
+    ]);
+    scene.same(&[
+        "convert -O raw t.qcow2 b.raw",
+        "convert -O qcow2 t.qcow2 mid.qcow2",
+        "convert -O qcow2 -o data_file=b.raw t.qcow2 new.qcow2",
+    ]);
+    for line in ["dd if=t.qcow2 of=b.raw", "dd -f raw if=b.raw of=b.raw"] {
+        let done = scene.ours_says(line);
+        let text = "b.raw: error while creating output image: Failed to get \"write\" lock\nIs another process using the image";
+        assert!(done.code == Some(1) && done.err.contains(text), "{}", done.err);
+    }
+    assert!(scene.contents("t.qcow2") == vec![7; 1 << 20]);
 }
 
 /// A guest may write what it likes to its disk, and so decide what is opened in the next guess: not by a commit.
