@@ -44,7 +44,7 @@ impl Session {
         if let Some(id) = &given.key_secret {
             keyed(&mut tree, id);
         }
-        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0, nodes: 0 };
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, is_too_deep: false, layer: 0, nodes: 0 };
         self.step_into(&tree, &mut way).await?;
         self.complete(&mut tree, &mut way).await?;
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -70,7 +70,7 @@ impl Session {
     /// The file of an image, by itself.
     pub(crate) async fn file_of(&self, given: &Given) -> Result<BlockdevOptions> {
         let mut tree = tree(given)?;
-        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0, nodes: 0 };
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, is_too_deep: false, layer: 0, nodes: 0 };
         self.complete(&mut tree, &mut way).await?;
         let Some(Value::Object(mut file)) = tree.remove("file") else {
             return Err(Error::new("The image has no file of its own"));
@@ -82,12 +82,7 @@ impl Session {
     /// Puts in what a node's definition leaves out.
     fn complete<'a>(&'a self, tree: &'a mut Tree, way: &'a mut Way<'_>) -> Completed<'a, ()> {
         Box::pin(async move {
-            if way.depth == MAX_DEPTH {
-                return Err(Error::new(format!(
-                    "Images may not stand on each other more than {MAX_DEPTH} levels deep"
-                )));
-            }
-            way.depth += 1;
+            way.descend()?;
             way.count()?;
             if !tree.contains_key("driver") {
                 self.guess(tree, way).await?;
@@ -228,7 +223,12 @@ impl Session {
         let here = self.step_into(&below, way).await.doing(doing)?;
         way.layer += 1;
         let layer = way.layer;
-        self.complete(&mut below, way).await.doing(doing)?;
+        let completed = self.complete(&mut below, way).await;
+        if way.is_too_deep {
+            // Once is enough: it is about the whole chain.
+            return completed;
+        }
+        completed.doing(doing)?;
         if let Some(Value::Object(file)) = below.get("file") {
             // What is wrong with it is said here, where it is known whose file it is.
             self.look(file, way.given, async |_| Ok(())).await.doing(doing)?;
@@ -286,6 +286,8 @@ struct Way<'g> {
     /// The files between the top and here.
     seen: HashSet<Identity>,
     depth: usize,
+    /// The way ended because it leads too far down.
+    is_too_deep: bool,
     /// How many layers are above.
     layer: usize,
     /// How many nodes it has come to.
@@ -293,6 +295,16 @@ struct Way<'g> {
 }
 
 impl Way<'_> {
+    /// One image further down.
+    fn descend(&mut self) -> Result<()> {
+        if self.depth == MAX_IMAGES {
+            self.is_too_deep = true;
+            return Err(Error::new(format!("Not more than {MAX_IMAGES} images may stand on each other")));
+        }
+        self.depth += 1;
+        Ok(())
+    }
+
     /// One node more. Images that name several others could otherwise ask for more than there is memory.
     fn count(&mut self) -> Result<()> {
         self.nodes += 1;
@@ -528,6 +540,8 @@ pub fn warn_of_guess(name: &str) {
 
 /// The member of a node's definition that says that `raw` is a guess.
 pub const GUESSED: &str = "(guessed)";
+/// How many images may stand on each other: below the last one is its file.
+const MAX_IMAGES: usize = MAX_DEPTH - 1;
 /// Nodes that an image may come to with all that it names.
 const MAX_NODES: usize = 1024;
 /// Children that are files rather than images.

@@ -155,6 +155,20 @@ fn a_source_and_what_it_stands_on_are_no_targets() {
     assert!(scene.contents("t.qcow2") == vec![7; 1 << 20]);
 }
 
+/// qemu-img knows no limit. What is refused is told in one sentence, however long the way was.
+#[test]
+fn long_chains_are_opened_up_to_the_graphs_depth() {
+    let over = |number: usize| format!("create -q -f qcow2 -u -b {}.qcow2 -F qcow2 {number}.qcow2 1M", number - 1);
+    let lines: Vec<_> = (1..64).map(over).collect();
+    let mut setup = vec!["create -q -f qcow2 0.qcow2 1M"];
+    setup.extend(lines.iter().map(String::as_str));
+    let mut scene = Scene::new(&setup);
+    scene.same_reads(&["map 62.qcow2", "info --backing-chain 62.qcow2", "info 63.qcow2"]);
+    scene.codes("no graph is deeper", 0, 1, &["map 63.qcow2"]);
+    let said = scene.ours_says("map 63.qcow2").err;
+    assert_eq!(said, "qemu-img: Could not open '63.qcow2': Not more than 63 images may stand on each other\n");
+}
+
 /// A guest may write what it likes to its disk, and so decide what is opened in the next guess: not by a commit.
 #[test]
 fn a_guessed_base_does_not_become_an_image() {
