@@ -3,3 +3,4 @@
 pub mod luks;
 pub mod qcow2;
 pub mod raw;
+pub(crate) mod start;
