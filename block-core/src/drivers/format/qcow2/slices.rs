@@ -217,6 +217,7 @@ impl Place {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::AtomicUsize;
     use std::time::{Duration, Instant};
 
@@ -315,19 +316,22 @@ mod tests {
     fn looking_up_a_cached_entry() {
         let slices = Slices::new(layout(false), 1024).unwrap();
         (0..1024).for_each(|slice| assert!(slices.insert(slice, &filled(slice), |_| false)));
-        for threads in [1, 2] {
-            let begun = Instant::now();
-            std::thread::scope(|scope| {
-                for _ in 0..threads {
-                    scope.spawn(|| {
-                        (0..5_000_000u64).for_each(|number| {
-                            let slice = number.wrapping_mul(0x9e37_79b9) % 1024;
-                            assert_eq!(first(&slices, slice), Some(slice));
-                        });
-                    });
-                }
+        for threads in [1, 2, 1, 2] {
+            let together = Barrier::new(threads);
+            let each = || {
+                together.wait();
+                let begun = Instant::now();
+                (0..50_000_000u64).for_each(|number| {
+                    let slice = number.wrapping_mul(0x9e37_79b9) % 1024;
+                    assert_eq!(first(&slices, slice), Some(slice));
+                });
+                begun.elapsed().as_secs_f64() * 1e9 / 5e7
+            };
+            let took: Vec<f64> = std::thread::scope(|scope| {
+                let all: Vec<_> = (0..threads).map(|_| scope.spawn(each)).collect();
+                all.into_iter().map(|one| one.join().unwrap()).collect()
             });
-            eprintln!("{threads} threads: {:.1} ns a look-up", begun.elapsed().as_secs_f64() * 1e9 / 5e6);
+            eprintln!("{threads} threads: {took:.1?} ns a look-up");
         }
     }
 }
