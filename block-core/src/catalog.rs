@@ -16,12 +16,13 @@ mod reopen;
 mod secret;
 
 use std::any::Any;
+use std::borrow::Cow;
 
 use qmp::Qapi;
 use qmp::schema::Union;
 
 use self::add::{Header, Opening};
-use self::children::{ChildMember, GivenChild};
+use self::children::{ChildMember, Defined, GivenChild};
 use self::reopen::Reopening;
 use crate::base::Result;
 use crate::drivers::filter::blkdebug::BlkdebugOptions;
@@ -100,6 +101,16 @@ macro_rules! drivers {
                     $(Self::$variant(_branch) => {
                         let members: Vec<Vec<GivenChild<'_>>> =
                             vec![$(_branch.$child.given(stringify!($child), Role::$role)),*];
+                        members.into_iter().flatten().collect()
+                    })*
+                }
+            }
+
+            /// The nodes that are defined in this one, by the edges that lead to them.
+            pub fn defined(&mut self) -> Vec<(Cow<'static, str>, &mut BlockdevOptions)> {
+                match self {
+                    $(Self::$variant(_branch) => {
+                        let members: Vec<Vec<Defined<'_>>> = vec![$(_branch.$child.defined(stringify!($child))),*];
                         members.into_iter().flatten().collect()
                     })*
                 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use block_core::base::{ByteRange, IoError};
-use block_core::catalog::{self, BlockdevOptions};
+use block_core::catalog::{self, BlockdevOptions, DriverOptions};
 use block_core::graph::{
     DirectRequest, Graph, NewNode, NodeId, NodeOptions, OpKind, Passage, Passed, PermSet, Perms, Settled, WriteFlags,
 };
@@ -153,6 +153,41 @@ fn direct_requests_are_counted_in_each_nodes_own_terms() {
         // Nothing fails on a disk of nothing: the request is sent again.
         assert_eq!(failed, Settled::Again);
         assert_eq!(totals(file).ops[OpKind::Write as usize].failed, 0);
+    });
+}
+
+/// A raw node that nobody said is raw, over `file`.
+async fn guessed(graph: &Rc<Graph>, name: &str, file: Value) -> Rc<PortLane> {
+    let options = json!({"driver": "raw", "node-name": name, "file": file});
+    let mut options: BlockdevOptions = qmp::schema::from_value(options).unwrap();
+    let DriverOptions::Raw(raw) = &mut options.driver else { panic!("it is raw") };
+    raw.own.is_guess = true;
+    let node = catalog::add(&mut graph.permit(), options).await.unwrap();
+    lane(graph, node).await
+}
+
+/// Whoever comes to the node, and by whatever way: its first bytes stay those of no format.
+#[test]
+fn a_guess_stays_one() {
+    run_control(|_| async {
+        let graph = graph();
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        let disk = guessed(&graph, "disk", json!({"driver": "file", "filename": image.path()})).await;
+        let qcow2 = b"QFI\xfb\0\0\0\x03";
+        assert_eq!(write(&disk, 0, qcow2).await, Err(IoError::Os(libc::EPERM)));
+        write(&disk, 0, &qcow2[..7]).await.unwrap();
+        assert_eq!(write(&disk, 7, &qcow2[7..]).await, Err(IoError::Os(libc::EPERM)));
+        write(&disk, 512, qcow2).await.unwrap();
+        assert_eq!(read(&disk, 0, 8).await.unwrap(), b"QFI\xfb\0\0\0\0");
+        // The direct path would write without looking.
+        let nothing = guessed(&graph, "nothing", json!({"driver": "null-co"})).await;
+        let pin = nothing.try_enter().unwrap();
+        let is_direct = |write, at| {
+            let request = DirectRequest { write, at: range(at, 512), fua: false, memory_bits: 0 };
+            nothing.direct(&pin, request).is_some()
+        };
+        assert!(!is_direct(true, 0) && is_direct(true, 512) && is_direct(false, 0));
     });
 }
 

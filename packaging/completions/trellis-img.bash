@@ -586,7 +586,7 @@ _trellis__img() {
             return 0
             ;;
         trellis__subcmd__img__subcmd__convert)
-            opts="-f -O -o -B -F -c -C -l -m -n -r -S -t -T -W -U -p -q -h --format --target-format --options --backing --backing-format --compress --snapshot --parallel --skip-create --rate-limit --sparse-size --target-cache --source-cache --image-opts --target-image-opts --target-is-zero --bitmaps --skip-broken-bitmaps --salvage --force-share --object --progress --quiet --help"
+            opts="-f -O -o -B -F -c -C -l -m -n -r -S -t -T -W -U -p -q -h --format --target-format --options --backing --backing-format --compress --copy-range-offloading --snapshot --parallel --skip-create --rate-limit --sparse-size --target-cache --source-cache --oob-writes --image-opts --target-image-opts --target-is-zero --bitmaps --skip-broken-bitmaps --salvage --force-share --object --progress --quiet --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -929,7 +929,7 @@ _trellis__img() {
             return 0
             ;;
         trellis__subcmd__img__subcmd__map)
-            opts="-f -U -h --format --image-opts --object --output --start-offset --max-length --force-share --help"
+            opts="-f -s -l -U -h --format --image-opts --object --output --start-offset --max-length --force-share --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -970,7 +970,21 @@ _trellis__img() {
                     fi
                     return 0
                     ;;
+                -s)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
                 --max-length)
+                    COMPREPLY=("${cur}")
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o nospace
+                    fi
+                    return 0
+                    ;;
+                -l)
                     COMPREPLY=("${cur}")
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o nospace

@@ -123,9 +123,9 @@ complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -s t -l
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -s T -l source-cache -d 'how the host caches the source (default: writeback)' -r -f
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -l object -d 'make an object that images may refer to' -r -f
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -s c -l compress -d 'store the data compressed'
-complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -s C -d 'let the kernel copy, where it can'
+complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -s C -l copy-range-offloading -d 'let the kernel copy, where it can'
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -s n -l skip-create -d 'the target is there already'
-complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -s W -d 'write in any order'
+complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -s W -l oob-writes -d 'write in any order'
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -l image-opts -d 'images are named by lists of options, not by files'
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -l target-image-opts -d 'the target is named by a list of options, not by a file'
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand convert" -l target-is-zero -d 'the target reads as zeroes already'
@@ -160,8 +160,8 @@ complete -c trellis-img -n "__fish_trellis_img_using_subcommand info" -s h -l he
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -s f -l format -d 'the image\'s format; it is guessed otherwise' -r -f
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -l object -d 'make an object that images may refer to' -r -f
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -l output -d 'for people or for programs (default: human)' -r -f
-complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -l start-offset -d 'the first byte that is looked at (default: 0)' -r -f
-complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -l max-length -d 'how many bytes are looked at (default: all)' -r -f
+complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -s s -l start-offset -d 'the first byte that is looked at (default: 0)' -r -f
+complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -s l -l max-length -d 'how many bytes are looked at (default: all)' -r -f
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -l image-opts -d 'images are named by lists of options, not by files'
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -s U -l force-share -d 'open the image even if somebody writes to it'
 complete -c trellis-img -n "__fish_trellis_img_using_subcommand map" -s h -l help -d 'Print help'

@@ -28,7 +28,13 @@ pub(super) enum GivenNode<'a> {
 pub(super) trait ChildMember {
     /// The children that the member gives.
     fn given(&self, member: &'static str, role: Role) -> Vec<GivenChild<'_>>;
+
+    /// Those of them that it defines, by their edges.
+    fn defined(&mut self, member: &'static str) -> Vec<Defined<'_>>;
 }
+
+/// The edge to a node that is defined in place, and the node.
+pub(super) type Defined<'a> = (Cow<'static, str>, &'a mut BlockdevOptions);
 
 impl BlockdevRef {
     fn node(&self) -> GivenNode<'_> {
@@ -44,12 +50,23 @@ impl ChildMember for BlockdevRef {
     fn given(&self, member: &'static str, role: Role) -> Vec<GivenChild<'_>> {
         vec![GivenChild { edge: edge(member), role, node: self.node() }]
     }
+
+    fn defined(&mut self, member: &'static str) -> Vec<Defined<'_>> {
+        match self {
+            Self::Definition(options) => vec![(edge(member), &mut **options)],
+            Self::Reference(_) => Vec::new(),
+        }
+    }
 }
 
 /// One that may be left out.
 impl ChildMember for Option<BlockdevRef> {
     fn given(&self, member: &'static str, role: Role) -> Vec<GivenChild<'_>> {
         self.iter().flat_map(|child| child.given(member, role)).collect()
+    }
+
+    fn defined(&mut self, member: &'static str) -> Vec<Defined<'_>> {
+        self.iter_mut().flat_map(|child| child.defined(member)).collect()
     }
 }
 
@@ -63,6 +80,13 @@ impl ChildMember for Option<BlockdevRefOrNull> {
         };
         self.iter().map(|child| GivenChild { edge: edge(member), role, node: node(child) }).collect()
     }
+
+    fn defined(&mut self, member: &'static str) -> Vec<Defined<'_>> {
+        match self {
+            Some(BlockdevRefOrNull::Definition(options)) => vec![(edge(member), &mut **options)],
+            Some(BlockdevRefOrNull::Reference(_) | BlockdevRefOrNull::Null) | None => Vec::new(),
+        }
+    }
 }
 
 /// Any number: `children.0`, `children.1`, ….
@@ -72,6 +96,13 @@ impl ChildMember for Vec<BlockdevRef> {
         let each = numbered.map(|(number, child)| (format!("{member}.{number}"), child.node()));
         each.map(|(edge, node)| GivenChild { edge: edge.into(), role, node }).collect()
     }
+
+    fn defined(&mut self, member: &'static str) -> Vec<Defined<'_>> {
+        let numbered = self.iter_mut().enumerate();
+        let each =
+            numbered.flat_map(|(number, child)| child.defined(member).into_iter().map(move |(_, node)| (number, node)));
+        each.map(|(number, node)| (format!("{member}.{number}").into(), node)).collect()
+    }
 }
 
 /// The name of a node that is there already, or nothing.
@@ -79,6 +110,10 @@ impl ChildMember for Option<String> {
     fn given(&self, member: &'static str, role: Role) -> Vec<GivenChild<'_>> {
         let named = |name| GivenChild { edge: edge(member), role, node: GivenNode::Named(name) };
         self.iter().map(|name| named(name)).collect()
+    }
+
+    fn defined(&mut self, _: &'static str) -> Vec<Defined<'_>> {
+        Vec::new()
     }
 }
 

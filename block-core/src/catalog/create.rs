@@ -296,6 +296,10 @@ async fn check_unused(graph: &Rc<Graph>, filename: &str) -> Result<()> {
     });
     match user.await {
         None => Ok(()),
+        // Nobody knows that name. In QEMU's words for a file that somebody holds.
+        Some((name, _)) if name.starts_with('#') => {
+            Err(Error::new(format!("Failed to get \"write\" lock: Is another process using the image [{filename}]?")))
+        }
         Some((name, _)) => Err(Error::new(format!("Could not create '{filename}': it is in use by node '{name}'"))),
     }
 }

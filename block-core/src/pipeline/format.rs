@@ -69,6 +69,17 @@ pub trait Format: Send + Sync + 'static {
         std::future::ready(Err(IoError::Unsupported))
     }
 
+    /// What a guest may not write is refused here, before any of it is.
+    fn check_write(
+        &self,
+        _conf: &Self::Conf,
+        _cx: IoCx<'_>,
+        _at: ByteRange,
+        _buf: &IoBuf,
+    ) -> impl Future<Output = Result<(), IoError>> {
+        std::future::ready(Ok(()))
+    }
+
     /// Room for the first bytes of a range that [`Format::map`] gave no place to write at. A ticket that is dropped
     /// leaks its room until nothing can still write there; it is never handed out before.
     fn allocate<'t>(
@@ -484,6 +495,7 @@ impl<F: Format> Driver for Mapped<F> {
         if flags.compressed {
             return self.0.write_compressed(conf, cx, at, buf, flags).await;
         }
+        self.0.check_write(conf, cx, at, &buf).await?;
         write_mapped(&self.0, conf, cx, at, &buf, flags).await
     }
 

@@ -13,6 +13,8 @@ pub struct Opt {
     pub short: Option<char>,
     /// `--format`.
     pub long: Option<&'static str>,
+    /// Other long forms of it, which help does not show.
+    pub aliases: &'static [&'static str],
     /// What help calls its argument, if it takes one.
     pub value: Option<&'static str>,
     /// What it is for, in a line.
@@ -21,27 +23,38 @@ pub struct Opt {
 
 /// An option with both forms that takes an argument.
 pub const fn option(short: char, long: &'static str, value: &'static str, help: &'static str) -> Opt {
-    Opt { id: long, short: Some(short), long: Some(long), value: Some(value), help }
+    Opt { id: long, short: Some(short), long: Some(long), aliases: &[], value: Some(value), help }
 }
 
 /// An option with both forms that takes none.
 pub const fn flag(short: char, long: &'static str, help: &'static str) -> Opt {
-    Opt { id: long, short: Some(short), long: Some(long), value: None, help }
+    Opt { id: long, short: Some(short), long: Some(long), aliases: &[], value: None, help }
 }
 
 /// An option with a long form only that takes an argument.
 pub const fn long_option(long: &'static str, value: &'static str, help: &'static str) -> Opt {
-    Opt { id: long, short: None, long: Some(long), value: Some(value), help }
+    Opt { id: long, short: None, long: Some(long), aliases: &[], value: Some(value), help }
 }
 
 /// An option with a long form only that takes none.
 pub const fn long_flag(long: &'static str, help: &'static str) -> Opt {
-    Opt { id: long, short: None, long: Some(long), value: None, help }
+    Opt { id: long, short: None, long: Some(long), aliases: &[], value: None, help }
 }
 
 /// An option with a short form only; `id` is that form as a word.
 pub const fn short_option(short: char, id: &'static str, value: Option<&'static str>, help: &'static str) -> Opt {
-    Opt { id, short: Some(short), long: None, value, help }
+    Opt { id, short: Some(short), long: None, aliases: &[], value, help }
+}
+
+impl Opt {
+    /// The same, with other long forms besides.
+    pub const fn also(self, aliases: &'static [&'static str]) -> Self {
+        Self { aliases, ..self }
+    }
+
+    fn longs(&self) -> impl Iterator<Item = &'static str> {
+        self.long.into_iter().chain(self.aliases.iter().copied())
+    }
 }
 
 /// A command: what it takes, and what people are told of it.
@@ -118,23 +131,8 @@ impl Definition {
         while let Some(word) = rest.next() {
             if word == "--" {
                 args.words.extend(rest.by_ref().cloned());
-            } else if let Some(long) = word.strip_prefix("--") {
-                let (name, value) = long.split_once('=').map_or((long, None), |(name, value)| (name, Some(value)));
-                let Some(opt) = self.long(name, long)? else { return Ok(Read::Help) };
-                let value = match (opt.value, value) {
-                    (None, Some(_)) => {
-                        let long = opt.long.unwrap_or_default();
-                        return Err(wrong(format!("option '--{long}' doesn't allow an argument")));
-                    }
-                    (None, None) => String::new(),
-                    (Some(_), Some(value)) => value.to_owned(),
-                    (Some(_), None) => rest.next().cloned().ok_or_else(|| {
-                        wrong(format!("option '--{}' requires an argument", opt.long.unwrap_or_default()))
-                    })?,
-                };
-                args.given.push((opt.id, value));
-            } else if is_short(word) && !(numbers && is_number(word)) {
-                if self.shorts(&word[1..], &mut rest, &mut args)? {
+            } else if is_option(word) && !(numbers && is_number(word)) {
+                if self.option(word, &mut rest, &mut args)? {
                     return Ok(Read::Help);
                 }
             } else {
@@ -144,25 +142,47 @@ impl Definition {
         Ok(Read::Run(args))
     }
 
+    /// Reads one word that begins with a dash, and its argument if that is the next one. True: help.
+    pub fn option<'a>(
+        &self,
+        word: &str,
+        rest: &mut impl Iterator<Item = &'a String>,
+        args: &mut Args,
+    ) -> Result<bool, Failure> {
+        let Some(long) = word.strip_prefix("--") else { return self.shorts(&word[1..], rest, args) };
+        let (name, value) = long.split_once('=').map_or((long, None), |(name, value)| (name, Some(value)));
+        let opt = self.long(name, long)?;
+        let shown = opt.map_or("help", |opt| opt.longs().find(|long| long.starts_with(name)).unwrap_or_default());
+        let value = match (opt.and_then(|opt| opt.value), value) {
+            (None, Some(_)) => return Err(wrong(format!("option '--{shown}' doesn't allow an argument"))),
+            (None, None) => String::new(),
+            (Some(_), Some(value)) => value.to_owned(),
+            (Some(_), None) => {
+                let missing = || wrong(format!("option '--{shown}' requires an argument"));
+                rest.next().cloned().ok_or_else(missing)?
+            }
+        };
+        let Some(opt) = opt else { return Ok(true) };
+        args.given.push((opt.id, value));
+        Ok(false)
+    }
+
     /// The option of this name or the only one that it begins; `None`: help. `word` is what is said if there is none.
     fn long(&self, name: &str, word: &str) -> Result<Option<&Opt>, Failure> {
-        let options = self.options.iter().filter(|opt| opt.long.is_some_and(|long| long.starts_with(name)));
-        let mut found: Vec<_> = options.map(Some).collect();
-        if "help".starts_with(name) {
-            found.push(None);
-        }
-        let is_exact = |opt: &Option<&Opt>| opt.map_or("help", |opt| opt.long.unwrap_or_default()) == name;
-        if let Some(exact) = found.iter().find(|opt| is_exact(opt)) {
+        let own = self.options.iter().flat_map(|opt| opt.longs().map(move |long| (long, Some(opt))));
+        let all = own.chain([("help", None)]);
+        let found: Vec<(&str, Option<&Opt>)> = all.filter(|(long, _)| long.starts_with(name)).collect();
+        if let Some((_, exact)) = found.iter().find(|(long, _)| *long == name) {
             return Ok(*exact);
         }
         match found[..] {
-            [only] => Ok(only),
             [] => Err(wrong(format!("unrecognized option '--{word}'"))),
+            // Several names of one option are as good as one.
+            [(_, first), ..] if found.iter().all(|(_, other)| *other == first) => Ok(first),
             _ => {
-                let long = |opt: &Option<&Opt>| opt.map_or("help", |opt| opt.long.unwrap_or_default());
-                let names: Vec<_> = found.iter().map(|opt| format!("'--{}'", long(opt))).collect();
+                let names: Vec<_> = found.iter().map(|(long, _)| format!("'--{long}'")).collect();
                 let names = names.join(" ");
-                Err(wrong(format!("option '--{name}' is ambiguous; possibilities: {names}")))
+                Err(wrong(format!("option '--{word}' is ambiguous; possibilities: {names}")))
             }
         }
     }
@@ -227,7 +247,8 @@ fn wrong(text: String) -> Failure {
     Failure { names_command: true, ..Failure::usage(text) }
 }
 
-fn is_short(word: &str) -> bool {
+/// A word is an option, or several.
+fn is_option(word: &str) -> bool {
     word.len() > 1 && word.starts_with('-')
 }
 
@@ -248,6 +269,7 @@ mod tests {
             long_flag("image-opts", "what follows is a list of options"),
             flag('q', "quiet", "say less"),
             short_option('o', "o", Some("OPTIONS"), "options of the format"),
+            option('r', "rate-limit", "RATE", "bytes a second").also(&["rate", "speed"]),
         ],
         words: "FILENAME",
     };
@@ -272,6 +294,9 @@ mod tests {
             read(&["--format=x=y", "-"]).unwrap(),
             Args { given: vec![("format", "x=y".into())], words: vec!["-".into()] }
         );
+        for name in ["--rate-limit", "--rate", "--ra", "--rate-l", "--speed", "--sp"] {
+            assert_eq!(read(&[name, "7"]).unwrap().get("rate-limit"), Some("7"), "{name}");
+        }
         assert_eq!(read(&["x", "-512k"]).unwrap().words, ["x", "-512k"]);
     }
 
@@ -284,6 +309,9 @@ mod tests {
             (&["--format"], "option '--format' requires an argument"),
             (&["--image-opts=x"], "option '--image-opts' doesn't allow an argument"),
             (&["--fo"], "option '--fo' is ambiguous; possibilities: '--format' '--force-share'"),
+            (&["--fo=x"], "option '--fo=x' is ambiguous; possibilities: '--format' '--force-share'"),
+            (&["--help=x"], "option '--help' doesn't allow an argument"),
+            (&["--spee"], "option '--speed' requires an argument"),
             (&["-h"], "help"),
             (&["--help"], "help"),
         ] {

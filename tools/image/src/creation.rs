@@ -3,8 +3,6 @@
 
 mod table;
 
-use std::os::unix::fs::MetadataExt;
-
 use block_core::base::{ByteRange, Error, Result, SECTOR};
 use block_core::catalog::{self, BlockdevCreateOptions};
 use block_core::drivers::keys::needed_secret;
@@ -17,6 +15,7 @@ use crate::cache::Cache;
 use crate::errno::strerror;
 use crate::failure::words;
 use crate::given::Given;
+use crate::identity::{files_of, is_any_of};
 use crate::pairs::Pairs;
 use crate::session::Session;
 use crate::size::{self, NoSize};
@@ -149,39 +148,56 @@ impl Creation {
     pub async fn begin(&self, session: &Session, filename: &str) -> Result<NewImage> {
         self.check_secret(session)?;
         let path = plain(filename)?.to_owned();
-        let data = self.get("data_file").unwrap_or_default();
+        let data = self.data_file()?.unwrap_or_default();
         let drivers = Drivers { own: protocol(&path).await, data: protocol(data).await };
-        let new = NewImage { creation: self.clone(), name: filename.to_owned(), path, drivers };
+        let mut new =
+            NewImage { creation: self.clone(), name: filename.to_owned(), path, drivers, emptied: Vec::new() };
         let (image, path) = (new.options()?, &new.path);
         if !self.is_plain() {
             catalog::measure(&image, 0, None).map_err(|error| self.worded(&error))?;
         }
-        if let Some(backing) = self.get("backing_file") {
-            let backing = beside(path, backing).unwrap_or_default();
-            if is_one_file(&backing, path).await {
-                return Err(Error::new("Error: Trying to create an image with the same filename as the backing file"));
+        let below = self.files_below(session, path).await;
+        if is_any_of(path, &below).await {
+            return Err(Error::new("Error: Trying to create an image with the same filename as the backing file"));
+        }
+        if let Some(data) = self.data_file()? {
+            if data == path || is_any_of(data, &[path.clone()]).await {
+                return Err(Error::new("An image cannot have itself as its data file"));
+            }
+            if is_any_of(data, &below).await {
+                return Err(Error::new("An image cannot have as its data file what it stands on"));
             }
         }
-        if let Some(data) = self.get("data_file")
-            && (data == path || is_one_file(data, path).await)
-        {
-            return Err(Error::new("An image cannot have itself as its data file"));
-        }
-        if drivers.own == "file" {
-            self.create(session, self.empty(path)).await?;
-        }
-        if let Some(data) = self.get("data_file").filter(|_| drivers.data == "file")
-            && let Err(error) = self.create(session, self.empty(data)).await
-        {
-            new.given_up().await;
-            return Err(error);
+        let own = Some(path.clone()).filter(|_| drivers.own == "file");
+        let data = self.data_file()?.map(str::to_owned).filter(|_| drivers.data == "file");
+        for file in own.into_iter().chain(data) {
+            if let Err(error) = self.create(session, self.file(&file, 0)).await {
+                new.given_up().await;
+                return Err(error);
+            }
+            new.emptied.push(file);
         }
         Ok(new)
     }
 
-    /// A file with nothing in it.
-    fn empty(&self, path: &str) -> Map<String, Value> {
-        self.file(path, 0)
+    /// Where guest data will be, if that is another file.
+    fn data_file(&self) -> Result<Option<&str>> {
+        self.get("data_file").map(plain).transpose()
+    }
+
+    /// What a new image in `path` is to stand on: the backing file, and what that is made of if it can be looked at.
+    async fn files_below(&self, session: &Session, path: &str) -> Vec<String> {
+        let Some(Ok(backing)) = self.get("backing_file").map(|name| beside(path, name)) else { return Vec::new() };
+        let format = self.get("backing_fmt").map(str::to_owned);
+        let look = Given { format, locked: true, force_share: true, ..Given::named(&backing) };
+        let mut files = Vec::new();
+        // What cannot be opened may still be what is about to be emptied.
+        if let Ok(image) = session.open(&look).await {
+            files = files_of(&image).await;
+            let _: Result<()> = image.close().await;
+        }
+        files.push(backing);
+        files
     }
 
     /// There is nothing but the disk.
@@ -271,7 +287,7 @@ impl Creation {
     fn qcow2(&self, data_driver: &str) -> Map<String, Value> {
         let mut image = Map::from_iter([("driver".to_owned(), "qcow2".into())]);
         self.put(&mut image, QCOW2_MEMBERS);
-        if let Some(data) = self.get("data_file") {
+        if let Some(data) = self.get("data_file").map(|name| plain(name).unwrap_or(name)) {
             image.insert("data-file".to_owned(), json!({ "driver": data_driver, "filename": data }));
         }
         if let Some(compat) = self.get("compat") {
@@ -325,6 +341,8 @@ pub struct NewImage {
     name: String,
     path: String,
     drivers: Drivers,
+    /// Those of its files that have nothing of their own any more. Whatever else it names is not ours to take away.
+    emptied: Vec<String>,
 }
 
 impl NewImage {
@@ -348,7 +366,7 @@ impl NewImage {
 
     /// Takes the files away; one that only a link leads to is emptied. Waits for the file system.
     pub fn remove(&self) -> Result<()> {
-        let removed = [Some(&*self.path), self.creation.get("data_file")].into_iter().flatten().map(take_away);
+        let removed = self.emptied.iter().map(|path| take_away(path));
         let failed = removed.filter_map(std::io::Result::err).next();
         let text = |error| Error::new(format!("The unfinished '{}' could not be removed: {error}", self.name));
         failed.map_or(Ok(()), |error| Err(text(error)))
@@ -376,15 +394,6 @@ fn take_away(path: &str) -> std::io::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// Both names lead to the same file, which is there.
-async fn is_one_file(one: &str, other: &str) -> bool {
-    let names = [one.to_owned(), other.to_owned()];
-    let identities = block_core::rt::blocking(move || {
-        names.map(|name| std::fs::metadata(name).ok().map(|found| (found.dev(), found.ino())))
-    });
-    matches!(identities.await, [Some(one), Some(other)] if one == other)
 }
 
 fn typed(tree: &Map<String, Value>) -> Result<BlockdevCreateOptions> {

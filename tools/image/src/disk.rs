@@ -3,31 +3,22 @@
 use std::rc::Rc;
 
 use block_core::base::{ByteRange, IoError};
-use block_core::catalog::probe;
 use block_core::graph::{Child, Extent, ViewPin, WriteFlags};
 use block_core::pipeline::Status;
 use block_core::port::{PORT, PortLane};
 use block_core::rt::IoBuf;
 
-/// What has to be done with all writes.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Manner {
-    /// They are stable when they complete.
-    pub(crate) writethrough: bool,
-    /// The image was taken for raw because it looked like nothing else: it must not look like something else later.
-    pub(crate) is_guess: bool,
-}
-
 /// An image's bytes. Any number of requests may be under way at once.
 #[derive(Clone)]
 pub struct Disk {
     lane: Rc<PortLane>,
-    manner: Manner,
+    /// Writes are stable when they complete.
+    writethrough: bool,
 }
 
 impl Disk {
-    pub(crate) fn new(lane: Rc<PortLane>, manner: Manner) -> Self {
-        Self { lane, manner }
+    pub(crate) fn new(lane: Rc<PortLane>, writethrough: bool) -> Self {
+        Self { lane, writethrough }
     }
 
     /// Enters the graph: what the pin's [`Child`] offers can be used until it is dropped, as long as no change of the graph
@@ -60,10 +51,8 @@ impl Disk {
         Ok(buf.to_vec())
     }
 
-    /// Writes `buf`, which has the range's length. Of a disk whose format is a guess the first bytes may not become those of
-    /// a format.
+    /// Writes `buf`, which has the range's length.
     pub async fn write(&self, at: ByteRange, buf: IoBuf, flags: WriteFlags) -> Result<(), IoError> {
-        self.check_start(at, &buf).await?;
         let pin = self.enter().await;
         top(&pin).write(at, buf, self.flags(flags)).await
     }
@@ -106,20 +95,7 @@ impl Disk {
     }
 
     fn flags(&self, flags: WriteFlags) -> WriteFlags {
-        WriteFlags { fua: flags.fua || self.manner.writethrough, ..flags }
-    }
-
-    /// The first bytes, as they would be, must not be those of a format.
-    async fn check_start(&self, at: ByteRange, buf: &IoBuf) -> Result<(), IoError> {
-        let Some(part) = at.intersection(ByteRange::whole(probe::PROBED)).filter(|_| self.manner.is_guess) else {
-            return Ok(());
-        };
-        let there = ByteRange::whole(self.size().await.min(probe::PROBED));
-        let mut start = self.read_vec(there).await?;
-        let (from, to) = (usize::try_from(part.start()).unwrap_or(0), usize::try_from(part.end()).unwrap_or(0));
-        start.resize(start.len().max(to), 0);
-        buf.read_at(0, &mut start[from..to]);
-        if matches!(probe::guessed(&start), Ok("raw")) { Ok(()) } else { Err(IoError::Os(EPERM)) }
+        WriteFlags { fua: flags.fua || self.writethrough, ..flags }
     }
 }
 
@@ -127,6 +103,3 @@ impl Disk {
 pub fn top(pin: &ViewPin) -> Child<'_> {
     pin.cx().child(PORT)
 }
-
-/// Operation not permitted.
-const EPERM: i32 = 1;

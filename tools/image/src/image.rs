@@ -11,7 +11,7 @@ use block_core::graph::{
 use block_core::port::{Port, PortOptions};
 use block_core::rt::Local;
 
-use crate::disk::{Disk, Manner};
+use crate::disk::Disk;
 use crate::given::Given;
 use crate::session::Session;
 use crate::source::Source;
@@ -25,8 +25,10 @@ pub struct Image {
     pub node: NodeId,
     /// The driver of that.
     pub driver: String,
+    /// Nobody said that it is raw: its first bytes may not become those of a format.
+    pub is_guess: bool,
     port: Port,
-    manner: Manner,
+    writethrough: bool,
     shown: Option<String>,
 }
 
@@ -36,13 +38,13 @@ pub struct Below {
     graph: Rc<Graph>,
     local: Rc<Local>,
     port: Port,
-    manner: Manner,
+    writethrough: bool,
 }
 
 impl Below {
     /// The node's bytes.
     pub fn disk(&self) -> Disk {
-        Disk::new(self.port.handle().lane(&self.local), self.manner)
+        Disk::new(self.port.handle().lane(&self.local), self.writethrough)
     }
 
     /// Goes out again.
@@ -73,9 +75,9 @@ impl Session {
                 return Err(error);
             }
         };
-        let manner = Manner { writethrough: given.cache.writethrough, is_guess };
+        let writethrough = given.cache.writethrough;
         let (graph, local) = (self.graph.clone(), self.local.clone());
-        Ok(Image { graph, local, node, driver, port, manner, shown })
+        Ok(Image { graph, local, node, driver, is_guess, port, writethrough, shown })
     }
 }
 
@@ -88,7 +90,7 @@ fn uses(given: &Given) -> PermSet {
 impl Image {
     /// Its bytes.
     pub fn disk(&self) -> Disk {
-        Disk::new(self.port.handle().lane(&self.local), self.manner)
+        Disk::new(self.port.handle().lane(&self.local), self.writethrough)
     }
 
     /// Bytes of the disk, as last published.
@@ -160,8 +162,8 @@ impl Image {
         let perms = Perms { uses, shares: PermSet::ALL };
         let options = PortOptions { name: "the user of a layer".to_owned(), perms };
         let port = Port::attach(&mut self.graph.permit(), node, options, Rc::new(|_| ())).await?;
-        let manner = Manner { is_guess: false, ..self.manner };
-        Ok(Below { graph: self.graph.clone(), local: self.local.clone(), port, manner })
+        let writethrough = self.writethrough;
+        Ok(Below { graph: self.graph.clone(), local: self.local.clone(), port, writethrough })
     }
 
     /// What was written is in the file, and the file is free. An error says that it may not be.

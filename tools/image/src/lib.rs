@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `session` | one run of a tool: a loop with a ring, a graph |
 //! | `given` `source` `encrypted` `cache` | what stands on the command line for an image, and the tree of nodes that it comes to |
-//! | `image` `disk` | an open image: its node, and its bytes as a thread has them |
+//! | `image` `disk` `identity` | an open image: its node, and its bytes as a thread has them; which files are the same |
 //! | `size` `pairs` `args` | how sizes, `-o a=b,c=d` and options are written |
 //! | `creation` `keys` | what a new image is to be like, and what opens it |
 //! | `objects` | what images refer to by id: secrets, limits |
@@ -23,6 +23,7 @@ mod encrypted;
 mod errno;
 mod failure;
 mod given;
+mod identity;
 mod image;
 mod interrupt;
 mod keys;
@@ -40,10 +41,11 @@ pub use disk::{Disk, top};
 pub use errno::strerror;
 pub use failure::{Failure, Outcome, words};
 pub use given::{FileName, Given};
+pub use identity::is_any_of;
 pub use image::{Below, Image};
 pub use interrupt::Interrupt;
 pub use keys::key_change;
 pub use objects::add_object;
 pub use progress::Progress;
 pub use session::{Session, both, complain, say};
-pub use source::{beside, is_driver, plain};
+pub use source::{GUESSED, beside, is_driver, plain, warn_of_guess};

@@ -4,7 +4,7 @@
 //! Trees are those of the command line: all leaves are words. JSON with its numbers is made so too.
 
 use std::collections::HashSet;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::pin::Pin;
 
@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::encrypted::{encryption, keyed, leave_locked, shown};
 use crate::given::{FileName, Given};
+use crate::identity::{Identity, identity};
 use crate::session::{Session, complain};
 
 /// A tree that is complete.
@@ -40,11 +41,10 @@ impl Session {
     /// The tree for an image.
     pub(crate) async fn source(&self, given: &Given) -> Result<Source> {
         let mut tree = tree(given)?;
-        let is_guess = !tree.contains_key("driver");
         if let Some(id) = &given.key_secret {
             keyed(&mut tree, id);
         }
-        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0, nodes: 0 };
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, is_too_deep: false, layer: 0, nodes: 0 };
         self.step_into(&tree, &mut way).await?;
         self.complete(&mut tree, &mut way).await?;
         let driver = tree.get("driver").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -60,7 +60,7 @@ impl Session {
         if given.locked {
             leave_locked(&mut options);
         }
-        let is_guess = is_guess && driver == "raw";
+        let is_guess = matches!(&options.driver, DriverOptions::Raw(raw) if raw.own.is_guess);
         if is_guess && given.writable && !given.quiet {
             warn_of_guess(given.name.text());
         }
@@ -70,7 +70,7 @@ impl Session {
     /// The file of an image, by itself.
     pub(crate) async fn file_of(&self, given: &Given) -> Result<BlockdevOptions> {
         let mut tree = tree(given)?;
-        let mut way = Way { given, seen: HashSet::new(), depth: 0, layer: 0, nodes: 0 };
+        let mut way = Way { given, seen: HashSet::new(), depth: 0, is_too_deep: false, layer: 0, nodes: 0 };
         self.complete(&mut tree, &mut way).await?;
         let Some(Value::Object(mut file)) = tree.remove("file") else {
             return Err(Error::new("The image has no file of its own"));
@@ -82,12 +82,7 @@ impl Session {
     /// Puts in what a node's definition leaves out.
     fn complete<'a>(&'a self, tree: &'a mut Tree, way: &'a mut Way<'_>) -> Completed<'a, ()> {
         Box::pin(async move {
-            if way.depth == MAX_DEPTH {
-                return Err(Error::new(format!(
-                    "Images may not stand on each other more than {MAX_DEPTH} levels deep"
-                )));
-            }
-            way.depth += 1;
+            way.descend()?;
             way.count()?;
             if !tree.contains_key("driver") {
                 self.guess(tree, way).await?;
@@ -143,6 +138,9 @@ impl Session {
         self.complete_protocol(file, way).await?;
         let format = self.look(file, way.given, async |file| probe::probe(file).await).await?;
         tree.insert("driver".to_owned(), format.into());
+        if format == "raw" {
+            tree.insert(GUESSED.to_owned(), "on".into());
+        }
         Ok(())
     }
 
@@ -225,7 +223,12 @@ impl Session {
         let here = self.step_into(&below, way).await.doing(doing)?;
         way.layer += 1;
         let layer = way.layer;
-        self.complete(&mut below, way).await.doing(doing)?;
+        let completed = self.complete(&mut below, way).await;
+        if way.is_too_deep {
+            // Once is enough: it is about the whole chain.
+            return completed;
+        }
+        completed.doing(doing)?;
         if let Some(Value::Object(file)) = below.get("file") {
             // What is wrong with it is said here, where it is known whose file it is.
             self.look(file, way.given, async |_| Ok(())).await.doing(doing)?;
@@ -243,10 +246,9 @@ impl Session {
     }
 
     /// Notes that the way leads through a definition's file. A chain that comes back to where it has been has no end.
-    async fn step_into(&self, tree: &Tree, way: &mut Way<'_>) -> Result<Option<(u64, u64)>> {
+    async fn step_into(&self, tree: &Tree, way: &mut Way<'_>) -> Result<Option<Identity>> {
         let name = filename(tree);
-        let path = name.clone();
-        let identity = blocking(move || std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))).await;
+        let identity = identity(&name).await;
         match identity.is_none_or(|identity| way.seen.insert(identity)) {
             true => Ok(identity),
             false => Err(Error::new(format!("Backing file '{name}' creates an infinite loop."))),
@@ -281,9 +283,11 @@ impl Session {
 /// Where a chain of images has been so far.
 struct Way<'g> {
     given: &'g Given,
-    /// Devices and inodes of the files between the top and here.
-    seen: HashSet<(u64, u64)>,
+    /// The files between the top and here.
+    seen: HashSet<Identity>,
     depth: usize,
+    /// The way ended because it leads too far down.
+    is_too_deep: bool,
     /// How many layers are above.
     layer: usize,
     /// How many nodes it has come to.
@@ -291,6 +295,16 @@ struct Way<'g> {
 }
 
 impl Way<'_> {
+    /// One image further down.
+    fn descend(&mut self) -> Result<()> {
+        if self.depth == MAX_IMAGES {
+            self.is_too_deep = true;
+            return Err(Error::new(format!("Not more than {MAX_IMAGES} images may stand on each other")));
+        }
+        self.depth += 1;
+        Ok(())
+    }
+
     /// One node more. Images that name several others could otherwise ask for more than there is memory.
     fn count(&mut self) -> Result<()> {
         self.nodes += 1;
@@ -394,8 +408,49 @@ fn common(tree: &mut Tree, given: &Given) {
     }
 }
 
-fn typed(tree: Tree) -> Result<BlockdevOptions> {
-    from_keyval(Value::Object(tree)).map_err(|error| Error::new(error.desc))
+fn typed(mut tree: Tree) -> Result<BlockdevOptions> {
+    let guesses = Guesses::taken_from(&mut tree);
+    let mut options = from_keyval(Value::Object(tree)).map_err(|error| Error::new(error.desc))?;
+    guesses.put_into(&mut options);
+    Ok(options)
+}
+
+/// Which nodes of a tree are raw because they look like nothing else. It cannot be said in options that operators can give.
+#[derive(Default)]
+struct Guesses {
+    here: bool,
+    /// By the names of the edges.
+    below: Vec<(String, Self)>,
+}
+
+impl Guesses {
+    fn taken_from(tree: &mut Tree) -> Self {
+        let mut guesses = Self { here: tree.remove(GUESSED).is_some(), below: Vec::new() };
+        for (name, member) in tree {
+            match member {
+                Value::Object(child) => guesses.below.push((name.clone(), Self::taken_from(child))),
+                Value::Array(children) => {
+                    for (number, child) in children.iter_mut().enumerate() {
+                        let child = child.as_object_mut().map(Self::taken_from).unwrap_or_default();
+                        guesses.below.push((format!("{name}.{number}"), child));
+                    }
+                }
+                _ => {}
+            }
+        }
+        guesses
+    }
+
+    fn put_into(&self, options: &mut BlockdevOptions) {
+        if let DriverOptions::Raw(raw) = &mut options.driver {
+            raw.own.is_guess |= self.here;
+        }
+        for (edge, node) in options.driver.defined() {
+            if let Some((_, guesses)) = self.below.iter().find(|(name, _)| *name == edge) {
+                guesses.put_into(node);
+            }
+        }
+    }
 }
 
 /// There is a driver of this name.
@@ -474,7 +529,8 @@ pub fn plain(name: &str) -> Result<&str> {
     }
 }
 
-fn warn_of_guess(name: &str) {
+/// An image that is going to be written was taken for raw.
+pub fn warn_of_guess(name: &str) {
     complain(&format!(
         "WARNING: Image format was not specified for '{name}' and probing guessed raw.\n         \
          Automatically detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
@@ -482,6 +538,10 @@ fn warn_of_guess(name: &str) {
     ));
 }
 
+/// The member of a node's definition that says that `raw` is a guess.
+pub const GUESSED: &str = "(guessed)";
+/// How many images may stand on each other: below the last one is its file.
+const MAX_IMAGES: usize = MAX_DEPTH - 1;
 /// Nodes that an image may come to with all that it names.
 const MAX_NODES: usize = 1024;
 /// Children that are files rather than images.

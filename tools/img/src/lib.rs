@@ -11,7 +11,7 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use trellis_image::args::Read;
+use trellis_image::args::{Args, Definition, Read, flag, option};
 use trellis_image::{Failure, Outcome, Progress, Session, complain, say};
 
 use crate::commands::{COMMANDS, Subcommand};
@@ -41,33 +41,40 @@ fn fail(program: &str, command: &str, failure: &Failure) -> ExitCode {
     ExitCode::from(failure.code)
 }
 
+/// What stands before the command. Nothing is traced; scripts may say it all the same.
+const STANDARD: Definition = Definition {
+    name: "",
+    about: "",
+    options: &[
+        flag('V', "version", "say which version it is"),
+        option('T', "trace", "EVENTS", "taken, without effect"),
+    ],
+    words: "",
+};
+
 /// Options before the command; `None`: what was asked for has been printed.
 fn standard<'w>(program: &str, words: &'w [String]) -> Result<Option<(&'static Subcommand, &'w [String])>, Failure> {
-    let mut rest = words;
-    loop {
-        let Some((word, behind)) = rest.split_first() else { return Err(Failure::usage("Not enough arguments")) };
-        rest = behind;
-        match word.as_str() {
-            "-h" | "--help" => {
-                say(&help(program));
-                return Ok(None);
-            }
-            "-V" | "--version" => {
-                say(&format!("{program} version {}\n", env!("CARGO_PKG_VERSION")));
-                return Ok(None);
-            }
-            // Nothing is traced; scripts may say it all the same.
-            "-T" | "--trace" => rest = rest.get(1..).unwrap_or_default(),
-            option if option.starts_with('-') && option.len() > 1 => {
-                return Err(Failure::usage(format!("unrecognized option '{option}'")));
-            }
-            name => {
-                let found = COMMANDS.iter().find(|command| command.definition.name == name);
-                let unknown = || Failure::usage(format!("Command not found: {name}"));
-                return Ok(Some((found.ok_or_else(unknown)?, rest)));
-            }
+    let mut rest = words.iter();
+    while let Some(word) = rest.as_slice().first().filter(|word| word.len() > 1 && word.starts_with('-')) {
+        rest.next();
+        if word == "--" {
+            break;
+        }
+        let mut args = Args::default();
+        let asks_for_help = STANDARD.option(word, &mut rest, &mut args);
+        if args.has("version") {
+            say(&format!("{program} version {}\n", env!("CARGO_PKG_VERSION")));
+            return Ok(None);
+        }
+        if asks_for_help.map_err(|failure| Failure { names_command: false, ..failure })? {
+            say(&help(program));
+            return Ok(None);
         }
     }
+    let Some((name, rest)) = rest.as_slice().split_first() else { return Err(Failure::usage("Not enough arguments")) };
+    let found = COMMANDS.iter().find(|command| command.definition.name == name);
+    let unknown = || Failure::usage(format!("Command not found: {name}"));
+    Ok(Some((found.ok_or_else(unknown)?, rest)))
 }
 
 fn perform(program: &str, command: &'static Subcommand, words: &[String]) -> Outcome {

@@ -256,13 +256,23 @@ fn creating() {
     };
     let case = Case { made: Some(("t.qcow2", "zero.raw")), judge, ..empty() };
     case.fails_at_every_call("create -q -f qcow2 -o data_file=@t.data,preallocation=metadata @t.qcow2 512k");
+    // One that was there is whole afterwards, or given up.
+    let judge = |case: &Case, _: &Before, outcome: &Outcome| match std::fs::read(case.path("a.raw")) {
+        Ok(bytes) if outcome.is_err() && !bytes.is_empty() && bytes != case.files["a.raw"] => {
+            Err("half of the data file is there".to_owned())
+        }
+        _ if outcome.is_err() && case.path("t.qcow2").exists() => Err("the image is still there".to_owned()),
+        _ => Ok(()),
+    };
+    let case = Case { judge, ..Case::new(RAW) };
+    case.fails_at_every_call("create -q -f qcow2 -o data_file=@a.raw @t.qcow2 512k");
     let case = Case { sources: vec!["base.qcow2"], made: Some(("t.qcow2", "base.qcow2")), ..Case::new(CHAIN) };
     case.fails_at_every_call("create -q -f qcow2 -b @base.qcow2 -F qcow2 @t.qcow2");
 }
 
 #[test]
 fn converting_from_raw() {
-    for options in ["", "-c ", "-W -m 2 ", "-S 0 ", "-t writeback ", "-o preallocation=metadata "] {
+    for options in ["", "-c ", "-W -m 2 ", "-S 0 ", "-c -S 0 ", "-t writeback ", "-o preallocation=metadata "] {
         let case = Case { sources: vec!["a.raw"], made: Some(("t.qcow2", "a.raw")), ..Case::new(RAW) };
         case.fails_at_every_call(&format!("convert {options}-f raw -O qcow2 @a.raw @t.qcow2"));
     }

@@ -9,7 +9,7 @@ use block_core::catalog::{self, BlockdevCreateOptions};
 use qmp::schema::from_value;
 use serde_json::{Map, Value, json};
 use trellis_image::pairs::Pairs;
-use trellis_image::{Cache, FileName, Given, Image, Session};
+use trellis_image::{Cache, FileName, GUESSED, Given, Image, Session, warn_of_guess};
 
 use crate::command::{Manner, Open, Reopen};
 
@@ -59,9 +59,15 @@ impl Wanted {
         }
         // A first look says how large it is, and which format a guess comes to.
         let below = session.open(&Given { writable: false, resizes: false, ..self.given() }).await?;
-        let (size, driver) = (below.size(), below.driver.clone());
+        let (size, driver, is_guess) = (below.size(), below.driver.clone(), below.is_guess);
         below.close().await?;
         let mut tree = self.tree(&driver)?;
+        if is_guess {
+            tree[GUESSED] = true.into();
+            if !manner.snapshot {
+                warn_of_guess(self.name.text());
+            }
+        }
         let mut overlay = None;
         if manner.snapshot {
             let (file, over) =

@@ -3,6 +3,7 @@
 pub mod luks;
 pub mod qcow2;
 pub mod raw;
+pub(crate) mod start;
 
 use crate::base::IoError;
 use crate::graph::{Child, Preallocation};

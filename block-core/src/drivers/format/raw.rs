@@ -1,9 +1,12 @@
 //! `raw`: the bytes of the file as they are, all of them or a window.
 //!
-//! Nothing is ever probed here: whatever a guest writes to its first sector, the node stays raw.
+//! Nothing is ever probed here: whatever a guest writes to its first sector, the node stays raw. Tools that guess formats
+//! say so where raw is what they have guessed: then the first sector may not become that of another format, which the next
+//! guess would come to.
 
 use qmp::Qapi;
 
+use super::start::{PROBED, guessed};
 use crate::base::{ByteRange, Error, IoError, Result, SECTOR, is_aligned};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::{
@@ -11,6 +14,7 @@ use crate::graph::{
     ReopenRequest, Role, WriteFlags,
 };
 use crate::pipeline::{Access, Format, Mapped, NoTicket};
+use crate::rt::IoBuf;
 
 /// The bytes of the file as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Qapi)]
@@ -20,13 +24,17 @@ pub struct RawOptions {
     pub offset: Option<i64>,
     /// How many bytes the node has, a multiple of 512; without it, all from the offset on.
     pub size: Option<i64>,
+    /// Nobody said that it is raw: it looks like nothing else. A write that would change that fails. For programs: operators
+    /// cannot ask for it, since nothing is guessed for them.
+    #[qapi(skip)]
+    pub is_guess: bool,
 }
 
 impl Open for RawOptions {
     type Driver = Mapped<Raw>;
 
     async fn open(&self, site: Site<'_>) -> Result<Opened<Mapped<Raw>>> {
-        let driver = Mapped(Raw { file: site.child("file") });
+        let driver = Mapped(Raw { file: site.child("file"), is_guess: self.is_guess });
         Ok(Opened { driver, conf: Window::of(self)?, options: site.common })
     }
 }
@@ -34,6 +42,14 @@ impl Open for RawOptions {
 /// The format: it knows only its child.
 pub struct Raw {
     file: ChildId,
+    is_guess: bool,
+}
+
+impl Raw {
+    /// The write reaches bytes that a format is known by, and that matters.
+    fn is_watched(&self, at: ByteRange) -> bool {
+        self.is_guess && at.start() < PROBED
+    }
 }
 
 /// Which part of the child the node is.
@@ -110,12 +126,37 @@ impl Format for Raw {
     }
 
     #[inline]
-    fn map_now(&self, window: &Window, at: ByteRange, _: Access) -> Option<Extent> {
+    fn map_now(&self, window: &Window, at: ByteRange, access: Access) -> Option<Extent> {
+        if access == Access::Write && self.is_watched(at) {
+            return None;
+        }
         Some(window.extent(self.file, at))
     }
 
     async fn map(&self, window: &Window, _: IoCx<'_>, at: ByteRange, _: Access) -> Result<Extent, IoError> {
         Ok(window.extent(self.file, at))
+    }
+
+    /// The first bytes, as they would be, must not be those of a format. In QEMU's word for it.
+    async fn check_write(&self, window: &Window, cx: IoCx<'_>, at: ByteRange, buf: &IoBuf) -> Result<(), IoError> {
+        if !self.is_watched(at) {
+            return Ok(());
+        }
+        let file = cx.child(self.file);
+        let there = window.below(ByteRange::whole(PROBED))?.intersection(ByteRange::whole(file.size()));
+        let mut start = Vec::new();
+        if let Some(there) = there {
+            let before = IoBuf::private(there.len())?;
+            file.read(there, before.clone()).await?;
+            start = before.to_vec();
+        }
+        let part = at.split(PROBED - at.start()).0;
+        let written = buf.slice(0, part.len()).to_vec();
+        let from = usize::try_from(part.start()).map_err(|_| IoError::OutOfRange)?;
+        let to = from.saturating_add(written.len());
+        start.resize(start.len().max(to), 0);
+        start.get_mut(from..to).ok_or(IoError::OutOfRange)?.copy_from_slice(&written);
+        if matches!(guessed(&start), Ok("raw")) { Ok(()) } else { Err(IoError::Os(EPERM)) }
     }
 
     /// Never asked for: all data has its place.
@@ -182,12 +223,15 @@ impl Format for Raw {
     }
 }
 
+/// Operation not permitted.
+const EPERM: i32 = 1;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn window(offset: i64, size: Option<i64>) -> Result<Window> {
-        Window::of(&RawOptions { offset: Some(offset), size })
+        Window::of(&RawOptions { offset: Some(offset), size, ..RawOptions::default() })
     }
 
     #[test]

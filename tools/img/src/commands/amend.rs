@@ -8,7 +8,9 @@ use trellis_image::{
     Creation, Described, Failure, Given, Kind, Outcome, Progress, Session, key_change, option_help, read_option, say,
 };
 
-use super::common::{CACHE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, open};
+use super::common::{
+    CACHE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, open, shows_progress,
+};
 
 pub(super) const DEFINITION: Definition = Definition {
     name: "amend",
@@ -45,7 +47,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
         return help(&driver);
     }
     let wanted = Wanted::of(&driver, &info, &pairs)?;
-    let progress = Progress::begin(session, args.has("progress"));
+    let progress = Progress::begin(session, shows_progress(&args));
     wanted.make(session, &given, args.has("force")).await?;
     progress.at(1, 1);
     Ok(0)

@@ -56,8 +56,13 @@ async fn checked(args: &Args, image: &Image, repair: Repair, output: Output) -> 
     let check = async |repair| {
         let mut findings = Findings::default();
         let result = image.check_listing(repair, &mut findings).await;
-        complain(&listed(&findings));
-        result.map_err(|error| Failure::new(format!("Check failed: {}", words(&error))))
+        let is_whole = result.as_ref().is_ok_and(|report| report.check_errors == 0);
+        complain(&listed(&findings, is_whole));
+        match result {
+            Ok(report) if is_whole => Ok(report),
+            Ok(_) => Err(Failure::new("Check failed: Input/output error")),
+            Err(error) => Err(Failure::new(format!("Check failed: {}", words(&error)))),
+        }
     };
     let mut report = check(repair).await?;
     let is_repaired = report.leaks_fixed + report.corruptions_fixed > 0;
@@ -70,14 +75,13 @@ async fn checked(args: &Args, image: &Image, repair: Repair, output: Output) -> 
         (report.leaks_fixed, report.corruptions_fixed) = (fixed.leaks_fixed, fixed.corruptions_fixed);
     }
     match output {
-        Output::Human if args.has("quiet") => {}
+        Output::Human | Output::Json if args.has("quiet") => {}
         Output::Human => say(&human(&report)),
         Output::Json => say(&pretty(&json(image, &report).await)),
     }
     Ok(match () {
         () if report.corruptions > 0 => 2,
         () if report.leaks > 0 => 3,
-        () if report.check_errors > 0 => 1,
         () => 0,
     })
 }
@@ -87,18 +91,19 @@ fn has_tables(image: &Image) -> bool {
     image.report().geometry.limits.compressed_cluster > 0 || image.driver == "qcow2"
 }
 
-/// What was found, and then what of that was put right. In QEMU's words.
-fn listed(findings: &Findings) -> String {
+/// What was found, and then what of that was put right. In QEMU's words. Where not all could be read,
+/// nobody knows what is not in use.
+fn listed(findings: &Findings, is_whole: bool) -> String {
     let mut page = String::new();
     let is_repaired: HashSet<_> = findings.repaired.iter().collect();
     for (at, Finding { kind, what }) in findings.all.iter().enumerate() {
         // Those that follow from others are only told of once.
         let follows = what.starts_with("OFLAG_COPIED") && is_repaired.contains(&at);
         match kind {
-            FindingKind::Leak => page.push_str(&format!("Leaked {what}\n")),
+            FindingKind::Leak if is_whole => page.push_str(&format!("Leaked {what}\n")),
             FindingKind::Corruption if !follows => page.push_str(&format!("ERROR {what}\n")),
             FindingKind::Nowhere => page.push_str(&format!("ERROR: {what}\n")),
-            FindingKind::Corruption => {}
+            FindingKind::Corruption | FindingKind::Leak => {}
         }
     }
     for at in &findings.repaired {
@@ -120,7 +125,7 @@ fn repaired(report: &CheckReport) -> String {
 
 fn human(report: &CheckReport) -> String {
     let mut page = String::new();
-    if report.corruptions == 0 && report.leaks == 0 && report.check_errors == 0 {
+    if report.corruptions == 0 && report.leaks == 0 {
         page.push_str("No errors were found on the image.\n");
     }
     if report.corruptions > 0 {
@@ -135,9 +140,6 @@ fn human(report: &CheckReport) -> String {
             "\n{} leaked clusters were found on the image.\nThis means waste of disk space, but no harm to data.\n",
             report.leaks
         ));
-    }
-    if report.check_errors > 0 {
-        page.push_str(&format!("\n{} internal errors have occurred during the check.\n", report.check_errors));
     }
     if report.total_clusters > 0 && report.allocated_clusters > 0 {
         #[expect(clippy::cast_precision_loss, reason = "two digits are shown")]

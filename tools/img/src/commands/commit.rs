@@ -10,7 +10,7 @@ use trellis_image::args::{Args, Definition, flag, option};
 use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, say, size, strerror, top};
 
 use super::common::{
-    CACHE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, one_image, open,
+    CACHE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, one_image, open, shows_progress,
 };
 
 pub(super) const DEFINITION: Definition = Definition {
@@ -41,7 +41,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let depth = depth_of(&chain, args.get("base"), word).await;
     let depth = closed(chain, depth).await?;
     let image = open(session, &Given { writable_layer: Some(depth), ..plain }).await?;
-    let progress = Progress::begin(session, args.has("progress"));
+    let progress = Progress::begin(session, shows_progress(&args));
     let drops = args.has("drop") || args.has("base");
     let result = committed(session, &image, depth, rate, drops, &progress).await;
     closed(image, result).await?;
@@ -127,8 +127,7 @@ impl Copy {
             let part = if above { self.copy(part).await.map_err(failed)? } else { part };
             if above && rate > 0 {
                 copied += part.len();
-                let due = begun + Duration::from_nanos(copied.saturating_mul(NANOS) / rate);
-                session.local.sleep_until(due).await;
+                session.local.sleep_until(begun + time_for(copied, rate)).await;
             }
             at = part.end();
         }
@@ -162,6 +161,24 @@ impl Copy {
     }
 }
 
-const NANOS: u64 = 1_000_000_000;
+/// How long so many bytes take. `rate`: in a second, at least 1.
+fn time_for(bytes: u64, rate: u64) -> Duration {
+    let nanos = u128::from(bytes) * NANOS / u128::from(rate);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+const NANOS: u128 = 1_000_000_000;
 /// Bytes that are copied at once.
 const STEP: u64 = 2 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_disks_are_limited_to_their_end() {
+        assert_eq!(time_for(1 << 20, 1 << 21), Duration::from_millis(500));
+        assert_eq!(time_for(40 << 40, 1 << 30), Duration::from_secs(40 << 10));
+        assert_eq!(time_for(u64::MAX, 1), Duration::from_nanos(u64::MAX));
+    }
+}

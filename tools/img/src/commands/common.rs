@@ -39,6 +39,11 @@ pub(super) async fn objects(session: &Session, args: &Args) -> Result<(), Failur
     Ok(())
 }
 
+/// `-p`, unless `-q` is there too.
+pub(super) fn shows_progress(args: &Args) -> bool {
+    args.has("progress") && !args.has("quiet")
+}
+
 /// The only word.
 pub(super) fn one_image(args: &Args) -> Result<&str, Failure> {
     match &args.words[..] {

@@ -7,7 +7,8 @@ use trellis_image::args::{Args, Definition, flag, option};
 use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, both, say, strerror};
 
 use super::common::{
-    FORCE_SHARE, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, SOURCE_CACHE, file_name, objects, open, source_cache,
+    FORCE_SHARE, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, SOURCE_CACHE, file_name, objects, open, shows_progress,
+    source_cache,
 };
 
 pub(super) const DEFINITION: Definition = Definition {
@@ -16,8 +17,8 @@ pub(super) const DEFINITION: Definition = Definition {
     options: &[
         QUIET,
         PROGRESS,
-        option('f', "a-format", "FMT", "the first image's format; it is guessed otherwise"),
-        option('F', "b-format", "FMT", "the second image's format; it is guessed otherwise"),
+        option('f', "a-format", "FMT", "the first image's format; it is guessed otherwise").also(&["left-format"]),
+        option('F', "b-format", "FMT", "the second image's format; it is guessed otherwise").also(&["right-format"]),
         IMAGE_OPTS,
         flag('s', "strict", "sizes, and what is allocated, have to be the same too"),
         SOURCE_CACHE,
@@ -54,7 +55,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
             return Err(with_code(failure));
         }
     };
-    let progress = Progress::begin(session, args.has("progress"));
+    let progress = Progress::begin(session, shows_progress(&args));
     let comparison = Comparison {
         progress,
         strict: args.has("strict"),

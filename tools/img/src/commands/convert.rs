@@ -7,46 +7,48 @@ mod bitmaps;
 mod copy;
 mod wanted;
 
-use std::os::unix::fs::MetadataExt;
 use std::rc::Rc;
 
 use block_core::base::Error;
-use block_core::graph::{SnapshotInfo, SnapshotName};
 use block_core::rt::blocking;
-use trellis_image::args::{Args, Definition, flag, long_flag, option, short_option};
+use trellis_image::args::{Args, Definition, flag, long_flag, option};
 use trellis_image::pairs::Pairs;
-use trellis_image::{Failure, FileName, Given, Image, Interrupt, Outcome, Progress, Session, plain};
+use trellis_image::{Failure, FileName, Given, Image, Interrupt, Outcome, Progress, Session, is_any_of, plain};
 
 use self::copy::{Copy, Manner, Part};
 use self::wanted::Wanted;
 use super::common::{FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, closed, objects, open};
 use super::create;
+use super::snapshot::at_snapshot;
 
 pub(super) const DEFINITION: Definition = Definition {
     name: "convert",
     about: "Copies images into another one",
     options: &[
-        FORMAT,
-        option('O', "target-format", "FMT", "the format of the new image (default: raw)"),
-        option('o', "options", "FMT_OPTS", "options of the new image, as a=b,c=d (`help` lists them)"),
+        FORMAT.also(&["source-format"]),
+        option('O', "target-format", "FMT", "the format of the new image (default: raw)").also(&["output-format"]),
+        option('o', "options", "FMT_OPTS", "options of the new image, as a=b,c=d (`help` lists them)")
+            .also(&["target-options"]),
         option('B', "backing", "BACKING", "the new image stands on this one, which has what is not copied"),
         option('F', "backing-format", "FMT", "the format of that"),
         flag('c', "compress", "store the data compressed"),
-        short_option('C', "copy-range", None, "let the kernel copy, where it can"),
+        flag('C', "copy-range-offloading", "let the kernel copy, where it can"),
         option(
             'l',
             "snapshot",
             "SNAPSHOT",
             "copy an internal snapshot: its name or id, or snapshot.id=…,snapshot.name=…",
-        ),
+        )
+        .also(&["source-snapshot"]),
         option('m', "parallel", "NUMBER", "parts that are copied at once, 1 to 16 (default: 8)"),
-        flag('n', "skip-create", "the target is there already"),
-        option('r', "rate-limit", "RATE", "bytes written in a second at the most"),
+        flag('n', "skip-create", "the target is there already").also(&["no-create"]),
+        option('r', "rate-limit", "RATE", "bytes written in a second at the most").also(&["rate"]),
         option('S', "sparse-size", "SIZE", "zeroes of at least so many bytes are left out (default: 4k; 0: none)"),
-        option('t', "target-cache", "CACHE", "how the host caches the target (default: unsafe)"),
+        option('t', "target-cache", "CACHE", "how the host caches the target (default: unsafe)")
+            .also(&["output-cache"]),
         option('T', "source-cache", "CACHE", "how the host caches the source (default: writeback)"),
-        short_option('W', "out-of-order", None, "write in any order"),
-        IMAGE_OPTS,
+        flag('W', "oob-writes", "write in any order"),
+        IMAGE_OPTS.also(&["source-image-opts"]),
         long_flag("target-image-opts", "the target is named by a list of options, not by a file"),
         long_flag("target-is-zero", "the target reads as zeroes already"),
         long_flag("bitmaps", "copy persistent dirty bitmaps too"),
@@ -115,13 +117,7 @@ async fn check_others(wanted: &Wanted) -> Result<(), Failure> {
     };
     let Some(target) = path(&wanted.target) else { return Ok(()) };
     let sources: Vec<_> = wanted.sources.iter().filter_map(path).collect();
-    let name = target.clone();
-    let is_source = blocking(move || {
-        let identity = |path: &String| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
-        let own = identity(&name);
-        own.is_some() && sources.iter().any(|source| identity(source) == own)
-    });
-    if !is_source.await {
+    if !is_any_of(&target, &sources).await {
         return Ok(());
     }
     let text = format!("Failed to get \"write\" lock\nIs another process using the image [{target}]?");
@@ -190,27 +186,9 @@ async fn source(session: &Session, wanted: &Wanted, name: &FileName) -> Result<I
         ..Given::of(name.clone())
     };
     let image = open(session, &given).await?;
-    let Some(name) = &wanted.snapshot else { return Ok(image) };
-    let found = match image.snapshots() {
-        None => Err(format!(
-            "Block format '{}' used by device '' does not support temporarily loading internal snapshots",
-            image.driver
-        )),
-        Some(all) => named(name, &all).map(|found| found.id.clone()).ok_or_else(|| "Can't find snapshot".to_owned()),
-    };
-    image.close().await?;
-    let id = found.map_err(|text| Failure::new(format!("Failed to load snapshot: {text}")))?;
-    let snapshot = Some(SnapshotName { id: Some(id), name: None });
-    open(session, &Given { snapshot, ..given }).await
-}
-
-/// A word may be an id or a name, and an id goes before.
-fn named<'s>(name: &wanted::Snapshot, all: &'s [SnapshotInfo]) -> Option<&'s SnapshotInfo> {
-    match name {
-        wanted::Snapshot::Word(word) => {
-            all.iter().find(|one| one.id == *word).or_else(|| all.iter().find(|one| one.name == *word))
-        }
-        wanted::Snapshot::Said(name) => all.iter().find(|one| name.fits(&one.id, &one.name)),
+    match &wanted.snapshot {
+        None => Ok(image),
+        Some(wish) => at_snapshot(session, image, &given, wish).await,
     }
 }
 

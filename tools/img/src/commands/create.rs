@@ -1,14 +1,10 @@
 //! `create`: makes an image, which may stand on another one.
 
-use std::os::unix::fs::MetadataExt;
-
 use block_core::base::Error;
-use block_core::rt::blocking;
 use trellis_image::args::{Args, Definition, flag, option};
 use trellis_image::pairs::Pairs;
 use trellis_image::{
-    Creation, Failure, Given, Image, Interrupt, NewImage, Outcome, Session, complain, option_help, plain, say, size,
-    words,
+    Creation, Failure, Given, Interrupt, NewImage, Outcome, Session, complain, option_help, plain, say, size, words,
 };
 
 use super::common::{OBJECT, QUIET, objects};
@@ -134,11 +130,7 @@ async fn stand_on(
     let image = session.open(&given).await;
     let image = image.map_err(|error| format!("{}\nCould not open backing image.", words(&error)))?;
     let (size, driver) = (image.size(), image.driver.clone());
-    let is_below = has_file(&image, filename).await;
     image.close().await.map_err(|error| words(&error))?;
-    if is_below {
-        return Err(OWN_BACKING.to_owned());
-    }
     if format.is_none() {
         return Err(format!("{no_format}\nDetected format of {driver}."));
     }
@@ -146,20 +138,6 @@ async fn stand_on(
         creation.set("size", &size.to_string()).map_err(|error| words(&error))?;
     }
     Ok(())
-}
-
-/// The file is that of a node below: making an image in it would destroy what that is to stand on.
-async fn has_file(image: &Image, filename: &str) -> bool {
-    let mut names = vec![plain(filename).unwrap_or_default().to_owned()];
-    for node in image.graph().nodes() {
-        names.extend(image.graph().info(node.id).await.map(|info| info.filename));
-    }
-    let found = blocking(move || {
-        let identity = |name: &String| std::fs::metadata(name).ok().map(|found| (found.dev(), found.ino()));
-        let own = identity(&names[0]);
-        own.is_some() && names[1..].iter().any(|name| identity(name) == own)
-    });
-    found.await
 }
 
 /// `-o help`.

@@ -15,7 +15,7 @@ pub(super) const DEFINITION: Definition = Definition {
     about: "Copies a part of an image into a new one",
     options: &[
         FORMAT,
-        option('O', "target-format", "FMT", "the format of the new image (default: raw)"),
+        option('O', "target-format", "FMT", "the format of the new image (default: raw)").also(&["output-format"]),
         IMAGE_OPTS,
         FORCE_SHARE,
         OBJECT,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use block_core::base::{ByteRange, Error, IoError};
 use block_core::graph::{Child, Extent, Place};
-use trellis_image::args::{Args, Definition, long_option};
+use trellis_image::args::{Args, Definition, option};
 use trellis_image::{Disk, Failure, Image, Outcome, Session, say, size, strerror, top};
 
 use super::common::{
@@ -20,8 +20,8 @@ pub(super) const DEFINITION: Definition = Definition {
         IMAGE_OPTS,
         OBJECT,
         OUTPUT,
-        long_option("start-offset", "OFFSET", "the first byte that is looked at (default: 0)"),
-        long_option("max-length", "LENGTH", "how many bytes are looked at (default: all)"),
+        option('s', "start-offset", "OFFSET", "the first byte that is looked at (default: 0)"),
+        option('l', "max-length", "LENGTH", "how many bytes are looked at (default: all)"),
         FORCE_SHARE,
     ],
     words: "FILENAME",

@@ -2,15 +2,15 @@
 
 use block_core::base::ByteRange;
 use block_core::catalog::{Measurement, measure};
-use block_core::graph::{NodeBitmap, SnapshotName};
+use block_core::graph::NodeBitmap;
 use block_core::pipeline::Content;
 use serde_json::json;
 use trellis_image::args::{Args, Definition, option};
 use trellis_image::pairs::Pairs;
-use trellis_image::{Creation, Failure, Given, Image, Outcome, Session, option_help, say, size, strerror, words};
+use trellis_image::{Creation, Failure, Image, Outcome, Session, option_help, say, size, strerror, words};
 
 use super::common::{FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPUT, Output, closed, given, objects, open, output};
-use super::snapshot::by_id_or_name;
+use super::snapshot::{Wish, at_snapshot};
 use crate::output::pretty;
 
 pub(super) const DEFINITION: Definition = Definition {
@@ -32,6 +32,7 @@ pub(super) const DEFINITION: Definition = Definition {
 
 pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let output = output(&args)?;
+    let snapshot = args.get("snapshot").map(Wish::read).transpose()?;
     let size = args.get("size").map(|word| size::parse_named("image size", word)).transpose()?;
     if args.words.len() > 1 {
         return Err(Failure::new("At most one filename argument is allowed."));
@@ -64,13 +65,9 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let plain = given(&args, word)?;
     let image = open(session, &plain).await?;
     let bitmaps = (image.driver == "qcow2").then(|| bitmaps(&image));
-    let image = match args.get("snapshot") {
+    let image = match &snapshot {
         None => image,
-        Some(which) => {
-            let snapshot = snapshot(&image, which);
-            image.close().await?;
-            open(session, &Given { snapshot: Some(snapshot?), ..plain }).await?
-        }
+        Some(wish) => at_snapshot(session, image, &plain, wish).await?,
     };
     let result = of_image(session, &image, creation, bitmaps.as_deref()).await.map(|measured| {
         show(output, &measured);
@@ -89,22 +86,6 @@ fn creation(session: &Session, target: &str, args: &Args) -> Result<Creation, Fa
         session.complain(&words(&error));
         Failure::new(format!("Invalid options for file format '{target}'"))
     })
-}
-
-/// The snapshot that a word or `snapshot.id=…`, `snapshot.name=…` means.
-fn snapshot(image: &Image, which: &str) -> Result<SnapshotName, Failure> {
-    let all = image.snapshots().unwrap_or_default();
-    let found = match which.starts_with("snapshot.") {
-        false => by_id_or_name(&all, which),
-        true => {
-            let pairs = Pairs::read([which])?;
-            let (id, name) = (pairs.get("snapshot.id"), pairs.get("snapshot.name"));
-            let found =
-                all.iter().find(|one| id.is_none_or(|id| one.id == id) && name.is_none_or(|name| one.name == name));
-            found.and_then(|one| by_id_or_name(&all, &one.id))
-        }
-    };
-    found.ok_or_else(|| Failure::new("Failed to load snapshot: Can't find snapshot"))
 }
 
 async fn of_image(

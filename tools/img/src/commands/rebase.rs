@@ -12,6 +12,7 @@ use trellis_image::{
 
 use super::common::{
     CACHE, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, one_image, open,
+    shows_progress,
 };
 
 pub(super) const DEFINITION: Definition = Definition {
@@ -44,7 +45,8 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let cache = cache(&args)?;
     let source = args.get("backing-cache").unwrap_or("writeback");
     let source = Cache::named(source).ok_or_else(|| Failure::new(format!("Invalid source cache option: {source}")))?;
-    let given = Given { cache, writable: true, no_backing: is_unsafe, ..given(&args, word)? };
+    // As in qemu-img, `-U` lets nobody else write to what is written here.
+    let given = Given { cache, writable: true, no_backing: is_unsafe, force_share: false, ..given(&args, word)? };
     let image = open(session, &given).await?;
     let format = args.get("backing-format");
     if let Some(format) = format.filter(|format| !is_driver(format)) {
@@ -70,7 +72,7 @@ async fn rebased(session: &Session, image: &Image, wanted: &Wanted<'_>, args: &A
     let Wanted { named, format, .. } = *wanted;
     checked(image, named, format)?;
     if !wanted.is_unsafe {
-        let progress = Progress::begin(session, args.has("progress"));
+        let progress = Progress::begin(session, shows_progress(args));
         let new = NewBacking { name: named, format, cache: wanted.cache, base: &file(image).await };
         copied(session, image, new, args.has("compress"), &progress).await?;
     }

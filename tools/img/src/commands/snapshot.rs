@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use block_core::graph::{NewSnapshot, SnapshotInfo, SnapshotName, TakeSnapshot};
 use serde_json::{Value, json};
 use trellis_image::args::{Args, Definition, flag, option};
-use trellis_image::{Failure, Given, Image, Outcome, Session, say, words};
+use trellis_image::pairs::Pairs;
+use trellis_image::{Failure, Given, Image, Outcome, Session, local_time, say, words};
 
 use super::common::{FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, QUIET, closed, given, objects, one_image, open};
 use crate::output::size;
@@ -88,7 +89,7 @@ async fn apply(image: &Image, name: &str) -> Outcome {
     let Some(all) = image.snapshots() else {
         return Err(Failure::new(format!("{doing}: Block driver does not support snapshots")));
     };
-    let which = by_id_or_name(&all, name);
+    let which = Wish::Word(name.to_owned()).find(&all);
     let which =
         which.ok_or_else(|| Failure::new(format!("{doing}: Failed to load snapshot: No such file or directory")))?;
     let applied = image.graph().permit().apply_snapshot(image.node, which).await;
@@ -109,10 +110,56 @@ async fn delete(image: &Image, name: &str) -> Outcome {
     Ok(0)
 }
 
-/// A word is an id before it is a name.
-pub(super) fn by_id_or_name(all: &[SnapshotInfo], word: &str) -> Option<SnapshotName> {
-    let found = all.iter().find(|one| one.id == word).or_else(|| all.iter().find(|one| one.name == word))?;
-    Some(SnapshotName { id: Some(found.id.clone()), name: Some(found.name.clone()) })
+/// Which snapshot somebody wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// An id or a name.
+    Word(String),
+    /// What it says it is.
+    Said(SnapshotName),
+}
+
+impl Wish {
+    /// `-l`: a word, or `snapshot.id=…,snapshot.name=…`.
+    pub(super) fn read(word: &str) -> Result<Self, Failure> {
+        if !word.starts_with("snapshot.") {
+            return Ok(Self::Word(word.to_owned()));
+        }
+        let (mut name, pairs) = (SnapshotName::default(), Pairs::read([word])?);
+        for (member, value) in pairs.iter() {
+            match member {
+                "snapshot.id" => name.id = Some(value.to_owned()),
+                "snapshot.name" => name.name = Some(value.to_owned()),
+                _ => return Err(Failure::new(format!("Failed in parsing snapshot param '{word}'"))),
+            }
+        }
+        Ok(Self::Said(name))
+    }
+
+    /// The one that is meant. A word is an id before it is a name.
+    fn find(&self, all: &[SnapshotInfo]) -> Option<SnapshotName> {
+        let found = match self {
+            Self::Word(word) => {
+                all.iter().find(|one| one.id == *word).or_else(|| all.iter().find(|one| one.name == *word))
+            }
+            Self::Said(name) => all.iter().find(|one| name.fits(&one.id, &one.name)),
+        };
+        found.map(|one| SnapshotName { id: Some(one.id.clone()), name: Some(one.name.clone()) })
+    }
+}
+
+/// Opens a snapshot in place of the image that it is in. In QEMU's words.
+pub(super) async fn at_snapshot(session: &Session, image: Image, given: &Given, wish: &Wish) -> Result<Image, Failure> {
+    let found = match image.snapshots() {
+        None => Err(format!(
+            "Block format '{}' used by device '' does not support temporarily loading internal snapshots",
+            image.driver
+        )),
+        Some(all) => wish.find(&all).ok_or_else(|| "Can't find snapshot".to_owned()),
+    };
+    image.close().await?;
+    let found = found.map_err(|text| Failure::new(format!("Failed to load snapshot: {text}")))?;
+    open(session, &Given { snapshot: Some(found), ..given.clone() }).await
 }
 
 /// A snapshot for programs.
@@ -146,10 +193,6 @@ pub(super) fn listed(all: &[Value]) -> String {
         page.push_str(&row([text("id"), text("name"), &size(number("vm-state-size")), &date, &clock, &icount]));
     }
     page
-}
-
-fn local_time(seconds: i64) -> String {
-    trellis_image::local_time(seconds)
 }
 
 const NANOS: u64 = 1_000_000_000;

@@ -1,6 +1,7 @@
 //! `amend`, `bitmap`, `commit` and `rebase`.
 
 use super::info::CHAIN;
+use super::locked::Writer;
 use super::scene::Scene;
 
 #[test]
@@ -199,5 +200,40 @@ fn what_cannot_be_committed_is_said() {
         "commit -r 9223372036854775808 c.qcow2",
         "commit none",
         "commit -t foo c.qcow2",
+    ]);
+}
+
+/// `-U` is for looking at images: what is written is locked all the same.
+#[test]
+fn a_rebase_may_be_told_to_share() {
+    let mut scene = Scene::new(CHAIN);
+    scene.same(&[
+        "rebase -U -u -b a.qcow2 -F qcow2 c.qcow2",
+        "rebase -U -b '' b.qcow2",
+        "info b.qcow2",
+        "info c.qcow2",
+    ]);
+    scene.same_images(&["b.qcow2"]);
+    let _writers = [Writer::of(&scene, true, "b.qcow2"), Writer::of(&scene, false, "b.qcow2")];
+    scene.same(&["rebase -U -u -b a.qcow2 -F qcow2 b.qcow2"]);
+}
+
+/// The new base stands on the image itself: whoever opens it below finds it locked, or the way comes back to itself.
+#[test]
+fn an_image_cannot_stand_on_its_own_child() {
+    let mut scene = Scene::new(CHAIN);
+    scene.same_code("it is not said how far down", &["rebase -b b.qcow2 -F qcow2 a.qcow2"]);
+    assert!(scene.ours_says("rebase -b b.qcow2 -F qcow2 a.qcow2").err.contains("Failed to get shared \"write\" lock"));
+    scene.same_images(&["a.qcow2", "b.qcow2"]);
+}
+
+#[test]
+fn who_is_quiet_shows_no_progress() {
+    Scene::new(CHAIN).same(&[
+        "rebase -q -p -b '' c.qcow2",
+        "commit -q -p b.qcow2",
+        "amend -q -p -o lazy_refcounts=on a.qcow2",
+        "compare -q -p a.qcow2 a.qcow2",
+        "convert -q -p -O raw a.qcow2 x.raw",
     ]);
 }

@@ -25,6 +25,7 @@ fn what_is_in_order_is_said_to_be() {
         "check a.qcow2",
         "check --output json a.qcow2",
         "check -q a.qcow2",
+        "check -q --output=json a.qcow2",
         "check -r all a.qcow2",
         "check -r leaks b.qcow2",
         "check c.qcow2",
@@ -102,6 +103,22 @@ fn corruptions_are_found_and_repaired() {
         .same_code("refcounts are put right where they stand", &["check -r all a.qcow2"])
         .same(&["check a.qcow2"])
         .same_images(&["a.qcow2"]);
+}
+
+/// What is in use cannot be known then: what looks like a leak may be somebody's data.
+#[test]
+fn an_image_that_cannot_be_read_is_no_image_with_leaks() {
+    let scene = Scene::new(IMAGE);
+    let broken = "driver=qcow2,file.driver=blkdebug,file.image.driver=file,file.image.filename=a.qcow2,\
+                  file.inject-error.0.event=none,file.inject-error.0.sector=512,file.inject-error.0.iotype=read";
+    for options in ["", "--output=json ", "-q ", "-r leaks ", "-r all "] {
+        let (theirs, ours) = scene.both(&format!("check {options}--image-opts {broken}"));
+        assert_eq!((ours.code, &ours.out), (theirs.code, &theirs.out), "{options}{}", ours.err);
+        assert!(ours.code == Some(1) && !ours.err.contains("Leaked"), "{options}{}", ours.err);
+        assert!(ours.err.contains("ERROR: I/O error") && ours.err.contains("Check failed"), "{options}{}", ours.err);
+    }
+    let (theirs, ours) = scene.both(&format!("check --image-opts {broken}"));
+    assert_eq!(ours.err.lines().last(), theirs.err.lines().last());
 }
 
 #[test]

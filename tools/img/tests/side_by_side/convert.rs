@@ -83,6 +83,24 @@ fn ways_of_copying() {
     scene.same_images(&["19.qcow2", "20.raw"]);
 }
 
+/// Zeroes that are written like data are compressed like data: an extent of them is larger than a cluster.
+#[test]
+fn zeroes_are_compressed_too() {
+    let mut scene = Scene::new(IMAGES);
+    scene.same(&[
+        "create -q -f raw z.raw 3000k",
+        "convert -c -S 0 -f raw -O qcow2 z.raw 1.qcow2",
+        "convert -c -S 0 -f raw -O qcow2 a.raw 2.qcow2",
+        "convert -c -S 0 -W -m 4 -O qcow2 -o cluster_size=4k b.qcow2 3.qcow2",
+        "convert -c -S 0 -B b.qcow2 -F qcow2 -O qcow2 o.qcow2 4.qcow2",
+        "create -q -f qcow2 5.qcow2 4M",
+        "convert -n -c -S 0 -f raw -O qcow2 a.raw 5.qcow2",
+        "convert -c -S 64k -f raw -O qcow2 a.raw 6.qcow2",
+    ]);
+    let names = ["1.qcow2", "2.qcow2", "3.qcow2", "4.qcow2", "5.qcow2", "6.qcow2"];
+    scene.same_images(&names).same_sum_of_maps(&names);
+}
+
 #[test]
 fn targets_that_are_there() {
     let mut scene = Scene::new(IMAGES);

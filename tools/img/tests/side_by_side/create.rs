@@ -146,3 +146,23 @@ fn options_are_read_as_qemu_img_reads_them() {
     scene.same(&["create -f qcow2 -o encrypt.format=luks x.qcow2 1M"]);
     scene.codes("the format is not supported yet", 0, 1, &["create -f vdi x.vdi 1M"]);
 }
+
+/// A data file is named like an image.
+#[test]
+fn data_files_may_be_named_with_their_protocol() {
+    let mut scene = Scene::new(&["create -q -f raw s.raw 1M", "qemu-io -f raw -c 'write -P 7 0 1M' s.raw"]);
+    scene.same(&[
+        "create -f qcow2 -o data_file=file:a.data a.qcow2 1M",
+        "convert -f raw -O qcow2 -o data_file=file:b.data s.raw b.qcow2",
+        "convert -f raw -O qcow2 -o data_file=./c:c.data s.raw c.qcow2",
+        "info c.qcow2",
+        "check a.qcow2",
+        "compare s.raw b.qcow2",
+        "compare s.raw c.qcow2",
+    ]);
+    for name in ["a.data", "b.data", "c:c.data"] {
+        assert!(scene.ours().join(name).exists(), "{name}");
+    }
+    scene.codes("there is no driver yet", 1, 1, &["create -f qcow2 -o data_file=nbd:x d.qcow2 1M"]);
+    assert!(!scene.ours().join("nbd:x").exists() && !scene.ours().join("d.qcow2").exists());
+}

@@ -1,11 +1,12 @@
 //! Bad input and bad surroundings: nobody panics, nothing is lost that was not given up, no half-made image stays.
 
-use std::fs::File;
-use std::os::unix::fs::symlink;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use super::locked::Writer;
 use super::scene::Scene;
 
 fn ours(folder: &Path, words: &[&str]) -> Output {
@@ -87,6 +88,11 @@ fn an_image_is_not_made_over_what_it_stands_on() {
         (0, "create -f qcow2 -b base.qcow2 -F qcow2 link.qcow2"),
         (0, "create -f qcow2 -b mid.qcow2 -F qcow2 base.qcow2"),
         (1, "convert -f raw -B ./base.qcow2 -F qcow2 -O qcow2 a.raw base.qcow2"),
+        (1, "convert -f raw -B mid.qcow2 -F qcow2 -O qcow2 a.raw base.qcow2"),
+        (1, "convert -f raw -B mid.qcow2 -F qcow2 -O qcow2 -o data_file=base.qcow2 a.raw new.qcow2"),
+        (0, "create -f qcow2 -b mid.qcow2 -F qcow2 -o data_file=base.qcow2 new.qcow2"),
+        (0, "create -f qcow2 -u -b mid.qcow2 -F qcow2 base.qcow2 1M"),
+        (1, "create -f qcow2 -o data_file=file:base.qcow2 file:./base.qcow2 1M"),
     ] {
         let mut scene = Scene::new(CHAIN);
         let before = scene.contents("base.qcow2");
@@ -126,6 +132,119 @@ fn what_was_begun_is_taken_away_with_all_its_files() {
     let quoted = format!("if={broken}");
     assert_eq!(ours(&folder, &["dd", "--image-opts", &quoted, "of=d.raw"]).status.code(), Some(1));
     assert!(!folder.join("d.raw").exists());
+}
+
+#[test]
+fn a_source_and_what_it_stands_on_are_no_targets() {
+    let mut scene = Scene::new(&[
+        "create -q -f raw b.raw 1M",
+        "qemu-io -f raw -c 'write -P 7 0 1M' b.raw",
+        "create -q -f qcow2 -b b.raw -F raw mid.qcow2",
+        "create -q -f qcow2 -b mid.qcow2 -F qcow2 t.qcow2",
+    ]);
+    scene.same(&[
+        "convert -O raw t.qcow2 b.raw",
+        "convert -O qcow2 t.qcow2 mid.qcow2",
+        "convert -O qcow2 -o data_file=b.raw t.qcow2 new.qcow2",
+    ]);
+    for line in ["dd if=t.qcow2 of=b.raw", "dd -f raw if=b.raw of=b.raw"] {
+        let done = scene.ours_says(line);
+        let text = "b.raw: error while creating output image: Failed to get \"write\" lock\nIs another process using the image";
+        assert!(done.code == Some(1) && done.err.contains(text), "{}", done.err);
+    }
+    assert!(scene.contents("t.qcow2") == vec![7; 1 << 20]);
+}
+
+/// qemu-img knows no limit. What is refused is told in one sentence, however long the way was.
+#[test]
+fn long_chains_are_opened_up_to_the_graphs_depth() {
+    let over = |number: usize| format!("create -q -f qcow2 -u -b {}.qcow2 -F qcow2 {number}.qcow2 1M", number - 1);
+    let lines: Vec<_> = (1..64).map(over).collect();
+    let mut setup = vec!["create -q -f qcow2 0.qcow2 1M"];
+    setup.extend(lines.iter().map(String::as_str));
+    let mut scene = Scene::new(&setup);
+    scene.same_reads(&["map 62.qcow2", "info --backing-chain 62.qcow2", "info 63.qcow2"]);
+    scene.codes("no graph is deeper", 0, 1, &["map 63.qcow2"]);
+    let said = scene.ours_says("map 63.qcow2").err;
+    assert_eq!(said, "qemu-img: Could not open '63.qcow2': Not more than 63 images may stand on each other\n");
+}
+
+/// A guest may write what it likes to its disk, and so decide what is opened in the next guess: not by a commit.
+#[test]
+fn a_guessed_base_does_not_become_an_image() {
+    for (setup, names) in [
+        (&["create -q -f qcow2 -b base.raw -F raw top.qcow2"][..], &["top.qcow2"][..]),
+        (
+            &["create -q -f qcow2 -b base.raw -F raw mid.qcow2", "create -q -f qcow2 -b mid.qcow2 -F qcow2 top.qcow2"],
+            &["mid.qcow2"],
+        ),
+    ] {
+        let setup: Vec<_> = ["create -q -f raw base.raw 1M"].into_iter().chain(setup.iter().copied()).collect();
+        let mut scene = Scene::new(&setup);
+        for side in [scene.theirs(), scene.ours()] {
+            let mut start = b"QFI\xfb\0\0\0\x03".to_vec();
+            start.resize(512, 0);
+            std::fs::write(side.join("start"), start).unwrap();
+            let words = ["-f", "qcow2", "-c", "write -s start 0 512", "top.qcow2"];
+            assert!(
+                Command::new("qemu-io")
+                    .args(words)
+                    .current_dir(&side)
+                    .stdout(Stdio::null())
+                    .status()
+                    .unwrap()
+                    .success()
+            );
+            for name in names {
+                forget_format(&side.join(name));
+            }
+        }
+        scene.same(&["commit -b base.raw top.qcow2", "commit -d top.qcow2", "commit top.qcow2", "info base.raw"]);
+        let base = std::fs::read(scene.ours().join("base.raw")).unwrap();
+        assert!(base.iter().all(|byte| *byte == 0), "the base is an image now");
+    }
+}
+
+/// The extension that names the backing format becomes one that nobody knows.
+fn forget_format(image: &Path) {
+    let mut bytes = std::fs::read(image).unwrap();
+    let at = bytes.windows(4).position(|kind| kind == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+    bytes[at + 3] = 0xcb;
+    std::fs::write(image, bytes).unwrap();
+}
+
+/// What could not be emptied is not taken away either: it is somebody else's.
+#[test]
+fn a_data_file_that_is_not_given_up_stays() {
+    let scene = Scene::new(&[
+        "create -q -f raw a.raw 1M",
+        "qemu-io -f raw -c 'write -P 7 0 1M' a.raw",
+        "create -q -f raw b.raw 1M",
+        "qemu-io -f raw -c 'write -P 8 0 1M' b.raw",
+        "create -q -f qcow2 -b b.raw -F raw top.qcow2",
+    ]);
+    let folder = scene.ours();
+    let used = Writer::of(&scene, false, "-f raw a.raw");
+    for (words, data) in [
+        (&["create", "-f", "qcow2", "-o", "data_file=a.raw", "new.qcow2", "1M"][..], "a.raw"),
+        (&["convert", "-f", "raw", "-O", "qcow2", "-o", "data_file=b.raw", "b.raw", "new.qcow2"], "b.raw"),
+        (&["convert", "-O", "qcow2", "-o", "data_file=b.raw", "top.qcow2", "new.qcow2"], "b.raw"),
+    ] {
+        let before = std::fs::read(folder.join(data)).unwrap();
+        let done = ours(&folder, words);
+        assert_eq!(done.status.code(), Some(1), "{words:?}: {}", text(&done.stderr));
+        assert!(std::fs::read(folder.join(data)).ok() == Some(before), "{words:?}: '{data}' is another one");
+        assert!(!folder.join("new.qcow2").exists(), "{words:?}");
+    }
+    drop(used);
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o777)).unwrap();
+    std::fs::set_permissions(folder.join("b.raw"), Permissions::from_mode(0o444)).unwrap();
+    let line = "create -f qcow2 -o data_file=b.raw new.qcow2 1M";
+    let mut nobody = Command::new("setpriv");
+    nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups", env!("CARGO_BIN_EXE_trellis-img")]);
+    let done = nobody.args(line.split(' ')).current_dir(&folder).output().unwrap();
+    assert!(text(&done.stderr).contains("Permission denied"), "{}", text(&done.stderr));
+    assert!(folder.join("b.raw").exists() && !folder.join("new.qcow2").exists());
 }
 
 #[test]

@@ -9,14 +9,16 @@ use super::info::CHAIN;
 use super::scene::Scene;
 
 /// A `qemu-io` that writes to an image until it is dropped.
-struct Writer(Child);
+pub(crate) struct Writer(Child);
 
 impl Writer {
-    fn of(scene: &Scene, theirs: bool, image: &str) -> Self {
+    /// `words`: the image's name, behind options.
+    pub(crate) fn of(scene: &Scene, theirs: bool, words: &str) -> Self {
         let folder = if theirs { scene.theirs() } else { scene.ours() };
         let mut command = Command::new("qemu-io");
-        command.args(["-c", "sleep 60000", image]).current_dir(&folder).stdout(Stdio::null());
+        command.args(["-c", "sleep 60000"]).args(words.split(' ')).current_dir(&folder).stdout(Stdio::null());
         let writer = Self(command.spawn().unwrap());
+        let image = words.rsplit(' ').next().unwrap();
         // Asking a program would take a lock itself, and keep the writer out.
         let end = Instant::now() + Duration::from_secs(30);
         while is_free(&folder.join(image)) {

@@ -36,11 +36,26 @@ fn files_are_measured_before_they_are_made() {
 }
 
 #[test]
+fn holes_of_a_raw_data_file_take_no_room() {
+    let mut scene = Scene::new(&[
+        "create -q -f qcow2 -o data_file=a.data,data_file_raw=on a.qcow2 1M",
+        "qemu-io -c 'write -P 1 0 64k' a.qcow2",
+    ]);
+    scene.same_code("qemu-img counts all of it", &["measure -O qcow2 a.qcow2"]);
+    let said = scene.ours_says("measure -O qcow2 a.qcow2").out;
+    assert!(scene.ours_says("convert -O qcow2 a.qcow2 b.qcow2").code == Some(0));
+    let bytes = std::fs::metadata(scene.ours().join("b.qcow2")).unwrap().len();
+    assert!(said.contains("required size: 393216\n") && bytes <= 393_216, "{bytes} bytes, not {said}");
+}
+
+#[test]
 fn what_cannot_be_measured_is_said() {
     let mut scene = Scene::new(CHAIN);
     scene.same(&[
         "measure -O nosuch --size 1G",
         "measure -O qcow2 -l nosuch a.qcow2",
+        "measure -O qcow2 -l snapshot.id=7 a.qcow2",
+        "measure -f raw -l one r.raw",
         "measure --size -1",
         "measure --size x",
         "measure --size 8E",
@@ -48,4 +63,8 @@ fn what_cannot_be_measured_is_said() {
         "measure -O qcow2 -o nosuch=1 --size 1T",
         "measure -O qcow2 none",
     ]);
+    scene.same_code(
+        "the inner parameter is said in one message",
+        &["measure -O qcow2 -l snapshot.bogus=1 a.qcow2", "measure -l snapshot.bogus=1 --output=x a.qcow2"],
+    );
 }

@@ -288,6 +288,19 @@ fn ways_of_opening() {
     alike(&["--object", "bogus,id=x", "-f", "raw"], "a.raw", &[&["read 0 512"]]);
 }
 
+/// Whatever stands above it: what was taken for raw cannot be made an image that names a file. An overlay can.
+#[test]
+fn a_guessed_disk_does_not_become_an_image() {
+    let bench = Bench::new();
+    let mut start = b"QFI\xfb\0\0\0\x03".to_vec();
+    start.resize(512, 0);
+    std::fs::write(bench.path().join("origin/start"), start).unwrap();
+    for options in [&["-C"][..], &[], &["-s"], &["-C", "-s"], &["-C", "-t", "none"], &["-C", "-f", "raw"]] {
+        let write = ["-c", "write -s start 0 512", "-c", "write -s start 512 512", "a.raw"];
+        bench.same(&[options, &write].concat(), "");
+    }
+}
+
 #[test]
 fn options_may_be_written_in_many_ways() {
     let bench = Bench::new();

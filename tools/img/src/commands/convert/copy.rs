@@ -265,6 +265,8 @@ impl Copy {
         let len = end - at;
         let (len, what) = match (self.manner.compressed, what) {
             (Some(cluster), What::Data) => (cluster.min(self.size - at), What::Data),
+            // Zeroes that are written like data go through a buffer, a cluster at a time.
+            (Some(cluster), What::Zero) if self.manner.fills => (cluster.min(self.size - at), What::Data),
             // Only whole clusters are zeroes, or are left to what is below.
             (Some(cluster), _) if len < cluster && end < self.size => (cluster.min(self.size - at), What::Data),
             (Some(cluster), other) if end < self.size => (len / cluster * cluster, other),

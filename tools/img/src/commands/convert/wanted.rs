@@ -1,11 +1,11 @@
 //! What the command line of `convert` says. What contradicts itself is found here, in the order in which `qemu-img` finds it.
 
-use block_core::graph::SnapshotName;
 use trellis_image::args::Args;
 use trellis_image::pairs::Pairs;
 use trellis_image::{Cache, Creation, Failure, FileName, Given, Image, size, words};
 
-use super::super::common::file_name;
+use super::super::common::{file_name, shows_progress};
+use super::super::snapshot::Wish;
 
 /// What is to be copied into what, and how.
 #[derive(Debug)]
@@ -14,7 +14,7 @@ pub(super) struct Wanted {
     pub(super) format: Option<String>,
     pub(super) source_cache: Cache,
     pub(super) force_share: bool,
-    pub(super) snapshot: Option<Snapshot>,
+    pub(super) snapshot: Option<Wish>,
     pub(super) target: FileName,
     /// `None` where the target's options say it.
     pub(super) target_format: Option<String>,
@@ -37,19 +37,10 @@ pub(super) struct Wanted {
     pub(super) shows_progress: bool,
 }
 
-/// Which internal snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Snapshot {
-    /// An id or a name.
-    Word(String),
-    /// What it says it is.
-    Said(SnapshotName),
-}
-
 impl Wanted {
     pub(super) fn read(args: &Args) -> Result<Self, Failure> {
         let text = |id: &str| args.get(id).map(str::to_owned);
-        let snapshot = args.get("snapshot").map(snapshot).transpose()?;
+        let snapshot = args.get("snapshot").map(Wish::read).transpose()?;
         let sparse = args.get("sparse-size").map(sparse_size).transpose()?;
         let parallel = args.get("parallel").map(|word| size::parse_count("number of coroutines", word, 1, 16));
         let rate = args.get("rate-limit").map(|word| size::parse_named("rate limit", word)).transpose()?;
@@ -65,8 +56,14 @@ impl Wanted {
                 args.has("skip-broken-bitmaps") && !args.has("bitmaps"),
                 "Use of --skip-broken-bitmaps requires --bitmaps",
             ),
-            (args.has("copy-range") && args.has("compress"), "Cannot enable copy offloading when -c is used"),
-            (args.has("copy-range") && args.has("sparse-size"), "Cannot enable copy offloading when -S is used"),
+            (
+                args.has("copy-range-offloading") && args.has("compress"),
+                "Cannot enable copy offloading when -c is used",
+            ),
+            (
+                args.has("copy-range-offloading") && args.has("sparse-size"),
+                "Cannot enable copy offloading when -S is used",
+            ),
             (
                 args.has("target-image-opts") && args.has("target-format"),
                 "--image-opts and --format are mutually exclusive",
@@ -97,16 +94,16 @@ impl Wanted {
             backing,
             backing_format: text("backing-format"),
             compressed: args.has("compress"),
-            copy_range: args.has("copy-range"),
+            copy_range: args.has("copy-range-offloading"),
             parallel,
-            out_of_order: args.has("out-of-order"),
+            out_of_order: args.has("oob-writes"),
             sparse: sparse.unwrap_or(Some(4096)),
             rate: rate.filter(|rate| *rate > 0),
             target_is_zero: args.has("target-is-zero"),
             bitmaps: args.has("bitmaps"),
             skips_broken_bitmaps: args.has("skip-broken-bitmaps"),
             salvages: args.has("salvage"),
-            shows_progress: args.has("progress") && !args.has("quiet"),
+            shows_progress: shows_progress(args),
         };
         wanted.check()?;
         Ok(wanted)
@@ -214,22 +211,6 @@ fn sparse_size(word: &str) -> Result<Option<u64>, Failure> {
         )));
     }
     Ok((bytes > 0).then_some(bytes))
-}
-
-/// `-l`: a word, or what it says it is.
-fn snapshot(word: &str) -> Result<Snapshot, Failure> {
-    if !word.starts_with("snapshot.") {
-        return Ok(Snapshot::Word(word.to_owned()));
-    }
-    let (mut name, pairs) = (SnapshotName::default(), Pairs::read([word])?);
-    for (member, value) in pairs.iter() {
-        match member {
-            "snapshot.id" => name.id = Some(value.to_owned()),
-            "snapshot.name" => name.name = Some(value.to_owned()),
-            _ => return Err(Failure::new(format!("Failed in parsing snapshot param '{word}'"))),
-        }
-    }
-    Ok(Snapshot::Said(name))
 }
 
 const MOST_SPARSE: u64 = 16 << 20;
