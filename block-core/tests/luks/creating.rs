@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::bench::with;
 use crate::peer::{
-    Place, SIZE, WORD, by_qemu, contents, create, described, detached, node, opens, output, run, scribble,
+    Place, SIZE, WORD, by_qemu, contents, create, described, detached, node, noise, opens, output, run, scribble,
 };
 
 fn options(more: &Value) -> Value {
@@ -110,6 +110,33 @@ fn no_older_header_is_left_on_a_device() {
         std::fs::write(&path, bytes).unwrap();
         let refused = opens(&node(&path, "s0"), &[WORD]).unwrap_err();
         assert!(refused.contains("not in LUKS format"), "{size}: {refused}");
+    }
+}
+
+/// A device that is too small keeps what it has.
+#[test]
+fn a_device_without_room_is_left_alone() {
+    let place = Place::new();
+    let before = noise(5, 3 << 20);
+    let (path, small) = (place.with("device", &before), place.with("small", &before));
+    let device = |path: &str, size: u64| json!({ "driver": "raw", "size": size, "file": { "driver": "file", "filename": path } });
+    let (file, few) = (device(&path, 3 << 20), device(&small, 1 << 20));
+    let encrypt = json!({ "format": "luks", "key-secret": "s0", "iter-time": 1 });
+    let qcow2 = json!({ "driver": "qcow2", "size": SIZE, "file": few });
+    for new in [
+        options(&json!({ "file": file, "size": 2 << 20 })),
+        options(&json!({ "file": file, "header": few, "size": SIZE })),
+        options(&json!({ "file": few, "header": file, "size": 2 << 20 })),
+        options(&json!({ "header": few })),
+        with(qcow2.clone(), &json!({ "encrypt": encrypt })),
+        with(qcow2.clone(), &json!({ "preallocation": "full" })),
+        with(qcow2, &json!({ "file": file, "data-file": few, "size": 2 << 20, "preallocation": "metadata" })),
+    ] {
+        let refused = create(&new, &[WORD]).unwrap_err();
+        assert!(refused.ends_with("no space left"), "{refused}");
+        for path in [&path, &small] {
+            assert!(std::fs::read(path).unwrap() == before, "{new}: something was written");
+        }
     }
 }
 

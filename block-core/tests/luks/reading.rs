@@ -49,6 +49,17 @@ fn described_by_qemu(image: &str) -> Value {
     serde_json::from_str::<Value>(&said).unwrap()["format-specific"]["data"].take()
 }
 
+/// A label is the operator's, in whatever words: nothing follows from it.
+#[test]
+fn luks2_with_a_label() {
+    let place = Place::new();
+    let (path, key) = (place.empty("image.luks", 20 << 20), place.with("word.key", WORD.as_bytes()));
+    let quick = ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--key-file", &key];
+    let format = ["-q", "luksFormat", "--type", "luks2", "--label", "Größe \u{1f511}"];
+    run("cryptsetup", &[&format[..], &quick, &[&path]].concat());
+    opens(&node(&path, "s0"), &[WORD]).unwrap();
+}
+
 /// cryptsetup's LUKS1, with several slots; QEMU says what the disk has. Other ciphers than AES cryptsetup has from the kernel,
 /// whose modules not every machine has.
 #[test]

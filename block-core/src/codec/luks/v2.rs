@@ -29,7 +29,6 @@ pub const MAX_LUKS2_SLOTS: usize = 32;
 /// A header that holds what the specification and our limits ask.
 #[derive(Clone, Debug)]
 pub struct Header {
-    label: String,
     uuid: String,
     slots: Vec<Slot>,
     digest: Digest,
@@ -122,9 +121,8 @@ impl Header {
         let text = copy.bytes.get(BINARY..).unwrap_or_default();
         let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
         let (slots, digest, payload) = json::read(text)?;
-        let label = fields.name("The label", 24, 48)?.to_owned();
         let uuid = fields.name("The UUID", 168, 40)?.to_owned();
-        let header = Self { label, uuid, slots, digest, payload };
+        let header = Self { uuid, slots, digest, payload };
         header.check(copy.bytes.len() as u64, end, detached)?;
         Ok(header)
     }
@@ -148,11 +146,6 @@ impl Header {
             }
         }
         Ok(())
-    }
-
-    /// What the disk is called, if it is.
-    pub fn label(&self) -> &str {
-        &self.label
     }
 
     /// The disk's name, as the header has it.

@@ -95,11 +95,6 @@ impl Wanted {
     }
 
     async fn make(&self, session: &Session, given: &Given, force: bool) -> Result<(), Failure> {
-        if let Some(keys) = &self.keys {
-            let image = open(session, &Given { quiet: true, ..given.clone() }).await?;
-            let changed = image.amend(keys.clone(), force).await;
-            closed(image, changed.map_err(Failure::from)).await?;
-        }
         // The newer version can hold more: it comes before the size, and goes behind it.
         let downgrades = self.options.version == Some(2);
         if !downgrades && self.options != AmendOptions::default() {
@@ -113,6 +108,12 @@ impl Wanted {
         }
         if downgrades {
             session.amend(given, &self.options).await?;
+        }
+        // A slot that is erased does not come back: whatever else could be refused comes before, and is opened with it.
+        if let Some(keys) = &self.keys {
+            let image = open(session, &Given { quiet: true, ..given.clone() }).await?;
+            let changed = image.amend(keys.clone(), force).await;
+            closed(image, changed.map_err(Failure::from)).await?;
         }
         Ok(())
     }

@@ -221,6 +221,19 @@ fn key_slots_are_changed() {
     scene.same_disks("crypt", &["e.qcow2"]).same_images(&["x.raw"]);
 }
 
+/// A slot that is erased is gone: what else is refused of the same line is refused before.
+#[test]
+fn a_refusal_leaves_the_key_slots_alone() {
+    let mut scene = Scene::new(IMAGES);
+    let line = |more: &str| {
+        format!("amend @s --force --image-opts -o encrypt.state=inactive,encrypt.keyslot=0,{more} crypt:e.qcow2")
+    };
+    scene.same(&[&line("refcount_bits=3"), "info e.qcow2"]).same_disks("crypt", &["e.qcow2"]);
+    // The key is still there for what comes before.
+    scene.same_code_at_least(&line("lazy_refcounts=on,size=2M"));
+    scene.same(&["info e.qcow2"]);
+}
+
 /// Of the old encryption: images are read, and not written.
 #[test]
 fn old_images_are_read() {

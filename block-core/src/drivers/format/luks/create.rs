@@ -7,6 +7,7 @@ use crate::codec::cipher::{Family, IvGen, Mode, Spec};
 use crate::codec::hash::Hash;
 use crate::codec::luks::{v1, v2};
 use crate::codec::secret::Secret;
+use crate::drivers::format::{check_room, grown};
 use crate::drivers::keys::{NewKeys, put};
 use crate::graph::{Child, Preallocation};
 
@@ -78,6 +79,10 @@ pub async fn create(
     let keeper = header.or(file).ok_or_else(|| Error::new("Either 'file' or 'header' has to be given"))?;
     let NewKeys { header: new, material, .. } = keys;
     let end = options.end(new.payload().offset)?;
+    // The material of all slots has its room, so that whoever fills one later finds it.
+    let last = new.material(v1::SLOTS - 1).end();
+    check_room(keeper, last).doing(doing)?;
+    file.map_or(Ok(()), |file| check_room(file, end)).doing(doing)?;
     // What was there is no image from here on.
     emptied(keeper).await.doing(doing)?;
     if let Some(file) = file {
@@ -86,8 +91,6 @@ pub async fn create(
         }
         grown(file, end, options.preallocation).await.doing(doing)?;
     }
-    // The material of all slots has its room, so that whoever fills one later finds it.
-    let last = new.material(v1::SLOTS - 1).end();
     if keeper.size() < last {
         grown(keeper, last, Preallocation::Off).await.doing(doing)?;
     }
@@ -114,17 +117,6 @@ async fn emptied(child: Child<'_>) -> Result<(), IoError> {
     }
     // Before anything new is written: a crash leaves no mixture.
     child.flush().await
-}
-
-/// Space that a file system cannot reserve is written.
-async fn grown(file: Child<'_>, end: u64, how: Preallocation) -> Result<(), IoError> {
-    if file.moving_end().is_none() {
-        return if file.size() < end { Err(IoError::NoSpace) } else { Ok(()) };
-    }
-    match file.set_end(end, how).await {
-        Err(IoError::Unsupported) if how == Preallocation::Falloc => file.set_end(end, Preallocation::Full).await,
-        other => other,
-    }
 }
 
 /// Bytes at the place of a header: its magic, and what a device writes at once.

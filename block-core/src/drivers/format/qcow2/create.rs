@@ -12,6 +12,7 @@ use super::refcounts::Block;
 use super::tables::put;
 use super::write::mask;
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt, SECTOR};
+use crate::drivers::format::{check_room, grown};
 use crate::drivers::keys::NewKeys;
 use crate::graph::{Child, Preallocation, WriteFlags};
 use crate::pipeline::Seal;
@@ -77,6 +78,8 @@ pub async fn create(
 ) -> Result<()> {
     let plan = Plan::new(options, data.is_some(), keys)?;
     let doing = || "Could not create the qcow2 image";
+    check_room(file, plan.end() << plan.layout.cluster_bits).doing(doing)?;
+    data.map_or(Ok(()), |data| check_room(data, options.size)).doing(doing)?;
     // What was there is no image from here on, and is not found in clusters later.
     if file.moving_end().is_some() {
         file.set_end(0, Preallocation::Off).await.doing(doing)?;
@@ -87,14 +90,6 @@ pub async fn create(
     file.flush().await.doing(doing)?;
     put(file, 0, &plan.header()?).await.doing(doing)?;
     file.flush().await.doing(doing)
-}
-
-/// Space that a file system cannot reserve is written.
-async fn grown(file: Child<'_>, end: u64, how: Preallocation) -> Result<(), IoError> {
-    match file.set_end(end, how).await {
-        Err(IoError::Unsupported) if how == Preallocation::Falloc => file.set_end(end, Preallocation::Full).await,
-        other => other,
-    }
 }
 
 /// What lies where: the header, the refcount table, its blocks, the L1 table, and where clusters are allocated in advance,
