@@ -161,7 +161,7 @@ impl Creation {
             return Err(Error::new("Error: Trying to create an image with the same filename as the backing file"));
         }
         if let Some(data) = self.data_file()? {
-            if data == path || is_any_of(data, &[path.clone()]).await {
+            if data == path || is_any_of(data, std::slice::from_ref(path)).await {
                 return Err(Error::new("An image cannot have itself as its data file"));
             }
             if is_any_of(data, &below).await {
