@@ -15,9 +15,9 @@ fuzz_target!(|bytes: &[u8]| {
     let _ = header.described();
     let active = header.active();
     assert!(active.iter().all(|slot| slot.material.end() <= end && slot.material.start() >= v1::LEN as u64));
-    let little = Budget { pbkdf2_iterations: 5000, argon2_memory_kib: 0, argon2_work_kib: 0 };
-    if header.check_costs(&little).is_ok() && header.check_payload(end).is_ok() {
+    let little = Budget { pbkdf2_iterations: 5000, argon2_memory_kib: 0, argon2_work_kib: 0, tries: 2 };
+    if header.check_payload(end).is_ok() {
         let material = active.iter().map(|slot| SecretBytes::zeroed(slot.material.len() as usize)).collect();
-        let _ = header.unlock(&SecretBytes::new(b"word".to_vec()), material);
+        let _ = header.unlock(&SecretBytes::new(b"word".to_vec()), material, &little);
     }
 });

@@ -21,10 +21,10 @@ fuzz_target!(|bytes: &[u8]| {
     let active = header.active();
     assert!(active.iter().all(|slot| slot.material.end() <= end && slot.material.start() >= 2 * SIZE as u64));
     assert!([512, 1024, 2048, 4096].contains(&header.payload().unit));
-    let little = Budget { pbkdf2_iterations: 5000, argon2_memory_kib: 64, argon2_work_kib: 256 };
-    if header.check_costs(&little).is_ok() && header.check_payload(end).is_ok() {
+    let little = Budget { pbkdf2_iterations: 5000, argon2_memory_kib: 64, argon2_work_kib: 256, tries: 2 };
+    if header.check_payload(end).is_ok() {
         let material = active.iter().map(|slot| SecretBytes::zeroed(slot.material.len() as usize)).collect();
-        let _ = header.unlock(&SecretBytes::new(b"word".to_vec()), material);
+        let _ = header.unlock(&SecretBytes::new(b"word".to_vec()), material, &little);
     }
 });
 

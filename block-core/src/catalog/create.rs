@@ -170,26 +170,25 @@ async fn create_luks(graph: &Rc<Graph>, own: BlockdevCreateOptionsLuks) -> Resul
     let preallocation = own.preallocation.map_or(Preallocation::Off, Preallocation::from);
     let options = luks::CreateOptions { preallocation, ..own.own.parsed(own.size)? };
     match (&own.file, &own.header) {
-        (None, None) => Err(Error::new("Parameter 'file' is missing")),
+        (None, None) => return Err(Error::new("Parameter 'file' is missing")),
         (None, Some(_)) if preallocation != Preallocation::Off => {
-            Err(Error::new("Parameter 'file' is required for 'preallocation'"))
+            return Err(Error::new("Parameter 'file' is required for 'preallocation'"));
         }
-        (Some(file), None) => {
-            in_node(graph, file, async |file, _| luks::create(Some(file), None, &options, &passphrase).await).await
-        }
-        (None, Some(header)) => {
-            in_node(graph, header, async |header, _| luks::create(None, Some(header), &options, &passphrase).await)
-                .await
-        }
-        (Some(file), Some(header)) => {
-            in_node(graph, header, async |header, _| {
-                let work =
-                    async |file: Child<'_>, _| luks::create(Some(file), Some(header), &options, &passphrase).await;
-                in_node(graph, file, work).await
-            })
-            .await
-        }
+        _ => {}
     }
+    let keys = options.keys(own.header.is_some(), passphrase).await?;
+    let (options, keys) = (&options, &keys);
+    let Some(header) = &own.header else {
+        let file = own.file.as_ref().ok_or_else(|| Error::new("Parameter 'file' is missing"))?;
+        return in_node(graph, file, async |file, _| luks::create(Some(file), None, options, keys).await).await;
+    };
+    in_node(graph, header, async |header, _| match &own.file {
+        None => luks::create(None, Some(header), options, keys).await,
+        Some(file) => {
+            in_node(graph, file, async |file, _| luks::create(Some(file), Some(header), options, keys).await).await
+        }
+    })
+    .await
 }
 
 async fn create_qcow2(graph: &Rc<Graph>, own: BlockdevCreateOptionsQcow2) -> Result<()> {

@@ -11,6 +11,7 @@ use super::iv::Ivs;
 use super::modes::{Cbc, Direction, Ecb, IV, Units};
 use super::xts::Xts;
 use crate::base::{Error, Result};
+use crate::rt::Kept;
 
 /// A block cipher, whatever its key's length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,29 +233,33 @@ impl Spec {
     fn units(&self, key: &[u8]) -> Result<Box<dyn Units>> {
         let own = self.cipher_key(key.len())?;
         Ok(match (self.family, self.mode) {
-            (Family::Aes, Mode::Ecb) if own == 16 => Box::new(Ecb::<Aes128>::new(key)?),
-            (Family::Aes, Mode::Ecb) if own == 24 => Box::new(Ecb::<Aes192>::new(key)?),
-            (Family::Aes, Mode::Ecb) => Box::new(Ecb::<Aes256>::new(key)?),
-            (Family::Aes, Mode::Cbc) if own == 16 => Box::new(Cbc::<Aes128>::new(key)?),
-            (Family::Aes, Mode::Cbc) if own == 24 => Box::new(Cbc::<Aes192>::new(key)?),
-            (Family::Aes, Mode::Cbc) => Box::new(Cbc::<Aes256>::new(key)?),
-            (Family::Aes, Mode::Xts) if own == 16 => Box::new(Xts::<Aes128>::new(key)?),
-            (Family::Aes, Mode::Xts) if own == 24 => Box::new(Xts::<Aes192>::new(key)?),
-            (Family::Aes, Mode::Xts) => Box::new(Xts::<Aes256>::new(key)?),
-            (Family::Serpent, Mode::Ecb) => Box::new(Ecb::<Serpent>::new(key)?),
-            (Family::Serpent, Mode::Cbc) => Box::new(Cbc::<Serpent>::new(key)?),
-            (Family::Serpent, Mode::Xts) => Box::new(Xts::<Serpent>::new(key)?),
-            (Family::Twofish, Mode::Ecb) => Box::new(Ecb::<Twofish>::new(key)?),
-            (Family::Twofish, Mode::Cbc) => Box::new(Cbc::<Twofish>::new(key)?),
-            (Family::Twofish, Mode::Xts) => Box::new(Xts::<Twofish>::new(key)?),
-            (Family::Cast5, Mode::Ecb) => Box::new(Ecb::<Cast5>::new(key)?),
-            (Family::Cast5, Mode::Cbc) => Box::new(Cbc::<Cast5>::new(key)?),
+            (Family::Aes, Mode::Ecb) if own == 16 => kept(|| Ecb::<Aes128>::new(key))?,
+            (Family::Aes, Mode::Ecb) if own == 24 => kept(|| Ecb::<Aes192>::new(key))?,
+            (Family::Aes, Mode::Ecb) => kept(|| Ecb::<Aes256>::new(key))?,
+            (Family::Aes, Mode::Cbc) if own == 16 => kept(|| Cbc::<Aes128>::new(key))?,
+            (Family::Aes, Mode::Cbc) if own == 24 => kept(|| Cbc::<Aes192>::new(key))?,
+            (Family::Aes, Mode::Cbc) => kept(|| Cbc::<Aes256>::new(key))?,
+            (Family::Aes, Mode::Xts) if own == 16 => kept(|| Xts::<Aes128>::new(key))?,
+            (Family::Aes, Mode::Xts) if own == 24 => kept(|| Xts::<Aes192>::new(key))?,
+            (Family::Aes, Mode::Xts) => kept(|| Xts::<Aes256>::new(key))?,
+            (Family::Serpent, Mode::Ecb) => kept(|| Ecb::<Serpent>::new(key))?,
+            (Family::Serpent, Mode::Cbc) => kept(|| Cbc::<Serpent>::new(key))?,
+            (Family::Serpent, Mode::Xts) => kept(|| Xts::<Serpent>::new(key))?,
+            (Family::Twofish, Mode::Ecb) => kept(|| Ecb::<Twofish>::new(key))?,
+            (Family::Twofish, Mode::Cbc) => kept(|| Cbc::<Twofish>::new(key))?,
+            (Family::Twofish, Mode::Xts) => kept(|| Xts::<Twofish>::new(key))?,
+            (Family::Cast5, Mode::Ecb) => kept(|| Ecb::<Cast5>::new(key))?,
+            (Family::Cast5, Mode::Cbc) => kept(|| Cbc::<Cast5>::new(key))?,
             (Family::Cast5, Mode::Xts) => unreachable!("`check` has refused it"),
         })
     }
 }
 
-/// A keyed cipher for the units of a disk. Any thread may use it.
+fn kept<U: Units + 'static>(make: impl FnOnce() -> Result<U>) -> Result<Box<dyn Units>> {
+    Ok(Box::new(Kept::new(make)?))
+}
+
+/// A keyed cipher for the units of a disk, whose round keys are in pages of their own ([`Kept`]). Any thread may use it.
 pub struct SectorCipher {
     units: Box<dyn Units>,
     ivs: Ivs,
@@ -362,6 +367,37 @@ mod tests {
                     cipher.decrypt(7, &mut data);
                     assert_eq!(data, plain, "{family:?} {mode}");
                 }
+            }
+        }
+    }
+
+    /// What is made of a key is as secret as the key: it is in pages of its own, which are in no dump and not swapped out.
+    #[test]
+    fn round_keys_are_where_secrets_may_stay() {
+        let flags = |address: usize| {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut is_here = false;
+            let line = smaps.lines().find(|line| {
+                let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+                let number = |text| usize::from_str_radix(text, 16).ok();
+                if let Some((Some(start), Some(end))) = range.map(|(start, end)| (number(start), number(end))) {
+                    is_here = (start..end).contains(&address);
+                }
+                is_here && line.starts_with("VmFlags")
+            });
+            line.unwrap().to_owned()
+        };
+        let local = 7;
+        assert!(!flags(std::ptr::from_ref(&local).addr()).contains(" dd"), "ordinary memory is dumped");
+        for (name, len) in
+            [("aes-xts-plain64", 64), ("aes-cbc-essiv:sha256", 32), ("serpent-ecb", 32), ("cast5-cbc-plain", 16)]
+        {
+            let cipher = Spec::parse_whole(name).unwrap().keyed(&vec![5; len], 512).unwrap();
+            let essiv = if let Ivs::Essiv(units, _) = &cipher.ivs { Some(units.place()) } else { None };
+            assert_eq!(essiv.is_some(), name.contains("essiv"));
+            for place in [Some(cipher.units.place()), essiv].into_iter().flatten() {
+                let flags = flags(place);
+                assert!(flags.contains(" dd") && flags.contains(" lo"), "{name}: {flags}");
             }
         }
     }

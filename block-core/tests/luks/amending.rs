@@ -10,7 +10,7 @@ use block_core::rt::run_control;
 use serde_json::{Value, json};
 
 use crate::bench::{add, with};
-use crate::peer::{Place, SIZE, WORD, contents, create, graph, node, opens, output, run, scribble};
+use crate::peer::{Place, SIZE, WORD, contents, create, detached, graph, node, opens, output, run, scribble};
 
 const WORDS: [&str; 4] = [WORD, "battery", "staple", "donkey"];
 
@@ -24,9 +24,13 @@ fn made(place: &Place) -> String {
 
 /// `x-blockdev-amend` of a node that was opened with the secret `s0`, by default.
 fn amend(path: &str, opened_with: &str, change: &Value, force: bool) -> Result<(), String> {
+    amend_node(node(path, opened_with), change, force)
+}
+
+fn amend_node(disk: Value, change: &Value, force: bool) -> Result<(), String> {
     run_control(async |_| {
         let graph = graph(&WORDS);
-        let node = add(&graph, node(path, opened_with)).await.unwrap();
+        let node = add(&graph, disk).await.unwrap();
         let options = with(json!({ "driver": "luks" }), change);
         let options = qmp::schema::from_value(options).map_err(|error: qmp::Error| error.desc)?;
         let amended = catalog::amend(&graph, node, options, force).await.map_err(|error| error.full());
@@ -106,6 +110,46 @@ fn passphrases_come_and_go() {
     amend(&path, "s3", &off(json!({ "keyslot": 1 })), true).unwrap();
     assert_eq!(active(&path), 0);
     assert!(opens(&node(&path, "s3"), &WORDS).unwrap_err().contains("No key slot of the image is in use"));
+}
+
+/// The slots are in the file of the header, which has room for as many as it has.
+#[test]
+fn a_detached_header_is_changed() {
+    let place = Place::new();
+    let (path, header) = (place.with("image", b""), place.with("header", b""));
+    let file = |path: &str| json!({ "driver": "file", "filename": path });
+    let options = json!({ "driver": "luks", "size": SIZE, "key-secret": "s0", "iter-time": 1, "file": file(&path),
+                          "header": file(&header) });
+    create(&options, &WORDS).unwrap();
+    let disk = detached(&path, &header, "s0");
+    let mut model = contents(&disk, &WORDS).unwrap();
+    scribble(&disk, &WORDS, &mut model, 3);
+    let before = std::fs::read(&path).unwrap();
+    let on = |slot| json!({ "state": "active", "iter-time": 1, "new-secret": "s1", "keyslot": slot });
+    let off = |slot| json!({ "state": "inactive", "keyslot": slot });
+    amend_node(disk.clone(), &on(7), false).unwrap();
+    amend_node(disk.clone(), &off(0), false).unwrap();
+    assert!(std::fs::read(&path).unwrap() == before, "the disk's file has no slots");
+    for (word, fits) in [(WORDS[0], false), (WORDS[1], true)] {
+        let key = place.with("one.key", word.as_bytes());
+        let theirs = output("cryptsetup", &["open", "--test-passphrase", "--key-file", &key, &header]).status.success();
+        assert_eq!((opens(&disk, &[word]).is_ok(), theirs), (fits, fits), "{word}");
+    }
+    let disk = detached(&path, &header, "s1");
+    assert!(contents(&disk, &WORDS).unwrap() == model);
+    amend_node(disk, &json!({ "state": "active", "iter-time": 1, "new-secret": "s2", "keyslot": 0 }), false).unwrap();
+    // A file that ends before the last slot.
+    let disk = detached(&path, &header, "s2");
+    amend_node(disk.clone(), &off(7), false).unwrap();
+    let mut short = std::fs::read(&header).unwrap();
+    short.truncate(short.len() - 512);
+    std::fs::write(&header, &short).unwrap();
+    for change in [on(7), off(7)] {
+        let refused = amend_node(disk.clone(), &change, true).unwrap_err();
+        assert_eq!(refused, "Keyslot 7 has no room in the header");
+        assert!(std::fs::read(&header).unwrap() == short, "{change}");
+    }
+    amend_node(disk, &on(6), false).unwrap();
 }
 
 /// With the header as it was before, an erased slot opens nothing: its material is gone.

@@ -9,7 +9,7 @@ use block_core::rt::run_control;
 use serde_json::{Value, json};
 
 use crate::bench::{add, attach, flush, io_thread, started, with, write, writer};
-use crate::in_qcow2::{check_with, image};
+use crate::in_qcow2::{check_with, image, keys};
 use crate::peer::{Place, SIZE, WORD, contents, create, graph, noise, opens, output, run, scribble};
 
 const WORDS: [&str; 4] = [WORD, "battery", "staple", "donkey"];
@@ -110,6 +110,38 @@ fn passphrases_come_and_go_while_the_image_is_in_use() {
         amend(&path, "s2", &off(json!({ "keyslot": 7 })), true).unwrap();
         assert!(opens(&disk(&path, "s2"), &WORDS).unwrap_err().contains("No key slot of the image is in use"));
     }
+}
+
+/// A slot that is not in use may say that its material is anywhere: it is not filled there, nor overwritten.
+#[test]
+fn a_slot_without_room_stays_as_it_is() {
+    let place = Place::new();
+    let path = made(&place, &json!({}));
+    let mut model = vec![0; SIZE];
+    scribble(&disk(&path, "s0"), &WORDS, &mut model, 4);
+    let (mut bytes, keys) = (std::fs::read(&path).unwrap(), keys(&path));
+    for slot in [1, 5] {
+        // Behind the last byte of the place that the keys have; two slots do not overlap.
+        let sector = (keys.len() as u32).next_multiple_of(512) / 512 - 1 + slot * 1024;
+        let at = keys.start + 208 + slot as usize * 48 + 40;
+        bytes[at..at + 4].copy_from_slice(&sector.to_be_bytes());
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    for change in [
+        json!({ "state": "active", "new-secret": "s1", "iter-time": 1, "keyslot": 5 }),
+        json!({ "state": "active", "new-secret": "s1", "iter-time": 1, "keyslot": 1 }),
+        json!({ "state": "inactive", "keyslot": 5 }),
+    ] {
+        let refused = amend(&path, "s0", &change, true).unwrap_err();
+        assert!(refused.ends_with("has no room in the header"), "{change}: {refused}");
+        assert!(std::fs::read(&path).unwrap() == bytes, "{change}: something was written");
+    }
+    // The first free one that has room. QEMU does not open the image: it asks the slots that are not in use as well.
+    amend(&path, "s0", &json!({ "state": "active", "new-secret": "s1", "iter-time": 1 }), false).unwrap();
+    assert!(contents(&disk(&path, "s1"), &WORDS).unwrap() == model);
+    amend(&path, "s0", &json!({ "state": "inactive", "keyslot": 2 }), false).unwrap();
+    assert!(opens(&disk(&path, "s1"), &WORDS).is_err(), "it was slot 2");
+    assert!(contents(&disk(&path, "s0"), &WORDS).unwrap() == model);
 }
 
 /// QEMU finds the image in order.

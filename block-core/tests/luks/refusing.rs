@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use block_core::codec::SecretBytes;
-use block_core::codec::luks::{Header, v1};
+use block_core::codec::luks::{Budget, Header, v1};
 use block_core::rt::run_control;
 use serde_json::json;
 
@@ -53,7 +53,7 @@ fn every_wrong_passphrase_costs_the_same() {
         let tries = (0..3).map(|_| {
             let before = on_processor();
             // Many at once, for the kernel counts in ticks.
-            (0..10).for_each(|_| drop(header.unlock(&word, material()).unwrap()));
+            (0..10).for_each(|_| drop(header.unlock(&word, material(), &Budget::default()).unwrap()));
             on_processor() - before
         });
         tries.min().unwrap()
@@ -80,7 +80,12 @@ fn a_thousand_wrong_passphrases_cost_the_same() {
             let before = on_processor();
             for number in 0..20 {
                 let word = SecretBytes::new([right, number.to_string().as_bytes()].concat());
-                assert!(header.unlock(&word, vec![SecretBytes::new(material.to_vec())]).unwrap().is_none());
+                assert!(
+                    header
+                        .unlock(&word, vec![SecretBytes::new(material.to_vec())], &Budget::default())
+                        .unwrap()
+                        .is_none()
+                );
             }
             *cost = (*cost).min(on_processor() - before);
         }

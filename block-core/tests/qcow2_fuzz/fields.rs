@@ -155,6 +155,10 @@ impl Fields {
                 self.add(&name, at, &fields);
                 self.bitmaps(image, number(image, at + 24, 8), number(image, at + 8, 4));
             }
+            if kind == 0x0537_be77 {
+                self.add(&name, at, &[("offset", 8, 8), ("length", 16, 8)]);
+                self.places.push(number(image, at + 8, 8));
+            }
             at += 8 + len.next_multiple_of(8);
         }
     }

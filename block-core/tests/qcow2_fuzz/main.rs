@@ -25,6 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use block_core::base::{ByteRange, IoError};
+use block_core::codec::SecretBytes;
+use block_core::codec::secret::{Encoding, Secret};
 use block_core::graph::{Graph, Preallocation, WriteFlags};
 use block_core::port::{PORT, PortLane};
 use block_core::rt::sync::oneshot;
@@ -115,6 +117,8 @@ async fn run(case: u64, seed: u64, samples: &[Sample], tally: &Tally, watch: &Wa
     let sheets = Sheets::of(sample, &mutations);
     {
         let graph = Graph::new(Arc::new(|_| ()));
+        let word = SecretBytes::new(samples::WORD.as_bytes().to_vec());
+        graph.objects().insert("word", Arc::new(Secret::new(word, Encoding::Raw).unwrap()));
         sheets.put(&graph).await;
         reading(&graph, sample, &sheets, &mut random, tally).await;
         writing(&graph, sample, &sheets, &mut random, tally).await;
@@ -131,13 +135,15 @@ struct Sheets {
     disk: Arc<Sheet>,
     data: Option<Arc<Sheet>>,
     base: Option<Arc<Sheet>>,
+    encrypted: bool,
 }
 
 impl Sheets {
     fn of(sample: &Sample, mutations: &[Mutation]) -> Self {
         let disk = Sheet::of(&sample.image);
         mutations.iter().for_each(|mutation| mutation.apply(&disk));
-        Self { disk, data: sample.data.as_ref().map(Sheet::of), base: sample.base.as_ref().map(Sheet::of) }
+        let (data, base) = (sample.data.as_ref().map(Sheet::of), sample.base.as_ref().map(Sheet::of));
+        Self { disk, data, base, encrypted: sample.encrypted }
     }
 
     async fn put(&self, graph: &Rc<Graph>) {
@@ -156,9 +162,12 @@ impl Sheets {
 
     fn options(&self) -> Value {
         let backing = if self.base.is_some() { json!("base") } else { Value::Null };
-        let options = json!({
+        let mut options = json!({
             "driver": "qcow2", "node-name": "top", "file": "disk", "discard": "unmap", "backing": backing,
         });
+        if self.encrypted {
+            options["encrypt"] = json!({ "format": "luks", "key-secret": "word" });
+        }
         if self.data.is_some() { with(options, &json!({ "data-file": "data" })) } else { options }
     }
 }

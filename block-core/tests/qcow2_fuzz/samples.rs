@@ -16,6 +16,8 @@ pub(crate) struct Sample {
     pub(crate) image: Arc<[u8]>,
     pub(crate) data: Option<Arc<[u8]>>,
     pub(crate) base: Option<Arc<[u8]>>,
+    /// [`WORD`] opens it.
+    pub(crate) encrypted: bool,
     pub(crate) fields: Fields,
     /// Bytes in a cluster.
     cluster: u64,
@@ -28,10 +30,18 @@ struct Recipe {
     external: bool,
     snapshots: bool,
     bitmaps: bool,
+    encrypted: bool,
 }
 
-const PLAIN: Recipe =
-    Recipe { name: "", cluster: 4096, backed: false, external: false, snapshots: false, bitmaps: false };
+const PLAIN: Recipe = Recipe {
+    name: "",
+    cluster: 4096,
+    backed: false,
+    external: false,
+    snapshots: false,
+    bitmaps: false,
+    encrypted: false,
+};
 
 const RECIPES: &[Recipe] = &[
     Recipe { name: "cluster_size=4096", snapshots: true, backed: true, ..PLAIN },
@@ -42,7 +52,13 @@ const RECIPES: &[Recipe] = &[
     Recipe { name: "cluster_size=512,refcount_bits=64,lazy_refcounts=on", cluster: 512, snapshots: true, ..PLAIN },
     Recipe { name: "cluster_size=4096,data_file_raw=on", external: true, ..PLAIN },
     Recipe { name: "cluster_size=4096,", bitmaps: true, snapshots: true, ..PLAIN },
+    Recipe { name: ENCRYPTED, encrypted: true, snapshots: true, backed: true, ..PLAIN },
 ];
+
+const ENCRYPTED: &str =
+    "cluster_size=4096,encrypt.format=luks,encrypt.key-secret=word,encrypt.iter-time=1,encrypt.cipher-alg=aes-128";
+/// The passphrase of encrypted images.
+pub(crate) const WORD: &str = "open sesame";
 
 pub(crate) fn all() -> Vec<Sample> {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
@@ -62,28 +78,30 @@ impl Recipe {
             std::fs::write(&data, []).unwrap();
             options += &format!(",data_file={data}");
         }
-        let size = SIZE.to_string();
-        let mut create = vec!["create", "-q", "-f", "qcow2", "-o", &options];
+        let (size, object) = (SIZE.to_string(), format!("secret,id=word,data={WORD}"));
+        let mut create = vec!["create", "-q", "--object", &object, "-f", "qcow2", "-o", &options];
         if self.backed {
             create.extend(["-b", &base, "-F", "raw"]);
         }
         create.extend([path.as_str(), &size]);
         run("qemu-img", &create);
-        let first = format!("write -P 5 0 {}", 3 * self.cluster);
-        run("qemu-io", &["-f", "qcow2", "-c", &first, &path]);
+        let key = if self.encrypted { "encrypt.key-secret=word," } else { "" };
+        let opts = format!("driver=qcow2,{key}file.filename={path}");
+        let write = |what: &str| run("qemu-io", &["--object", &object, "-c", what, "--image-opts", &opts]);
+        write(&format!("write -P 5 0 {}", 3 * self.cluster));
         if self.snapshots {
-            run("qemu-img", &["snapshot", "-c", "first", &path]);
-            run("qemu-img", &["snapshot", "-c", "a second one with a longer name", &path]);
+            for name in ["first", "a second one with a longer name"] {
+                run("qemu-img", &["snapshot", "--object", &object, "--image-opts", "-c", name, &opts]);
+            }
         }
         if self.bitmaps {
             run("qemu-img", &["bitmap", "--add", &path, "bitmap0"]);
             run("qemu-img", &["bitmap", "--add", "-g", "65536", &path, "another"]);
         }
-        let more = format!("write -P 6 {} {}", self.cluster, self.cluster);
-        run("qemu-io", &["-f", "qcow2", "-c", &more, "-c", "write -z 1M 64k", &path]);
-        if !self.external {
-            let packed = format!("write -c -P 9 {} {}", 8 * self.cluster, self.cluster);
-            run("qemu-io", &["-f", "qcow2", "-c", &packed, &path]);
+        write(&format!("write -P 6 {} {}", self.cluster, self.cluster));
+        write("write -z 1M 64k");
+        if !self.external && !self.encrypted {
+            write(&format!("write -c -P 9 {} {}", 8 * self.cluster, self.cluster));
         }
         let read = |path: &str| Arc::<[u8]>::from(std::fs::read(path).unwrap());
         let image = read(&path);
@@ -92,6 +110,7 @@ impl Recipe {
             fields: Fields::of(&image),
             data: self.external.then(|| read(&data)),
             base: self.backed.then(|| read(&base)),
+            encrypted: self.encrypted,
             cluster: self.cluster,
             image,
         }

@@ -15,7 +15,8 @@ use super::cipher::{SectorCipher, Spec};
 use super::fields::Fields;
 use crate::base::{ByteRange, Error, Result};
 
-pub use self::budget::{Budget, MAX_ARGON2_MEMORY, MAX_ARGON2_WORK, MAX_PBKDF2_ITERATIONS};
+pub use self::budget::{Budget, MAX_ARGON2_MEMORY, MAX_ARGON2_WORK, MAX_DEAR_TRIES, MAX_PBKDF2_ITERATIONS};
+use self::budget::{Cost, Left};
 
 /// The first bytes of either version.
 pub const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
@@ -118,37 +119,86 @@ impl Header {
         }
     }
 
-    /// Fails where looking for the slot that a passphrase fits could cost more than `budget`. Nothing is derived.
-    pub fn check_costs(&self, budget: &Budget) -> Result<()> {
-        match self {
-            Self::V1(header) => header.check_costs(budget),
-            Self::V2(header) => header.check_costs(budget),
-        }
+    /// Looks for the slot that the passphrase fits. `material` is that of [`Header::active`], in that order. Takes as long as
+    /// the header says and `budget` allows: not for a thread that others wait for. `None`: it fits none. Fails where one slot
+    /// alone costs too much, before anything is derived; and if it fits none of those that could be tried.
+    pub fn unlock(
+        &self,
+        passphrase: &SecretBytes,
+        material: Vec<SecretBytes>,
+        budget: &Budget,
+    ) -> Result<Option<Unlocked>> {
+        let mut found = None;
+        let missed = self.try_each(passphrase, material, budget, |unlocked| {
+            found = Some(unlocked);
+            false
+        })?;
+        if found.is_some() { Ok(found) } else { missed.map(|()| None) }
     }
 
-    /// Looks for the slot that the passphrase fits. `material` is that of [`Header::active`], in that order. Takes as long as
-    /// the header says: not for a thread that others wait for. `None`: it fits none. Fails if it fits none of those that could
-    /// be tried.
-    pub fn unlock(&self, passphrase: &SecretBytes, material: Vec<SecretBytes>) -> Result<Option<Unlocked>> {
+    /// All slots that the passphrase fits, which are known only where all could be tried. Otherwise as [`Header::unlock`].
+    pub fn fitting(
+        &self,
+        passphrase: &SecretBytes,
+        material: Vec<SecretBytes>,
+        budget: &Budget,
+    ) -> Result<Vec<Unlocked>> {
+        let mut all = Vec::new();
+        let missed = self.try_each(passphrase, material, budget, |unlocked| {
+            all.push(unlocked);
+            true
+        })?;
+        missed.map(|()| all)
+    }
+
+    /// `found` says whether the search goes on. What was not tried, and why, is the inner error.
+    fn try_each(
+        &self,
+        passphrase: &SecretBytes,
+        material: Vec<SecretBytes>,
+        budget: &Budget,
+        mut found: impl FnMut(Unlocked) -> bool,
+    ) -> Result<Result<()>> {
         let active = self.active();
         if active.is_empty() {
             return Err(Error::new("No key slot of the image is in use: nothing can open it"));
         }
-        let mut failed = Ok(None);
-        for (slot, material) in active.into_iter().zip(material) {
+        let costs: Vec<_> = active.iter().map(|slot| self.cost(slot.index, budget)).collect::<Result<_>>()?;
+        let (mut left, mut untried, mut failed) = (Left::of(budget), Vec::new(), Ok(()));
+        for ((slot, cost), material) in active.into_iter().zip(costs).zip(material) {
+            if !left.spend(cost) {
+                untried.push(slot.index.to_string());
+                continue;
+            }
             let key = match self {
                 Self::V1(header) => header.try_slot(slot.index, passphrase, material),
                 Self::V2(header) => header.try_slot(slot.index, passphrase, material),
             };
             match key {
-                Ok(Some(key)) => return Ok(Some(Unlocked { slot: slot.index, key })),
+                Ok(Some(key)) => {
+                    if !found(Unlocked { slot: slot.index, key }) {
+                        return Ok(Ok(()));
+                    }
+                }
                 Ok(None) => {}
                 // Another slot may need less memory.
                 Err(error) if failed.is_ok() => failed = Err(error),
                 Err(_) => {}
             }
         }
-        failed
+        if !untried.is_empty() && failed.is_ok() {
+            let untried = untried.join(", ");
+            failed = Err(Error::new(format!("Trying all key slots costs too much; not tried: {untried}")));
+        }
+        Ok(failed)
+    }
+
+    /// What a try of the slot costs. Fails where that is too much.
+    fn cost<'b>(&self, index: usize, budget: &'b Budget) -> Result<Cost<'b>> {
+        match self {
+            Self::V1(header) => header.cost(index, budget),
+            Self::V2(header) => header.cost(index, budget),
+        }
     }
 }
 
@@ -183,11 +233,33 @@ mod tests {
         let second = header.fill(1, &word("b"), &key, Duration::ZERO, &mut random).unwrap();
         let header = Header::V1(header);
         let unlock = |text: &str| {
-            let unlocked = header.unlock(&word(text), vec![SecretBytes::zeroed(0), second.duplicate()]);
+            let material = vec![SecretBytes::zeroed(0), second.duplicate()];
+            let unlocked = header.unlock(&word(text), material, &Budget::default());
             unlocked.map(|unlocked| unlocked.map(|unlocked| unlocked.slot))
         };
         assert_eq!(unlock("b").unwrap(), Some(1));
         assert_eq!(unlock("c").unwrap_err().full(), "The key material is too short");
-        assert_eq!(header.unlock(&word("a"), vec![first, second.duplicate()]).unwrap().unwrap().slot, 0);
+        let unlock = |text: &str, budget: Budget| {
+            let unlocked = header.unlock(&word(text), vec![first.duplicate(), second.duplicate()], &budget);
+            unlocked.map(|unlocked| unlocked.map(|unlocked| unlocked.slot))
+        };
+        assert_eq!(unlock("a", Budget::default()).unwrap(), Some(0));
+        // A try is 1000 iterations for the slot and 1000 for the digest. What all cost together is spent in order.
+        let one = Budget { pbkdf2_iterations: 2000, tries: 1, ..Budget::default() };
+        assert_eq!(unlock("a", one).unwrap(), Some(0));
+        for text in ["b", "c"] {
+            let refused = unlock(text, one).unwrap_err().full();
+            assert_eq!(refused, "Trying all key slots costs too much; not tried: 1", "{text}");
+        }
+        assert_eq!(unlock("b", Budget { tries: 2, ..one }).unwrap(), Some(1));
+        assert_eq!(unlock("c", Budget { tries: 2, ..one }).unwrap(), None);
+        let refused = unlock("a", Budget { pbkdf2_iterations: 1999, ..one }).unwrap_err().full();
+        assert!(refused.ends_with("a try of one slot may ask for 1999 in all"), "{refused}");
+        let all = |text: &str, budget: Budget| {
+            let fitting = header.fitting(&word(text), vec![first.duplicate(), second.duplicate()], &budget);
+            fitting.map(|all| all.into_iter().map(|unlocked| unlocked.slot).collect::<Vec<_>>())
+        };
+        assert_eq!(all("b", Budget::default()).unwrap(), [1]);
+        assert!(all("a", one).is_err(), "slot 1 may be another one that it fits");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::budget::Left;
+use super::budget::Cost;
 use super::{Active, Budget, MAGIC, Payload, check_apart};
 use crate::base::{ByteRange, Error, Result};
 use crate::codec::SecretBytes;
@@ -269,18 +269,22 @@ impl Header {
         indices.map(|index| Active { index, material: self.material(index) }).collect()
     }
 
-    pub(super) fn check_costs(&self, budget: &Budget) -> Result<()> {
-        let mut left = Left::of(budget);
-        let active = || self.slots.iter().enumerate().filter(|(_, slot)| slot.is_active);
-        left.pbkdf2("The key's digest", self.hash, self.iterations, DIGEST, active().count().max(1))?;
-        for (index, slot) in active() {
-            left.pbkdf2(&format!("Key slot {index}"), self.hash, slot.iterations, self.key_len, 1)?;
-        }
-        Ok(())
+    /// What a try of the slot costs. Fails where that is too much.
+    pub(super) fn cost<'b>(&self, index: usize, budget: &'b Budget) -> Result<Cost<'b>> {
+        let mut cost = Cost::within(budget);
+        cost.pbkdf2("The key's digest", self.hash, self.iterations, DIGEST)?;
+        let iterations = self.slots[index].iterations;
+        cost.pbkdf2(&format!("Key slot {index}"), self.hash, iterations, self.key_len)?;
+        Ok(cost)
+    }
+
+    /// Fails where a try of one slot costs too much. Nothing is derived.
+    pub fn check_costs(&self, budget: &Budget) -> Result<()> {
+        self.active().iter().try_for_each(|slot| self.cost(slot.index, budget).map(drop))
     }
 
     /// The key, if the passphrase fits this slot.
-    pub fn try_slot(
+    pub(super) fn try_slot(
         &self,
         index: usize,
         passphrase: &SecretBytes,

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use zeroize::Zeroizing;
 
-use super::budget::Left;
+use super::budget::Cost;
 use super::{Active, Budget, MAGIC, Payload, check_apart};
 use crate::base::{ByteRange, Error, Result};
 use crate::codec::SecretBytes;
@@ -186,18 +186,22 @@ impl Header {
         slots.into_iter().map(|slot| Active { index: slot.index, material: slot.stripes() }).collect()
     }
 
-    pub(super) fn check_costs(&self, budget: &Budget) -> Result<()> {
-        let mut left = Left::of(budget);
+    /// What a try of the slot costs. Fails where that is too much.
+    pub(super) fn cost<'b>(&self, index: usize, budget: &'b Budget) -> Result<Cost<'b>> {
+        let (mut cost, slot) = (Cost::within(budget), self.slot(index)?);
         let Digest { hash, iterations, ref digest, .. } = self.digest;
-        left.pbkdf2("The key's digest", hash, iterations, digest.len(), self.active().len().max(1))?;
-        for slot in &self.slots {
-            let what = format!("Key slot {}", slot.index);
-            match slot.kdf {
-                Kdf::Pbkdf2 { hash, iterations, .. } => left.pbkdf2(&what, hash, iterations, slot.material_key, 1)?,
-                Kdf::Argon2 { memory_kib, passes, .. } => left.argon2(&what, memory_kib, passes)?,
-            }
+        cost.pbkdf2("The key's digest", hash, iterations, digest.len())?;
+        let what = format!("Key slot {index}");
+        match slot.kdf {
+            Kdf::Pbkdf2 { hash, iterations, .. } => cost.pbkdf2(&what, hash, iterations, slot.material_key)?,
+            Kdf::Argon2 { memory_kib, passes, .. } => cost.argon2(&what, memory_kib, passes)?,
         }
-        Ok(())
+        Ok(cost)
+    }
+
+    fn slot(&self, index: usize) -> Result<&Slot> {
+        let slot = self.slots.iter().find(|slot| slot.index == index);
+        slot.ok_or_else(|| Error::new(format!("There is no key slot {index}")))
     }
 
     pub(super) fn try_slot(
@@ -206,8 +210,7 @@ impl Header {
         passphrase: &SecretBytes,
         mut material: SecretBytes,
     ) -> Result<Option<SecretBytes>> {
-        let slot = self.slots.iter().find(|slot| slot.index == index);
-        let slot = slot.ok_or_else(|| Error::new(format!("There is no key slot {index}")))?;
+        let slot = self.slot(index)?;
         let derived = slot.kdf.derive(passphrase, slot.material_key)?;
         slot.spec.keyed(derived.expose(), SECTOR)?.decrypt(0, material.expose_mut());
         let stripes = material.expose().get(..slot.key_len * STRIPES as usize);

@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
 use crate::codec::cipher::SectorCipher;
-use crate::codec::luks::{Budget, Header, Payload, Unlocked, v1};
+use crate::codec::luks::{Budget, Header, Unlocked, v1};
 use crate::codec::secret::Secret;
 use crate::graph::{Child, Objects, WriteFlags};
-use crate::rt::{IoBuf, Kept, blocking_long, random};
+use crate::rt::{IoBuf, blocking_long, random};
 
 pub use self::ring::{Home, KeyChange, KeyRing};
 
@@ -26,10 +26,8 @@ pub fn needed_secret(objects: &Objects, id: Option<&str>) -> Result<Secret> {
     secret(objects, id.ok_or_else(|| Error::new("Parameter 'key-secret' is required for cipher"))?)
 }
 
-/// The material of the slots that may open the disk, whose header begins at `base` of the child. Fails where trying them
-/// could cost too much.
+/// The material of the slots that may open the disk, whose header begins at `base` of the child.
 pub async fn read_material(child: Child<'_>, base: u64, header: &Header) -> Result<Vec<SecretBytes>> {
-    header.check_costs(&Budget::default())?;
     let mut all = Vec::new();
     for slot in header.active() {
         let doing = || format!("Could not read the material of key slot {}", slot.index);
@@ -42,7 +40,7 @@ pub async fn read_material(child: Child<'_>, base: u64, header: &Header) -> Resu
 /// The key, if the passphrase fits a slot.
 pub async fn unlock(header: Header, passphrase: Secret, material: Vec<SecretBytes>) -> Result<(Header, Unlocked)> {
     let derived = blocking_long(move || {
-        let unlocked = header.unlock(passphrase.bytes(), material)?;
+        let unlocked = header.unlock(passphrase.bytes(), material, &Budget::default())?;
         let unlocked = unlocked.ok_or_else(|| Error::new("Invalid password, cannot unlock any keyslot"))?;
         Ok((header, unlocked))
     });
@@ -74,8 +72,8 @@ impl NewKeys {
     }
 
     /// Ready for use.
-    pub fn cipher(&self) -> Result<Kept<SectorCipher>> {
-        cipher(self.header.payload(), &self.key)
+    pub fn cipher(&self) -> Result<SectorCipher> {
+        self.header.payload().cipher(&self.key)
     }
 }
 
@@ -97,13 +95,8 @@ pub async fn filled(
     Ok((header, material))
 }
 
-/// What a disk is encrypted with, ready for use, where it may stay.
-pub fn cipher(payload: Payload, key: &SecretBytes) -> Result<Kept<SectorCipher>> {
-    Kept::new(|| payload.cipher(key))
-}
-
 fn check_time(header: &v1::Header) -> Result<()> {
-    Header::V1(header.clone()).check_costs(&Budget::default()).doing(|| "The iteration time is too long")
+    header.check_costs(&Budget::default()).doing(|| "The iteration time is too long")
 }
 
 /// All of the range.

@@ -21,7 +21,7 @@ use std::time::Duration;
 use super::{fetch, filled, put, read_material, unlock};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::SecretBytes;
-use crate::codec::luks::{Header, v1};
+use crate::codec::luks::{Budget, Header, v1};
 use crate::codec::secret::Secret;
 use crate::graph::{Amending, Child};
 use crate::rt::{blocking_long, random};
@@ -212,13 +212,8 @@ async fn erasing(before: v1::Header, change: KeyChange, material: Vec<SecretByte
         return Err(Error::new(format!("Keyslot {slot} is not in use")));
     }
     let tried = blocking_long(move || {
-        let mut opened = Vec::new();
-        for (index, material) in active.into_iter().zip(material) {
-            if before.try_slot(index, old.bytes(), material)?.is_some() {
-                opened.push(index);
-            }
-        }
-        Ok::<_, Error>(opened)
+        let fitting = Header::V1(before).fitting(old.bytes(), material, &Budget::default())?;
+        Ok::<_, Error>(fitting.into_iter().map(|unlocked| unlocked.slot).collect::<Vec<_>>())
     });
     let mut opened = tried.await?;
     opened.retain(|index| change.slot.is_none_or(|slot| slot == *index));
@@ -244,7 +239,8 @@ impl Slots<'_> {
     /// The slot that is filled.
     fn to_fill(&self, change: &KeyChange) -> Result<usize> {
         let active = active(&self.header);
-        let free = (0..v1::SLOTS).find(|index| !active.contains(index));
+        let free = (0..v1::SLOTS).filter(|index| !active.contains(index));
+        let free = free.min_by_key(|index| self.check_room(*index).is_err());
         let index = change.slot.or(free).ok_or_else(|| Error::new("All keyslots are in use"))?;
         if active.contains(&index) && !change.force {
             return Err(Error::new(format!("Keyslot {index} is in use: it has to be erased first")));
@@ -255,10 +251,21 @@ impl Slots<'_> {
                 "Keyslot {index} is the only one in use: fill another one first, and erase this one then"
             )));
         }
+        self.check_room(index)?;
         Ok(index)
     }
 
+    /// Slots that are not in use may say that they are anywhere, even where guest data is: they have not been asked.
+    fn check_room(&self, index: usize) -> Result<()> {
+        let room = self.ring.home.len.unwrap_or(self.keeper.size());
+        match self.header.material(index).end() <= room {
+            true => Ok(()),
+            false => Err(Error::new(format!("Keyslot {index} has no room in the header"))),
+        }
+    }
+
     async fn fill(&mut self, index: usize, header: v1::Header, material: &SecretBytes) -> Result<()> {
+        self.check_room(index)?;
         let doing = || format!("Could not write keyslot {index}");
         self.put(header.material(index).start(), material.expose()).await.doing(doing)?;
         self.keeper.flush().await.doing(doing)?;
@@ -267,6 +274,7 @@ impl Slots<'_> {
 
     /// One that is erased already may have material that could not be overwritten then.
     async fn erase_one(&mut self, slot: usize, force: bool) -> Result<()> {
+        self.check_room(slot)?;
         match active(&self.header).contains(&slot) {
             true => self.erase(&[slot], force).await,
             false => self.overwrite(&[slot]).await,

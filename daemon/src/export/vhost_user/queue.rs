@@ -7,7 +7,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use block_core::graph::{Settled, ViewPin};
 use block_core::port::PortLane;
@@ -26,6 +26,18 @@ use super::visit::{Job, Visit};
 /// thread have their turn. Small, so that a guest that sleeps is woken while the rest of its batch is still under way:
 /// on a disk that answers at once, 64 made the guest wait for the last of 32 requests before it heard of the first.
 const BUDGET: u16 = 8;
+
+/// A call that the driver wants is kept back this long, at the most, while more waits in the ring than there is to
+/// tell of: a sleeping guest is woken once for the half of its batch instead of for each visit. What is left in the
+/// ring is taken by the next pass, so that no call ever waits for a device.
+const CALL_KEPT: Duration = Duration::from_micros(50);
+
+/// The same where the guest has let the ring run dry: it wakes so late that each delay is one more in which nobody
+/// works. Little beside a wake-up, and enough for many requests where a request takes a fraction of a microsecond.
+const CALL_KEPT_DRY: Duration = Duration::from_micros(8);
+
+/// Calls for which a guest that has let the ring run dry counts as one that wakes late.
+const DRY_CALLS: u8 = 16;
 
 /// See the module's head. What is not private is for [`Visit`].
 pub(super) struct Queue {
@@ -59,6 +71,12 @@ struct Serving {
     /// The ring is touched from the first kick on.
     kicked: bool,
     broken: bool,
+    /// What waited at the end of a visit that is to be published: the next one, in the next pass, will take it.
+    left: u16,
+    /// Since when a call is kept back ([`CALL_KEPT`]).
+    kept_since: Option<Instant>,
+    /// The guest wakes late, as far as the next so many calls go ([`DRY_CALLS`]).
+    dry: u8,
     /// Whoever waits for the queue to end. Nothing new is taken meanwhile.
     stopping: Vec<SyncSender<u16>>,
 }
@@ -87,8 +105,19 @@ impl Queue {
         let fault = started.as_ref().err().copied();
         let watch = settings.kick.clone().map(|kick| self.local.watch(self.source(), 0, kick));
         let ring = started.ok();
-        let stopping = Vec::new();
-        let serving = Serving { settings, map, ring, fault, watch, kicked: false, broken: false, stopping };
+        let serving = Serving {
+            settings,
+            map,
+            ring,
+            fault,
+            watch,
+            kicked: false,
+            broken: false,
+            left: 0,
+            kept_since: None,
+            dry: 0,
+            stopping: Vec::new(),
+        };
         let before = self.state.borrow_mut().serving.replace(serving);
         assert!(before.is_none(), "a queue is started once");
     }
@@ -180,7 +209,9 @@ impl Queue {
             }
             visit.one(chain)?;
         }
-        Ok(serving.ring.as_ref().is_some_and(|ring| ring.waiting() != Ok(0)))
+        let waiting = serving.ring.as_ref().map_or(Ok(0), Ring::waiting);
+        serving.left = waiting.unwrap_or(0);
+        Ok(waiting != Ok(0))
     }
 
     fn wait_until_open(&self) {
@@ -248,15 +279,27 @@ impl Queue {
         }
     }
 
+    /// Shows the guest what is complete, and calls it unless the call is better kept back.
     fn publish_now(&self, state: &mut State) {
         let Some(serving) = state.serving.as_mut().filter(|serving| serving.fault.is_none()) else { return };
         let Some(ring) = &mut serving.ring else { return };
         let from = ring.published();
-        let call = ring.publish();
+        ring.publish();
         if let (Some(log), Some(used)) = (&serving.settings.log, serving.settings.log_used) {
             ring.used_ranges(from).for_each(|(at, len)| log.mark(used.saturating_add(at), len));
         }
-        if call && let Some(call) = &serving.settings.call {
+        let left = std::mem::take(&mut serving.left);
+        let kept_at_most = if serving.dry > 0 { CALL_KEPT_DRY } else { CALL_KEPT };
+        if (1..left).contains(&ring.unannounced())
+            && serving.kept_since.get_or_insert(self.local.batch_time()).elapsed() < kept_at_most
+        {
+            return;
+        }
+        serving.kept_since = None;
+        serving.dry = if left == 0 && state.slots.is_idle() { DRY_CALLS } else { serving.dry.saturating_sub(1) };
+        if ring.announce()
+            && let Some(call) = &serving.settings.call
+        {
             self.stats.interrupted();
             call.signal();
         }

@@ -66,6 +66,8 @@ pub(super) struct Ring {
     next_used: u16,
     /// `used.idx` as the driver sees it.
     published: u16,
+    /// Up to where it has been decided whether the driver is called.
+    announced: u16,
     /// Heads that were taken and not given back yet.
     taken: Vec<bool>,
     hint: Cell<usize>,
@@ -96,6 +98,7 @@ impl Ring {
             next_avail: base,
             next_used: used,
             published: used,
+            announced: used,
             taken: vec![false; usize::from(size)],
             hint: Cell::new(0),
         })
@@ -213,15 +216,29 @@ impl Ring {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Shows the driver everything given back so far. True where it wants to be called for it.
+    /// Shows the driver everything given back so far. Whether it is called for it is [`Ring::announce`].
     #[inline]
-    pub(super) fn publish(&mut self) -> bool {
-        let (old, new) = (self.published, self.next_used);
+    pub(super) fn publish(&mut self) {
+        if self.published != self.next_used {
+            self.published = self.next_used;
+            self.used(2).store(self.published.to_le(), Ordering::Release);
+        }
+    }
+
+    /// How many published answers the driver has not been called for, nor found not to want it.
+    #[inline]
+    pub(super) fn unannounced(&self) -> u16 {
+        self.published.wrapping_sub(self.announced)
+    }
+
+    /// True where the driver wants to be called for what was published since this was asked last.
+    #[inline]
+    pub(super) fn announce(&mut self) -> bool {
+        let (old, new) = (self.announced, self.published);
         if old == new {
             return false;
         }
-        self.published = new;
-        self.used(2).store(new.to_le(), Ordering::Release);
+        self.announced = new;
         // The driver sets its event before it looks at the index a last time; we do it the other way round.
         fence(Ordering::SeqCst);
         if self.features.event_idx {

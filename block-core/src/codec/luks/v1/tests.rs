@@ -63,7 +63,7 @@ fn without_a_slot_nothing_opens() {
     let (mut header, ..) = made(&new("aes-xts-plain64", 64));
     header.clear(0);
     let header = Either::V1(header);
-    let refused = header.unlock(&word("open"), Vec::new()).unwrap_err().full();
+    let refused = header.unlock(&word("open"), Vec::new(), &Budget::default()).unwrap_err().full();
     assert_eq!(refused, "No key slot of the image is in use: nothing can open it");
 }
 
@@ -87,13 +87,13 @@ fn hostile_headers_are_refused() {
         (
             164,
             &be(u32::MAX),
-            "The key's digest asks for 4294967295 iterations of PBKDF2; an image may ask for 200000000 in all",
+            "The key's digest asks for 4294967295 iterations of PBKDF2; a try of one slot may ask for 200000000 in all",
         ),
         (164, &be(0), "The key's digest asks for no iterations of PBKDF2"),
         (
             slot(0, 4),
             &be(u32::MAX),
-            "Key slot 0 asks for 4294967295 iterations of PBKDF2; an image may ask for 200000000 in all",
+            "Key slot 0 asks for 4294967295 iterations of PBKDF2; a try of one slot may ask for 200000000 in all",
         ),
         (slot(0, 4), &be(0), "Key slot 0 asks for no iterations of PBKDF2"),
         (slot(0, 0), &be(7), "Key slot 0 is neither active nor inactive (0x7)"),
@@ -104,8 +104,8 @@ fn hostile_headers_are_refused() {
         (slot(2, 40), &be(u32::MAX), "The material of key slot 2 lies over the payload"),
     ];
     let opened = |bytes: &[u8]| {
-        let header = Either::V1(Header::parse(bytes, END, false)?);
-        header.check_payload(END)?;
+        let header = Header::parse(bytes, END, false)?;
+        Either::V1(header.clone()).check_payload(END)?;
         header.check_costs(&Budget::default())
     };
     opened(&good).unwrap();
@@ -117,19 +117,4 @@ fn hostile_headers_are_refused() {
     for len in [0, 5, 6, 100, LEN - 1] {
         Header::parse(&good[..len], END, false).unwrap_err();
     }
-}
-
-#[test]
-fn slots_share_one_budget() {
-    let (mut header, key, _) = made(&new("aes-xts-plain64", 64));
-    header.fill(1, &word("b"), &key, Duration::ZERO, &mut counting).unwrap();
-    let mut bytes = header.to_bytes();
-    for index in 0..2 {
-        let at = AT_SLOTS + SLOT_LEN * index + 4;
-        bytes[at..at + 4].copy_from_slice(&60_000_000u32.to_be_bytes());
-    }
-    let header = Either::V1(Header::parse(&bytes, END, false).unwrap());
-    let refused = header.check_costs(&Budget::default()).unwrap_err().full();
-    assert!(refused.starts_with("Key slot 1 asks for 60000000 iterations"), "{refused}");
-    header.check_costs(&Budget { pbkdf2_iterations: 300_000_000, ..Budget::default() }).unwrap();
 }

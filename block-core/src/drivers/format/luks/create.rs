@@ -45,29 +45,39 @@ impl CreateOptions {
         let Self { spec, key_len, hash, time, .. } = *self;
         v1::New { spec, key_len, hash, time, detached }
     }
+
+    /// Derives its keys; what is not made is refused before. Takes long: not in the graph, where others would wait for it.
+    pub async fn keys(&self, detached: bool, passphrase: Secret) -> Result<NewKeys> {
+        if i64::try_from(self.size).is_err() || !self.size.is_multiple_of(SECTOR) {
+            return Err(Error::new("Image size must be a multiple of 512 bytes, and at most 8 EiB"));
+        }
+        if self.preallocation == Preallocation::Metadata {
+            return Err(Error::new("Unsupported preallocation mode 'metadata'"));
+        }
+        let new = self.header(detached);
+        self.end(if detached { 0 } else { new.header_len() })?;
+        NewKeys::derive(new, passphrase).await
+    }
+
+    /// Where the disk ends in its file.
+    fn end(&self, payload: u64) -> Result<u64> {
+        let disk = ByteRange::new(payload, self.size);
+        disk.map(ByteRange::end).ok_or_else(|| Error::new("The disk is too large for a file"))
+    }
 }
 
 /// Makes an image in `file`, whose contents are lost, with its header in `header` if that is given; then `file` holds the disk
-/// alone, and need not be given where it is made otherwise. The caller may write and resize both, and nobody else uses them.
+/// alone, and need not be given where it is made otherwise. `keys` are those of [`CreateOptions::keys`]. The caller may write and resize both, and nobody else uses them.
 pub async fn create(
     file: Option<Child<'_>>,
     header: Option<Child<'_>>,
     options: &CreateOptions,
-    passphrase: &Secret,
+    keys: &NewKeys,
 ) -> Result<()> {
     let doing = || "Could not create the luks image";
-    if i64::try_from(options.size).is_err() || !options.size.is_multiple_of(SECTOR) {
-        return Err(Error::new("Image size must be a multiple of 512 bytes, and at most 8 EiB"));
-    }
-    if options.preallocation == Preallocation::Metadata {
-        return Err(Error::new("Unsupported preallocation mode 'metadata'"));
-    }
     let keeper = header.or(file).ok_or_else(|| Error::new("Either 'file' or 'header' has to be given"))?;
-    let NewKeys { header: new, material, .. } =
-        NewKeys::derive(options.header(header.is_some()), passphrase.clone()).await?;
-    let payload = new.payload().offset;
-    let end =
-        ByteRange::new(payload, options.size).ok_or_else(|| Error::new("The disk is too large for a file"))?.end();
+    let NewKeys { header: new, material, .. } = keys;
+    let end = options.end(new.payload().offset)?;
     // What was there is no image from here on.
     emptied(keeper).await.doing(doing)?;
     if let Some(file) = file {

@@ -23,7 +23,7 @@ use crate::graph::{
     Preallocation, ReopenRequest, Role, WriteFlags,
 };
 use crate::pipeline::sealed;
-use crate::rt::{IoBuf, Kept};
+use crate::rt::IoBuf;
 
 pub use self::create::{CreateOptions, create};
 pub use self::options::LuksOptions;
@@ -36,7 +36,7 @@ pub struct Luks {
     keys: KeyRing,
     payload: Payload,
     /// `None`: nobody has said what opens it.
-    cipher: Option<Kept<SectorCipher>>,
+    cipher: Option<SectorCipher>,
 }
 
 impl Luks {
@@ -46,7 +46,7 @@ impl Luks {
     }
 
     fn cipher(&self) -> Result<&SectorCipher, IoError> {
-        self.cipher.as_deref().ok_or(IoError::Unsupported)
+        self.cipher.as_ref().ok_or(IoError::Unsupported)
     }
 
     /// The number of the range's first sector, as the cipher counts them.

@@ -5,7 +5,7 @@ use super::{Luks, LuksOptions};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
 use crate::codec::luks::v2::{self, Copy, Whole};
 use crate::codec::luks::{BEGINNING, Header, v1, version};
-use crate::drivers::keys::{Home, KeyRing, cipher, fetch, needed_secret, read_material, unlock};
+use crate::drivers::keys::{Home, KeyRing, fetch, needed_secret, read_material, unlock};
 use crate::drivers::{Open, Opened, Site};
 use crate::graph::Child;
 use crate::rt::blocking_long;
@@ -42,7 +42,7 @@ impl Open for LuksOptions {
             None => (header, None),
             Some(passphrase) => {
                 let (header, unlocked) = unlock(header, passphrase, material).await.doing(doing)?;
-                (header, Some(cipher(payload, &unlocked.key).doing(doing)?))
+                (header, Some(payload.cipher(&unlocked.key).doing(doing)?))
             }
         };
         let keys = KeyRing::new(header, Home { start: 0, len: None, detached: header_in.is_some() });

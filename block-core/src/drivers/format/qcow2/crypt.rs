@@ -19,7 +19,6 @@ use crate::codec::secret::Secret;
 use crate::drivers::keys::{self, Home, KeyChange, KeyRing, needed_secret};
 use crate::graph::{AmendRequest, Amending, Child, IoCx, Objects};
 use crate::pipeline::Seal;
-use crate::rt::Kept;
 
 /// What opens an encrypted image.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -82,8 +81,16 @@ pub(super) fn passphrase(
     needed_secret(objects, Some(id)).map(Some)
 }
 
-impl Crypt {
-    /// Reads the header, if there is one in the image, and derives the key.
+/// An encrypted image whose key has not been derived yet.
+#[derive(Debug)]
+pub(super) struct Locked {
+    passphrase: Secret,
+    /// The LUKS header, where it is, and the material of its slots. Old images have none.
+    keys: Option<(Home, luks::Header, Vec<SecretBytes>)>,
+}
+
+impl Locked {
+    /// Reads what the key is derived from.
     pub(super) async fn read(
         file: Child<'_>,
         header: &Header,
@@ -91,19 +98,30 @@ impl Crypt {
         passphrase: Secret,
     ) -> Result<Self> {
         if header.crypt == AES {
-            let spec = Spec { family: Family::Aes, mode: Mode::Cbc, iv: Some(IvGen::Plain64) };
-            let mut key = SecretBytes::zeroed(16);
-            key.expose_mut().iter_mut().zip(passphrase.bytes().expose()).for_each(|(to, from)| *to = *from);
-            let cipher = Some(Kept::new(|| spec.keyed(key.expose(), 512))?);
-            return Ok(Self { seal: Seal { cipher, by_guest: true }, keys: None });
+            return Ok(Self { passphrase, keys: None });
         }
         let (home, header) = read_header(file, header, extensions).await?;
         let material = keys::read_material(file, home.start, &header).await?;
-        let (header, unlocked) = keys::unlock(header, passphrase, material).await?;
-        let cipher = Some(keys::cipher(header.payload(), &unlocked.key)?);
-        Ok(Self { seal: Seal { cipher, by_guest: false }, keys: Some(KeyRing::new(header, home)) })
+        Ok(Self { passphrase, keys: Some((home, header, material)) })
     }
 
+    /// Derives the key. Takes long: outside of the graph, where nobody waits for it.
+    pub(super) async fn unlock(self) -> Result<Crypt> {
+        let Self { passphrase, keys } = self;
+        let Some((home, header, material)) = keys else {
+            let spec = Spec { family: Family::Aes, mode: Mode::Cbc, iv: Some(IvGen::Plain64) };
+            let mut key = SecretBytes::zeroed(16);
+            key.expose_mut().iter_mut().zip(passphrase.bytes().expose()).for_each(|(to, from)| *to = *from);
+            let cipher = Some(spec.keyed(key.expose(), 512)?);
+            return Ok(Crypt { seal: Seal { cipher, by_guest: true }, keys: None });
+        };
+        let (header, unlocked) = keys::unlock(header, passphrase, material).await?;
+        let cipher = Some(header.payload().cipher(&unlocked.key)?);
+        Ok(Crypt { seal: Seal { cipher, by_guest: false }, keys: Some(KeyRing::new(header, home)) })
+    }
+}
+
+impl Crypt {
     /// The same where nobody has said what opens the image.
     pub(super) async fn locked(file: Child<'_>, header: &Header, extensions: &Extensions) -> Result<Self> {
         let seal = Seal { cipher: None, by_guest: header.crypt == AES };
@@ -173,6 +191,11 @@ async fn read_header(file: Child<'_>, header: &Header, extensions: &Extensions) 
     // Guest data has places of its own, whatever this header says of a payload.
     let home = Home { start: place.start(), len: Some(place.len()), detached: true };
     Ok((home, luks::Header::V1(v1::Header::parse(&beginning, place.len(), true)?)))
+}
+
+/// Where the LUKS header of the image is, if it has one at a place where one can be.
+pub(super) fn keys_place(header: &Header, extensions: &Extensions) -> Option<ByteRange> {
+    if header.crypt == LUKS { place(header, extensions).ok() } else { None }
 }
 
 /// Where the extension says that the LUKS header is.

@@ -1,7 +1,7 @@
 //! The header, parsed once into numbers that the rest can calculate with. What is wrong is said by the field's name in the
 //! specification ("Header").
 
-use crate::base::{ByteRange, Error, Result, is_aligned};
+use crate::base::{ByteRange, Error, Result, SECTOR, align_down, is_aligned};
 
 /// A header that holds what the limits of this driver ask.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,8 +116,14 @@ impl Header {
         if version == 3 {
             header.features(&field)?;
         }
+        header.size = header.ends(header.size);
         header.check()?;
         Ok(header)
+    }
+
+    /// Where a disk ends that is said to have so many bytes: an encrypted one with its last whole sector, as QEMU has it.
+    pub(super) fn ends(&self, size: u64) -> u64 {
+        if self.crypt == 0 { size } else { align_down(size, SECTOR) }
     }
 
     fn backing_name(&self, field: &Fields<'_>) -> Result<Option<ByteRange>> {
@@ -325,6 +331,8 @@ mod tests {
             let mut bytes = valid();
             bytes[24..32].copy_from_slice(&size.to_be_bytes());
             assert_eq!(Header::parse(&bytes).unwrap().size, size);
+            bytes[35] = 2;
+            assert_eq!(Header::parse(&bytes).unwrap().size, size / 512 * 512);
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use super::bitmap::Stored;
 use super::clean::Cleaner;
-use super::crypt::{self, Crypt, Qcow2Encryption};
+use super::crypt::{self, Crypt, Locked, Qcow2Encryption};
 use super::extensions::Extensions;
 use super::header::{BITMAPS, CORRUPT_BIT, DATA_FILE, DIRTY, EXTENDED_L2, Header, LAZY_REFCOUNTS, RAW_DATA_FILE};
 use super::layout::Layout;
@@ -42,19 +42,24 @@ impl Open for Qcow2Options {
             let mut read = Read::all(child).await?;
             let stored = Stored::load(child, &read).await?;
             read.watch(child, self.checks()).await?;
-            match self.locked {
-                true => read.leave_locked(child).await?,
-                false => read.unlock(child, self.encrypt.as_ref(), site.objects).await?,
-            }
+            let locked = match self.locked {
+                true => read.leave_locked(child).await.map(|()| None)?,
+                false => read.locked(child, self.encrypt.as_ref(), site.objects).await?,
+            };
             match &self.snapshot {
-                None => Ok((read, stored)),
-                Some(which) => read.go_back(child, which).await.map(|()| (read, Stored::default())),
+                None => Ok((read, stored, locked)),
+                Some(which) => read.go_back(child, which).await.map(|()| (read, Stored::default(), locked)),
             }
         });
-        let (read, stored) = read.await?.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
+        let (mut read, stored, locked) =
+            read.await?.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
         let writable = !site.common.read_only;
         let refused = read.check(&site).and_then(|()| if writable { read.check_writable() } else { Ok(()) });
         refused.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?;
+        if let Some(locked) = locked {
+            let unlocked = locked.unlock().await;
+            read.crypt = Some(unlocked.doing(|| format!("Could not open the qcow2 image of '{}'", site.name))?);
+        }
         let size = read.header.size;
         let discards = self.discards(read.header.version, site.common)?;
         let image = self.image(read, stored, &site)?;
@@ -118,10 +123,14 @@ impl Read {
     }
 
     /// An encrypted image is opened with a passphrase, and any other without one.
-    async fn unlock(&mut self, file: Child<'_>, given: Option<&Qcow2Encryption>, objects: &Objects) -> Result<()> {
-        let Some(passphrase) = crypt::passphrase(&self.header, given, objects)? else { return Ok(()) };
-        self.crypt = Some(Crypt::read(file, &self.header, &self.extensions, passphrase).await?);
-        Ok(())
+    async fn locked(
+        &self,
+        file: Child<'_>,
+        given: Option<&Qcow2Encryption>,
+        objects: &Objects,
+    ) -> Result<Option<Locked>> {
+        let Some(passphrase) = crypt::passphrase(&self.header, given, objects)? else { return Ok(None) };
+        Locked::read(file, &self.header, &self.extensions, passphrase).await.map(Some)
     }
 
     /// Of an encrypted image, what can be known without a passphrase.
@@ -216,7 +225,7 @@ impl Read {
         let Self { header, .. } = self;
         let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
         all.extend([(header.l1, "the active L1 table"), (header.refcount_table, "the refcount table")]);
-        all.extend(self.fixed().into_iter().filter(|(_, what)| *what == SNAPSHOTS));
+        all.extend(self.fixed().into_iter().filter(|(_, what)| [SNAPSHOTS, KEYS].contains(what)));
         all
     }
 
@@ -228,13 +237,14 @@ impl Read {
         all
     }
 
-    /// Tables that nothing in memory leads to.
+    /// Tables that nothing in memory leads to; the keys are one, too.
     fn fixed(&self) -> Vec<(ByteRange, &'static str)> {
         let Self { header, extensions, snapshots, .. } = self;
         let mut all = vec![(ByteRange::whole(1 << header.cluster_bits), HEADER)];
         all.extend(tables_of(snapshots, header.snapshots_offset));
         let vouched = extensions.bitmaps.filter(|_| header.autoclear & BITMAPS != 0);
         all.extend(vouched.map(|bitmaps| (bitmaps.directory, DIRECTORY)));
+        all.extend(crypt::keys_place(header, extensions).map(|keys| (keys, KEYS)));
         all
     }
 }
@@ -250,12 +260,13 @@ pub(super) const HEADER: &str = "the header";
 pub(super) const SNAPSHOTS: &str = "the snapshot table";
 pub(super) const INACTIVE_L1: &str = "a snapshot's L1 table";
 pub(super) const DIRECTORY: &str = "the bitmap directory";
+const KEYS: &str = "the LUKS header";
 
 impl Checks {
     /// Tables of this kind are watched.
     pub(super) fn watch(self, what: &str) -> bool {
         match what {
-            HEADER => self.header,
+            HEADER | KEYS => self.header,
             SNAPSHOTS => self.snapshot_table,
             INACTIVE_L1 => self.inactive_l1,
             _ => self.bitmaps,

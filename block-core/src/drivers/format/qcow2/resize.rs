@@ -185,7 +185,9 @@ impl Image {
         let edge = align_up(shape.size, self.layout.cluster()).ok_or(IoError::OutOfRange)?;
         self.clear(&grown, cx, shape.size, edge.min(size)).await?;
         let Some(backing) = shape.backing else { return Ok(()) };
-        let end = size.min(cx.child(backing).size());
+        // What is below may end inside a sector, of which an encrypted disk has only whole ones.
+        let below = align_up(cx.child(backing).size(), SECTOR).ok_or(IoError::OutOfRange)?;
+        let end = size.min(below);
         self.blank(&grown, cx, shape.size, edge.min(end)).await?;
         let Some(new) = ByteRange::between(edge, end).filter(|new| !new.is_empty()) else { return Ok(()) };
         let new = new.widened(self.layout.cluster()).ok_or(IoError::OutOfRange)?;

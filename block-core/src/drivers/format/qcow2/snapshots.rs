@@ -77,7 +77,7 @@ fn one(header: &Header, bytes: &[u8]) -> Result<Snapshot> {
     let extra = part(usize::try_from(extra).unwrap_or(0))?;
     let (id, name) = (part(id.into())?.to_vec(), part(name.into())?.to_vec());
     let known = |at: usize| extra.get(at..at + 8).and_then(|_| Fields(extra).u64(at).ok());
-    let disk_size = known(8);
+    let disk_size = known(8).map(|size| header.ends(size));
     if disk_size.is_some_and(|size| i64::try_from(size).is_err()) {
         return Err(Error::new("its disk cannot be as large as it says"));
     }

@@ -226,8 +226,10 @@ fn nothing_is_seen_before_it_is_published_and_all_of_it_after() {
     bench.ring.give_back(4, 513);
     bench.ring.give_back(0, 1);
     assert_eq!(bench.driver.take_used(), None);
-    assert!(bench.ring.publish(), "one call for both");
-    assert!(!bench.ring.publish(), "and none for nothing");
+    bench.ring.publish();
+    assert_eq!(bench.ring.unannounced(), 2);
+    assert!(bench.ring.announce(), "one call for both");
+    assert!(!bench.ring.announce(), "and none for nothing");
     assert_eq!(bench.driver.take_used(), Some((4, 513)));
     assert_eq!(bench.driver.take_used(), Some((0, 1)));
     assert_eq!(bench.driver.take_used(), None);
@@ -241,11 +243,30 @@ fn without_event_indexes_the_flag_decides() {
     let head = bench.driver.offer(&[HEADER, STATUS]);
     bench.take().unwrap();
     bench.ring.give_back(head, 1);
-    assert!(!bench.ring.publish());
+    bench.ring.publish();
+    assert!(!bench.ring.announce());
     assert_eq!(bench.ring.want_kicks(false), Some(0));
     assert_eq!(bench.driver.get::<2>(bench.driver.at.used), NO_NOTIFY.to_le_bytes());
     bench.ring.want_kicks(true);
     assert_eq!(bench.driver.get::<2>(bench.driver.at.used), [0; 2]);
+}
+
+#[test]
+fn what_is_announced_late_is_decided_by_the_event_as_it_is_then() {
+    for (event, called) in [(0, true), (2, true), (3, false), (0xffff, false)] {
+        let mut bench = Bench::new(BOTH);
+        for n in 1..=3 {
+            let head = bench.driver.offer(&[HEADER, STATUS]);
+            bench.take().unwrap();
+            bench.ring.give_back(head, 1);
+            bench.ring.publish();
+            assert_eq!(bench.ring.unannounced(), n);
+        }
+        bench.driver.set_used_event(event);
+        assert_eq!(bench.ring.announce(), called, "0 -> 3, event at {event}");
+        assert_eq!(bench.ring.unannounced(), 0);
+        assert!(!bench.ring.announce(), "nothing new");
+    }
 }
 
 #[test]
@@ -257,7 +278,8 @@ fn with_event_indexes_the_event_decides_and_the_flag_is_ignored() {
         let head = bench.driver.offer(&[HEADER, STATUS]);
         bench.take().unwrap();
         bench.ring.give_back(head, 1);
-        bench.ring.publish()
+        bench.ring.publish();
+        bench.ring.announce()
     };
     assert!(publish_one(0), "0 -> 1 passes 0");
     assert!(!publish_one(3), "1 -> 2 does not pass 3");
