@@ -7,7 +7,7 @@ use block_core::rt::blocking;
 use crate::image::Image;
 
 /// The device and the inode of a file.
-pub(crate) type Identity = (u64, u64);
+pub type Identity = (u64, u64);
 
 /// What a name leads to; `None`: nothing that could be asked. Waits for the file system.
 fn identity_now(name: &str) -> Option<Identity> {
@@ -15,7 +15,7 @@ fn identity_now(name: &str) -> Option<Identity> {
 }
 
 /// What a name leads to; `None`: nothing that could be asked.
-pub(crate) async fn identity(name: &str) -> Option<Identity> {
+pub async fn identity(name: &str) -> Option<Identity> {
     let name = name.to_owned();
     blocking(move || identity_now(&name)).await
 }

@@ -41,7 +41,7 @@ pub use disk::{Disk, top};
 pub use errno::strerror;
 pub use failure::{Failure, Outcome, words};
 pub use given::{FileName, Given};
-pub use identity::is_any_of;
+pub use identity::{Identity, identity, is_any_of};
 pub use image::{Below, Image};
 pub use interrupt::Interrupt;
 pub use keys::key_change;

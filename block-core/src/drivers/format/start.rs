@@ -1,5 +1,5 @@
 //! Which format the first bytes of a file are those of. For tools, which guess formats, and for disks whose format is such a
-//! guess: these must not come to look like another one.
+//! guess: these must not come to look like another one. It knows what formats begin with, and nothing else of their drivers.
 
 use super::qcow2;
 use crate::base::{Error, Result};

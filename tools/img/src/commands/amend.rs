@@ -4,13 +4,12 @@ use block_core::catalog::{AmendOptions, BlockdevAmendOptions};
 use block_core::graph::{DriverInfo, Preallocation};
 use trellis_image::args::{Args, Definition, long_flag, option};
 use trellis_image::pairs::Pairs;
-use trellis_image::{
-    Creation, Described, Failure, Given, Kind, Outcome, Progress, Session, key_change, option_help, read_option, say,
-};
+use trellis_image::{Creation, Described, Failure, Given, Kind, Outcome, Progress, Session, key_change, read_option};
 
 use super::common::{
     CACHE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, open, shows_progress,
 };
+use super::create;
 
 pub(super) const DEFINITION: Definition = Definition {
     name: "amend",
@@ -154,9 +153,7 @@ fn help(format: &str) -> Outcome {
     if !trellis_image::is_driver(format) {
         return Err(Failure::new(format!("Unknown file format '{format}'")));
     }
-    let mut all = options(format)?;
-    all.sort_by_key(|described| described.name);
-    say(&format!("Amend options for '{format}':\n{}", all.iter().map(option_help).collect::<String>()));
+    create::list(&format!("Amend options for '{format}':"), options(format)?);
     Ok(0)
 }
 

@@ -7,7 +7,9 @@ use block_core::graph::{ChildId, NodeId, PermSet, Preallocation, WriteFlags};
 use block_core::pipeline::Content;
 use block_core::rt::IoBuf;
 use trellis_image::args::{Args, Definition, flag, option};
-use trellis_image::{Disk, Failure, Given, Image, Outcome, Progress, Session, say, size, strerror, top};
+use trellis_image::{
+    Disk, Failure, Given, Identity, Image, Outcome, Progress, Session, identity, say, size, strerror, top,
+};
 
 use super::common::{
     CACHE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, one_image, open, shows_progress,
@@ -39,11 +41,16 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     let look = Given { writable: false, quiet: true, force_share: true, ..plain.clone() };
     let chain = open(session, &look).await?;
     let depth = depth_of(&chain, args.get("base"), word).await;
+    let file = file_of(&chain, *depth.as_ref().unwrap_or(&0)).await;
     let depth = closed(chain, depth).await?;
     let image = open(session, &Given { writable_layer: Some(depth), ..plain }).await?;
     let progress = Progress::begin(session, shows_progress(&args));
     let drops = args.has("drop") || args.has("base");
-    let result = committed(session, &image, depth, rate, drops, &progress).await;
+    // Somebody may have let it stand on another one since.
+    let result = match file_of(&image, depth).await == file {
+        true => committed(session, &image, depth, rate, drops, &progress).await,
+        false => Err(Failure::new(format!("What '{word}' stands on has changed meanwhile"))),
+    };
     closed(image, result).await?;
     drop(progress);
     if !args.has("quiet") {
@@ -74,6 +81,12 @@ async fn depth_of(image: &Image, base: Option<&str>, word: &str) -> Result<usize
     Err(Failure::new(format!("Did not find '{base}' in the backing chain of '{word}'")))
 }
 
+/// The file of a layer; `None`: there is none.
+async fn file_of(image: &Image, depth: usize) -> Option<Identity> {
+    let info = block_core::catalog::info(image.graph(), *layers(image).get(depth)?).await?;
+    identity(&info.filename).await
+}
+
 /// The image's node and those that it stands on.
 fn layers(image: &Image) -> Vec<NodeId> {
     let next = |node: &NodeId| image.graph().child_node(*node, "backing");
@@ -89,7 +102,7 @@ async fn committed(
     progress: &Progress,
 ) -> Result<(), Failure> {
     let layers = layers(image);
-    let base = layers[depth];
+    let base = *layers.get(depth).ok_or_else(|| Failure::new("Image does not have a backing file"))?;
     let graph = image.graph();
     let base_size = graph.node(base).map_or(0, |report| report.geometry.size);
     if base_size < image.size() {

@@ -68,14 +68,17 @@ pub(super) fn given(args: &Args, word: &str) -> Result<Given, Failure> {
 
 /// `-T`, or `-t` where an image is only read.
 pub(super) fn source_cache(args: &Args, id: &str) -> Result<Cache, Failure> {
-    let word = args.get(id).unwrap_or("writeback");
-    Cache::named(word).ok_or_else(|| Failure::new(format!("Invalid source cache option: {word}")))
+    cache_of(args.get(id).unwrap_or("writeback"), "source cache")
 }
 
 /// `-t`.
 pub(super) fn cache(args: &Args) -> Result<Cache, Failure> {
-    let word = args.get("cache").unwrap_or("writeback");
-    Cache::named(word).ok_or_else(|| Failure::new(format!("Invalid cache option: {word}")))
+    cache_of(args.get("cache").unwrap_or("writeback"), "cache")
+}
+
+/// The mode that a word names; `what` an error calls it.
+pub(super) fn cache_of(word: &str, what: &str) -> Result<Cache, Failure> {
+    Cache::named(word).ok_or_else(|| Failure::new(format!("Invalid {what} option: {word}")))
 }
 
 /// Opens an image; what goes wrong is said as QEMU says it.

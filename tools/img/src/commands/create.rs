@@ -4,7 +4,8 @@ use block_core::base::Error;
 use trellis_image::args::{Args, Definition, flag, option};
 use trellis_image::pairs::Pairs;
 use trellis_image::{
-    Creation, Failure, Given, Interrupt, NewImage, Outcome, Session, complain, option_help, plain, say, size, words,
+    Creation, Described, Failure, Given, Interrupt, NewImage, Outcome, Session, complain, option_help, plain, say,
+    size, words,
 };
 
 use super::common::{OBJECT, QUIET, objects};
@@ -142,11 +143,14 @@ async fn stand_on(
 
 /// `-o help`.
 pub(super) fn help(format: &str) -> Outcome {
-    let mut all: Vec<_> = Creation::options(format)?.collect();
-    all.sort_by_key(|described| described.name);
-    say(&format!("Supported {format} options:\n"));
-    say(&all.into_iter().map(option_help).collect::<String>());
+    list(&format!("Supported {format} options:"), Creation::options(format)?.copied().collect());
     Ok(0)
+}
+
+/// Prints options with what they are for.
+pub(super) fn list(title: &str, mut options: Vec<Described>) {
+    options.sort_by_key(|described| described.name);
+    say(&format!("{title}\n{}", options.iter().map(option_help).collect::<String>()));
 }
 
 const OWN_BACKING: &str = "Error: Trying to create an image with the same filename as the backing file";

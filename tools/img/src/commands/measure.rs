@@ -7,9 +7,10 @@ use block_core::pipeline::Content;
 use serde_json::json;
 use trellis_image::args::{Args, Definition, option};
 use trellis_image::pairs::Pairs;
-use trellis_image::{Creation, Failure, Image, Outcome, Session, option_help, say, size, strerror, words};
+use trellis_image::{Creation, Failure, Image, Outcome, Session, say, size, strerror, words};
 
 use super::common::{FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, OUTPUT, Output, closed, given, objects, open, output};
+use super::create;
 use super::snapshot::{Wish, at_snapshot};
 use crate::output::pretty;
 
@@ -48,11 +49,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     }
     let target = args.get("target-format").unwrap_or("raw");
     if args.all("options").any(Pairs::ask_for_help) {
-        let mut all: Vec<_> = Creation::options(target)?.collect();
-        all.sort_by_key(|described| described.name);
-        say(&format!("Supported {target} options:\n"));
-        say(&all.into_iter().map(option_help).collect::<String>());
-        return Ok(0);
+        return create::help(target);
     }
     objects(session, &args).await?;
     let mut creation = creation(session, target, &args)?;

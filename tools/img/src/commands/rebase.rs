@@ -12,7 +12,7 @@ use trellis_image::{
 
 use super::common::{
     CACHE, FORCE_SHARE, FORMAT, IMAGE_OPTS, OBJECT, PROGRESS, QUIET, cache, closed, given, objects, one_image, open,
-    shows_progress,
+    shows_progress, source_cache,
 };
 
 pub(super) const DEFINITION: Definition = Definition {
@@ -43,8 +43,7 @@ pub(super) async fn run(session: &Session, args: Args) -> Outcome {
     }
     objects(session, &args).await?;
     let cache = cache(&args)?;
-    let source = args.get("backing-cache").unwrap_or("writeback");
-    let source = Cache::named(source).ok_or_else(|| Failure::new(format!("Invalid source cache option: {source}")))?;
+    let source = source_cache(&args, "backing-cache")?;
     // As in qemu-img, `-U` lets nobody else write to what is written here.
     let given = Given { cache, writable: true, no_backing: is_unsafe, force_share: false, ..given(&args, word)? };
     let image = open(session, &given).await?;

@@ -4,7 +4,7 @@ use trellis_image::args::Args;
 use trellis_image::pairs::Pairs;
 use trellis_image::{Cache, Creation, Failure, FileName, Given, Image, size, words};
 
-use super::super::common::{file_name, shows_progress};
+use super::super::common::{cache_of, file_name, shows_progress, source_cache};
 use super::super::snapshot::Wish;
 
 /// What is to be copied into what, and how.
@@ -77,7 +77,7 @@ impl Wanted {
         let wanted = Self {
             sources: sources.iter().map(|word| file_name(args, word)).collect(),
             format: text("format"),
-            source_cache: cache(args.get("source-cache").unwrap_or("writeback"), "source cache")?,
+            source_cache: source_cache(args, "source-cache")?,
             force_share: args.has("force-share"),
             snapshot,
             target: match args.has("target-image-opts") {
@@ -88,7 +88,7 @@ impl Wanted {
                 true => None,
                 false => Some(text("target-format").unwrap_or_else(|| "raw".to_owned())),
             },
-            target_cache: cache(args.get("target-cache").unwrap_or("unsafe"), "cache")?,
+            target_cache: cache_of(args.get("target-cache").unwrap_or("unsafe"), "cache")?,
             creates,
             options,
             backing,
@@ -195,10 +195,6 @@ impl Wanted {
 fn refuse(contradictions: &[(bool, &str)]) -> Result<(), Failure> {
     let first = contradictions.iter().find(|(is_there, _)| *is_there);
     first.map_or(Ok(()), |(_, text)| Err(Failure::new(*text)))
-}
-
-fn cache(word: &str, what: &str) -> Result<Cache, Failure> {
-    Cache::named(word).ok_or_else(|| Failure::new(format!("Invalid {what} option: {word}")))
 }
 
 /// `-S`: zeroes of so many bytes are left out; `None`: none are.
