@@ -122,7 +122,7 @@ fn a_slot_without_room_stays_as_it_is() {
     let (mut bytes, keys) = (std::fs::read(&path).unwrap(), keys(&path));
     for slot in [1, 5] {
         // Behind the last byte of the place that the keys have; two slots do not overlap.
-        let sector = (keys.len() as u32).next_multiple_of(512) / 512 - 1 + slot * 1024;
+        let sector = (keys.len() as u32).div_ceil(512) - 1 + slot * 1024;
         let at = keys.start + 208 + slot as usize * 48 + 40;
         bytes[at..at + 4].copy_from_slice(&sector.to_be_bytes());
     }
