@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -413,7 +413,7 @@ impl Drop for Key {
     fn drop(&mut self) {
         let number = self.0.to_string();
         let _ = Command::new("keyctl").args(["revoke", &number]).status();
-        let _ = Command::new("keyctl").args(["unlink", &number, "@u"]).stderr(std::process::Stdio::null()).status();
+        let _ = Command::new("keyctl").args(["unlink", &number, "@u"]).stderr(Stdio::null()).status();
     }
 }
 
@@ -464,14 +464,36 @@ fn an_inline_secret_is_flagged() {
 
 /// A file that has no end, or none yet, holds no thread.
 #[test]
-fn a_secret_is_in_a_regular_file() {
+fn a_secret_is_in_a_file_or_comes_through_a_pipe() {
     let mut side = Side::new(true);
+    let refuse = |side: &mut Side, file: &str| {
+        side.refused("object-add", &json!({ "qom-type": "secret", "id": "word", "file": file }))
+    };
+    for file in ["/dev/zero", "/dev"] {
+        let refused = refuse(&mut side, file);
+        assert!(refused.ends_with("it is no regular file, nor a pipe"), "{refused}");
+    }
+
     let pipe = side.path("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    for file in [pipe.as_str(), "/dev/zero", "/dev"] {
-        let refused = side.refused("object-add", &json!({ "qom-type": "secret", "id": "word", "file": file }));
-        assert!(refused.ends_with("it is no regular file"), "{refused}");
-    }
+    let refused = refuse(&mut side, &pipe);
+    assert!(refused.ends_with("the pipe was not written and closed within 10 s"), "{refused}");
+
+    let script = format!("exec > {pipe}; printf 'open '; sleep 0.3; printf sesame");
+    let mut writer = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+    side.tell("object-add", json!({ "qom-type": "secret", "id": "word", "file": pipe }));
+    assert!(writer.wait().unwrap().success());
+    side.secret("same", "open sesame");
+    assert_eq!(side.create("plain.luks", &json!({ "key-secret": "word" })), None);
+    let node = side.node("plain.luks", "same");
+    side.tell("blockdev-add", node);
+
+    // More than there may be is not read to its end.
+    let script = format!("head -c 1000000 /dev/zero > {pipe}");
+    let mut writer = Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).spawn().unwrap();
+    let refused = side.refused("object-add", &json!({ "qom-type": "secret", "id": "long", "file": pipe }));
+    assert!(refused.ends_with("is longer than 65536 bytes"), "{refused}");
+    assert!(!writer.wait().unwrap().success(), "the writer hears that nobody reads");
 }
 
 /// As cryptsetup gets it out of the header.

@@ -1,9 +1,10 @@
 //! Secrets as operators define them: what the daemon and the tools accept, and how it is read.
 
-use std::fs::OpenOptions;
-use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use qmp::Qapi;
 use qmp::schema::{At, Collector, Definition, Kind, TypeRef, Value};
@@ -14,7 +15,7 @@ use crate::codec::SecretBytes;
 use crate::codec::secret::{Encoding, Secret};
 use crate::drivers::keys::secret;
 use crate::graph::Objects;
-use crate::rt::{blocking, keyring, leave_no_dumps, system_call};
+use crate::rt::{Local, blocking, keyring, leave_no_dumps, system_call};
 
 /// A secret that is given, or in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -89,7 +90,7 @@ impl SecretKeyringOptions {
         let read = blocking(move || {
             let mut room = SecretBytes::zeroed(MAX_SECRET);
             let len = keyring::read(serial, room.expose_mut())?;
-            Ok::<_, std::io::Error>(SecretBytes::new(room.expose()[..len].to_vec()))
+            Ok::<_, io::Error>(SecretBytes::new(room.expose()[..len].to_vec()))
         });
         made(objects, read.await.doing(doing)?, format, keyid.as_deref(), iv.as_deref())
     }
@@ -114,31 +115,91 @@ fn made(
     Ok(Arc::new(secret))
 }
 
+/// The whole of a regular file, or of a pipe until its writers have closed it.
 async fn read_file(path: String) -> Result<SecretBytes> {
     let shown = path.clone();
-    let read = blocking(move || {
-        // The whole room at once: a vector that grows leaves copies behind.
-        let mut room = SecretBytes::zeroed(MAX_SECRET + 1);
-        // What nobody writes to would hold the thread for ever.
-        let mut file = system_call(|| OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path))?;
-        if !system_call(|| file.metadata())?.is_file() {
-            return Err(std::io::Error::other("it is no regular file"));
-        }
-        let mut done = 0;
-        loop {
-            let count = system_call(|| file.read(&mut room.expose_mut()[done..]))?;
-            done += count;
-            if count == 0 {
-                break Ok::<_, std::io::Error>(SecretBytes::new(room.expose()[..done].to_vec()));
-            }
-        }
-    });
+    let read = async {
+        let (file, is_pipe) = blocking(move || open(&path)).await?;
+        if is_pipe { from_pipe(&file).await } else { blocking(move || from_regular(&file)).await }
+    };
     let secret = read.await.doing(|| format!("Unable to read {shown}"))?;
     if secret.len() > MAX_SECRET {
         return Err(Error::new(format!("The secret in '{shown}' is longer than {MAX_SECRET} bytes")));
     }
     Ok(secret)
 }
+
+/// The file, and whether it is a pipe. What has no end, or may have none, is refused.
+fn open(path: &str) -> io::Result<(File, bool)> {
+    // A pipe that nobody writes to would hold the thread for ever.
+    let file = system_call(|| OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path))?;
+    let kind = system_call(|| file.metadata())?.file_type();
+    if kind.is_file() || kind.is_fifo() {
+        return Ok((file, kind.is_fifo()));
+    }
+    Err(io::Error::other("it is no regular file, nor a pipe"))
+}
+
+fn from_regular(mut file: &File) -> io::Result<SecretBytes> {
+    let mut room = Room::new();
+    loop {
+        let count = system_call(|| file.read(room.rest()))?;
+        if !room.take(count) {
+            return Ok(room.into_secret());
+        }
+    }
+}
+
+async fn from_pipe(mut file: &File) -> io::Result<SecretBytes> {
+    let (mut room, begun) = (Room::new(), Instant::now());
+    loop {
+        match system_call(|| file.read(room.rest())) {
+            // Where nobody has it open for writing, yet, nothing is read either.
+            Ok(0) if room.done == 0 => {}
+            Ok(count) if room.take(count) => continue,
+            Ok(_) => return Ok(room.into_secret()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+        if begun.elapsed() > PIPE_PATIENCE {
+            let why = format!("the pipe was not written and closed within {} s", PIPE_PATIENCE.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+        }
+        Local::current().sleep(PIPE_PAUSE).await;
+    }
+}
+
+/// A place for the longest secret and one byte more: a vector that grows leaves copies behind.
+struct Room {
+    bytes: SecretBytes,
+    done: usize,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { bytes: SecretBytes::zeroed(MAX_SECRET + 1), done: 0 }
+    }
+
+    fn rest(&mut self) -> &mut [u8] {
+        &mut self.bytes.expose_mut()[self.done..]
+    }
+
+    /// `count` bytes more are there; false where that is none: the end, or no room.
+    fn take(&mut self, count: usize) -> bool {
+        self.done += count;
+        count > 0
+    }
+
+    fn into_secret(self) -> SecretBytes {
+        SecretBytes::new(self.bytes.expose()[..self.done].to_vec())
+    }
+}
+
+/// How long a pipe may take to be written and closed.
+const PIPE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two looks at a pipe.
+const PIPE_PAUSE: Duration = Duration::from_millis(2);
 
 /// Bytes of a secret as it is handed over.
 const MAX_SECRET: usize = 64 << 10;
