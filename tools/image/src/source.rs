@@ -541,7 +541,8 @@ pub fn warn_of_guess(name: &str) {
 /// The member of a node's definition that says that `raw` is a guess.
 pub const GUESSED: &str = "(guessed)";
 /// How many images may stand on each other: below the last one is its file.
-const MAX_IMAGES: usize = MAX_DEPTH - 1;
+const MAX_IMAGES: usize = 63;
+const _: () = assert!(MAX_IMAGES == MAX_DEPTH - 1, "the limit of the graph, and a file");
 /// Nodes that an image may come to with all that it names.
 const MAX_NODES: usize = 1024;
 /// Children that are files rather than images.
