@@ -140,7 +140,7 @@ impl Drop for Pages {
     }
 }
 
-/// An allocator that wipes what is freed, up to [`WIPED_AT_MOST`] bytes each. A program that handles secrets declares it.
+/// An allocator that wipes what is freed, up to 1 MiB each. A program that handles secrets declares it.
 #[derive(Debug)]
 pub struct WipingHeap;
 
