@@ -21,6 +21,7 @@ mod limit;
 mod listen;
 mod memory;
 mod message;
+mod moderation;
 mod notifier;
 mod options;
 mod queue;

@@ -15,6 +15,7 @@ use block_core::rt::{Local, Source, SourceId, WatchId};
 
 use super::chain::{Broken, Chain};
 use super::memory::{Mapped, Piece, Transfers};
+use super::moderation::{Moderation, Moment};
 use super::request::{Disk, Status};
 use super::ring::Ring;
 use super::settings::{Settings, Traits};
@@ -26,18 +27,6 @@ use super::visit::{Job, Visit};
 /// thread have their turn. Small, so that a guest that sleeps is woken while the rest of its batch is still under way:
 /// on a disk that answers at once, 64 made the guest wait for the last of 32 requests before it heard of the first.
 const BUDGET: u16 = 8;
-
-/// A call that the driver wants is kept back this long, at the most, while more waits in the ring than there is to
-/// tell of: a sleeping guest is woken once for the half of its batch instead of for each visit. What is left in the
-/// ring is taken by the next pass, so that no call ever waits for a device.
-const CALL_KEPT: Duration = Duration::from_micros(50);
-
-/// The same where the guest has let the ring run dry: it wakes so late that each delay is one more in which nobody
-/// works. Little beside a wake-up, and enough for many requests where a request takes a fraction of a microsecond.
-const CALL_KEPT_DRY: Duration = Duration::from_micros(8);
-
-/// Calls for which a guest that has let the ring run dry counts as one that wakes late.
-const DRY_CALLS: u8 = 16;
 
 /// See the module's head. What is not private is for [`Visit`].
 pub(super) struct Queue {
@@ -73,10 +62,7 @@ struct Serving {
     broken: bool,
     /// What waited at the end of a visit that is to be published: the next one, in the next pass, will take it.
     left: u16,
-    /// Since when a call is kept back ([`CALL_KEPT`]).
-    kept_since: Option<Instant>,
-    /// The guest wakes late, as far as the next so many calls go ([`DRY_CALLS`]).
-    dry: u8,
+    moderation: Moderation,
     /// Whoever waits for the queue to end. Nothing new is taken meanwhile.
     stopping: Vec<SyncSender<u16>>,
 }
@@ -114,8 +100,7 @@ impl Queue {
             kicked: false,
             broken: false,
             left: 0,
-            kept_since: None,
-            dry: 0,
+            moderation: Moderation::default(),
             stopping: Vec::new(),
         };
         let before = self.state.borrow_mut().serving.replace(serving);
@@ -288,15 +273,15 @@ impl Queue {
         if let (Some(log), Some(used)) = (&serving.settings.log, serving.settings.log_used) {
             ring.used_ranges(from).for_each(|(at, len)| log.mark(used.saturating_add(at), len));
         }
-        let left = std::mem::take(&mut serving.left);
-        let kept_at_most = if serving.dry > 0 { CALL_KEPT_DRY } else { CALL_KEPT };
-        if (1..left).contains(&ring.unannounced())
-            && serving.kept_since.get_or_insert(self.local.batch_time()).elapsed() < kept_at_most
-        {
+        let at = Moment {
+            began: self.local.batch_time(),
+            untold: ring.unannounced(),
+            left: std::mem::take(&mut serving.left),
+            idle: state.slots.is_idle(),
+        };
+        if serving.moderation.keeps(at, Instant::now) {
             return;
         }
-        serving.kept_since = None;
-        serving.dry = if left == 0 && state.slots.is_idle() { DRY_CALLS } else { serving.dry.saturating_sub(1) };
         if ring.announce()
             && let Some(call) = &serving.settings.call
         {
