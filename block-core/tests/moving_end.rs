@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use bench::{add, attach, enter, range, read, write, writer};
 use block_core::base::IoError;
+use block_core::catalog;
 use block_core::graph::{Graph, NodeId, PermSet, Perms, Preallocation, WriteFlags};
 use block_core::port::{PORT, Port};
 use block_core::rt::sync::oneshot;
@@ -144,6 +145,47 @@ fn the_end_moves_through_what_passes_it_on() {
         port.detach(&mut graph.permit()).await.unwrap();
         let window = add(&graph, window).await.unwrap();
         assert_eq!(size(&graph, window), MIB);
+    });
+}
+
+/// A file without a byte ends where others do: somewhere.
+#[test]
+fn an_empty_file_grows_through_raw() {
+    let dir = tempfile::tempdir().unwrap();
+    run_control(async |_| {
+        let path = image(&dir, 0);
+        let graph = graph();
+        let raw = json!({ "driver": "raw", "node-name": "raw", "file": file(&path, &json!({})) });
+        let raw = add(&graph, raw).await.unwrap();
+        let port = attach(&graph, raw, grower()).await.unwrap();
+        write_at(&port, 64 * KIB, 7, 512).await.unwrap();
+        assert_eq!(bytes(&port, 63 * KIB, 1536).await.unwrap(), [vec![0; 1024], vec![7; 512]].concat());
+        assert_eq!((len(&path), size(&graph, raw)), (64 * KIB + 512, 64 * KIB + 512));
+        port.detach(&mut graph.permit()).await.unwrap();
+        graph.permit().remove(raw).await.unwrap();
+    });
+}
+
+#[test]
+fn an_image_is_made_through_raw_in_an_empty_file() {
+    let dir = tempfile::tempdir().unwrap();
+    run_control(async |_| {
+        let path = image(&dir, 0);
+        let graph = graph();
+        let below = file(&path, &json!({}));
+        let raw = json!({ "driver": "raw", "node-name": "raw", "file": below });
+        let raw = add(&graph, raw).await.unwrap();
+        let options = json!({ "driver": "qcow2", "file": "raw", "size": MIB });
+        let options = qmp::schema::from_value(options).unwrap_or_else(|error: qmp::Error| panic!("{}", error.desc));
+        catalog::create(&graph, options).await.unwrap_or_else(|error| panic!("{}", error.full()));
+        let image = add(&graph, json!({ "driver": "qcow2", "node-name": "image", "file": "raw" })).await.unwrap();
+        assert_eq!(size(&graph, image), MIB);
+        let port = attach(&graph, image, writer()).await.unwrap();
+        write_at(&port, 512 * KIB, 7, 512).await.unwrap();
+        assert_eq!(bytes(&port, 512 * KIB, 1024).await.unwrap(), [vec![7; 512], vec![0; 512]].concat());
+        port.detach(&mut graph.permit()).await.unwrap();
+        graph.permit().remove(image).await.unwrap();
+        graph.permit().remove(raw).await.unwrap();
     });
 }
 
