@@ -22,6 +22,7 @@ use block_core::base::IoError;
 use block_core::drivers::protocol::file::{CreateOptions, create};
 use block_core::graph::{DirectRequest, Graph, Passed, PermSet, Perms, Preallocation, RingEntry, Settled, WriteFlags};
 use block_core::port::Port;
+use block_core::rt::fault::{Fault, Faults, Plan};
 use block_core::rt::{IoBuf, run_control};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use serde_json::{Value, json};
@@ -486,6 +487,37 @@ fn locks_come_and_go_with_force_share() {
         reopen(&graph, &[shared]).await.unwrap();
         assert_eq!(qemu_refuses(&path, &[]), None);
         port.detach(&mut graph.permit()).await.unwrap();
+    });
+}
+
+/// A file system that could not lock when the image was opened is asked again by who insists.
+#[test]
+fn a_reopen_that_insists_on_locks_gets_them_or_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), "x.img", 1 << 20, 0);
+    let faults = Faults::default();
+    let _entered = faults.enter();
+    run_control(async |_| {
+        let on = with(file("n", &path), &json!({ "locking": "on" }));
+        let mut unlocked = 0;
+        for nth in 1..100 {
+            let graph = graph();
+            let node = add(&graph, file("n", &path)).await.unwrap();
+            faults.arm(Plan { nth, fault: Fault::Errno(libc::ENOLCK), lasting: false });
+            let port = attach(&graph, node, sole_reader()).await.unwrap();
+            if faults.disarm().is_empty() {
+                break;
+            }
+            unlocked += 1;
+            assert_eq!(qemu_refuses(&path, &[]), None);
+            faults.arm(Plan { nth: 1, fault: Fault::Errno(libc::ENOLCK), lasting: true });
+            reopen(&graph, std::slice::from_ref(&on)).await.unwrap_err();
+            faults.disarm();
+            reopen(&graph, std::slice::from_ref(&on)).await.unwrap();
+            assert!(qemu_refuses(&path, &[]).is_some(), "call {nth}");
+            port.detach(&mut graph.permit()).await.unwrap();
+        }
+        assert!(unlocked > 1, "each of some calls failed");
     });
 }
 

@@ -196,16 +196,12 @@ impl Again {
         if self.activated && options.drop_cache && !common.direct {
             drop_cache(&fd);
         }
-        let claim = match (wants_locks(&options, common), self.claim) {
-            (false, _) => None,
-            (true, Some(claim)) => Some(claim),
-            (true, None) => {
-                // Dropped with the configuration if it never comes into force.
-                let claim = Arc::new(Claim::new(self.locks));
-                claim.tighten(self.perms, options.locking, &options.filename)?;
-                Some(claim)
-            }
-        };
+        let claim = wants_locks(&options, common).then(|| {
+            // A new one is dropped with the configuration if it never comes into force.
+            let claim = self.claim.unwrap_or_else(|| Arc::new(Claim::new(self.locks)));
+            claim.tighten(self.perms, options.locking, &options.filename).map(|()| claim)
+        });
+        let claim = claim.transpose()?;
         conf(kind, options, common, fd, claim)
     }
 }
