@@ -75,7 +75,7 @@ pub(super) async fn sync(conf: &Conf, cx: IoCx<'_>) -> Result<(), IoError> {
 pub(super) async fn submit(engine: Engine, cx: IoCx<'_>, op: impl Fn() -> Op) -> Result<u64, i32> {
     for _ in 1..TRIES {
         match counted(cx.submit(engine, op()).await) {
-            Err(libc::EAGAIN) => cx.local().sleep(PAUSE).await,
+            Err(libc::EAGAIN | libc::ECANCELED) => cx.local().sleep(PAUSE).await,
             Err(errno) if passes(errno) => {}
             answer => return answer,
         }
