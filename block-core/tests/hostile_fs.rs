@@ -407,6 +407,31 @@ fn fs_07_a_block_that_is_cut_is_the_end_of_the_file_or_an_error() {
     });
 }
 
+/// Who makes the file grow moves its end while somebody reads there. (tmpfs takes transfers of any length as `O_DIRECT`, so
+/// that a short one can be made.)
+#[test]
+fn fs_07_an_end_that_moves_while_it_is_looked_at_is_read_again() {
+    let faults = Faults::default();
+    let _entered = faults.enter();
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = image(dir.path(), "x.img", 1 << 20, 7);
+    for aio in ["threads", "native"] {
+        run_control(async |_| {
+            let stage = Stage::new(with(file("n", &path), &json!({ "aio": aio, "cache": { "direct": true } }))).await;
+            for nth in 1..=2 {
+                faults.arm(Plan { nth, fault: Fault::Short, lasting: false });
+                assert_eq!(stage.read(4096, 4096).await, Ok(vec![7; 4096]), "{aio}");
+                assert_eq!(stage.read(4096, 4096).await, Ok(vec![7; 4096]), "{aio}");
+                assert_eq!(faults.disarm(), [Site::Read]);
+            }
+            faults.arm(SHORT);
+            assert_eq!(stage.read(4096, 4096).await, Err(EIO), "a block that stays cut");
+            faults.disarm();
+            stage.end().await;
+        });
+    }
+}
+
 #[test]
 fn fs_08_a_short_write_is_continued_or_fails() {
     let faults = Faults::default();
