@@ -220,7 +220,7 @@ pub(super) enum Message {
 type Call = Box<dyn FnOnce(&Rc<Local>) + Send>;
 
 impl Shared {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self { mailbox: Mailbox::new(), signal: fd::eventfd()? })
     }
 
