@@ -315,6 +315,7 @@ impl Alignment {
             request_alignment: self.request,
             memory_alignment: self.memory,
             max_transfer: align_down(MAX_TRANSFER, self.request.into()),
+            write_zeroes_alignment: self.discard,
             discard_alignment: self.discard,
             physical_block: self.physical,
             fua: true,
@@ -328,6 +329,7 @@ impl Alignment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     #[test]
     fn a_name_with_a_nul_is_no_name() {
@@ -340,6 +342,26 @@ mod tests {
         let text = |error| reason(error).to_string();
         assert_eq!(text(io::Error::from_raw_os_error(libc::ENOENT)), "No such file or directory");
         assert_eq!(text(io::Error::other("odd (os error 2)")), "odd (os error 2)");
+    }
+
+    /// Also where requests need not be whole blocks, what is not a request to the file has to be.
+    #[test]
+    fn space_is_zeroed_and_given_back_in_whole_blocks() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let made =
+            Command::new("losetup").args(["--find", "--show", "--sector-size", "4096"]).arg(file.path()).output();
+        let made = made.expect("losetup is installed");
+        assert!(made.status.success(), "this test needs a loop device: {}", String::from_utf8_lossy(&made.stderr));
+        let path = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+        let device = Found::at(Kind::Device, &path).and_then(|found| found.open(false, false).map_err(reason));
+        let limits = device.and_then(|device| alignment(Kind::Device, &device, false)).map(Alignment::limits);
+        assert!(Command::new("losetup").args(["--detach", &path]).status().unwrap().success());
+        let limits = limits.unwrap();
+        assert_eq!(
+            (limits.request_alignment, limits.discard_alignment, limits.write_zeroes_alignment),
+            (1, 4096, 4096)
+        );
     }
 
     /// Trying may find more than is needed, and never less.
