@@ -195,10 +195,14 @@ fn preallocate(path: &str) -> Value {
 }
 
 async fn scene(start: u64, work: impl AsyncFnOnce(Rc<Graph>, NodeId, String)) {
+    scene_of(start, preallocate, work).await;
+}
+
+async fn scene_of(start: u64, node: fn(&str) -> Value, work: impl AsyncFnOnce(Rc<Graph>, NodeId, String)) {
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir, start);
     let graph = graph();
-    let node = add(&graph, preallocate(&path)).await.unwrap();
+    let node = add(&graph, node(&path)).await.unwrap();
     work(graph, node, path).await;
 }
 
@@ -277,10 +281,43 @@ fn what_others_wrote_is_not_cut_off() {
 /// the other one takes.
 #[test]
 fn two_threads_grow_one_file() {
+    grown_by_two(preallocate);
+}
+
+/// The filter takes space of a filter, which takes space itself.
+#[test]
+fn two_threads_grow_one_file_through_two_filters() {
+    for _ in 0..5 {
+        grown_by_two(|path| {
+            json!({ "driver": "preallocate", "node-name": "above", "prealloc-align": 65536, "prealloc-size": 65536,
+                    "file": preallocate(path) })
+        });
+    }
+}
+
+/// Space is taken up to here or there at the same time, by one who has seen the old end.
+#[test]
+fn space_that_is_taken_never_moves_the_end_back() {
+    run_control(async |_| {
+        scene(4096, async |graph, node, _| {
+            let port = attach(&graph, node, grower()).await.unwrap();
+            write_at(&port, 128 * KIB, 7, 4096).await.unwrap();
+            set_end(&port, 64 * KIB, Preallocation::Falloc).await.unwrap();
+            assert_eq!(size(&graph, node), 132 * KIB);
+            assert_eq!(bytes(&port, 128 * KIB, 4096).await.unwrap(), [7; 4096]);
+            set_end(&port, 64 * KIB, Preallocation::Off).await.unwrap();
+            assert_eq!(size(&graph, node), 64 * KIB);
+            port.detach(&mut graph.permit()).await.unwrap();
+        })
+        .await;
+    });
+}
+
+fn grown_by_two(node: fn(&str) -> Value) {
     const STEP: u64 = 8192;
     const ROUNDS: u64 = 200;
     run_control(async |_| {
-        scene(0, async |graph, node, path| {
+        scene_of(0, node, async |graph, node, path| {
             let port = attach(&graph, node, grower()).await.unwrap();
             let threads = [0, 1].map(|_| IoThread::spawn("grower", PollParams::default()).unwrap());
             let mut ends = Vec::new();
