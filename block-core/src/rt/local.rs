@@ -217,7 +217,7 @@ impl Local {
         self.counters.set(counters);
     }
 
-    fn me(&self) -> Rc<Self> {
+    pub(super) fn me(&self) -> Rc<Self> {
         self.me.upgrade().expect("`self` is borrowed from its Rc")
     }
 }
