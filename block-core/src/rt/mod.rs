@@ -50,7 +50,7 @@ pub use kept::{Kept, KeptBytes, WipingHeap, burn_stack, leave_no_dumps};
 pub use local::{Local, LoopCounters};
 pub use op::{Counted, DirectOp, Engine, Hold, Op};
 pub use polling::PollParams;
-pub use pool::{blocking, blocking_long};
+pub use pool::{blocking, blocking_long, blocking_on};
 pub use random::random;
 pub use readiness::{Readiness, WatchId};
 pub use source::{Source, SourceId};

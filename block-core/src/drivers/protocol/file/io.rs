@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Conf;
 use crate::base::{ByteRange, IoError, SECTOR};
 use crate::graph::{DirectRequest, IoCx, Settled};
-use crate::rt::{Engine, IoBuf, Op, TRIES, blocking, system_call};
+use crate::rt::{Engine, IoBuf, Op, TRIES, blocking_on, system_call};
 
 /// Fills `buf`; what is missing of the file's last sector is zeroes.
 pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
@@ -44,8 +44,7 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
 
 /// The file does not end at `at`.
 async fn goes_on(conf: &Conf, at: u64) -> Result<bool, IoError> {
-    let fd = conf.fd.clone();
-    let stat = blocking(move || system_call(|| rustix::fs::fstat(&*fd))).await;
+    let stat = blocking_on(&conf.fd, |fd| system_call(|| rustix::fs::fstat(fd))).await;
     let stat = stat.map_err(|errno| IoError::from_errno(errno.raw_os_error()))?;
     Ok(stat.st_size.cast_unsigned() > at)
 }

@@ -37,7 +37,7 @@ use crate::graph::{
     Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx, NodeOptions, Perms,
     Preallocation, ReopenRequest, RingEntry, Settled, WriteFlags,
 };
-use crate::rt::{Engine, IoBuf, SharedFd, blocking};
+use crate::rt::{Engine, IoBuf, SharedFd, blocking, blocking_on};
 
 pub use self::create::{CreateOptions, EXTENT_SIZE_HINT, create};
 pub use self::options::{Aio, FileOptions, HostDeviceOptions, Locking};
@@ -189,8 +189,8 @@ impl Driver for File {
     }
 
     async fn truncate(&self, conf: &Conf, _cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Conf> {
-        let (kind, fd) = (self.kind, conf.fd.clone());
-        let size = blocking(move || resize::resize(kind, &fd, size, how)).await;
+        let kind = self.kind;
+        let size = blocking_on(&conf.fd, move |fd| resize::resize(kind, fd, size, how)).await;
         self.found.forget();
         let size = size?;
         Ok(conf.resized(size))
@@ -207,8 +207,7 @@ impl Driver for File {
         if self.kind == Kind::Device {
             return Err(IoError::Unsupported);
         }
-        let fd = conf.fd.clone();
-        let end = zero::inside(cx, move || resize::move_end(&fd, to, how)).await;
+        let end = zero::inside(cx, &conf.fd, move |fd| resize::move_end(fd, to, how)).await;
         self.found.forget();
         let end = end?;
         // Nobody writes where something is cut off; beyond a new end somebody may have written already.
@@ -246,8 +245,7 @@ impl Driver for File {
     }
 
     async fn info(&self, conf: &Conf) -> DriverInfo {
-        let fd = conf.fd.clone();
-        let allocated = blocking(move || status::allocated(&fd)).await;
+        let allocated = blocking_on(&conf.fd, status::allocated).await;
         status::info(self.kind, &conf.options.filename, allocated, &self.counts)
     }
 
