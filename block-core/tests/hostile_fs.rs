@@ -14,8 +14,8 @@
 //! | FS-14 | a file system that lies about data cannot be told from one with a hole; nothing skips a copy for it yet |
 //! | FS-16 | a write past the new end makes the file long again, and is no error; the event in `tests/tests/hostile_fs.rs` |
 //! | FS-18 | a file system is not remounted under who writes: EROFS by a plan. Writes are refused from then on; that a disk is read-only is told to a guest when it connects, and cannot be taken back |
-//! | FS-19 | no NFS is here: its errors by a plan. Whose lock a server has forgotten gets EIO from Linux for every read and write (`nfs.recover_lost_locks` is off by default), so the writing stops there |
-//! | FS-20 | a `null-co` that takes long (a frozen file system can freeze its machine); the event and the ending in `tests/tests/hostile_fs.rs` |
+//! | FS-19 | no NFS is here: its errors by a plan. The locks are on a descriptor of their own, so where a server has forgotten one (`nfs.recover_lost_locks` is off by default), Linux stops nothing on the descriptor that data goes through: writing goes on, and another host may take the lock |
+//! | FS-20 | a `null-co` that takes long, and reads that hang on helper threads (a frozen file system can freeze its machine); the event and the ending in `tests/tests/hostile_fs.rs` |
 //! | FS-21, FS-22 | in `crash.rs` |
 //! | FS-23 | qcow2 has no checksums: its sanity checks are shown by `images_with_changed_fields_do_no_harm` of `qcow2_fuzz/` |
 //!
@@ -47,7 +47,7 @@ use block_core::base::IoError;
 use block_core::graph::{DirectRequest, Graph, NodeEvent, NodeId, Settled, WriteFlags};
 use block_core::port::{Port, PortLane};
 use block_core::rt::fault::{Fault, Faults, Plan, Site};
-use block_core::rt::{IoThread, Local, run_control};
+use block_core::rt::{Engine, IoBuf, IoThread, Local, Op, SharedFd, run_control, within};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use serde_json::{Value, json};
 
@@ -767,6 +767,34 @@ fn fs_20_a_disk_that_hangs_holds_up_nobody_else() {
         assert_eq!(answer.await.unwrap(), Ok(()));
         neighbour.detach(&mut stage.graph.permit()).await.unwrap();
         stage.graph.permit().remove(hangs).await.unwrap();
+        stage.end().await;
+    });
+}
+
+/// More requests hang in the kernel than one file has threads for, on behalf of one descriptor: what else needs helpers does
+/// not notice.
+#[test]
+fn fs_20_a_file_that_hangs_has_only_its_own_threads() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let paths = ["x.img", "y.img"].map(|name| image(dir.path(), name, 1 << 20, 7));
+    run_control(async |local| {
+        let stage = Stage::new(with(file("n", &paths[0]), &json!({ "aio": "threads" }))).await;
+        let (never_ready, writer) = std::io::pipe().unwrap();
+        let (never_ready, byte): (SharedFd, _) = (Arc::new(never_ready.into()), IoBuf::alloc(1, 1).unwrap());
+        let read = || Op::Read { fd: never_ready.clone(), buf: byte.clone(), offset: u64::MAX };
+        let hanging: Vec<_> = (0..100).map(|_| local.submit(Engine::Pool, read(), None)).collect();
+        let others = within(&local, Duration::from_secs(10), async {
+            stage.write(0, vec![6; 4096]).await.unwrap();
+            assert_eq!(stage.read(0, 4096).await, Ok(vec![6; 4096]));
+            stage.flush().await.unwrap();
+            let other = add(&stage.graph, file("other", &paths[1])).await.unwrap();
+            stage.graph.permit().remove(other).await.unwrap();
+        });
+        others.await.expect("nobody else waits");
+        drop(writer);
+        for hung in hanging {
+            assert_eq!(hung.await, 0);
+        }
         stage.end().await;
     });
 }

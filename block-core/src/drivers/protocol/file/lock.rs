@@ -3,7 +3,8 @@
 //!
 //! A shared lock on byte 100 + *i* says "I use permission *i*"; on byte 200 + *i*, "I bear no other user of it". They
 //! are locks of the open file description, on a descriptor of their own: two nodes of one process that have the same
-//! file are strangers to each other, as two processes are, and closing any other descriptor loses nothing.
+//! file are strangers to each other, as two processes are, and closing any other descriptor loses nothing. The price: where
+//! a network file system's server has forgotten a lock, the kernel stops nobody who moves data through another descriptor.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
