@@ -558,6 +558,39 @@ fn after_a_flush_that_failed_all_fail_until_a_reopen() {
     }
 }
 
+/// Whoever has the image next would believe that it is whole: that it may not be is said once, and not forgotten.
+#[test]
+fn what_may_be_lost_is_said_before_the_image_is_handed_over() {
+    let failing = Failing::new();
+    let options = json!({ "driver": "host_device", "node-name": "n", "filename": failing.device.path });
+    run_control(async |local| {
+        let graph = graph();
+        let node = add(&graph, options.clone()).await.unwrap();
+        let top = add(&graph, json!({ "driver": "raw", "node-name": "top", "file": "n" })).await.unwrap();
+        let port = attach(&graph, top, writer()).await.unwrap();
+        let lane = port.handle().lane(&local);
+        write(&lane, 0, &[2; 4096], FLAGS).await.unwrap();
+        failing.fail();
+        flush(&lane).await.unwrap_err();
+        drop(lane);
+        port.detach(&mut graph.permit()).await.unwrap();
+        let refused = graph.permit().deactivate(Some(top)).await.unwrap_err().full();
+        assert!(refused.starts_with("Could not flush node 'top' before deactivating it: "), "{refused}");
+        assert!(graph.node(node).unwrap().options.active && graph.node(top).unwrap().options.active);
+        // Who insists has heard it.
+        graph.permit().deactivate(Some(top)).await.unwrap();
+        graph.permit().activate(Some(top)).await.unwrap();
+        let port = attach(&graph, top, writer()).await.unwrap();
+        let lane = port.handle().lane(&local);
+        assert_eq!(flush(&lane).await, Err(IoError::FlushLatched));
+        reopen(&graph, &[options]).await.unwrap();
+        flush(&lane).await.unwrap();
+        drop(lane);
+        port.detach(&mut graph.permit()).await.unwrap();
+        graph.permit().deactivate(Some(top)).await.unwrap();
+    });
+}
+
 #[test]
 fn a_stable_write_that_failed_latches_too() {
     let dir = tempfile::tempdir().unwrap();

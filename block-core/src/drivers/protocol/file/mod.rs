@@ -229,8 +229,10 @@ impl Driver for File {
 
     async fn set_active(&self, conf: &Conf, common: NodeOptions, perms: Perms) -> Result<Option<Conf>> {
         let again = open::Again::of(conf, conf.options.clone(), common, self.locks.clone(), perms)?;
-        let kind = self.kind;
-        blocking(move || again.open(kind)).await.map(Some)
+        let (kind, flusher) = (self.kind, conf.flusher.clone());
+        let new = blocking(move || again.open(kind)).await?;
+        // What was lost is lost until an operator reopens the node.
+        Ok(Some(Conf { flusher, ..new }))
     }
 
     async fn tighten(&self, conf: &Conf, perms: Perms) -> Result<()> {
