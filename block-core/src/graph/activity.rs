@@ -84,7 +84,7 @@ impl Drained<'_> {
     }
 
     /// A node's configuration as an active or an inactive one.
-    async fn with_activity(&mut self, id: NodeId, active: bool) -> Result<NewBody> {
+    async fn with_activity(&self, id: NodeId, active: bool) -> Result<NewBody> {
         let missing = || Error::new("There is no such node");
         let report = self.graph().node(id).ok_or_else(missing)?;
         let old = self.graph().borrow_body(id).ok_or_else(missing)?;
