@@ -89,7 +89,7 @@ fn a_discard_that_is_ignored_and_a_write_that_is_refused_mark_nothing() {
         let port = attach(&graph, node, bench::READER).await.unwrap();
         let lane = port.handle().lane(&local);
         assert_eq!(put(&lane, 0, 512).await, Err(IoError::ReadOnly));
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let port = attach(&graph, node, writer()).await.unwrap();
         let lane = port.handle().lane(&local);
         lane.discard(&enter(&lane).await, range(0, 4096)).await.unwrap();
@@ -240,7 +240,7 @@ fn bitmaps_have_the_size_of_their_node() {
         put(&lane, 0, 1).await.unwrap();
         put(&lane, SIZE, 1).await.unwrap();
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         for (size, marks) in [
             (4 << 20, vec![(0, 65536), (SIZE, SIZE + 65536)]),
             (SIZE + 512, vec![(0, 65536), (SIZE, SIZE + 512)]),
@@ -276,7 +276,7 @@ fn what_a_file_grows_by_is_dirty() {
         put(&lane, SIZE + 128 * KIB, 512).await.unwrap();
         let end = SIZE + 128 * KIB + 512;
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         // A snapshot of what has changed has what is new.
         let target = json!({ "driver": "null-co", "node-name": "target", "size": end, "read-zeroes": true });
         add(&graph, target).await.unwrap();
@@ -292,7 +292,7 @@ fn what_a_file_grows_by_is_dirty() {
         bench::read(&snapshot, range(0, 512)).await.unwrap();
         bench::read(&snapshot, range(128 * KIB, 512)).await.unwrap_err();
         drop(snapshot);
-        reader.detach(&mut graph.permit()).await.unwrap();
+        reader.detach(&mut graph.permit()).await;
         for node in [access, cbw] {
             graph.permit().remove(node).await.unwrap();
         }
@@ -309,7 +309,7 @@ fn what_a_file_grows_by_is_dirty() {
         assert_eq!(runs(&graph, file, "b"), []);
         put(&lane, end + 1024, 512).await.unwrap();
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         // So does who resizes: what an operator makes a disk larger by has not changed.
         graph.permit().resize(top, 4 << 20, Preallocation::Off).await.unwrap();
         assert_eq!(runs(&graph, file, "b"), [(SIZE + 128 * KIB, SIZE + 192 * KIB)]);
