@@ -33,6 +33,8 @@ pub struct Local {
     pub(super) now: Cell<Instant>,
     pub(super) stopping: Cell<bool>,
     pub(super) may_wait: Cell<bool>,
+    /// An I/O thread: guests wait where it does.
+    pub(super) is_io: Cell<bool>,
     pub(super) counters: Cell<LoopCounters>,
     /// Passes that may leave their submission to the sleep that follows.
     pub(super) lazy: Cell<u32>,
@@ -68,6 +70,7 @@ impl Local {
             now: Cell::new(Instant::now()),
             stopping: Cell::new(false),
             may_wait: Cell::new(false),
+            is_io: Cell::new(false),
             counters: Cell::default(),
             lazy: Cell::new(0),
             reaped: RefCell::default(),

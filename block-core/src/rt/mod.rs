@@ -4,7 +4,7 @@
 //! `unsafe` and its only system calls that wait. Nothing here knows what a node, an image or a guest is.
 //!
 //! - `thread` starts and ends threads; `run` is their loop; `local` is what code on such a thread can ask for.
-//! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks.
+//! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks, `elsewhere` leaves it ends that may.
 //! - `exec`, `timer`, `inflight`, `readiness` and `source` hold what waits: tasks, sleeps, operations, descriptors, queues.
 //! - `fault` is where all that can fail passes, and where tests have it fail.
 //! - `kept` is memory for secrets, and what is done so that they are nowhere else.
@@ -12,6 +12,7 @@
 
 mod buf;
 mod driver;
+mod elsewhere;
 mod epoll;
 mod exec;
 pub mod fault;
@@ -42,6 +43,7 @@ pub mod wake;
 mod words;
 
 pub use buf::{IoBuf, Segment};
+pub use elsewhere::Elsewhere;
 pub use fault::{TRIES, system_call};
 pub use fd::{SharedFd, eventfd};
 pub use heap::trim_heap;

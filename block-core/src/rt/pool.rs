@@ -36,6 +36,11 @@ pub async fn blocking_long<T: Send + 'static>(work: impl FnOnce() -> T + Send + 
     called(Whose::Long, work).await
 }
 
+/// Runs `work` on a helper thread some time; nobody waits for it.
+pub(super) fn later(work: impl FnOnce() + Send + 'static) {
+    submit(Job { whose: Whose::Nobodys, work: Work::Call(Box::new(fault::inherited(work))) });
+}
+
 async fn called<T: Send + 'static>(whose: Whose, work: impl FnOnce() -> T + Send + 'static) -> T {
     debug_assert!(Local::try_current().is_some(), "helper threads work for runtime threads");
     let (sender, receiver) = sync::oneshot();

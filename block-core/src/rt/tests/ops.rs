@@ -3,7 +3,7 @@
 
 use super::{Kind, on, on_every_engine};
 use crate::rt::sync::{oneshot, together};
-use crate::rt::{Counted, Engine, Hold, IoBuf, Local, Op, SharedFd, eventfd, run_control, within};
+use crate::rt::{Counted, Elsewhere, Engine, Hold, IoBuf, Local, Op, SharedFd, eventfd, run_control, within};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
@@ -318,6 +318,32 @@ fn what_hangs_on_some_descriptors_leaves_threads_for_others() {
         }
         assert_eq!(together(called).await, [7; 100]);
     });
+}
+
+/// Says which thread it ended on.
+struct Ending(std::sync::mpsc::Sender<String>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.send(std::thread::current().name().unwrap_or_default().to_owned()).unwrap();
+    }
+}
+
+#[test]
+fn what_may_wait_at_its_end_does_not_do_so_on_an_io_thread() {
+    let (sender, ended) = channel();
+    let ending = || Elsewhere::new(Ending(sender.clone()));
+    for kind in [Kind::Ring, Kind::Fallback] {
+        let here = ending();
+        on(&kind.thread(), move |_| async move { drop(here) });
+        assert_eq!(ended.recv().unwrap(), "rt-helper");
+    }
+    // Where guests do not wait, it is over when it is dropped.
+    let there = ending();
+    run_control(|_| async move { drop(there) });
+    assert_ne!(ended.try_recv().unwrap(), "rt-helper");
+    drop(ending());
+    assert_ne!(ended.try_recv().unwrap(), "rt-helper");
 }
 
 #[test]

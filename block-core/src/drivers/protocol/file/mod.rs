@@ -37,7 +37,7 @@ use crate::graph::{
     Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx, NodeOptions, Perms,
     Preallocation, ReopenRequest, RingEntry, Settled, WriteFlags,
 };
-use crate::rt::{Engine, IoBuf, SharedFd, blocking, blocking_on};
+use crate::rt::{Elsewhere, Engine, IoBuf, SharedFd, blocking, blocking_on};
 
 pub use self::create::{CreateOptions, EXTENT_SIZE_HINT, create};
 pub use self::options::{Aio, FileOptions, HostDeviceOptions, Locking};
@@ -63,7 +63,7 @@ pub struct File {
 /// One way of having the file open. A reopen makes a new one, with a descriptor and latches of its own.
 pub struct Conf {
     options: FileOptions,
-    fd: SharedFd,
+    fd: Elsewhere<SharedFd>,
     /// In bytes, in whole sectors: a file's last sector may be incomplete, and reads as zeroes then. Moves with those who
     /// write past it; the file is never shorter.
     end: AtomicU64,
@@ -77,7 +77,7 @@ pub struct Conf {
     in_memory: bool,
     active: bool,
     /// `None`: other programs are told nothing.
-    claim: Option<Arc<Claim>>,
+    claim: Elsewhere<Option<Arc<Claim>>>,
 }
 
 /// What the file system or the device asks for, in bytes; powers of two.
@@ -289,10 +289,10 @@ impl Conf {
     fn resized(&self, size: u64) -> Self {
         Self {
             options: self.options.clone(),
-            fd: self.fd.clone(),
+            fd: Elsewhere::new(self.fd.clone()),
             flusher: self.flusher.clone(),
             turned: self.turned.clone(),
-            claim: self.claim.clone(),
+            claim: Elsewhere::new(self.claim.clone()),
             end: AtomicU64::new(size),
             ..*self
         }

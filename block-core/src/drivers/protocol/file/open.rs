@@ -17,7 +17,7 @@ use super::options::{Aio, FileOptions, Locking};
 use super::{Alignment, Conf, Kind};
 use crate::base::{Error, Result, ResultExt, SECTOR, align_down, align_up};
 use crate::graph::{Limits, MAX_TRANSFER, NodeOptions, Perms};
-use crate::rt::{Engine, system_call};
+use crate::rt::{Elsewhere, Engine, system_call};
 
 /// A file that was found and is of the right kind; nothing can be read through it yet.
 pub(super) struct Found {
@@ -226,7 +226,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
     let in_memory = is_on(&fd, &[TMPFS]);
     let engine = if options.aio == Aio::Threads { Engine::Pool } else { Engine::Ring };
     Ok(Conf {
-        fd: Arc::new(fd),
+        fd: Elsewhere::new(Arc::new(fd)),
         end: size.into(),
         engine,
         alignment,
@@ -235,7 +235,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
         direct: common.direct,
         in_memory,
         active: common.active,
-        claim,
+        claim: Elsewhere::new(claim),
         options,
     })
 }
