@@ -59,6 +59,7 @@ use rustix::net::RecvFlags;
 
 use device::ExportShared;
 use listen::Listening;
+use memory::Quota;
 use session::Link;
 use stats::QueueStats;
 
@@ -102,7 +103,7 @@ impl VhostUserExport {
         }
         let listening = Listening::open(&options.addr)?;
         let stats = threads.iter().map(|_| Arc::<QueueStats>::default()).collect();
-        let shared = Arc::new(ExportShared { options, port, threads, stats });
+        let shared = Arc::new(ExportShared { options, port, threads, stats, quota: Quota::default() });
         let link = Arc::<Link>::default();
         let gate = Rc::new(Gate {
             closing: Cell::new(false),
