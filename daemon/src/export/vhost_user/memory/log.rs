@@ -4,9 +4,9 @@
 //! the data, or the frontend could copy the page between the two.
 #![expect(unsafe_code, reason = "sets bits in shared memory")]
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::AtomicU8;
 
-use super::SharedMap;
+use super::{SharedMap, mark};
 
 /// Bytes that one bit stands for (VHOST_LOG_PAGE).
 pub(in super::super) const LOG_PAGE: u64 = 4096;
@@ -41,7 +41,7 @@ impl DirtyLog {
             if byte >= self.0.len() {
                 return;
             }
-            set(self.byte(byte), 1 << (page % 8));
+            mark::set(self.byte(byte), 1 << (page % 8));
         }
     }
 
@@ -53,15 +53,11 @@ impl DirtyLog {
     }
 }
 
-/// Whoever takes the bit away (and looks at the page then) sees what was written before.
-#[inline]
-fn set(byte: &AtomicU8, bit: u8) {
-    byte.fetch_or(bit, Ordering::Release);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::Ordering;
+
     use crate::export::vhost_user::memory::{Quota, SharedFile};
     use std::os::fd::OwnedFd;
 

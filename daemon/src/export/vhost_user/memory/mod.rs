@@ -7,13 +7,16 @@
 
 mod bus;
 mod log;
+mod mark;
 mod shared;
 mod transfer;
 
 use std::cell::Cell;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{self, AtomicUsize, Ordering};
+
+use block_core::rt::{Local, blocking};
 
 pub(super) use log::DirtyLog;
 pub(super) use shared::{Quota, SharedFile, SharedMap, leave_out_of_dumps};
@@ -64,6 +67,16 @@ pub(super) struct Mapped(Arc<MemoryMap>);
 impl Mapped {
     pub(super) fn new(map: Arc<MemoryMap>) -> Self {
         Self(map)
+    }
+}
+
+/// To unmap the memory of a large guest takes long, and an IOThread has other guests to serve.
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        let map = std::mem::replace(&mut self.0, Arc::new(MemoryMap::empty()));
+        if let (Some(last), Some(local)) = (Arc::into_inner(map), Local::try_current()) {
+            local.spawn(blocking(move || drop(last)));
+        }
     }
 }
 
@@ -215,6 +228,7 @@ const NEVER: usize = usize::MAX;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use block_core::rt::{IoThread, PollParams};
 
     fn map(regions: &[(u64, usize)]) -> MemoryMap {
         super::super::tests::driver::shared(regions).1
@@ -263,5 +277,25 @@ mod tests {
         rustix::fs::ftruncate(&file, 0).unwrap();
         assert!(map().read(0, &mut [0], &Cell::new(0)));
         assert!(map().is_poisoned(), "its page is still another one");
+    }
+
+    #[test]
+    fn the_last_holder_on_an_iothread_leaves_the_unmapping_to_others() {
+        let thread = IoThread::spawn("test", PollParams::default()).unwrap();
+        let map = map(&[(0, 1 << 20)]);
+        let start = format!("{:x}-", map.contiguous(0, 1).unwrap() as usize);
+        let mapped = move || std::fs::read_to_string("/proc/self/maps").unwrap().contains(&start);
+        assert!(mapped());
+        let (send, dropped) = std::sync::mpsc::channel();
+        let still = mapped.clone();
+        thread.remote().send(move |_| {
+            let mapped = std::rc::Rc::new(Mapped::new(Arc::new(map)));
+            drop(mapped);
+            send.send(still()).unwrap();
+        });
+        assert!(dropped.recv().unwrap(), "the IOThread has unmapped it");
+        while mapped() {
+            std::thread::yield_now();
+        }
     }
 }
