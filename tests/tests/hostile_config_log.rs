@@ -54,6 +54,23 @@ fn cfg_05_set_writeback_to_2() {
     refused_set_config(config::WRITEBACK, 0, &[255]);
 }
 
+/// The operator decides, and the driver sees it; nobody loses a disk over it, even where no refusal can be said.
+#[test]
+fn cfg_05_write_back_on_an_export_that_writes_through() {
+    for acknowledged in [protocol_feature::REPLY_ACK, 0] {
+        let mut scene = Scene::with_export(",writethrough=on");
+        let protocol = PROTOCOL & !protocol_feature::REPLY_ACK | acknowledged;
+        let mut client = scene.client_with(&Setup { protocol, ..Setup::default() });
+        assert_eq!(client.config()[config::WRITEBACK], 0);
+        let payload = config_payload(config::WRITEBACK as u32, 1, 0, &[1]);
+        client.tell(request::SET_CONFIG, &payload, &[]);
+        assert_eq!(client.config()[config::WRITEBACK], 0, "it is stable all the same, and says so");
+        expect_queue_works(&mut client, 0);
+        drop(client);
+        scene.still_good();
+    }
+}
+
 #[test]
 fn cfg_06_set_another_capacity_as_live_migration() {
     refused_set_config(config::CAPACITY, 1, &(1_u64 << 40).to_le_bytes());

@@ -10,6 +10,7 @@ use block_core::rt::Remote;
 use super::config_space::{
     CONFIG_LEN, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_LOG_ALL, Shape, config, features,
 };
+use super::limit::Limit;
 use super::memory::{DirtyLog, MemoryMap, Quota};
 use super::options::VhostUserOptions;
 use super::queue_ref::QueueRef;
@@ -26,8 +27,21 @@ pub(super) struct ExportShared {
     pub(super) threads: Vec<Remote>,
     /// The counters of each queue.
     pub(super) stats: Vec<Arc<QueueStats>>,
+    /// A guest broke its queue.
+    pub(super) broken: Arc<Limit>,
+    /// A frontend was refused something, or thrown out.
+    pub(super) thrown_out: Limit,
     /// What frontends share.
     pub(super) quota: Quota,
+}
+
+impl ExportShared {
+    /// With a thread for each queue.
+    pub(super) fn new(options: VhostUserOptions, port: PortHandle, threads: Vec<Remote>) -> Self {
+        let stats = threads.iter().map(|_| Arc::default()).collect();
+        let (broken, thrown_out, quota) = Default::default();
+        Self { options, port, threads, stats, broken, thrown_out, quota }
+    }
 }
 
 /// See the module's head.
@@ -57,6 +71,7 @@ impl Device {
                 block: export.options.logical_block_size,
                 writable: export.options.writable,
                 serial: export.options.serial_bytes(),
+                lines: export.broken.clone(),
                 hang_up: hang_up.clone(),
             };
             let queue = QueueRef::new(thread.clone(), export.port.clone(), traits, stats.clone());
@@ -96,15 +111,12 @@ impl Device {
         })
     }
 
-    /// The driver switches the write mode. `false` where the operator's word stands against it.
-    pub(super) fn set_writeback(&self, writeback: bool) -> bool {
-        if writeback && self.export.options.writethrough {
-            return false;
-        }
+    /// The driver switches the write mode. Where the operator wants writes to be stable they stay so, and the config space
+    /// says it; a refusal could end the session, which is too much for a wish.
+    pub(super) fn set_writeback(&self, writeback: bool) {
         let mut state = self.lock();
-        state.writeback = writeback;
+        state.writeback = writeback && !self.export.options.writethrough;
         self.apply(&state);
-        true
     }
 
     /// Other guest memory. In force when this returns; requests under way keep the old one.

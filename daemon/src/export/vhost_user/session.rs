@@ -251,10 +251,10 @@ impl Session {
                 self.pass(messages, owed(request, acknowledge))
             }
             Verdict::Done => self.acknowledge(request, acknowledge),
-            Verdict::DoneAfter(effect) => match self.apply(effect) {
-                true => self.acknowledge(request, acknowledge),
-                false => self.refuse(request, acknowledge, "the operator decides about the write cache"),
-            },
+            Verdict::DoneAfter(effect) => {
+                self.apply(effect);
+                self.acknowledge(request, acknowledge)
+            }
             Verdict::Refuse(why) => self.refuse(request, acknowledge, why),
             Verdict::Drop(why) => Err(Ended::Verdict(why)),
         }
@@ -277,16 +277,14 @@ impl Session {
         if acknowledge { self.reply(request, &NOT_APPLIED) } else { Err(Ended::Verdict(why)) }
     }
 
-    /// `false` where the effect was refused.
-    fn apply(&self, effect: Effect) -> bool {
+    fn apply(&self, effect: Effect) {
         match effect {
             Effect::LogUsed(ring, at) => self.device.set_log_used(ring, at),
             Effect::Memory(map) => self.device.set_memory(map),
             Effect::Log(log) => self.device.set_log(log),
-            Effect::Writeback(on) => return self.device.set_writeback(on),
+            Effect::Writeback(on) => self.device.set_writeback(on),
             Effect::Channel(channel) => self.link.set_channel(channel),
         }
-        true
     }
 }
 
