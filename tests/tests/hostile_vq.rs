@@ -35,6 +35,35 @@ fn vq_01_avail_idx_jumps() {
     scene.still_good();
 }
 
+/// One guest's noise keeps nobody from hearing of another's trouble.
+#[test]
+fn vq_01_a_noisy_guest_does_not_silence_the_others() {
+    let mut scene = Scene::new();
+    let mut noisy = scene.client_with(&Setup { queue_size: 8, ..Setup::default() });
+    for _ in 0..20 {
+        noisy.queue(0).ring.store_avail_idx(5000);
+        noisy.kick(0);
+        expect_err_event(&mut noisy, 0);
+        noisy.restart_queue(0);
+    }
+    let mut other = Client::start(&scene.server().socket("b"), &Setup { queue_size: 8, ..Setup::default() });
+    other.queue(0).ring.store_avail_idx(5000);
+    other.kick(0);
+    expect_err_event(&mut other, 0);
+    let said = |scene: &mut Scene, queue: &str| {
+        let log = scene.server().log();
+        log.lines().filter(|line| line.contains("broke the queue") && line.contains(queue)).count()
+    };
+    let end = Instant::now() + Duration::from_secs(5);
+    while said(&mut scene, "b.0") == 0 && Instant::now() < end {
+        pause(Duration::from_millis(10));
+    }
+    assert_eq!(said(&mut scene, "b.0"), 1, "{}", scene.server().log());
+    assert_eq!(said(&mut scene, "a.0"), 10, "{}", scene.server().log());
+    drop((noisy, other));
+    scene.still_good();
+}
+
 #[test]
 fn vq_02_avail_idx_goes_backwards() {
     let (mut scene, mut client) = two_queues();

@@ -81,7 +81,8 @@ impl Local {
         Self::try_current().expect("this needs a runtime thread")
     }
 
-    pub(super) fn try_current() -> Option<Rc<Self>> {
+    /// The runtime of this thread, if it has one that has not ended.
+    pub fn try_current() -> Option<Rc<Self>> {
         CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }
 

@@ -217,7 +217,7 @@ impl Queue {
         serving.broken = true;
         serving.watch.take().into_iter().for_each(|watch| self.local.unwatch(watch));
         self.stats.broke();
-        if super::limit::BROKEN.allows() {
+        if self.traits.lines.allows() {
             tracing::warn!(queue = self.traits.name, "the guest broke the queue, which stops: {reason}");
         }
         serving.settings.err.iter().for_each(|err| err.signal());
@@ -237,7 +237,8 @@ impl Queue {
 
     fn finish(&self, state: &mut State, slot: u32, status: Status) {
         let serving = state.serving.as_mut().expect("a queue stops when its last request is over");
-        if status == Status::Ok && state.slots.flight(slot).answer.written > 0 {
+        // Also where it failed: a part may have been written.
+        if state.slots.flight(slot).answer.written > 0 {
             serving.log_pieces(state.slots.pieces(slot));
         }
         let was_full = state.slots.is_full();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use block_core::rt::SharedFd;
 
+use super::limit::Limit;
 use super::memory::{DirtyLog, MemoryMap};
 use super::notifier::Notifier;
 use super::request::ID_LEN;
@@ -39,6 +40,8 @@ pub(super) struct Traits {
     pub(super) block: u32,
     pub(super) writable: bool,
     pub(super) serial: [u8; ID_LEN],
+    /// Of the export: a guest broke its queue.
+    pub(super) lines: Arc<Limit>,
     /// Ends the session: guest memory cannot be relied on any more.
     pub(super) hang_up: Arc<dyn Fn() + Send + Sync>,
 }

@@ -1,8 +1,8 @@
 //! A toy driver offers good and bad chains; what comes out is what went in, or the reason why not.
 
-use super::super::tests::driver::{Driver, INDIRECT, NEXT as D_NEXT, WRITE as D_WRITE};
+use super::super::tests::driver::{Driver, INDIRECT, NEXT as D_NEXT, WRITE as D_WRITE, shared};
 use super::*;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 const RING: u64 = 0x1_0000;
 const TABLE: u64 = 0x8_0000;
@@ -12,10 +12,7 @@ const BOTH: RingFeatures = RingFeatures { event_idx: true, indirect: true };
 
 /// 1 MiB in two regions that touch at 0x8_0800, so that an indirect table at `TABLE` can straddle them.
 fn memory() -> (GuestMemoryMmap<()>, MemoryMap) {
-    let regions = [(GuestAddress(0), 0x8_0000 + 0x1000), (GuestAddress(0x8_1000), 0x7_F000)];
-    let memory = GuestMemoryMmap::from_ranges(&regions).unwrap();
-    let map = MemoryMap::new(&memory).unwrap();
-    (memory, map)
+    shared(&[(0, 0x8_0000 + 0x1000), (0x8_1000, 0x7_F000)])
 }
 
 struct Bench {

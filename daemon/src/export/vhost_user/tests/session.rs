@@ -1,5 +1,7 @@
 //! Whole sessions against a real graph.
 
+use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -7,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::frontend::{DATA, Frontend, MEMORY, wait};
 use super::server::Server;
-use crate::export::vhost_user::config_space::{F_CONFIG_WCE, F_FLUSH};
+use crate::export::vhost_user::config_space::{F_CONFIG_WCE, F_FLUSH, F_LOG_ALL};
 use crate::export::vhost_user::message::Kind;
 use crate::export::vhost_user::regions::MAX_SLOTS;
 
@@ -300,19 +302,43 @@ fn all_memory_goes_in_one_message_however_much_there_is() {
     assert_eq!(add(1000), 0);
 }
 
-#[test]
-fn dirty_pages_are_logged() {
-    const LOG_ALL: u64 = 1 << 26;
-    let server = Server::new(1, null(), |_| ());
-    let mut frontend = Frontend::running(&server.socket(), F_FLUSH | LOG_ALL, 1);
+/// A dirty log for `frontend`, which logs from now on.
+fn log(frontend: &Frontend) -> OwnedFd {
     let log = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&log, 4096).unwrap();
     let body = [MEMORY / 4096 / 8, 0].map(u64::to_ne_bytes).concat();
     frontend.try_tell(Kind::SET_LOG_BASE, body, vec![log.try_clone().unwrap()]);
-    assert_eq!(frontend.request(0, IN, 0, Some((8192, true))), (0, 8193));
+    log
+}
+
+/// Whether the page at `gpa` is marked.
+fn dirty(log: &OwnedFd, gpa: u64) -> bool {
     let mut bits = [0u8; 128];
-    rustix::io::pread(&log, &mut bits, 0).unwrap();
-    let dirty = |gpa: u64| bits[usize::try_from(gpa / 4096 / 8).unwrap()] >> (gpa / 4096 % 8) & 1 == 1;
-    assert!(dirty(DATA) && dirty(DATA + 4096) && !dirty(DATA + 8192), "the data");
-    assert!(dirty(0x8_0000), "the status byte");
+    rustix::io::pread(log, &mut bits, 0).unwrap();
+    bits[usize::try_from(gpa / 4096 / 8).unwrap()] >> (gpa / 4096 % 8) & 1 == 1
+}
+
+#[test]
+fn dirty_pages_are_logged() {
+    let server = Server::new(1, null(), |_| ());
+    let mut frontend = Frontend::running(&server.socket(), F_FLUSH | F_LOG_ALL, 1);
+    let log = log(&frontend);
+    assert_eq!(frontend.request(0, IN, 0, Some((8192, true))), (0, 8193));
+    assert!(dirty(&log, DATA) && dirty(&log, DATA + 4096) && !dirty(&log, DATA + 8192), "the data");
+    assert!(dirty(&log, 0x8_0000), "the status byte");
+}
+
+/// What was written before the error is the guest's, too.
+#[test]
+fn a_read_that_fails_half_way_is_logged() {
+    let (file, below) = image("threads");
+    file.as_file().write_all(&[7; 4096]).unwrap();
+    let rule = json!({ "event": "none", "iotype": "read", "sector": 8 });
+    let node = json!({ "driver": "blkdebug", "image": below, "max-transfer": 4096, "inject-error": [rule] });
+    let server = Server::new(1, node, |_| ());
+    let mut frontend = Frontend::running(&server.socket(), F_FLUSH | F_LOG_ALL, 1);
+    let log = log(&frontend);
+    assert_eq!(frontend.request(0, IN, 0, Some((8192, true))), (1, 1));
+    assert_eq!(seen(&frontend, 4096), [7; 4096], "the first half was written");
+    assert!(dirty(&log, DATA), "and nobody would copy it");
 }
