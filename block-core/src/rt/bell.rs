@@ -24,7 +24,7 @@ pub struct Bell {
 
 enum Way {
     /// A ring with the eventfd registered.
-    Ring(Mutex<IoUring>),
+    Ring(Box<Mutex<IoUring>>),
     Pipe,
     Socket,
     /// Where io_uring is refused: a look whether it would wait, and a write. A stranger who is quick can make it wait.
@@ -39,7 +39,7 @@ impl Bell {
             FileType::Socket => Way::Socket,
             _ if !uring::is_allowed() => Way::Write,
             _ => match ring_for(&fd) {
-                Ok(ring) => Way::Ring(Mutex::new(ring)),
+                Ok(ring) => Way::Ring(Box::new(Mutex::new(ring))),
                 Err(error) if is_refusal(&error) => Way::Write,
                 Err(error) => return Err(error),
             },
