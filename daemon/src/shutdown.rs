@@ -56,6 +56,11 @@ async fn close_nodes(daemon: &Rc<Daemon>) -> bool {
             }
         }
     }
+    // Nobody should use a node any more; what cannot be closed has not been flushed either.
+    for node in daemon.graph.nodes().into_iter().filter(|node| !failed.contains(&node.id)) {
+        tracing::error!("could not close node '{}': it is used by {}", node.name, node.parents.join(", "));
+        all_is_well = false;
+    }
     all_is_well
 }
 

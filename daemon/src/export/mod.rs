@@ -166,14 +166,13 @@ pub async fn remove(daemon: &Rc<Daemon>, id: &str, hard: bool) -> Result<()> {
         stop_drained(daemon, root, server).await;
     }
     let running = export.running.take();
-    let unplugged = match running {
-        Some(Running { port, .. }) => port.detach(&mut daemon.graph.permit()).await,
-        None => Ok(()),
-    };
+    if let Some(Running { port, .. }) = running {
+        port.detach(&mut daemon.graph.permit()).await;
+    }
     daemon.exports.forget(&export);
     tracing::info!("export '{id}' is gone");
     daemon.hub.tell(Event::export_deleted(id));
-    unplugged.map_err(refused)
+    Ok(())
 }
 
 /// Ends a server while its port is drained: what waits for its turn in a throttle goes at once, as in QEMU. Where the drain
@@ -350,7 +349,7 @@ async fn start(daemon: &Rc<Daemon>, common: &CommonOptions, own: VhostUserBlkOpt
             Ok(Running { server, port, threads, watch: Cell::default() })
         }
         Err(error) => {
-            port.detach(&mut permit).await.map_err(refused)?;
+            port.detach(&mut permit).await;
             Err(refused(error))
         }
     }
