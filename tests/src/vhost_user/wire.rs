@@ -159,6 +159,15 @@ pub fn full_eventfd(nonblocking: bool) -> OwnedFd {
     fd
 }
 
+/// Whether calls on the open file wait, for all who have a share in it.
+pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) {
+    // An eventfd is open for both ways, and has no other flag.
+    let flags = if on { libc::O_RDWR | libc::O_NONBLOCK } else { libc::O_RDWR };
+    // SAFETY: the call takes no pointers.
+    let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) };
+    assert_eq!(done, 0, "a flag of an open file");
+}
+
 /// Adds one to an eventfd; a full counter is a delivered event.
 pub fn signal(fd: BorrowedFd<'_>) {
     match write_word(fd, 1) {

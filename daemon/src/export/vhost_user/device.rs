@@ -54,6 +54,8 @@ pub(super) struct Device {
 struct State {
     /// As acked; 0 before.
     features: u64,
+    /// They were acked.
+    negotiated: bool,
     /// The writeback byte of the config space.
     writeback: bool,
     log: Option<Arc<DirtyLog>>,
@@ -77,7 +79,13 @@ impl Device {
             let queue = QueueRef::new(thread.clone(), export.port.clone(), traits, stats.clone());
             rings.push(Arc::new(RingControl::new(queue, first_settings(no_memory.clone()), hang_up.clone())));
         }
-        let state = State { features: 0, writeback: !export.options.writethrough, log: None, memory: no_memory };
+        let state = State {
+            features: 0,
+            negotiated: false,
+            writeback: !export.options.writethrough,
+            log: None,
+            memory: no_memory,
+        };
         Self { export, rings, state: Mutex::new(state) }
     }
 
@@ -93,7 +101,7 @@ impl Device {
     /// The driver's choice, a subset of what is offered. In force when this returns.
     pub(super) fn features_acked(&self, acked: u64) {
         let mut state = self.lock();
-        state.features = acked;
+        (state.features, state.negotiated) = (acked, true);
         if acked & F_CONFIG_WCE != 0 && acked & F_FLUSH == 0 {
             state.writeback = false;
         }
@@ -142,7 +150,7 @@ impl Device {
     /// RESET_DEVICE: as at the beginning of the session. The rings are disabled already.
     pub(super) fn reset(&self) {
         let mut state = self.lock();
-        state.features = 0;
+        (state.features, state.negotiated) = (0, false);
         state.writeback = !self.export.options.writethrough;
         self.apply(&state);
     }
@@ -159,6 +167,7 @@ impl Device {
         let fua = self.export.options.writethrough || !volatile(state.features, state.writeback);
         for ring in &self.rings {
             ring.change(|ring| {
+                ring.negotiated = state.negotiated;
                 ring.settings.features = features;
                 ring.settings.log.clone_from(&log);
                 ring.settings.fua = fua;

@@ -9,7 +9,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::frontend::{DATA, Frontend, MEMORY, wait};
 use super::server::Server;
-use crate::export::vhost_user::config_space::{F_CONFIG_WCE, F_FLUSH, F_LOG_ALL};
+use crate::export::vhost_user::config_space::{F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_LOG_ALL};
 use crate::export::vhost_user::message::Kind;
 use crate::export::vhost_user::regions::MAX_SLOTS;
 
@@ -170,6 +170,87 @@ fn a_slow_request_is_waited_for_when_its_queue_stops() {
     }
     assert_eq!(frontend.stop_queue(0), 1);
     assert_eq!(frontend.queues[0].driver.used_index(), 1, "the answer was there before the base");
+}
+
+#[test]
+fn what_is_answered_while_the_ring_is_away_comes_when_it_is_back() {
+    let node = json!({ "driver": "null-co", "size": SIZE, "latency-ns": 100_000_000 });
+    let server = Server::new(1, node, |_| ());
+    let mut frontend = Frontend::connect(&server.socket(), F_FLUSH | F_EVENT_IDX | F_INDIRECT);
+    frontend.tell_region(Kind::ADD_MEM_REG);
+    frontend.start_queue(0, 0);
+    for round in 0..3 {
+        frontend.offer(0, IN, 0, Some((512, true)));
+        frontend.kick(0);
+        while server.report().queues[0].slow == round {
+            wait(&frontend.queues[0].err, Duration::from_millis(1));
+        }
+        frontend.tell_region(Kind::REM_MEM_REG);
+        assert!(!wait(&frontend.queues[0].err, Duration::from_millis(300)), "nobody has asked it to work");
+        assert_eq!(u64::from(frontend.queues[0].driver.used_index()), round, "the memory was taken away");
+        frontend.tell_region(Kind::ADD_MEM_REG);
+        assert_eq!(frontend.finish(0), (0, 513));
+    }
+    assert_eq!(frontend.stop_queue(0), 3);
+}
+
+#[test]
+fn a_ring_that_was_away_asks_for_kicks_again() {
+    const NO_NOTIFY: u16 = 1;
+    let server = Server::new(1, null(), |_| ());
+    let mut frontend = Frontend::connect(&server.socket(), F_FLUSH);
+    frontend.tell_region(Kind::ADD_MEM_REG);
+    frontend.start_queue(0, 0);
+    let used = frontend.queues[0].driver.at.used;
+    for round in 0..20 {
+        // Quick requests teach the thread to look by itself.
+        for _ in 0..10 {
+            assert_eq!(frontend.request(0, FLUSH, 0, None), (0, 1));
+        }
+        // As it is while the thread looks: caught in that moment, nobody else would undo it.
+        frontend.queues[0].driver.put(used, NO_NOTIFY.to_le_bytes());
+        frontend.tell_region(Kind::REM_MEM_REG);
+        assert!(!wait(&frontend.queues[0].err, Duration::from_millis(20)));
+        frontend.queues[0].driver.put(used, NO_NOTIFY.to_le_bytes());
+        frontend.tell_region(Kind::ADD_MEM_REG);
+        assert!(!wait(&frontend.queues[0].err, Duration::from_millis(20)));
+        let flags = u16::from_le_bytes(frontend.queues[0].driver.get(used));
+        assert_eq!(flags & NO_NOTIFY, 0, "round {round}: the driver would never kick again");
+    }
+}
+
+/// Without bit 30 the features themselves enable the rings, and come after all that is needed to run one.
+#[test]
+fn a_ring_is_not_served_before_its_features_are_known() {
+    let server = Server::new(1, null(), |_| ());
+    let mut frontend = Frontend::greet(&server.socket());
+    frontend.share_memory();
+    frontend.make_queue(0);
+    frontend.announce_queue(0, 0);
+    frontend.offer(0, FLUSH, 0, None);
+    frontend.kick(0);
+    assert!(!wait(&frontend.queues[0].err, Duration::from_millis(20)));
+    frontend.take_features(F_FLUSH | F_EVENT_IDX | F_INDIRECT);
+    assert_eq!(frontend.finish(0), (0, 1));
+    for n in 1..10u16 {
+        // Asleep, it needs a kick, and says so in the word that belongs to the event index.
+        wait(&frontend.queues[0].err, Duration::from_millis(20));
+        frontend.offer(0, FLUSH, 0, None);
+        let avail_event = frontend.queues[0].driver.at.used + 4 + 8 * 64;
+        if u16::from_le_bytes(frontend.queues[0].driver.get(avail_event)) == n {
+            frontend.kick(0);
+        }
+        assert_eq!(frontend.finish(0), (0, 1), "request {n}");
+    }
+}
+
+/// Its predecessor may have been killed between an answer and the call.
+#[test]
+fn a_queue_that_starts_calls_the_guest_once() {
+    let server = Server::new(1, null(), |_| ());
+    let frontend = Frontend::running(&server.socket(), F_FLUSH, 1);
+    assert!(wait(&frontend.queues[0].call, Duration::from_secs(10)));
+    assert!(!wait(&frontend.queues[0].call, Duration::from_millis(20)));
 }
 
 #[test]
