@@ -325,7 +325,7 @@ async fn read_extent<F: Format>(
                 Box::pin(read_or_zeroes(child, place, buf)).await?;
             }
         }
-        Place::Zero { .. } => buf.fill(0),
+        Place::Zero { .. } => buf.fill_in_steps(0).await,
         Place::Below(child) => {
             cx.child(FILE).announce(DebugEvent::ReadBackingAio).await;
             read_or_zeroes(cx.child(child), at, buf).await?;
@@ -417,7 +417,7 @@ async fn read_or_zeroes(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(
     if inside > 0 {
         child.read(range(at.start(), inside)?, buf.slice(0, inside)).await?;
     }
-    buf.slice(inside, at.len() - inside).fill(0);
+    buf.slice(inside, at.len() - inside).fill_in_steps(0).await;
     Ok(())
 }
 
