@@ -61,10 +61,11 @@ impl<'f> SharedFile<'f> {
         Ok(Self { file, offset, len, page })
     }
 
-    /// Begins and ends with a page: the mapping of anything else is larger than its length says, and who unmaps only that
-    /// unmaps nothing (mmap(2), "Huge page (Huge TLB) mappings").
-    pub(in super::super) fn is_whole_pages(&self) -> bool {
-        self.offset.is_multiple_of(self.page as u64) && self.len.is_multiple_of(self.page)
+    /// Who maps just this, and unmaps it, has nothing left of it: it begins with a page, and ends with one if that is huge,
+    /// since a part of a huge page cannot be unmapped (mmap(2), "Huge page (Huge TLB) mappings").
+    pub(in super::super) fn has_whole_pages(&self) -> bool {
+        let ends = self.page <= rustix::param::page_size() || self.len.is_multiple_of(self.page);
+        ends && self.offset.is_multiple_of(self.page as u64)
     }
 
     /// True where another mapping of it would succeed just now, along with these `others`.
@@ -234,7 +235,7 @@ mod tests {
         let Some(file) = file(2 * HUGE, MemfdFlags::HUGETLB) else { return eprintln!("SKIPPED: no huge pages") };
         let maps = || std::fs::read_to_string("/proc/self/maps").unwrap();
         let part = SharedFile::new(&file, HUGE + 4096, 4096).unwrap();
-        assert!(!part.is_whole_pages() && SharedFile::new(&file, HUGE, HUGE).unwrap().is_whole_pages());
+        assert!(!part.has_whole_pages() && SharedFile::new(&file, HUGE, HUGE).unwrap().has_whole_pages());
         let map = SharedMap::new(&part, &Quota::default()).unwrap();
         let base = map.mapping.base;
         assert_eq!((map.host() - base, map.mapping.len), (4096, 2 << 20));
