@@ -488,6 +488,30 @@ fn large_and_odd_messages() {
     after.execute("query-version", json!({}));
 }
 
+#[test]
+fn requests_behind_large_answers_are_answered() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    for number in 0..200 {
+        client.execute("blockdev-add", json!({ "driver": "null-co", "node-name": format!("n{number}") }));
+    }
+    client.stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    client.send(r#"{"execute":"query-named-block-nodes"}{"execute":"query-version"}{"execute":"query-version"}"#);
+    assert_eq!(client.answer()["return"].as_array().unwrap().len(), 200);
+    assert_eq!(client.answer()["return"]["qemu"]["major"], 10);
+    assert_eq!(client.answer()["return"]["qemu"]["major"], 10);
+
+    let id = "i".repeat(70_000);
+    client.send(&format!(r#"{{"execute":"query-version","id":"{id}"}}{{"execute":"query-version"}}"#));
+    assert_eq!(client.answer()["id"], id);
+    assert_eq!(client.answer()["return"]["qemu"]["major"], 10);
+
+    client.send(&r#"{"execute":"x"}"#.repeat(3000));
+    for number in 0..3000 {
+        assert_eq!(client.answer()["error"]["class"], "CommandNotFound", "{number}");
+    }
+}
+
 /// QMP-25.
 #[test]
 fn connections_are_counted_and_given_back() {
