@@ -1,12 +1,18 @@
 //! Where log lines go: to the journal if systemd reads our stderr, else to stderr. What is logged is a filter's matter.
 //!
+//! A `queue` lies between: nothing here waits for whoever reads the log. `journal` makes the journal's datagrams.
+//!
 //! Text that others gave us (names, paths) is escaped by the formatter, so that it cannot forge lines or colours.
+
+mod journal;
+mod queue;
 
 use std::cell::Cell;
 use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -46,7 +52,6 @@ impl LogTarget {
 pub fn start(target: LogTarget, traces: &[String]) -> Result<(), String> {
     let filter = filter(traces)?;
     let registry = tracing_subscriber::registry().with(filter);
-    let stderr = || tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let target = match target {
         LogTarget::Auto if is_journal() => LogTarget::Journald,
         LogTarget::Auto => LogTarget::Stderr,
@@ -55,15 +60,59 @@ pub fn start(target: LogTarget, traces: &[String]) -> Result<(), String> {
     let started = match target {
         LogTarget::Off => return Ok(()),
         LogTarget::Auto | LogTarget::Stderr => {
-            registry.with(stderr().with_target(false).with_ansi(std::io::stderr().is_terminal())).try_init()
+            let layer = tracing_subscriber::fmt::layer().with_target(false).with_ansi(std::io::stderr().is_terminal());
+            registry.with(layer.with_writer(to_stderr()?)).try_init()
         }
-        LogTarget::Json => registry.with(stderr().json()).try_init(),
-        LogTarget::Journald => {
-            let journal = tracing_journald::layer().map_err(|error| format!("cannot reach the journal: {error}"))?;
-            registry.with(journal.with_syslog_identifier("trellisd".to_owned())).try_init()
-        }
+        LogTarget::Json => registry.with(tracing_subscriber::fmt::layer().json().with_writer(to_stderr()?)).try_init(),
+        LogTarget::Journald => registry.with(journal::Journal::start()?).try_init(),
     };
-    started.map_err(|error| error.to_string())
+    started.map_err(|error| error.to_string())?;
+    flush_before_panics();
+    Ok(())
+}
+
+/// Gives whoever reads the log a moment to take what waits for them; before the process ends, or lets go of its stderr.
+pub(crate) fn flush() -> bool {
+    queue::flush(FLUSH_LIMIT)
+}
+
+/// Tells people why we end, behind all that was logged. Where stderr cannot be written, or nobody reads it, it is lost.
+pub(crate) fn complain(sentence: &str) {
+    if flush() {
+        write_all(format!("trellisd: {sentence}\n").as_bytes());
+    }
+}
+
+fn to_stderr() -> Result<impl Fn() -> queue::Writer, String> {
+    let writer = queue::start(write_all).map_err(|error| format!("cannot start the log's thread: {error}"))?;
+    Ok(move || writer.clone())
+}
+
+/// Past the standard library's lock, which a thread that logs may hold while it waits.
+fn write_all(mut line: &[u8]) {
+    while !line.is_empty() {
+        match rustix::io::write(std::io::stderr(), line) {
+            Ok(count) => line = &line[count..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) => wait_for_stderr(),
+            Err(_) => return,
+        }
+    }
+}
+
+/// Whoever shares our stderr may have made it non-blocking.
+fn wait_for_stderr() {
+    let stderr = std::io::stderr();
+    let _ = poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None);
+}
+
+/// What was logged before a broken invariant is worth most.
+fn flush_before_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        flush();
+        usual(panic);
+    }));
 }
 
 /// Thins out what others can make us log: true once a second, with the number of times that it was false before.
@@ -117,6 +166,8 @@ fn is_journal() -> bool {
 }
 
 const DEFAULT_FILTER: &str = "info";
+/// For a slow reader of the log at the end.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

@@ -87,6 +87,8 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
         say(&scratch.to_string());
     }
     if plan.daemonize {
+        // What was logged so far belongs into the stderr that we had.
+        log::flush();
         background::settle().map_err(|error| error.full())?;
     }
     notify::ready("serving");

@@ -13,7 +13,7 @@ use block_core::graph::{NodeId, NodeReport};
 use crate::daemon::Daemon;
 use crate::process::signals::Signals;
 use crate::setup::Held;
-use crate::{First, export, first, notify};
+use crate::{First, export, first, log, notify};
 
 /// Ends everything. `held` is removed last.
 pub(crate) async fn run(daemon: &Rc<Daemon>, signals: &Signals, held: Held) -> ExitCode {
@@ -28,6 +28,7 @@ pub(crate) async fn run(daemon: &Rc<Daemon>, signals: &Signals, held: Held) -> E
             tracing::error!("ending without waiting any longer: requests or flushes did not finish");
             daemon.chardevs.clear();
             drop(held);
+            log::flush();
             // A thread that waits for the kernel cannot be joined, so nothing is unwound.
             std::process::exit(1);
         }

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -24,6 +24,17 @@ impl Server {
         let mut server = Self { child, folder };
         server.wait_for("q.sock");
         server
+    }
+
+    /// And where its log goes.
+    fn with_piped_stderr() -> (Self, ChildStderr) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = program(folder.path());
+        let mut child = command.args(["--qmp", "q.sock"]).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let mut server = Self { child, folder };
+        server.wait_for("q.sock");
+        (server, stderr)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -631,6 +642,77 @@ fn a_second_signal_is_faster() {
     assert_eq!(code, Some(1), "a flush that did not finish is a failure");
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Whoever started us may read our stderr late, or never: then lines are lost, and counted, and nothing else is.
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let (mut server, mut stderr) = Server::with_piped_stderr();
+    for _ in 0..2000 {
+        Client::connect(&server.path("q.sock"));
+    }
+    server.client().execute("query-version", json!({}));
+    let start = Instant::now();
+    server.signal("TERM");
+    let ended = |server: &mut Server| server.child.try_wait().unwrap().is_some();
+    within(Duration::from_secs(2), || ended(&mut server));
+    assert!(start.elapsed() < Duration::from_secs(2));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(log.contains("a QMP client has connected"), "what fits into the pipe is there");
+
+    // The same with a reader who wakes up.
+    let (mut server, mut stderr) = Server::with_piped_stderr();
+    for _ in 0..6000 {
+        Client::connect(&server.path("q.sock"));
+    }
+    let reader = std::thread::Builder::new().spawn(move || {
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).unwrap();
+        log
+    });
+    server.client().execute("quit", json!({}));
+    within(LIMIT, || ended(&mut server));
+    let log = reader.unwrap().join().unwrap();
+    assert!(log.contains("lines of the log were dropped"), "it is told that lines are missing");
+    assert!(log.contains("a client asked us to quit") && log.contains("ending as asked"), "the last lines are there");
+}
+
+#[test]
+fn the_last_lines_of_the_log_are_written() {
+    for signals in [1, 2] {
+        let (mut server, mut stderr) = Server::with_piped_stderr();
+        let hour = 3_600_000_000_000_u64;
+        let mut client = server.client();
+        if signals == 2 {
+            client.execute("blockdev-add", json!({ "driver": "null-co", "node-name": "n", "latency-ns": hour }));
+        }
+        for _ in 0..signals {
+            server.signal("TERM");
+            #[expect(clippy::disallowed_methods, reason = "the second one is to be a second one")]
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        within(LIMIT, || server.child.try_wait().unwrap().is_some());
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).unwrap();
+        assert!(log.contains("SIGTERM: ending"), "{log}");
+        assert!(signals == 1 || log.contains("ending without waiting any longer"), "{log}");
+    }
+}
+
+#[test]
+fn a_start_without_a_place_for_its_error_fails_as_any_other() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["--nonsense"][..],
+        &["--blockdev", "null-co"],
+        &["--object", "secret,id=s,data=open", "--blockdev", "null-co"],
+        &["--daemonize", "--blockdev", "null-co"],
+    ] {
+        let status = program(folder.path()).args(arguments).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(1), "{arguments:?}: {status}");
+    }
 }
 
 #[test]
