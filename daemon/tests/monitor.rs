@@ -37,6 +37,26 @@ impl Server {
         (server, stderr)
     }
 
+    /// Makes the image `NAME.qcow2` and opens it as the node `name`.
+    fn add_qcow2(&self, client: &mut Client, name: &str) {
+        let path = self.path(&format!("{name}.qcow2"));
+        let mut make = |options: Value| {
+            client.execute("blockdev-create", json!({ "job-id": "make", "options": options }));
+            within(LIMIT, || client.execute("query-jobs", json!({}))[0]["status"] == "concluded");
+            assert_eq!(client.execute("query-jobs", json!({}))[0].get("error"), None);
+            client.execute("job-dismiss", json!({ "id": "make" }));
+        };
+        make(json!({ "driver": "file", "filename": path, "size": 0 }));
+        let file = json!({ "driver": "file", "filename": path });
+        make(json!({ "driver": "qcow2", "file": file, "size": 1 << 20 }));
+        client.execute("blockdev-add", json!({ "driver": "qcow2", "node-name": name, "file": file }));
+    }
+
+    fn has_open(&self, name: &str) -> bool {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).into_iter().flatten();
+        open.flatten().any(|entry| std::fs::read_link(entry.path()).is_ok_and(|path| path == self.path(name)))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
@@ -698,6 +718,100 @@ fn the_last_lines_of_the_log_are_written() {
         assert!(log.contains("SIGTERM: ending"), "{log}");
         assert!(signals == 1 || log.contains("ending without waiting any longer"), "{log}");
     }
+}
+
+/// One disk that hangs is no reason to lose what is in memory of the others: whoever started us may kill us soon.
+#[test]
+fn a_stuck_node_keeps_no_other_from_being_closed() {
+    let mut server = Server::start(&["--blockdev", "null-co,node-name=n,latency-ns=1000000000000"]);
+    let mut client = server.client();
+    server.add_qcow2(&mut client, "b");
+    let mut stuck = server.client();
+    stuck.send(
+        &json!({ "execute": "blockdev-add", "arguments": { "driver": "qcow2", "node-name": "q", "file": "n" } })
+            .to_string(),
+    );
+    client.execute("query-version", json!({}));
+    assert!(server.has_open("b.qcow2"));
+    server.signal("TERM");
+    within(Duration::from_secs(5), || !server.has_open("b.qcow2"));
+    assert!(server.child.try_wait().unwrap().is_none(), "it waits for the command");
+    server.signal("TERM");
+    let (code, folder) = server.ended();
+    assert_eq!(code, Some(1), "a node that cannot be closed is a failure");
+    assert!(!folder.path().join("q.sock").exists());
+}
+
+/// The same below a job that does not end, and where a second signal follows at once.
+#[test]
+fn a_stuck_job_keeps_no_node_from_being_closed() {
+    for signals in [1, 2] {
+        let mut server = Server::start(&["--blockdev", "null-co,node-name=n,latency-ns=1000000000000"]);
+        let mut client = server.client();
+        server.add_qcow2(&mut client, "b");
+        client.execute("block-dirty-bitmap-add", json!({ "node": "b", "name": "kept", "persistent": true }));
+        let options = json!({ "driver": "qcow2", "file": "n", "size": 1 << 20 });
+        client.execute("blockdev-create", json!({ "job-id": "j", "options": options }));
+        for _ in 0..signals {
+            server.signal("TERM");
+            #[expect(clippy::disallowed_methods, reason = "the second one is to be a second one")]
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if signals == 1 {
+            within(Duration::from_secs(5), || !server.has_open("b.qcow2"));
+            assert!(server.child.try_wait().unwrap().is_none(), "it waits for the job");
+            server.signal("TERM");
+        }
+        let (code, folder) = server.ended();
+        assert_eq!(code, Some(1));
+        let next =
+            Server::start(&["--blockdev", &format!("file,node-name=f,filename={}/b.qcow2", folder.path().display())]);
+        let mut client = next.client();
+        client.execute("blockdev-add", json!({ "driver": "qcow2", "node-name": "b", "file": "f" }));
+        let nodes = client.execute("query-named-block-nodes", json!({}));
+        let bitmaps =
+            nodes.as_array().unwrap().iter().find_map(|node| node.get("dirty-bitmaps")).expect("it was stored");
+        assert_eq!((&bitmaps[0]["name"], bitmaps[0].get("inconsistent")), (&json!("kept"), None), "{signals} signals");
+    }
+}
+
+#[test]
+fn many_nodes_are_closed_soon() {
+    let mut server = Server::start(&[]);
+    let mut client = server.client();
+    for number in 0..8000 {
+        client.execute("blockdev-add", json!({ "driver": "null-co", "node-name": format!("n{number}") }));
+    }
+    let start = Instant::now();
+    server.signal("TERM");
+    within(LIMIT, || server.child.try_wait().unwrap().is_some());
+    assert!(start.elapsed() < Duration::from_secs(2), "it took {:?}", start.elapsed());
+}
+
+/// What is answered with success after that would be lost.
+#[test]
+fn behind_quit_nothing_is_run() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    server.add_qcow2(&mut client, "b");
+    let bitmap = json!({ "node": "b", "name": "bitmap", "persistent": true });
+    let image = json!({ "driver": "file", "filename": server.path("new"), "size": 0 });
+    let commands = [
+        ("quit", json!({})),
+        ("blockdev-add", json!({ "driver": "null-co", "node-name": "late" })),
+        ("block-dirty-bitmap-add", bitmap),
+        ("blockdev-create", json!({ "job-id": "late", "options": image })),
+    ];
+    let text = commands.map(|(command, arguments)| json!({ "execute": command, "arguments": arguments }).to_string());
+    client.send(&text.concat());
+    assert_eq!(client.answer(), json!({ "return": {} }));
+    for _ in 1..text.len() {
+        assert_eq!(client.answer()["error"]["desc"], "The daemon is ending");
+    }
+    assert!(client.is_closed());
+    let (code, folder) = server.ended();
+    assert_eq!(code, Some(0));
+    assert!(!folder.path().join("new").exists());
 }
 
 #[test]

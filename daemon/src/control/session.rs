@@ -140,7 +140,10 @@ impl Session {
         self.running.set(true);
         let session = self.clone();
         let task = async move {
-            let outcome = daemon.commands.run(&daemon, &command, arguments).await;
+            let outcome = match daemon.begin_command() {
+                Some(_runs) => daemon.commands.run(&daemon, &command, arguments).await,
+                None => Err(qmp::Error::generic("The daemon is ending")),
+            };
             let line = session.protocol.borrow_mut().reply(outcome);
             session.outbox.borrow_mut().reply(&line);
             session.running.set(false);
