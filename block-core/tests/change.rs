@@ -119,8 +119,8 @@ fn a_filter_comes_and_goes_under_load_on_two_threads() {
         for load in loads {
             assert_eq!(load.failed(), 0);
         }
-        one.detach(&mut graph.permit()).await.unwrap();
-        two.detach(&mut graph.permit()).await.unwrap();
+        one.detach(&mut graph.permit()).await;
+        two.detach(&mut graph.permit()).await;
     });
 }
 
@@ -155,8 +155,8 @@ fn gr_22_a_replaced_child_cannot_bring_a_second_writer() {
         assert!(error.starts_with("Permission conflict on node 'new': 'write' is used by test port"), "{error}");
         assert_eq!(graph.node(old).unwrap().parents.len(), 1, "nothing has changed");
         assert_eq!(read_byte(&one.handle()).await, Ok(1));
-        one.detach(&mut graph.permit()).await.unwrap();
-        two.detach(&mut graph.permit()).await.unwrap();
+        one.detach(&mut graph.permit()).await;
+        two.detach(&mut graph.permit()).await;
     });
 }
 
@@ -179,7 +179,7 @@ fn a_node_that_loses_its_writer_is_flushed_first() {
         graph.permit().replace_node(old, new).await.unwrap();
         assert_eq!(seen.flushes.load(Ordering::Relaxed), before + 1);
         assert_eq!(read_byte(&port.handle()).await, Ok(2));
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -274,7 +274,7 @@ fn a_filter_that_leads_elsewhere_when_its_turn_comes_is_not_inserted() {
         let error = led_elsewhere(&graph, filter, other, insert).await.unwrap_err().full();
         assert_eq!(error, "node 'filter' is no filter above the node");
         assert_eq!(read_byte(&port.handle()).await, Ok(1));
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -290,7 +290,7 @@ fn a_filter_that_goes_leaves_what_it_filters_when_its_turn_comes() {
         led_elsewhere(&graph, filter, other, remove).await.unwrap();
         assert_eq!(graph.child_node(port.root(), "root"), Some(other));
         assert_eq!(read_byte(&port.handle()).await, Ok(2));
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -480,8 +480,8 @@ fn an_overlay_is_appended_under_load() {
         assert_eq!(graph.node(base).unwrap().totals.ops[1].ops, 0, "the base is not written any more");
         let error = graph.permit().append(overlay, base).await.unwrap_err().full();
         assert_eq!(error, "Node 'base' is busy: node is used as backing hd of 'overlay'");
-        reader.detach(&mut graph.permit()).await.unwrap();
-        writer.detach(&mut graph.permit()).await.unwrap();
+        reader.detach(&mut graph.permit()).await;
+        writer.detach(&mut graph.permit()).await;
     });
 }
 
@@ -516,7 +516,7 @@ fn an_overlay_inherits_that_flushes_fail() {
         let (other, _) = NewOverlay::above(None).add(&graph, "other").await;
         graph.permit().replace_node(overlay, other).await.unwrap();
         assert_eq!(flush().await, Ok(()));
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -542,7 +542,7 @@ fn a_backing_node_is_set_and_taken_away() {
         assert_eq!(error, "Making 'overlay' a backing child of 'overlay' would create a cycle");
         let error = graph.permit().set_backing(one, Some(two)).await.unwrap_err().full();
         assert_eq!(error, "The node one does not support adding a child");
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -573,7 +573,7 @@ fn gr_21_an_overlay_of_another_size_than_its_base() {
             assert_eq!(port.geometry().size, size, "who is plugged in hears of it");
             assert_eq!(read_byte(&port.handle()).await, Ok(7));
             assert_eq!(byte_at(&port.handle(), 65_536).await.ok(), tail);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
         }
     });
 }

@@ -434,7 +434,7 @@ async fn conform(_: &Rc<Local>, subject: &Subject) {
         assert_same(seen, &model[..seen.len()]);
         assert!(model[seen.len()..].iter().all(|byte| *byte == 0));
     }
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     for (new, how) in [
         (size + 4096, Preallocation::Off),
         (size - 8192, Preallocation::Off),
@@ -456,7 +456,7 @@ async fn conform(_: &Rc<Local>, subject: &Subject) {
         bounds(&lane, model.len() as u64).await;
     })
     .await;
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     graph.permit().remove(node).await.unwrap();
 }
 

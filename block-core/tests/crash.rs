@@ -154,7 +154,7 @@ async fn layers(graph: &Rc<Graph>, careful: bool) -> NodeId {
     let table = overlay.table();
     let port = bench::attach(graph, place, bench::READER).await.unwrap();
     table.learn(&bench::read(&port.handle().lane(&Local::current()), range(0, 512)).await.unwrap());
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     let overlay =
         if careful { overlay.kept("overlay", store, place, &table) } else { overlay.over("overlay", store, &table) };
     support::add(graph, overlay).await;

@@ -89,7 +89,7 @@ fn a_discard_that_is_ignored_and_a_write_that_is_refused_mark_nothing() {
         let port = attach(&graph, node, bench::READER).await.unwrap();
         let lane = port.handle().lane(&local);
         assert_eq!(put(&lane, 0, 512).await, Err(IoError::ReadOnly));
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let port = attach(&graph, node, writer()).await.unwrap();
         let lane = port.handle().lane(&local);
         lane.discard(&enter(&lane).await, range(0, 4096)).await.unwrap();
@@ -240,7 +240,7 @@ fn bitmaps_have_the_size_of_their_node() {
         put(&lane, 0, 1).await.unwrap();
         put(&lane, SIZE, 1).await.unwrap();
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         for (size, marks) in [
             (4 << 20, vec![(0, 65536), (SIZE, SIZE + 65536)]),
             (SIZE + 512, vec![(0, 65536), (SIZE, SIZE + 512)]),

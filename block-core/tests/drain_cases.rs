@@ -237,7 +237,7 @@ fn graph_change_drain_all() {
         let (over_a, over_b) = (port(graph, a, READER).await, port(graph, b, READER).await);
         let (graph, node) = (bench.graph.clone(), bench.node);
         let over_node = beside(async move { port(&graph, node, READER).await });
-        over_a.detach(&mut bench.graph.permit()).await.unwrap();
+        over_a.detach(&mut bench.graph.permit()).await;
         bench.graph.permit().remove(a).await.unwrap();
         assert_eq!(read_byte(&over_b.handle(), 0).await, Ok(6));
         a_while().await;
@@ -419,7 +419,7 @@ impl JobBench {
     /// Unplugs the job: commands that drain its roots.
     async fn dismiss(self) {
         for port in self.ports {
-            port.detach(&mut self.graph.permit()).await.unwrap();
+            port.detach(&mut self.graph.permit()).await;
         }
     }
 }
@@ -528,7 +528,7 @@ fn blockjob_commit_by_drained_end() {
         let unplugged = beside(async move {
             assert_eq!(job.ended().await, Ok(()));
             for port in ports {
-                port.detach(&mut unplugging.permit()).await.unwrap();
+                port.detach(&mut unplugging.permit()).await;
             }
         });
         until(|| unplugged.borrow().is_some()).await;
@@ -546,7 +546,7 @@ fn bdrv_drop_intermediate_poll() {
         let to = port(graph, target, WRITER).await;
         let job = TestJob::start(&Local::current().remote(), bench.top.handle(), to.handle());
         job.progress().await;
-        bench.low.detach(&mut graph.permit()).await.unwrap();
+        bench.low.detach(&mut graph.permit()).await;
         let mut permit = graph.permit();
         let drained = permit.drain(&[bench.backing]).await.unwrap();
         job.complete();
@@ -576,7 +576,7 @@ fn deletion_drain() {
         let deleting = graph.clone();
         let deleted = beside(async move {
             assert_eq!(read_byte(&top.handle(), 0).await, Ok(1));
-            top.detach(&mut deleting.permit()).await.unwrap();
+            top.detach(&mut deleting.permit()).await;
             deleting.permit().remove(node).await.unwrap();
         });
         until(|| valves[0].parked() > 0).await;

@@ -232,17 +232,17 @@ fn qemu_is_kept_off_our_image() {
         let error = qemu_refuses(&path, &[]).expect("two writers");
         assert!(error.contains("Failed to get \"write\" lock"), "{error}");
         assert_eq!(qemu_refuses(&path, &["-r"]), None, "a writer that bears readers");
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         assert_eq!(qemu_refuses(&path, &[]), None, "a node that nobody uses is no obstacle");
         let port = user(&graph, &path, sole_reader(), &json!({ "read-only": true })).await.unwrap();
         assert!(qemu_refuses(&path, &[]).is_some(), "a reader that bears no writer");
         assert_eq!(qemu_refuses(&path, &["-r"]), None, "two readers");
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         // A resize is refused too: qemu-img needs RESIZE, which a writer of ours does not bear.
         let port = user(&graph, &path, writer(), &none).await.unwrap();
         let resize = Command::new("qemu-img").args(["resize", "-f", "raw", &path, "2M"]).output().unwrap();
         assert!(!resize.status.success());
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
     assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 20);
 }
@@ -268,7 +268,7 @@ fn we_keep_off_qemus_image() {
         drop(writes);
         let reads = QemuIo::open(&path, &["-r"]);
         let port = user(&graph, &path, writer(), &none).await.unwrap();
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let alone = Perms { uses: PermSet::NONE, shares: PermSet::NONE };
         let error = user(&graph, &path, alone, &none).await.err().expect("it bears no reader");
         assert!(error.starts_with("Failed to get shared \"consistent read\" lock"), "{error}");
@@ -301,7 +301,7 @@ fn an_inactive_image_is_free_for_others() {
             assert_eq!(is_active(), [true; 2], "{error}");
         }
         assert!(qemu_refuses(&path, &[]).is_some());
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         // Who only reads may stay, and bears that others write.
         let port = attach(&graph, top, READER).await.unwrap();
         let lane = port.handle().lane(&local);
@@ -315,10 +315,10 @@ fn an_inactive_image_is_free_for_others() {
         set(Some(top), true).await.unwrap();
         assert_eq!(is_active(), [true; 2]);
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let port = attach(&graph, top, writer()).await.unwrap();
         assert!(qemu_refuses(&path, &[]).is_some(), "it is locked again");
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         // Whoever has the image as a writer keeps out a node that wants to be the only one.
         let alone = Perms { shares: PermSet::CONSISTENT_READ, ..READER };
         let port = attach(&graph, top, alone).await.unwrap();
@@ -329,7 +329,7 @@ fn an_inactive_image_is_free_for_others() {
         assert_eq!(is_active(), [false; 2]);
         drop(writes);
         set(None, true).await.unwrap();
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         // All or nothing, and nothing twice.
         for active in [false, false, true, true] {
             set(None, active).await.unwrap();
@@ -364,7 +364,7 @@ fn one_file_under_two_names_is_one_file() {
         let port = user(&graph, &path, writer(), &json!({})).await.unwrap();
         let error = user(&graph, other, writer(), &json!({})).await.err().expect("two writers");
         assert!(error.starts_with("Failed to get"), "{error}");
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let (one, two) = (user(&graph, &path, READER, &json!({})).await, user(&graph, other, READER, &json!({})).await);
         assert!(one.is_ok() && two.is_ok(), "two readers are fine");
     });
@@ -379,7 +379,7 @@ fn a_removed_node_lets_go_before_the_answer() {
         for round in 0..20 {
             let node = add(&graph, file("n", &path)).await.unwrap();
             let port = attach(&graph, node, writer()).await.unwrap();
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             graph.permit().remove(node).await.unwrap();
             let locks = fs::read_to_string("/proc/locks").unwrap();
             let inode = format!(":{} ", std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap()));
@@ -445,7 +445,7 @@ fn reopen_changes_what_can_change_and_nothing_else() {
             let port = attach(&graph, node, READER).await.unwrap();
             let bytes = on(&io_thread(), &port.handle(), async |lane| read(&lane, range(0, 512)).await).await.unwrap();
             assert_eq!(bytes, [7; 512]);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
         }
     });
 }
@@ -485,7 +485,7 @@ fn locks_come_and_go_with_force_share() {
         assert!(qemu_refuses(&path, &[]).is_some());
         reopen(&graph, &[shared]).await.unwrap();
         assert_eq!(qemu_refuses(&path, &[]), None);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -521,7 +521,7 @@ fn after_a_flush_that_failed_all_fail_until_a_reopen() {
             rustix::fs::fdatasync(File::open(&failing.device.path).unwrap()).unwrap();
             reopen(&graph, &[options]).await.unwrap();
             on(&thread, &port.handle(), async |lane| flush(&lane).await).await.unwrap();
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
         });
     }
 }

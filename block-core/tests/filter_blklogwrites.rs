@@ -206,7 +206,7 @@ fn a_log_goes_on_where_it_ended_and_qemu_goes_on_with_it() {
         flush(&lane).await.unwrap();
         drop(lane);
         let Logged { graph, node, port, disk, log, dir } = logged;
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         graph.permit().remove(node).await.unwrap();
         let before = entries(&std::fs::read(&log).unwrap()).len();
         for name in graph.nodes().into_iter().map(|node| node.name).collect::<Vec<_>>() {
@@ -222,7 +222,7 @@ fn a_log_goes_on_where_it_ended_and_qemu_goes_on_with_it() {
         write(&lane, 512, &[2; 512], NO).await.unwrap();
         flush(&lane).await.unwrap();
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let after = entries(&std::fs::read(&log).unwrap());
         assert_eq!(after.len(), before + 2);
         let expected = [vec![1; 512], vec![2; 512], vec![1; 3072]].concat();
@@ -234,7 +234,7 @@ fn a_log_goes_on_where_it_ended_and_qemu_goes_on_with_it() {
         write(&lane, SIZE as u64, &[3; 4096], NO).await.unwrap();
         flush(&lane).await.unwrap();
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let marked = entries(&std::fs::read(&log).unwrap());
         let size = format!("size={}", SIZE + 4096).into_bytes();
         assert_eq!(marked[before + 2], Entry { sector: 0, sectors: 0, flags: 8, data: size });
@@ -474,7 +474,7 @@ fn a_long_log_is_continued_soon() {
             }
             flush(&lane).await.unwrap();
             drop(lane);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             graph.permit().remove(node).await.unwrap();
         };
         write_all(json!({}), 250).await;

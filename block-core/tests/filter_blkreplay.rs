@@ -84,7 +84,7 @@ fn every_kind_of_request_ends_and_results_are_kept() {
         flush(&lane).await.unwrap();
         let failing = json!({ "driver": "blkdebug", "image": "n", "inject-error": [{ "event": "none" }] });
         let options = json!({ "driver": "blkreplay", "node-name": "top", "x-patience-ms": 1, "image": failing });
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let top = add(&graph, options).await.unwrap();
         let port = attach(&graph, top, writer()).await.unwrap();
         assert_eq!(read(&port.handle().lane(&local), range(0, 512)).await, Err(IoError::Os(libc::EIO)));
@@ -117,7 +117,7 @@ fn a_drain_lets_all_end() {
 fn options_that_mean_nothing_are_refused() {
     run_control(async |_| {
         let (graph, _, port) = replay(json!({})).await;
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         for (wrong, reason) in [
             (json!({ "x-window": 0 }), "Value '0' is out of range for parameter 'x-window'"),
             (json!({ "x-seed": -1 }), "Parameter 'x-seed' expects uint64"),

@@ -106,7 +106,7 @@ fn disks_of_different_sizes_are_refused() {
     run_control(async |_| {
         let pair = Pair::new(7, 7).await;
         let Pair { graph, node, port, .. } = pair;
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let tiny =
             NewNode::new("tiny".into(), NodeOptions::default(), |_| (Mem::new(vec![0; 512], &Arc::default()), 512));
         graph.permit().add(tiny).await.unwrap();

@@ -236,7 +236,7 @@ fn the_source_has_no_other_writer_while_the_snapshot_is_used() {
         let error = add(&graph, access()).await.unwrap_err();
         assert!(error.contains("'write'"), "{error}");
         attach(&graph, cbw, writer()).await.err().unwrap();
-        beside.detach(&mut graph.permit()).await.unwrap();
+        beside.detach(&mut graph.permit()).await;
         add(&graph, access()).await.unwrap();
         attach(&graph, source, writer()).await.err().unwrap();
         graph.permit().resize(cbw, 2 * SIZE, Preallocation::Off).await.unwrap_err();
@@ -320,7 +320,7 @@ fn only_what_a_bitmap_names_is_kept() {
         graph.permit().transact(vec![added(source), added(other)]).await.unwrap();
         let before = attach(&graph, source, writer()).await.unwrap();
         put(&before.handle().lane(&Local::current()), 3 * CLUSTER + 512, 1, 512).await.unwrap();
-        before.detach(&mut graph.permit()).await.unwrap();
+        before.detach(&mut graph.permit()).await;
         for (bitmap, reason) in [
             (json!({ "node": "nope", "name": "b" }), "Node 'nope' not found"),
             (json!({ "node": "source", "name": "c" }), "Dirty bitmap 'c' not found"),
@@ -522,7 +522,7 @@ fn a_backup_that_waits_for_a_copy_is_let_go() {
         while all.backup.in_flight() == 0 {
             Local::current().sleep(Duration::from_millis(1)).await;
         }
-        all.backup.detach(&mut all.graph.permit()).await.unwrap();
+        all.backup.detach(&mut all.graph.permit()).await;
         assert_eq!(backup.await.unwrap(), Ok(()));
         assert_eq!(all.guest.in_flight(), 1);
         valve.open();
@@ -650,7 +650,7 @@ fn the_filter_comes_and_goes_under_a_guest_at_work() {
             let again =
                 on(&io_thread(), &backup.handle(), async move |lane| read(&lane, range(0, size)).await.unwrap()).await;
             assert!(first == again, "a snapshot is of one moment");
-            backup.detach(&mut graph.permit()).await.unwrap();
+            backup.detach(&mut graph.permit()).await;
             graph.permit().remove(snapshot).await.unwrap();
             lead(&graph, disk, edge, file).await;
             graph.permit().remove(filter).await.unwrap();

@@ -65,7 +65,7 @@ impl Scene {
     }
 
     async fn end(self) {
-        self.port.detach(&mut self.graph.permit()).await.unwrap();
+        self.port.detach(&mut self.graph.permit()).await;
     }
 }
 
@@ -139,7 +139,7 @@ fn zeroes_from_below_take_no_room() {
         let port = attach(&graph, node, READER).await.unwrap();
         assert_eq!(read(&port.handle().lane(&local), range(100, 100)).await.unwrap(), [0; 100]);
         assert_eq!(table.at(0), Cluster::Zero);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -151,7 +151,7 @@ fn what_lies_below_the_bottom_is_not_copied() {
         let (middle, _) = NewOverlay::above(Some(base)).add(&graph, "middle").await;
         let port = attach(&graph, middle, writer()).await.unwrap();
         write(&port.handle().lane(&local), 4096, &[3; 8192], NONE).await.unwrap();
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let (_, table) = NewOverlay::above(Some(middle)).add(&graph, "top").await;
         let cor = json!({ "driver": "copy-on-read", "node-name": "cor", "file": "top", "bottom": "middle" });
         let node = add(&graph, cor).await.unwrap();
@@ -160,7 +160,7 @@ fn what_lies_below_the_bottom_is_not_copied() {
         assert_eq!(seen, [[7; 4096], [3; 4096], [3; 4096], [7; 4096]].concat());
         let copied = [0, 1, 2, 3].map(|number| table.at(number) == Cluster::Data);
         assert_eq!(copied, [false, true, true, false]);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -180,7 +180,7 @@ fn zeroes_past_the_end_of_a_short_layer_are_copied() {
         let seen = read(&port.handle().lane(&local), range(4096, 8192)).await.unwrap();
         assert_eq!(seen, [[7; 4096], [0; 4096]].concat());
         assert_eq!([1, 2].map(|number| table.at(number)), [Cluster::Absent, Cluster::Zero]);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -316,7 +316,7 @@ fn it_is_put_above_a_node_that_is_being_written() {
         assert_eq!(table.allocated(), 2);
         drop(lane);
         graph.permit().remove_filter(cor).await.unwrap();
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -346,7 +346,7 @@ fn an_inactive_node_reads_and_copies_nothing() {
     for all in [false, true] {
         run_control(async |_| {
             let Scene { graph, base, table, store, top, port } = Scene::new().await;
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             let cor = graph.find("cor").unwrap();
             graph.permit().deactivate(Some(cor)).await.unwrap();
             if !all {
@@ -378,7 +378,7 @@ fn without_a_layer_below_requests_take_the_direct_path() {
                 assert_eq!(lane.direct(&pin, request).is_some(), is_direct);
             }
         }
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         scene.end().await;
     });
 }
@@ -394,6 +394,6 @@ fn a_copy_has_no_more_than_the_node() {
         let seen = on(&io_thread(), &port.handle(), async |lane| read(&lane, range(9999, 1)).await).await;
         assert_eq!(seen.unwrap(), [7]);
         assert_eq!(table.at(2), Cluster::Data);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }

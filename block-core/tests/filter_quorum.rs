@@ -77,7 +77,7 @@ async fn first_of(graph: &Rc<Graph>, local: &Rc<Local>, name: &str) -> u8 {
 async fn bytes_of(graph: &Rc<Graph>, local: &Rc<Local>, name: &str, at: ByteRange) -> Vec<u8> {
     let port = attach(graph, graph.find(name).unwrap(), READER).await.unwrap();
     let bytes = read(&port.handle().lane(local), at).await.unwrap();
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     bytes
 }
 
@@ -168,7 +168,7 @@ fn nobody_else_changes_a_copy() {
         assert!(error.contains("'write'") && error.contains("node 'q'"), "{error}");
         let error = graph.permit().resize(a, 4096, Preallocation::Off).await.unwrap_err().full();
         assert!(error.contains("resize"), "{error}");
-        attach(graph, a, READER).await.unwrap().detach(&mut graph.permit()).await.unwrap();
+        attach(graph, a, READER).await.unwrap().detach(&mut graph.permit()).await;
     });
 }
 
@@ -334,7 +334,7 @@ fn a_discard_writes_no_zeroes() {
             assert_eq!(writes(), [0, 1, 1], "all of them read the same");
         }
         assert_eq!(read(&lane, range(0, 8192)).await.unwrap(), [[0; 4096], [7; 4096]].concat());
-        port.detach(&mut copies.graph.permit()).await.unwrap();
+        port.detach(&mut copies.graph.permit()).await;
         assert_eq!(copies.told(), []);
     });
 }
@@ -357,7 +357,7 @@ fn a_discard_leaves_copies_that_agree() {
         lane.discard(&enter(&lane).await, range(0, 4096)).await.unwrap();
         assert_eq!(read(&lane, range(0, 4096)).await.unwrap(), [7; 4096]);
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         graph.permit().remove(node).await.unwrap();
         reopen(&graph, &[with(file(1), &unmaps)]).await.unwrap();
         let node = add(&graph, quorum(&["f0", "f1"], unmaps)).await.unwrap();

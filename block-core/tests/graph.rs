@@ -223,7 +223,7 @@ fn users_that_do_not_bear_each_other_are_refused() {
         let text = "Permission conflict on node 'disk': 'write' is used by test port and not shared by second port";
         let other = "Permission conflict on node 'disk': 'write' is used by second port and not shared by test port";
         assert!([text, other].contains(&refused.to_string().as_str()), "{refused}");
-        first.detach(&mut graph.permit()).await.unwrap();
+        first.detach(&mut graph.permit()).await;
         Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await.unwrap();
     });
 }
@@ -437,6 +437,32 @@ fn a_job_lets_a_drain_through_between_its_steps() {
             }
         }
         stop.set(true);
+    });
+}
+
+/// A root is taken out in the end, however long another command keeps what is below: nobody could take it out later.
+#[test]
+fn a_port_is_unplugged_however_long_others_keep_the_node() {
+    run_control(async |local| {
+        let graph = graph();
+        let node = add(&graph, mem("disk", 4, &Arc::default())).await;
+        let top = port(&graph, node, READER).await;
+        let mut other = graph.permit();
+        let kept = other.drain(&[node]).await.unwrap();
+        let (unplugged, beside) = (Rc::new(Cell::new(false)), graph.clone());
+        let done = unplugged.clone();
+        local.spawn(async move {
+            top.detach(&mut impatient(&beside)).await;
+            done.set(true);
+        });
+        // Several times its deadline.
+        local.sleep(Duration::from_millis(300)).await;
+        assert!(!unplugged.get(), "another command has it");
+        drop(kept);
+        while !unplugged.get() {
+            local.sleep(Duration::from_millis(1)).await;
+        }
+        graph.permit().remove(node).await.unwrap();
     });
 }
 

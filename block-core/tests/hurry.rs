@@ -73,8 +73,8 @@ impl Meeting {
 
     async fn end(self) {
         self.valve.open();
-        self.first.detach(&mut self.graph.permit()).await.unwrap();
-        self.second.detach(&mut self.graph.permit()).await.unwrap();
+        self.first.detach(&mut self.graph.permit()).await;
+        self.second.detach(&mut self.graph.permit()).await;
     }
 }
 

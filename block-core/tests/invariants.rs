@@ -188,7 +188,7 @@ fn a_reference_is_an_edge_without_permissions() {
         let node = add(&graph, node).await;
         let alone = Perms { uses: PermSet::ALL, shares: PermSet::NONE };
         let [top, sole] = [port(&graph, node, alone).await, port(&graph, store, alone).await];
-        sole.detach(&mut graph.permit()).await.unwrap();
+        sole.detach(&mut graph.permit()).await;
         let refused = graph.permit().remove(store).await.unwrap_err();
         assert_eq!(refused.full(), "Node 'store' is in use by node 'node'");
         let mut permit = graph.permit();

@@ -412,7 +412,7 @@ impl Scene {
 
     async fn close(self) -> Result<(), String> {
         let Self { graph, port, path, .. } = self;
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let beside = path.iter().filter_map(|layer| layer.beside);
         let stores = path.iter().filter_map(|layer| graph.find(&format!("{}-store", layer.name)));
         for node in path.iter().map(|layer| layer.id).chain(beside).chain(stores) {

@@ -98,7 +98,7 @@ fn who_may_resize_moves_the_end_by_writing() {
             set_end(&port, 200 * KIB, Preallocation::Falloc).await.unwrap();
             assert_eq!(bytes(&port, 96 * KIB, KIB).await.unwrap(), vec![7; 1024]);
             assert_eq!(bytes(&port, 97 * KIB, 103 * KIB).await.unwrap(), vec![0; 103 << 10]);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
         }
     });
 }
@@ -115,13 +115,13 @@ fn nobody_else_does() {
         assert_eq!(zeroes(&port, 63 * KIB, 2048).await, Err(IoError::OutOfRange));
         assert_eq!(set_end(&port, MIB, Preallocation::Off).await, Err(IoError::ReadOnly));
         assert_eq!(len(&path), 64 * KIB);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         // What has no end that moves does not get one.
         let null = add(&graph, json!({ "driver": "null-co", "node-name": "null", "size": 4096 })).await.unwrap();
         let port = attach(&graph, null, grower()).await.unwrap();
         assert_eq!(write_at(&port, 4096, 7, 512).await, Err(IoError::OutOfRange));
         assert_eq!(set_end(&port, MIB, Preallocation::Off).await, Err(IoError::Unsupported));
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
     });
 }
 
@@ -141,7 +141,7 @@ fn the_end_moves_through_what_passes_it_on() {
         let window =
             json!({ "driver": "raw", "node-name": "window", "file": "file", "offset": 512, "read-only": true });
         assert!(add(&graph, window.clone()).await.is_err(), "the grower shares nothing but reading");
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let window = add(&graph, window).await.unwrap();
         assert_eq!(size(&graph, window), MIB);
     });
@@ -177,7 +177,7 @@ fn space_is_taken_ahead_and_given_back() {
             assert_eq!(len(&path), ahead, "once is enough");
             write_at(&port, ahead, 10, 512).await.unwrap();
             assert!(len(&path) > ahead);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             assert_eq!((len(&path), size(&graph, node)), (ahead + 512, ahead + 512));
             graph.permit().remove(node).await.unwrap();
             let bytes = std::fs::read(&path).unwrap();
@@ -195,7 +195,7 @@ fn a_writer_that_cannot_grow_takes_nothing() {
             write_at(&port, 0, 7, 4096).await.unwrap();
             assert_eq!(write_at(&port, 4096, 7, 512).await, Err(IoError::OutOfRange));
             assert_eq!(len(&path), 4096);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             // A resize is about the data; what was ahead of it goes.
             graph.permit().resize(node, 8192, Preallocation::Off).await.unwrap();
             assert_eq!((len(&path), size(&graph, node)), (8192, 8192));
@@ -215,13 +215,13 @@ fn what_others_wrote_is_not_cut_off() {
             for round in 1..3 {
                 let other = attach(&graph, file, grower()).await.unwrap();
                 write_at(&other, round * 64 * KIB, 5, 4096).await.unwrap();
-                other.detach(&mut graph.permit()).await.unwrap();
+                other.detach(&mut graph.permit()).await;
                 let end = round * 64 * KIB + 4096;
                 assert_eq!(size(&graph, node), end);
                 let port = attach(&graph, node, grower()).await.unwrap();
                 write_at(&port, end, 6, 512).await.unwrap();
                 assert!(len(&path) > end + MIB);
-                port.detach(&mut graph.permit()).await.unwrap();
+                port.detach(&mut graph.permit()).await;
                 assert_eq!(len(&path), end + 512);
             }
             let bytes = std::fs::read(&path).unwrap();
@@ -261,7 +261,7 @@ fn two_threads_grow_one_file() {
             for end in ends {
                 end.await.unwrap();
             }
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             let bytes = std::fs::read(&path).unwrap();
             for round in 0..ROUNDS {
                 for number in 0..2 {

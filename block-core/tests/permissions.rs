@@ -46,7 +46,7 @@ fn who_writes_half_a_block_at_the_end_has_to_ask_for_resize() {
             let grows = attach(&graph, node, using(write | PermSet::RESIZE)).await.unwrap();
             // One who may does not help another who may not: he could leave.
             assert!(attach(&graph, node, using(write)).await.is_err());
-            grows.detach(&mut graph.permit()).await.unwrap();
+            grows.detach(&mut graph.permit()).await;
         }
         attach(&graph, filter, using(PermSet::CONSISTENT_READ)).await.unwrap();
         let whole = blocks(&graph, "whole", 8192).await;
@@ -66,7 +66,7 @@ fn a_node_that_is_written_keeps_whole_blocks_when_it_is_resized() {
         assert_eq!(graph.node(node).unwrap().geometry.size, 8192);
         assert_eq!(graph.node(node).unwrap().parents, ["test port"], "the resize is nobody's user any more");
         graph.permit().resize(node, 4096, Preallocation::Off).await.unwrap();
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         graph.permit().resize(node, 4608, Preallocation::Off).await.unwrap();
     });
 }
@@ -80,14 +80,14 @@ fn who_may_resize_leaves_without_asking() {
         let filter = add(&graph, park("filter", node, &Arc::default(), true)).await;
         let grows = attach(&graph, filter, using(PermSet::WRITE | PermSet::RESIZE)).await.unwrap();
         let writes = attach(&graph, filter, using(PermSet::WRITE)).await.unwrap();
-        grows.detach(&mut graph.permit()).await.unwrap();
+        grows.detach(&mut graph.permit()).await;
         assert!(attach(&graph, node, using(PermSet::WRITE)).await.is_err());
-        writes.detach(&mut graph.permit()).await.unwrap();
+        writes.detach(&mut graph.permit()).await;
         assert!(attach(&graph, filter, using(PermSet::WRITE)).await.is_err());
         let port = attach(&graph, filter, using(PermSet::CONSISTENT_READ)).await.unwrap();
         // Nor is a resize of what stands behind a filter, which ends when it is over, one who may resize.
         graph.permit().resize(filter, 8192, Preallocation::Off).await.unwrap();
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         let _writes = attach(&graph, filter, using(PermSet::WRITE)).await.unwrap();
         assert!(graph.permit().resize(filter, 4608, Preallocation::Off).await.is_err());
         assert_eq!(graph.node(filter).unwrap().geometry.size, 8192);
@@ -136,7 +136,7 @@ fn an_inactive_parent_bears_that_its_children_change() {
             // It cannot wake while somebody else changes what it stands on.
             let error = permit.activate(Some(overlay)).await.unwrap_err().full();
             assert!(error.contains("is used by test port and not shared by node 'overlay'"), "{error}");
-            port.detach(&mut permit).await.unwrap();
+            port.detach(&mut permit).await;
         }
         permit.activate(Some(overlay)).await.unwrap();
     });

@@ -175,7 +175,7 @@ fn late_refcounts_are_in_the_image_when_it_is_closed() {
             bench::flush(&lane).await.unwrap();
             let image = last(&fresh, &log.events());
             drop(lane);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             graph.permit().remove(node).await.unwrap();
             image
         });
@@ -370,7 +370,7 @@ async fn contents(graph: &Rc<Graph>, node: NodeId) -> Result<Vec<u8>, String> {
     let lane = port.handle().lane(&Local::current());
     let bytes = bench::read(&lane, bench::range(0, port.geometry().size)).await;
     drop(lane);
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     bytes.map_err(|error| error.to_string())
 }
 
@@ -386,7 +386,7 @@ fn a_crash_during_a_repair_leaves_what_can_be_repaired() {
             bench::write(&lane, 0, &bytes[..SIZE as usize / 2], WriteFlags::default()).await.unwrap();
             bench::write(&lane, SIZE - 4096, &bytes[..4096], WriteFlags::default()).await.unwrap();
             drop(lane);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
         };
         let fresh = qcow2::fresh(options, SIZE);
         let (filled, log) = opened(&fresh, fill);
@@ -424,7 +424,7 @@ async fn written(graph: &Rc<Graph>, node: NodeId, start: u64, len: usize) {
     let lane = port.handle().lane(&Local::current());
     bench::write(&lane, start, &vec![7; len], WriteFlags::default()).await.unwrap();
     drop(lane);
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
 }
 
 fn new_bitmap(recording: bool) -> BitmapAction {
@@ -637,7 +637,7 @@ fn layered(image: &[u8], writes: bool, empties: bool) -> (Vec<u8>, Vec<Event>) {
             let lane = port.handle().lane(&local);
             bench::write(&lane, 0, &[MARK; SIZE as usize], WriteFlags::default()).await.unwrap();
             drop(lane);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
         }
         if empties {
             graph.permit().empty(node).await.unwrap();

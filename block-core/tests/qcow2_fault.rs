@@ -187,7 +187,7 @@ async fn looked(scene: &Scene<'_>) -> (Vec<u8>, Vec<NodeBitmap>) {
     let lane = port.handle().lane(&Local::current());
     let bytes = bench::read(&lane, bench::range(0, port.geometry().size)).await.unwrap();
     drop(lane);
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     let bitmaps = graph.node(node).unwrap().bitmaps;
     graph.permit().remove(node).await.unwrap();
     (bytes, bitmaps)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use qmp::Qapi;
 
-use crate::base::{Error, Result, ResultExt};
+use crate::base::{Error, Result};
 use crate::codec::secret::Secret;
 use crate::drivers::keys::{KeyChange, secret};
 use crate::graph::{AmendRequest, Amending, Graph, JobCx, NodeId, Objects, PermSet, Perms};
@@ -84,8 +84,8 @@ pub async fn amend(graph: &Rc<Graph>, node: NodeId, options: BlockdevAmendOption
     let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await?;
     let mut job = port.handle().job(&Local::current());
     let result = steps(&mut job, graph, &change).await;
-    let detached = port.detach(&mut graph.permit()).await.doing(|| "Could not let the node go");
-    result.and(detached)
+    port.detach(&mut graph.permit()).await;
+    result
 }
 
 /// What takes long is done between the steps: whoever drains the node, or one below, waits for none of it.

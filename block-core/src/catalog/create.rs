@@ -10,7 +10,7 @@ use super::add::add_unnamed;
 use super::amend::QCryptoBlockAmendOptionsLuks;
 use super::luks::LuksCreateOptions;
 use super::options::BlockdevRef;
-use crate::base::{Error, Result, ResultExt};
+use crate::base::{Error, Result};
 use crate::drivers::format::luks;
 use crate::drivers::format::qcow2::{self, AmendOptions};
 use crate::drivers::keys::NewKeys;
@@ -273,8 +273,8 @@ async fn alone<R>(
     let options = PortOptions { name: "the making of an image".into(), perms };
     let port = Port::attach(&mut graph.permit(), node, options, Rc::new(|_| ())).await?;
     let result = port.handle().job(&Local::current()).step(async |cx| work(cx.child(PORT), filename).await).await;
-    let detached = port.detach(&mut graph.permit()).await.doing(|| "Could not let the new image go");
-    result.and_then(|value| detached.map(|()| value))
+    port.detach(&mut graph.permit()).await;
+    result
 }
 
 /// A file that a node of the graph has open, under whatever name, keeps its contents.

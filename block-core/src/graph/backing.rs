@@ -1,10 +1,7 @@
 //! What an image says that it stands on (QEMU: `change-backing-file`), and layers that are emptied once what they stand on has
 //! all that they had.
 
-use std::rc::Rc;
-
 use super::control::{Graph, Permit};
-use super::edit::NewRoot;
 use super::id::NodeId;
 use super::permission::{PermSet, Perms, Role};
 use super::shape::Vertex;
@@ -42,20 +39,16 @@ impl Permit {
     }
 
     /// Takes everything out of a layer, so that what it stands on is seen everywhere. Refused where it stands on nothing, is
-    /// read-only, or is no layer. For as long as it takes this is a user that writes the node.
+    /// read-only, or is no layer.
     pub async fn empty(&mut self, layer: NodeId) -> Result<()> {
         self.graph().check_layer(layer)?;
         let perms = Perms { uses: PermSet::WRITE, shares: PermSet::ALL };
-        let user = NewRoot::new("a layer that is emptied".into(), perms, layer, Rc::new(|_| ()));
-        let (user, _) = self.add_root(user).await?;
-        let emptied = async {
-            let mut drained = self.drain(&[layer]).await?;
+        let work = async |permit: &mut Self, _| {
+            let mut drained = permit.drain(&[layer]).await?;
             drained.graph().check_layer(layer)?;
             drained.exclusive(layer)?.with(async |child| child.make_empty().await).await
         };
-        let result = emptied.await;
-        self.remove_root(user).await?;
-        result
+        self.as_user("a layer that is emptied", perms, layer, work).await
     }
 }
 

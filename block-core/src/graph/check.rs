@@ -2,10 +2,8 @@
 //! with nobody else inside.
 
 use std::collections::HashSet;
-use std::rc::Rc;
 
 use super::control::{Graph, Permit};
-use super::edit::NewRoot;
 use super::id::NodeId;
 use super::permission::{PermSet, Perms};
 use super::shape::Vertex;
@@ -116,12 +114,8 @@ impl Permit {
     /// The same, with what was found, which is there after an error too.
     pub async fn check_listing(&mut self, id: NodeId, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {
         let writes = if repair == Repair::Nothing { PermSet::NONE } else { PermSet::WRITE | PermSet::RESIZE };
-        // For as long as it takes, the check is a user like any other: permissions and file locks follow from that.
         let perms = Perms { uses: PermSet::CONSISTENT_READ | writes, shares: PermSet::ALL };
-        let (user, _) = self.add_root(NewRoot::new("check".into(), perms, id, Rc::new(|_| ()))).await?;
-        let result = self.checked(id, repair, findings).await;
-        self.remove_root(user).await?;
-        result
+        self.as_user("check", perms, id, async |permit, _| permit.checked(id, repair, findings).await).await
     }
 
     async fn checked(&mut self, id: NodeId, repair: Repair, findings: &mut Findings) -> Result<CheckReport> {

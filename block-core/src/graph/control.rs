@@ -29,6 +29,7 @@ use super::stats::Totals;
 use super::uses::UseGuard;
 use super::view::{Placed, Slot, View};
 use crate::base::{Error, IoError, Result, ResultExt};
+use crate::rt::Local;
 use crate::rt::sync::Notify;
 
 /// The block graph. Lives on the control thread.
@@ -393,6 +394,8 @@ impl Drop for Reserved {
 
 /// A drain that has not ended after this long is given up, unless the command says otherwise.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(60);
+/// Before a root is taken out once more.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// One running command's right to change the graph.
 pub struct Permit {
@@ -433,14 +436,37 @@ impl Permit {
         self.apply(move |edit| edit.add_root(&new)).await
     }
 
-    /// Drains a root and takes it out.
-    pub(crate) async fn remove_root(&mut self, id: NodeId) -> Result<()> {
+    /// Drains a root and takes it out. This is not given up, however long other commands keep what is below: a root
+    /// that nobody owns any more would keep its node, with locks and all, for ever.
+    pub(crate) async fn remove_root(&mut self, id: NodeId) {
+        while let Err(error) = self.try_remove_root(id).await {
+            tracing::warn!("{} is still in the graph: {}; trying again", self.graph.described(id), error.full());
+            Local::current().sleep(PAUSE).await;
+        }
+    }
+
+    async fn try_remove_root(&mut self, id: NodeId) -> Result<()> {
         let drained = self.drain(&[id]).await?;
         let leaving = drained.preview(|edit, set| edit.remove_root(set.owner(id)?))?;
         drained.calm(leaving.calmed).await;
         let committed = drained.write(|edit, set| edit.remove_root(set.owner(id)?))?;
         committed.close(self).await;
         Ok(())
+    }
+
+    /// Has `work` done by a user of the node that is there for as long as it takes: permissions and file locks follow from
+    /// that, as they do with any other user.
+    pub(super) async fn as_user<R>(
+        &mut self,
+        name: &'static str,
+        perms: Perms,
+        node: NodeId,
+        work: impl AsyncFnOnce(&mut Self, NodeId) -> Result<R>,
+    ) -> Result<R> {
+        let (user, _) = self.add_root(NewRoot::new(name.into(), perms, node, Rc::new(|_| ()))).await?;
+        let result = work(self, user).await;
+        self.remove_root(user).await;
+        result
     }
 
     /// Adds one opened node.

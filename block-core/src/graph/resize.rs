@@ -1,7 +1,6 @@
 //! Changes of a node's size. The node is drained with its ancestors, the driver prepares a new configuration, and that is
 //! published.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::bitmaps::NodeBitmap;
@@ -9,7 +8,7 @@ use super::blockers::Operation;
 use super::control::{Committed, Graph, NodeReport, Permit};
 use super::drain::Drained;
 use super::driver::{DynDriver, Preallocation};
-use super::edit::{DrainedSet, GraphEdit, NewRoot, no_such_node};
+use super::edit::{DrainedSet, GraphEdit, no_such_node};
 use super::id::NodeId;
 use super::options::NodeOptions;
 use super::permission::{PermSet, Perms};
@@ -26,13 +25,9 @@ impl Permit {
     pub async fn resize(&mut self, id: NodeId, size: u64, preallocation: Preallocation) -> Result<()> {
         self.graph().check_operation(id, Operation::Resize)?;
         self.graph().sizes_of(id, size)?;
-        // For as long as it takes, the resize is a user like any other: permissions and file locks follow from that.
         let perms = Perms { uses: PermSet::RESIZE, shares: PermSet::ALL };
-        let user = NewRoot::new("block_resize".into(), perms, id, Rc::new(|_| ()));
-        let (user, _) = self.add_root(user).await?;
-        let result = self.truncate(user, id, size, preallocation).await;
-        self.remove_root(user).await?;
-        result
+        let work = async |permit: &mut Self, user| permit.truncate(user, id, size, preallocation).await;
+        self.as_user("block_resize", perms, id, work).await
     }
 
     async fn truncate(&mut self, user: NodeId, id: NodeId, size: u64, preallocation: Preallocation) -> Result<()> {

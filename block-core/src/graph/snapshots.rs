@@ -1,14 +1,13 @@
 //! Internal snapshots: what an image was, kept inside it. Which node has them, and how they are taken, deleted and applied
 //! while nobody is there.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
 use super::blockers::Operation;
 use super::control::{Graph, Permit};
 use super::drain::Drained;
 use super::driver::DynDriver;
-use super::edit::{DrainedSet, GraphEdit, NewRoot};
+use super::edit::{DrainedSet, GraphEdit};
 use super::id::NodeId;
 use super::permission::{PermSet, Perms, Role};
 use super::shape::Vertex;
@@ -156,16 +155,12 @@ impl Permit {
         Ok(deleted)
     }
 
-    /// Makes the disk what it was when an internal snapshot was taken; users are told of its size. For as long as it takes
-    /// this is a user that writes and resizes the node.
+    /// Makes the disk what it was when an internal snapshot was taken; users are told of its size.
     pub async fn apply_snapshot(&mut self, node: NodeId, which: SnapshotName) -> Result<SnapshotInfo> {
         self.graph().check_snapshots(node)?;
         let perms = Perms { uses: PermSet::WRITE | PermSet::RESIZE, shares: PermSet::ALL };
-        let user = NewRoot::new("a snapshot that is applied".into(), perms, node, Rc::new(|_| ()));
-        let (user, _) = self.add_root(user).await?;
-        let result = self.become_snapshot(user, node, which).await;
-        self.remove_root(user).await?;
-        result
+        let work = async |permit: &mut Self, user| permit.become_snapshot(user, node, which).await;
+        self.as_user("a snapshot that is applied", perms, node, work).await
     }
 
     async fn become_snapshot(&mut self, user: NodeId, node: NodeId, which: SnapshotName) -> Result<SnapshotInfo> {

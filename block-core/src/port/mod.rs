@@ -56,9 +56,10 @@ impl Port {
         Ok(Self { id, handle: PortHandle { root, geometry } })
     }
 
-    /// Unplugs: waits for what is in flight, takes the root out. All lanes must be gone or idle.
-    pub async fn detach(self, permit: &mut Permit) -> Result<()> {
-        permit.remove_root(self.id).await
+    /// Unplugs: waits for what is in flight, and for other commands that keep the node, and takes the root out. All lanes
+    /// must be gone or idle.
+    pub async fn detach(self, permit: &mut Permit) {
+        permit.remove_root(self.id).await;
     }
 
     /// For the threads that will use the port.

@@ -298,7 +298,7 @@ fn keys_are_watched() {
                 failed
             })
             .await;
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             let _ = graph.permit().remove(node).await;
             failed
         });
@@ -344,9 +344,9 @@ fn a_file_is_free_while_keys_are_derived() {
                 yield_now().await;
                 let port = attach(&graph, file, writer()).await;
                 if is_new {
-                    port.unwrap().detach(&mut graph.permit()).await.unwrap();
+                    port.unwrap().detach(&mut graph.permit()).await;
                 } else if let Ok(port) = port {
-                    port.detach(&mut graph.permit()).await.unwrap();
+                    port.detach(&mut graph.permit()).await;
                 }
                 let raw =
                     add(&graph, json!({ "driver": "raw", "node-name": "raw", "file": "file", "read-only": true }));

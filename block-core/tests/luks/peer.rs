@@ -106,7 +106,7 @@ pub(crate) fn contents(options: &Value, words: &[&str]) -> Result<Vec<u8>, Strin
             read(&lane, range(0, size)).await.map_err(|error| error.to_string())
         })
         .await;
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         graph.permit().remove(node).await.unwrap();
         bytes
     })
@@ -145,7 +145,7 @@ pub(crate) fn scribble(options: &Value, words: &[&str], model: &mut Vec<u8>, see
             model
         })
         .await;
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         graph.permit().remove(node).await.unwrap();
         model
     });

@@ -89,7 +89,7 @@ async fn written(graph: &Rc<Graph>, node: NodeId, places: &[(u64, u64)]) {
         write(&lane, *start, &vec![7; (end - start) as usize], WriteFlags::default()).await.unwrap();
     }
     drop(lane);
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
 }
 
 /// Names, whether they record, whether they are inconsistent, and runs of marks.
@@ -331,7 +331,7 @@ fn a_change_beside_an_overlay_is_stored() {
         let mut steps = Change::append(overlay, node);
         steps.push(Box::new(BitmapChange { node, name: "sum".into(), what: merge }));
         graph.permit().transact(steps).await.map_err(|error| error.full()).unwrap();
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         closed(graph.clone(), overlay).await;
         closed(graph, node).await;
     });

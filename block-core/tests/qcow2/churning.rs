@@ -29,7 +29,7 @@ async fn opened(options: &Value) -> (Rc<Graph>, NodeId, Port) {
 }
 
 async fn closed((graph, node, port): (Rc<Graph>, NodeId, Port)) {
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     graph.permit().remove(node).await.unwrap();
 }
 

@@ -45,7 +45,7 @@ fn made(dir: &Path, options: &CreateOptions) -> Result<String, String> {
         };
         drop(jobs);
         for port in ports {
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
         }
         result.map(|()| path.clone()).map_err(|error| error.full())
     })

@@ -290,7 +290,7 @@ impl World {
             self.step(&lane).await.unwrap();
         }
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         if changes_size {
             let size = self.new_size();
             graph.permit().resize(node, size, Preallocation::Off).await.unwrap();
@@ -439,7 +439,7 @@ impl World {
         }
         lanes.clear();
         for port in ports {
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
         }
         remove(&graph, top).await;
         joined(all)

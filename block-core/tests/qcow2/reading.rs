@@ -37,7 +37,7 @@ fn seen(options: &Value) -> Vec<u8> {
             status += lane.map(&pin, range(status, size - status)).await.unwrap().len;
         }
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         graph.permit().remove(node).await.unwrap();
         all
     })
@@ -127,7 +127,7 @@ fn unused_tables_are_forgotten() {
             local.sleep(Duration::from_millis(2500)).await;
             let seen = read(&lane, range(0, 512)).await;
             drop(lane);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             graph.permit().remove(node).await.unwrap();
             seen
         })

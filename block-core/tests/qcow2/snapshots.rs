@@ -43,7 +43,7 @@ impl Open {
     }
 
     async fn close(self) {
-        self.port.detach(&mut self.graph.permit()).await.unwrap();
+        self.port.detach(&mut self.graph.permit()).await;
         self.graph.permit().remove(self.node).await.unwrap();
     }
 
@@ -109,7 +109,7 @@ fn seen(path: &str, name: &str) -> Vec<u8> {
         let (lane, size) = (port.handle().lane(&Local::current()), port.geometry().size);
         let bytes = read(&lane, range(0, size)).await.unwrap();
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         graph.permit().remove(node).await.unwrap();
         bytes
     })
@@ -352,14 +352,14 @@ fn a_disk_with_snapshots_is_resized() {
             write(&lane, 0, &vec![1; 1 << 20], PLAIN).await.unwrap();
             drop(lane);
             open.take("one").await.unwrap();
-            open.port.detach(&mut open.graph.permit()).await.unwrap();
+            open.port.detach(&mut open.graph.permit()).await;
             open.graph.permit().resize(open.node, 5 << 20, Preallocation::Off).await.unwrap();
             open.port = attach(&open.graph, open.node, patient()).await.unwrap();
             let lane = open.port.handle().lane(&Local::current());
             write(&lane, 4 << 20, &vec![2; 1 << 20], PLAIN).await.unwrap();
             drop(lane);
             open.take("five").await.unwrap();
-            open.port.detach(&mut open.graph.permit()).await.unwrap();
+            open.port.detach(&mut open.graph.permit()).await;
             open.graph.permit().resize(open.node, 512 << 10, Preallocation::Off).await.unwrap();
             let sizes: Vec<_> =
                 open.graph.snapshots(open.node).unwrap().into_iter().map(|one| one.disk_size.unwrap()).collect();

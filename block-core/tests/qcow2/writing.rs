@@ -105,7 +105,7 @@ fn session(options: &Value, model: &mut Model, steps: u64, resizes: bool) {
             model.step(&lane).await.unwrap();
             drop(lane);
             if resizes && step % 40 == 39 {
-                port.detach(&mut graph.permit()).await.unwrap();
+                port.detach(&mut graph.permit()).await;
                 let size = (1 << 20) + model.random.below(5 << 11) * 512;
                 graph.permit().resize(node, size, Preallocation::Off).await.unwrap();
                 model.bytes.resize(size as usize, 0);
@@ -116,7 +116,7 @@ fn session(options: &Value, model: &mut Model, steps: u64, resizes: bool) {
         let size = model.bytes.len() as u64;
         assert!(read(&lane, range(0, size)).await.unwrap() == model.bytes, "before it is closed");
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         graph.permit().remove(node).await.unwrap();
     });
 }
@@ -243,7 +243,7 @@ fn compressed_data_does_not_go_where_other_data_is_by_now() {
             assert!(seen[512..1024] == [2; 512] && seen[1024..] == [3; 512]);
         }
         drop(lane);
-        port.detach(&mut graph.permit()).await.unwrap();
+        port.detach(&mut graph.permit()).await;
         graph.permit().remove(node).await.unwrap();
     });
     check(&path);
@@ -309,7 +309,7 @@ fn a_device_that_is_full_says_so() {
             let end = *written.last().unwrap() + 70_000;
             let seen = read(&lane, range(0, end)).await.unwrap();
             drop(lane);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             graph.permit().remove(node).await.unwrap();
             (written, seen)
         });
@@ -355,7 +355,7 @@ fn threads_write_side_by_side() {
             let lane = port.handle().lane(&Local::current());
             assert!(read(&lane, range(0, size)).await.unwrap() == expected, "before it is closed, {}", kind.options);
             drop(lane);
-            port.detach(&mut graph.permit()).await.unwrap();
+            port.detach(&mut graph.permit()).await;
             graph.permit().remove(node).await.unwrap();
             expected
         });

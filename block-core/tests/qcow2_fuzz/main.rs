@@ -188,7 +188,7 @@ async fn reading(graph: &Rc<Graph>, sample: &Sample, sheets: &Sheets, random: &m
         note(tally, enter(&lane).await.cx().child(PORT).status(at).await.map(drop));
     }
     drop(lane);
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     graph.permit().remove(node).await.unwrap();
     let changed = [Some(&sheets.disk), sheets.data.as_ref(), sheets.base.as_ref()]
         .map(|sheet| sheet.map_or(0, |one| one.changes()));
@@ -225,7 +225,7 @@ async fn writing(graph: &Rc<Graph>, sample: &Sample, sheets: &Sheets, random: &m
     for over in others {
         tally.failed.fetch_add(over.await.unwrap(), Relaxed);
     }
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     if random.below(4) == 0 {
         let size = [0, 512, size + 512, size + (64 << 20), size / 2 / 512 * 512, 1 << 50][random.below(6) as usize];
         let _ = graph.permit().resize(node, size.min(1 << 60), Preallocation::Off).await;

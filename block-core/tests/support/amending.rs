@@ -16,6 +16,6 @@ pub(crate) async fn amend(graph: &Rc<Graph>, node: NodeId, options: &AmendOption
     let port = attach(graph, node, perms).await?;
     let mut job = port.handle().job(&Local::current());
     let amended = job.step(async |cx| qcow2::amend(cx.child(PORT), options, None).await).await;
-    port.detach(&mut graph.permit()).await.unwrap();
+    port.detach(&mut graph.permit()).await;
     amended.map_err(|error| error.full())
 }

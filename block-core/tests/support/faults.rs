@@ -223,8 +223,7 @@ impl<'a> Scene<'a> {
     /// The user goes, then the node.
     pub async fn close(&mut self) {
         let Some((nodes, port)) = self.open.take() else { return };
-        let detached = port.detach(&mut self.graph.permit()).await;
-        self.note("detach", detached);
+        port.detach(&mut self.graph.permit()).await;
         self.remove(nodes).await;
     }
 

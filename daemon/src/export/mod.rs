@@ -163,14 +163,13 @@ pub async fn remove(daemon: &Rc<Daemon>, id: &str, hard: bool) -> Result<()> {
         server.stop().await;
     }
     let running = export.running.take();
-    let unplugged = match running {
-        Some(Running { port, .. }) => port.detach(&mut daemon.graph.permit()).await,
-        None => Ok(()),
-    };
+    if let Some(Running { port, .. }) = running {
+        port.detach(&mut daemon.graph.permit()).await;
+    }
     daemon.exports.forget(&export);
     tracing::info!("export '{id}' is gone");
     daemon.hub.tell(Event::export_deleted(id));
-    unplugged.map_err(refused)
+    Ok(())
 }
 
 /// An id that is taken while its export is set up, and given back if nothing comes of it.
@@ -331,7 +330,7 @@ async fn start(daemon: &Rc<Daemon>, common: &CommonOptions, own: VhostUserBlkOpt
             Ok(Running { server, port, threads, watch: Cell::default() })
         }
         Err(error) => {
-            port.detach(&mut permit).await.map_err(refused)?;
+            port.detach(&mut permit).await;
             Err(refused(error))
         }
     }

@@ -48,8 +48,8 @@ impl Below {
     }
 
     /// Goes out again.
-    pub async fn release(self) -> Result<()> {
-        self.port.detach(&mut self.graph.permit()).await
+    pub async fn release(self) {
+        self.port.detach(&mut self.graph.permit()).await;
     }
 }
 
@@ -169,12 +169,12 @@ impl Image {
     /// What was written is in the file, and the file is free. An error says that it may not be.
     pub async fn close(self) -> Result<()> {
         let Self { graph, node, port, .. } = self;
-        let detached = port.detach(&mut graph.permit()).await;
+        port.detach(&mut graph.permit()).await;
         let removed = graph.permit().remove(node).await;
         if removed.is_err() {
             // The second time nobody minds what cannot be flushed.
             let _: Result<(), Error> = graph.permit().remove(node).await;
         }
-        detached.and(removed)
+        removed
     }
 }

@@ -271,7 +271,8 @@ impl Session {
         let looked = match Port::attach(&mut self.graph.permit(), node, options, std::rc::Rc::new(|_| ())).await {
             Ok(port) => {
                 let looked = port.handle().job(&self.local).step(async |cx| work(cx.child(PORT)).await).await;
-                port.detach(&mut self.graph.permit()).await.and(looked)
+                port.detach(&mut self.graph.permit()).await;
+                looked
             }
             Err(error) => Err(error),
         };

@@ -112,7 +112,7 @@ async fn committed(
     let below = image.enter(base, PermSet::CONSISTENT_READ | PermSet::WRITE).await?;
     let copy = Copy { image: image.disk(), base: below.disk(), edges: edges.unwrap_or_default(), size: image.size() };
     let result = copy.run(session, rate, progress).await;
-    below.release().await?;
+    below.release().await;
     result?;
     if !drops {
         graph.permit().empty(image.node).await?;

@@ -147,7 +147,7 @@ async fn copied(
         }
     };
     if let Some(old) = old? {
-        old.release().await?;
+        old.release().await;
     }
     match opened {
         Some(opened) => closed(opened, result).await,

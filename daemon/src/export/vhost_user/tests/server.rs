@@ -119,6 +119,6 @@ async fn take_down(port: Port) {
     let mut inside = INSIDE.take().unwrap();
     inside.export.take().unwrap().stop().await;
     let mut permit = inside.graph.permit();
-    port.detach(&mut permit).await.unwrap();
+    port.detach(&mut permit).await;
     permit.remove(inside.node).await.unwrap();
 }
