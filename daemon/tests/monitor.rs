@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
@@ -812,6 +813,20 @@ fn behind_quit_nothing_is_run() {
     let (code, folder) = server.ended();
     assert_eq!(code, Some(0));
     assert!(!folder.path().join("new").exists());
+}
+
+#[test]
+fn the_umask_says_whether_the_group_may_connect() {
+    for (umask, mode) in [("077", 0o600), ("022", 0o660), ("007", 0o660), ("027", 0o660)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("umask {umask}; exec \"$0\" --qmp q.sock")).arg(env!("CARGO_BIN_EXE_trellisd"));
+        let child = shell.current_dir(folder.path()).stdin(Stdio::null()).spawn().unwrap();
+        let mut server = Server { child, folder };
+        server.wait_for("q.sock");
+        let found = std::fs::metadata(server.path("q.sock")).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "umask {umask}: {found:o}");
+    }
 }
 
 #[test]

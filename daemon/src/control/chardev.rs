@@ -177,7 +177,7 @@ impl SocketChardev {
         if !self.server {
             return Ok((Peer::Connected(connect_to(path)?), None));
         }
-        let listener = Listener::bind(path, Some(SOCKET_MODE))?;
+        let listener = Listener::bind(path, true)?;
         Ok((Peer::Listening(listener.descriptor), listener.file))
     }
 
@@ -258,9 +258,6 @@ impl Chardev {
 fn on_off(switch: bool) -> &'static str {
     if switch { "on" } else { "off" }
 }
-
-/// Owner and group may connect.
-const SOCKET_MODE: u32 = 0o660;
 
 #[cfg(test)]
 mod tests {
