@@ -51,6 +51,8 @@ enum Flow {
     GoOn,
     /// Help was asked for, and printed.
     End,
+    /// A signal came.
+    Interrupted(&'static str),
 }
 
 async fn run(local: Rc<Local>, plan: Plan) -> Result<ExitCode> {
@@ -70,15 +72,21 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
         steps => steps.to_vec(),
     };
     let flow = match first(signals.next(), set_up(daemon, &steps)).await {
-        First::This(signal) => {
-            tracing::info!("{signal} came before everything was set up");
-            Flow::End
-        }
+        First::This(signal) => Flow::Interrupted(signal),
         First::That(flow) => flow?,
     };
     hidden::forget_secrets();
-    if flow == Flow::End {
-        return Ok(());
+    match flow {
+        Flow::GoOn => {}
+        Flow::End => return Ok(()),
+        // Whoever waits for the foreground would take its success for a daemon.
+        Flow::Interrupted(signal) if plan.daemonize => {
+            return Err(format!("{signal} came before everything was set up"));
+        }
+        Flow::Interrupted(signal) => {
+            tracing::info!("{signal} came before everything was set up");
+            return Ok(());
+        }
     }
     if let Some(path) = &plan.pidfile {
         held.pidfile = Some(PidFile::write(path).map_err(|error| error.full())?);
@@ -105,8 +113,8 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
 async fn set_up(daemon: &Rc<Daemon>, steps: &[Step]) -> Result<Flow> {
     for step in steps {
         let flow = obey(daemon, step).await.map_err(|error| format!("{step}: {error}"))?;
-        if flow == Flow::End {
-            return Ok(Flow::End);
+        if flow != Flow::GoOn {
+            return Ok(flow);
         }
     }
     Ok(Flow::GoOn)

@@ -955,6 +955,23 @@ fn the_foreground_ends_when_the_background_is_ready() {
     assert!(stderr(&failed).contains("node-name"), "the reason is seen in the foreground");
 }
 
+/// Whoever started it would go on without a daemon.
+#[test]
+fn a_background_that_is_ended_while_it_is_set_up_is_no_success() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--daemonize", "--chardev", "socket,id=c,path=q.sock,server=on", "--monitor", "c"];
+    let mut foreground = program(folder.path()).args(arguments).spawn().unwrap();
+    within(LIMIT, || folder.path().join("q.sock").exists());
+    let children = format!("/proc/{0}/task/{0}/children", foreground.id());
+    let background = std::fs::read_to_string(children).unwrap();
+    assert!(Command::new("kill").args(["-s", "TERM", background.trim()]).status().unwrap().success());
+    within(LIMIT, || foreground.try_wait().unwrap().is_some());
+    assert_eq!(foreground.wait().unwrap().code(), Some(1));
+    let help = run(&["--daemonize", "--blockdev", "help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(!help.stdout.is_empty());
+}
+
 #[test]
 fn a_monitor_that_waits_holds_up_what_follows() {
     let folder = tempfile::tempdir().unwrap();
