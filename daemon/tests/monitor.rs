@@ -972,6 +972,25 @@ fn a_background_that_is_ended_while_it_is_set_up_is_no_success() {
     assert!(!help.stdout.is_empty());
 }
 
+/// Where the directory alone is longer than a socket's address may be.
+#[test]
+fn sockets_in_a_long_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = folder.path().join("d".repeat(120));
+    std::fs::create_dir(&long).unwrap();
+    let export = "vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=e.sock";
+    let arguments = ["--pidfile", "x.pid", "--blockdev", "null-co,node-name=n", "--qmp", "q.sock", "--export", export];
+    let mut child = program(&long).args(arguments).spawn().unwrap();
+    within(LIMIT, || {
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        long.join("x.pid").exists()
+    });
+    assert!(long.join("e.sock").exists() && long.join("q.sock").exists());
+    assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(std::fs::read_dir(&long).unwrap().count(), 0);
+}
+
 #[test]
 fn a_monitor_that_waits_holds_up_what_follows() {
     let folder = tempfile::tempdir().unwrap();

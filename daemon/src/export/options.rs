@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use block_core::base::ResultExt;
 use qmp::{Error, Qapi, Result};
 
 use super::vhost_user::{Address, VhostUserOptions};
-use crate::refused;
 
 /// An export.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -149,11 +147,7 @@ impl VhostUserBlkOptions {
 impl ExportAddress {
     fn for_server(&self) -> Result<Address> {
         match self {
-            // We may have left the directory in which we were started when the socket is removed.
-            Self::Unix(UnixAddress { path }) => std::path::absolute(PathBuf::from(path))
-                .doing(|| format!("Failed to bind socket to {path}"))
-                .map(Address::Unix)
-                .map_err(refused),
+            Self::Unix(UnixAddress { path }) => Ok(Address::Unix(PathBuf::from(path))),
             Self::Fd(FdAddress { str: word }) => Ok(Address::Fd(word.clone())),
             Self::Inet(_) | Self::Vsock(_) => {
                 Err(Error::generic("Only socket address types 'unix' and 'fd' are supported"))
