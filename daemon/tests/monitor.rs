@@ -4,6 +4,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -989,6 +990,34 @@ fn sockets_in_a_long_directory() {
     assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
     assert!(child.wait().unwrap().success());
     assert_eq!(std::fs::read_dir(&long).unwrap().count(), 0);
+}
+
+#[test]
+fn an_argument_that_is_no_text_is_named() {
+    let bad = std::ffi::OsStr::from_bytes(b"null-co,node-name=\xff");
+    let folder = tempfile::tempdir().unwrap();
+    let output = program(folder.path()).args(["--qmp", "q.sock", "--blockdev"]).arg(bad).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("option '--blockdev'"), "{}", stderr(&output));
+    let joined = std::ffi::OsStr::from_bytes(b"--export=\xff");
+    let output = program(folder.path()).arg(joined).output().unwrap();
+    assert!(stderr(&output).contains("option '--export'"), "{}", stderr(&output));
+}
+
+#[test]
+fn trace_help_is_printed() {
+    for word in ["help", "?"] {
+        let output = run(&["-T", word]);
+        assert_eq!(output.status.code(), Some(0), "{word}");
+        assert!(String::from_utf8(output.stdout).unwrap().contains("block_core"), "{word}");
+    }
+}
+
+#[test]
+fn a_trace_pattern_that_names_nothing_here_is_a_warning() {
+    let output = run(&["-T", "blk_*_complete", "--blockdev", "null-co"]);
+    assert!(stderr(&output).contains("blk_*_complete"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("node-name"), "the start goes on: {}", stderr(&output));
 }
 
 #[test]
