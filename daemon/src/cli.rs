@@ -133,8 +133,9 @@ pub fn definition() -> Command {
         .args([
             setup(StepOption::Blockdev, "[driver=]DRIVER,node-name=NAME,...")
                 .help("Add a node to the block graph (keyval or JSON; `help`, or `DRIVER,help`, lists the options)"),
-            setup(StepOption::Chardev, "socket,id=ID,path=PATH,server=on,wait=off")
-                .help("Add a character device for a monitor: a unix socket, one that was inherited (fd=), or null"),
+            setup(StepOption::Chardev, "socket,id=ID,path=PATH,server=on,wait=off").help(
+                "Add a character device for a monitor: a unix socket, one that was inherited (fd=), stdio, or null",
+            ),
             setup(StepOption::Export, "[type=]vhost-user-blk,id=ID,node-name=NAME,addr.type=unix,addr.path=PATH,...")
                 .help("Export a node (keyval or JSON; `help` lists the options)"),
             setup(StepOption::Monitor, "[chardev=]ID[,mode=control][,pretty=on|off]")

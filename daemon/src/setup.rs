@@ -130,7 +130,7 @@ async fn obey(daemon: &Rc<Daemon>, step: &Step) -> Result<Flow> {
         StepOption::Chardev => {
             let text = ChardevOptions::modernised(text);
             let Some(options) = read::<ChardevOptions>(&text, "backend")? else { return Ok(Flow::End) };
-            daemon.chardevs.add(options).map_err(|error| error.full())?;
+            daemon.chardevs.add(&daemon.local, options).await.map_err(|error| error.full())?;
         }
         StepOption::Export => {
             let Some(options) = read::<BlockExportOptions>(text, "type")? else { return Ok(Flow::End) };
@@ -138,7 +138,7 @@ async fn obey(daemon: &Rc<Daemon>, step: &Step) -> Result<Flow> {
         }
         StepOption::Monitor => {
             let Some(options) = read::<MonitorOptions>(text, "chardev")? else { return Ok(Flow::End) };
-            Monitors::add(daemon, options).await.map_err(|error| error.full())?;
+            Monitors::add(daemon, options).map_err(|error| error.full())?;
         }
         StepOption::Object => {
             let read = read::<ObjectOptions>(text, "qom-type").map_err(without_words);
@@ -184,8 +184,9 @@ fn help<T: Qapi>(asked: &ParsedOption, tag: &str) -> String {
 
 async fn serve_qmp(daemon: &Rc<Daemon>, place: &str) -> Result<()> {
     let id = daemon.chardevs.free_id("qmp");
-    daemon.chardevs.add(ChardevOptions::of_short_form(id.clone(), place)).map_err(|error| error.full())?;
-    Monitors::add(daemon, MonitorOptions::on(id)).await.map_err(|error| error.full())
+    let options = ChardevOptions::of_short_form(id.clone(), place);
+    daemon.chardevs.add(&daemon.local, options).await.map_err(|error| error.full())?;
+    Monitors::add(daemon, MonitorOptions::on(id)).map_err(|error| error.full())
 }
 
 /// The step that serves QMP at `place`.

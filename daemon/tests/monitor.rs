@@ -1037,6 +1037,95 @@ fn a_monitor_that_waits_holds_up_what_follows() {
 }
 
 #[test]
+fn a_chardev_that_waits_holds_up_what_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--chardev", "socket,id=c,path=q.sock,server=on", "--qmp", "later.sock", "--monitor", "c"];
+    let mut child = program(folder.path()).args(arguments).spawn().unwrap();
+    within(LIMIT, || folder.path().join("q.sock").exists());
+    #[expect(clippy::disallowed_methods, reason = "something must not happen meanwhile")]
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!folder.path().join("later.sock").exists());
+    let mut client = Client::connect(&folder.path().join("q.sock"));
+    assert!(folder.path().join("later.sock").exists());
+    client.say(r#"{"execute": "qmp_capabilities"}"#);
+    client.execute("quit", json!({}));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_monitor_on_stdin_and_stdout() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = program(folder.path());
+    command.args(["--chardev", "stdio,id=c,signal=off", "--monitor", "c"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| {
+        let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        line
+    });
+    assert!(lines.next().unwrap()["QMP"].is_object());
+    let requests = r#"{"execute": "qmp_capabilities"}{"execute": "query-chardev"}{"execute": "query-qmp-schema"}{"execute": "quit"}"#;
+    child.stdin.take().unwrap().write_all(requests.as_bytes()).unwrap();
+    assert_eq!(lines.next().unwrap(), json!({ "return": {} }));
+    assert_eq!(lines.next().unwrap()["return"][0]["filename"], "stdio");
+    assert!(lines.next().unwrap()["return"].as_array().unwrap().len() > 100);
+    assert_eq!(lines.next().unwrap(), json!({ "return": {} }), "the last answer is written before it ends");
+    assert!(child.wait().unwrap().success());
+
+    let twice = run(&["--chardev", "stdio,id=c", "--chardev", "stdio,id=d"]);
+    assert!(stderr(&twice).contains("stdin and stdout"), "{}", stderr(&twice));
+    let daemon = run(&["--daemonize", "--chardev", "stdio,id=c"]);
+    assert_eq!(daemon.status.code(), Some(1));
+    assert!(stderr(&daemon).contains("--daemonize"), "{}", stderr(&daemon));
+}
+
+/// What qemu-storage-daemon takes we take, or `docs/control.md` says that we do not.
+#[test]
+fn chardevs_as_the_peer_takes_them() {
+    const BOTH: (bool, bool) = (true, true);
+    const THEY: (bool, bool) = (true, false);
+    const NEITHER: (bool, bool) = (false, false);
+    let table = [
+        ("socket,id=c,path=s,server=on,wait=off", BOTH),
+        ("socket,id=c,path=s,server,nowait", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,mux=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,telnet=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,websocket=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,delay=on", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,delay", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,nodelay=on", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,nodelay", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,abstract=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,abstract=off,tight=off", BOTH),
+        ("stdio,id=c", BOTH),
+        ("stdio,id=c,signal=off", BOTH),
+        ("null,id=c", BOTH),
+        ("null,id=c,mux=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,abstract=on", THEY),
+        ("socket,id=c,path=s,server=on,wait=off,telnet=on", THEY),
+        ("socket,id=c,path=s,server=on,wait=off,logfile=log", THEY),
+        ("ringbuf,id=c,size=64", THEY),
+        ("file,id=c,path=f", THEY),
+        ("socket,id=c,path=s,server=on,wait=off,tls-creds=t", NEITHER),
+        ("socket,id=c,path=s,server=on,wait=off,reconnect=1", NEITHER),
+        ("socket,id=c", NEITHER),
+        ("null", NEITHER),
+    ];
+    // Whoever takes it complains about what stands behind it.
+    let takes = |program: &str, line: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(program);
+        command.args(["--chardev", line, "--monitor", "nobody"]).current_dir(folder.path()).stdin(Stdio::null());
+        let said = stderr(&command.output().expect("qemu-storage-daemon is what we are compared with"));
+        assert!(said.contains("nobody") || said.contains("--chardev") || said.contains("chardev"), "{line}: {said}");
+        said.contains("\"nobody\" not found")
+    };
+    for (line, expected) in table {
+        let found = (takes("qemu-storage-daemon", line), takes(env!("CARGO_BIN_EXE_trellisd"), line));
+        assert_eq!(found, expected, "{line}");
+    }
+}
+
+#[test]
 fn without_options_it_serves_a_scratch_disk() {
     let folder = tempfile::tempdir().unwrap();
     let mut child = program(folder.path()).stdout(Stdio::piped()).spawn().unwrap();
