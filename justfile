@@ -19,7 +19,7 @@ test:
 
 # The lock's and the runtime's models, with their canaries.
 models:
-    RUSTFLAGS='--cfg loom' cargo test -p block-core --test graph_loom --test rt_loom --test clusters_loom --release --target-dir target/loom
+    RUSTFLAGS='--cfg loom' cargo test -p block-core --test graph_loom --test rt_loom --test clusters_loom --test dirty_log_loom --release --target-dir target/loom
 
 # Random schedules over what threads meet at, with their canaries.
 schedules:

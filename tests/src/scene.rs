@@ -48,7 +48,7 @@ impl Scene {
     /// As [`Scene::new`], with options added to node and export.
     pub fn with_disk(node: &str, export: &str) -> Self {
         let builder = Watched::builder().image("disk-a", DISK, node);
-        Self::open(builder, &format!(",writable=on,num-queues=2{export}"), true)
+        Self::open(builder, &format!(",writable=on,num-queues=2{export}"), "", true)
     }
 
     /// Export `a` stores nothing, reads as zeroes, and takes [`SLOW`] for each request.
@@ -59,17 +59,25 @@ impl Scene {
     /// Export `a` stores nothing and reads as zeroes; `size` is in bytes.
     pub fn null(size: u64, options: &str) -> Self {
         let node = format!("driver=null-co,node-name=disk-a,size={size},read-zeroes=on{options}");
-        Self::open(Watched::builder().arg("--blockdev", &node), ",writable=on,num-queues=2", false)
+        Self::open(Watched::builder().arg("--blockdev", &node), ",writable=on,num-queues=2", "", false)
+    }
+
+    /// As [`Scene::null`], with one IOThread for both exports.
+    pub fn null_on_one_thread(size: u64, options: &str) -> Self {
+        let node = format!("driver=null-co,node-name=disk-a,size={size},read-zeroes=on{options}");
+        let builder = Watched::builder().arg("--object", "iothread,id=both").arg("--blockdev", &node);
+        Self::open(builder, ",writable=on,num-queues=2,iothread=both", ",iothread=both", false)
     }
 
     /// Export `a` is a read-only one.
     pub fn read_only() -> Self {
-        Self::open(Watched::builder().image("disk-a", DISK, ""), ",num-queues=2", false)
+        Self::open(Watched::builder().image("disk-a", DISK, ""), ",num-queues=2", "", false)
     }
 
-    fn open(builder: Builder, export: &str, stores: bool) -> Self {
+    fn open(builder: Builder, export: &str, neighbour: &str, stores: bool) -> Self {
         let builder = builder.image("disk-b", 8 << 20, "");
-        let server = builder.export("a", "disk-a", export).export("b", "disk-b", ",writable=on").start();
+        let server =
+            builder.export("a", "disk-a", export).export("b", "disk-b", &format!(",writable=on{neighbour}")).start();
         let mut scene = Self { server, stores, before: Baseline { fds: 0, maps: 0, rss_kib: 0 } };
         // What a first client makes the server keep (threads, pools) is no leak.
         scene.good_clients();

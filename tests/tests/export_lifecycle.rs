@@ -1,7 +1,7 @@
 //! Exports that begin and end while guests are there and operators are in a hurry.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use trellis_tests::qmp::Qmp;
@@ -31,6 +31,38 @@ fn an_export_with_a_guest_is_removed_only_by_force() {
     assert!(guest.wire().closes_within(Duration::from_secs(10), drop), "the guest is disconnected");
     assert!(!server.socket("e").exists());
     server.qmp("blockdev-del", &json!({ "node-name": "n" }));
+}
+
+/// As in QEMU, where a drain lets throttled requests go.
+#[test]
+fn a_throttle_holds_up_neither_removal_nor_quit() {
+    let throttled = || {
+        let group = json!({ "qom-type": "throttle-group", "id": "g", "limits": { "iops-total": 1 } });
+        let disk = json!({ "driver": "null-co", "size": 1 << 20, "read-zeroes": true });
+        let node = json!({ "driver": "throttle", "node-name": "n", "throttle-group": "g", "file": disk });
+        let builder = Watched::builder().arg("--object", &group.to_string()).arg("--blockdev", &node.to_string());
+        let server = builder.export("e", "n", "").start();
+        let mut guest = Client::start(&server.socket("e"), &Setup::default());
+        for n in 0..32 {
+            let chain = guest.chain(u64::from(n), kind::IN, 0, &[writable(DATA, 512)]);
+            guest.queue(0).ring.write_chain(3 * n, &chain);
+        }
+        guest.queue(0).ring.publish_all(&(0..32).map(|n| 3 * n).collect::<Vec<_>>());
+        guest.kick(0);
+        pause(Duration::from_millis(200));
+        let inside = &server.qmp("x-query-export-details", &json!({}))[0]["in-flight"];
+        assert!(inside.as_u64().is_some_and(|inside| inside >= 28), "{inside} wait for the throttle");
+        (server, guest)
+    };
+    let (server, guest) = throttled();
+    let begun = Instant::now();
+    server.qmp("block-export-del", &json!({ "id": "e", "mode": "hard" }));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(server.qmp("query-block-exports", &json!({})).as_array().is_some_and(Vec::is_empty));
+    drop((server, guest));
+    let (mut server, _guest) = throttled();
+    server.qmp("quit", &json!({}));
+    assert!(server.ends_within(Duration::from_secs(2)).is_some(), "quit waits for the throttle");
 }
 
 #[test]

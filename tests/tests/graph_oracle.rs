@@ -229,3 +229,66 @@ fn nodes_become_inactive_and_active_as_with_qemu() {
     both.ask("blockdev-add", &over(json!({ "active": false })));
     both.expect_same_activity();
 }
+
+/// What `query-named-block-nodes` says of the images below: how many, which, and the pictures inside each other.
+fn chains(qmp: &mut Qmp, flat: bool, folder: &std::path::Path) -> BTreeMap<String, Value> {
+    /// QEMU describes an image whose backing node was given; we call it after its file.
+    fn plain(name: &Value) -> Value {
+        match name.as_str().and_then(|name| name.strip_prefix("json:")) {
+            Some(options) => options.parse::<Value>().unwrap()["file"]["filename"].clone(),
+            None => name.clone(),
+        }
+    }
+    fn names(image: &Value) -> Value {
+        let member = |name: &str| image.get(name).map(plain).unwrap_or_default();
+        let below = image.get("backing-image").map_or(Value::Null, names);
+        let format = if image["format"] == "copy-on-read" { Value::Null } else { member("filename") };
+        json!([format, member("format"), member("backing-filename"), member("full-backing-filename"), below])
+    }
+    let nodes = qmp.execute("query-named-block-nodes", &json!({ "flat": flat }));
+    let folder = folder.to_str().unwrap();
+    let told = |node: &Value| {
+        let text =
+            json!([node["backing_file_depth"], node.get("backing_file").map(plain), names(&node["image"])]).to_string();
+        (node["node-name"].as_str().unwrap().to_owned(), text.replace(folder, "FOLDER").parse().unwrap())
+    };
+    nodes.as_array().unwrap().iter().map(told).filter(|(name, _): &(String, _)| !name.starts_with('#')).collect()
+}
+
+#[test]
+fn a_chain_of_images_is_told_as_qemu_tells_it() {
+    let mut both = Both::start();
+    for folder in &both.folders {
+        for line in [
+            "create -q -f raw base.raw 1M",
+            "create -q -f qcow2 -b base.raw -F raw middle.qcow2",
+            "create -q -f qcow2 -b middle.qcow2 -F qcow2 top.qcow2",
+        ] {
+            let made = std::process::Command::new("qemu-img").args(line.split(' ')).current_dir(folder.path()).status();
+            assert!(made.unwrap().success(), "qemu-img {line}");
+        }
+    }
+    let [ours, theirs] = both.folders.each_ref().map(|folder| {
+        let file = |name: &str| json!({ "driver": "file", "filename": folder.path().join(name) });
+        let middle = json!({
+            "driver": "qcow2", "node-name": "middle", "file": file("middle.qcow2"),
+            "backing": { "driver": "raw", "node-name": "base", "file": file("base.raw") },
+        });
+        let top = json!({ "driver": "qcow2", "node-name": "top", "file": file("top.qcow2"), "backing": middle });
+        [top, json!({ "driver": "copy-on-read", "node-name": "filter", "file": "top" })]
+    });
+    // Empty is null, as people write it on a command line.
+    for (qmp, top) in [(&mut both.ours, &ours[0]), (&mut both.theirs, &theirs[0])] {
+        let mut bare = top.clone();
+        bare["backing"] = json!("");
+        qmp.execute("blockdev-add", &bare);
+        qmp.execute("blockdev-del", &json!({ "node-name": "top" }));
+    }
+    ours.iter().for_each(|node| drop(both.ours.execute("blockdev-add", node)));
+    theirs.iter().for_each(|node| drop(both.theirs.execute("blockdev-add", node)));
+    for flat in [false, true] {
+        let told = chains(&mut both.ours, flat, both.folders[0].path());
+        assert_eq!(told, chains(&mut both.theirs, flat, both.folders[1].path()), "flat: {flat}");
+        assert_eq!(told["top"][0], if flat { 0 } else { 2 });
+    }
+}

@@ -7,15 +7,17 @@
 use serde_json::json;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 use trellis_tests::scene::{
     DISK, OK_WRITE, Scene, expect_hang_up, expect_nack, expect_queue_works, expect_session_alive,
 };
-use trellis_tests::vhost_user::client::{DATA, END, FEATURES, Setup};
+use trellis_tests::vhost_user::client::{DATA, END, FEATURES, PROTOCOL, Setup};
 use trellis_tests::vhost_user::protocol::{
-    VRING_F_LOG, config, config_payload, feature, kind, log_base, request, vring_state,
+    MemoryRegion, VRING_F_LOG, config, config_payload, feature, kind, log_base, mem_table, protocol_feature, request,
+    single_region, vring_state,
 };
 use trellis_tests::vhost_user::ring::{RingPlace, writable};
-use trellis_tests::vhost_user::wire::{memfd, set_len};
+use trellis_tests::vhost_user::wire::{huge_memfd, memfd, set_len};
 
 #[test]
 fn cfg_01_get_config_of_256_bytes() {
@@ -50,6 +52,23 @@ fn cfg_04_set_capacity() {
 fn cfg_05_set_writeback_to_2() {
     refused_set_config(config::WRITEBACK, 0, &[2]);
     refused_set_config(config::WRITEBACK, 0, &[255]);
+}
+
+/// The operator decides, and the driver sees it; nobody loses a disk over it, even where no refusal can be said.
+#[test]
+fn cfg_05_write_back_on_an_export_that_writes_through() {
+    for acknowledged in [protocol_feature::REPLY_ACK, 0] {
+        let mut scene = Scene::with_export(",writethrough=on");
+        let protocol = PROTOCOL & !protocol_feature::REPLY_ACK | acknowledged;
+        let mut client = scene.client_with(&Setup { protocol, ..Setup::default() });
+        assert_eq!(client.config()[config::WRITEBACK], 0);
+        let payload = config_payload(config::WRITEBACK as u32, 1, 0, &[1]);
+        client.tell(request::SET_CONFIG, &payload, &[]);
+        assert_eq!(client.config()[config::WRITEBACK], 0, "it is stable all the same, and says so");
+        expect_queue_works(&mut client, 0);
+        drop(client);
+        scene.still_good();
+    }
 }
 
 #[test]
@@ -93,6 +112,41 @@ fn log_02_log_larger_than_its_file() {
     refused_log(memfd(LOG_SIZE).as_fd(), LOG_SIZE * 2, 0);
 }
 
+/// A front-end enlarges the log first, then adds memory (QEMU, `vhost_dev_log_resize`). What does it the other way round
+/// would lose writes.
+#[test]
+fn log_02_memory_beyond_the_log() {
+    let mut scene = Scene::new();
+    let features = FEATURES | feature::LOG_ALL;
+    let protocol = PROTOCOL | protocol_feature::CONFIGURE_MEM_SLOTS;
+    let mut client = scene.client_with(&Setup { features, protocol, ..Setup::default() });
+    let log = memfd(LOG_SIZE);
+    let covered = LOG_SIZE * 8 * 4096;
+    set_log_base(&client, log.as_fd(), LOG_SIZE, 0);
+    let file = memfd(8192);
+    let region = |gpa| MemoryRegion { gpa, size: 8192, uva: 1 << 40, mmap_offset: 0 };
+    let far = region(covered - 4096);
+    expect_nack(&client, request::ADD_MEM_REG, &single_region(far), &[file.as_fd()]);
+    let memory = client.memory().clone();
+    let table = mem_table(&[memory.entries(), vec![far]].concat());
+    let fds = [memory.fds(), vec![file.as_fd()]].concat();
+    expect_nack(&client, request::SET_MEM_TABLE, &table, &fds);
+    client.tell(request::ADD_MEM_REG, &single_region(region(covered - 8192)), &[file.as_fd()]);
+    client.tell(request::REM_MEM_REG, &single_region(region(covered - 8192)), &[]);
+    expect_queue_works(&mut client, 0);
+    // After a migration that was given up, the log means nothing any more, until logging begins again.
+    let logging = client.features();
+    client.tell(request::SET_FEATURES, &(logging & !feature::LOG_ALL).to_le_bytes(), &[]);
+    client.tell(request::SET_MEM_TABLE, &table, &fds);
+    expect_nack(&client, request::SET_FEATURES, &logging.to_le_bytes(), &[]);
+    let larger = memfd(2 * LOG_SIZE);
+    set_log_base(&client, larger.as_fd(), 2 * LOG_SIZE, 0);
+    client.tell(request::SET_FEATURES, &logging.to_le_bytes(), &[]);
+    expect_queue_works(&mut client, 0);
+    drop(client);
+    scene.still_good();
+}
+
 #[test]
 fn log_03_log_offset_plus_size_wraps() {
     refused_log(memfd(LOG_SIZE).as_fd(), LOG_SIZE, u64::MAX - 4095);
@@ -124,6 +178,31 @@ fn log_05_log_file_shrunk_while_running() {
     expect_hang_up(client.wire());
     drop(client);
     scene.still_good();
+}
+
+/// Where the pool has a page, it is taken away again. Where it has none, the log is lost from the start.
+#[test]
+fn log_05_log_in_huge_pages_shrunk_while_running() {
+    let Some(log) = huge_memfd(2 << 20) else { return eprintln!("SKIPPED: this kernel has no huge pages") };
+    let mut scene = Scene::new();
+    let features = FEATURES | feature::LOG_ALL;
+    let mut client = scene.client_with(&Setup { features, ..Setup::default() });
+    set_log_base(&client, log.as_fd(), LOG_SIZE, 0);
+    let chain = client.chain(0, kind::IN, 0, &[writable(DATA, 512)]);
+    client.submit(0, &chain);
+    client.used_within(0, Duration::from_secs(1));
+    set_len(log.as_fd(), 0);
+    client.submit_at(0, 3, &chain);
+    expect_hang_up(client.wire());
+    drop(client);
+    scene.still_good();
+}
+
+#[test]
+fn log_01_log_file_is_on_a_disk() {
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.set_len(LOG_SIZE).unwrap();
+    refused_log(file.as_fd(), LOG_SIZE, 0);
 }
 
 #[test]

@@ -10,16 +10,20 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 use trellis_tests::scene::{
-    Scene, expect_err_event, expect_hang_up, expect_nack, expect_queue_works, expect_session_alive, repeats,
+    DISK, OK_WRITE, Scene, expect_err_event, expect_hang_up, expect_nack, expect_queue_works, expect_session_alive,
+    repeats,
 };
-use trellis_tests::vhost_user::client::{Client, DATA, Mapping, PROTOCOL, RINGS, SECOND, Setup, default_memory, slot};
+use trellis_tests::vhost_user::client::{
+    Client, DATA, GAP, Mapping, PROTOCOL, RINGS, SECOND, Setup, default_memory, slot,
+};
 use trellis_tests::vhost_user::memory::{GuestMemory, RegionSpec};
 use trellis_tests::vhost_user::protocol::{
     MemoryRegion, kind, mem_table, protocol_feature, request, single_region, status,
 };
 use trellis_tests::vhost_user::ring::{RingPlace, Used, readable, writable};
-use trellis_tests::vhost_user::wire::{limit_address_space, memfd, pause, pipe};
+use trellis_tests::vhost_user::wire::{huge_memfd, limit_address_space, memfd, pause, pipe};
 
 #[test]
 fn mem_01_no_regions_before_any_ring() {
@@ -96,6 +100,51 @@ fn mem_10_region_larger_than_its_file() {
     refused_second_region(|region| region.size = 1 << 40);
 }
 
+/// Neither the kernel nor the protocol engine could unmap the part of a page.
+#[test]
+fn mem_10_region_that_is_a_part_of_a_huge_page() {
+    let Some(file) = huge_memfd(2 * HUGE) else { return eprintln!("SKIPPED: this kernel has no huge pages") };
+    let mut scene = Scene::new();
+    let client = scene.negotiated_protocol(PROTOCOL | protocol_feature::CONFIGURE_MEM_SLOTS);
+    for (size, mmap_offset) in [(4096, 0), (HUGE + 4096, 0), (HUGE, 4096)] {
+        let payload = single_region(MemoryRegion { gpa: 0, size, uva: 0, mmap_offset });
+        for _ in 0..200 {
+            if client.ask_ack(request::ADD_MEM_REG, &payload, &[file.as_fd()]) == 0 {
+                client.tell(request::REM_MEM_REG, &payload, &[]);
+            }
+        }
+        let maps = scene.server().shared_maps();
+        assert_eq!(maps, 0, "{size} bytes at {mmap_offset} of a file in huge pages stay mapped");
+        expect_nack(&client, request::ADD_MEM_REG, &payload, &[file.as_fd()]);
+    }
+    let whole = single_region(MemoryRegion { gpa: 0, size: HUGE, uva: 0, mmap_offset: HUGE });
+    for _ in 0..200 {
+        client.tell(request::ADD_MEM_REG, &whole, &[file.as_fd()]);
+        client.tell(request::REM_MEM_REG, &whole, &[]);
+    }
+    assert_eq!(scene.server().shared_maps(), 0, "regions that were removed stay mapped");
+    drop(client);
+    scene.still_good();
+}
+
+/// Huge pages are mapped without being set aside. Where the pool has none left, the first touch is as if the page had
+/// vanished.
+#[test]
+fn mem_18_request_header_in_a_huge_page_that_nobody_can_give() {
+    let Some(file) = huge_memfd(HUGE) else { return eprintln!("SKIPPED: this kernel has no huge pages") };
+    if huge_pages_free() > 0 {
+        return eprintln!("SKIPPED: there are huge pages to be had");
+    }
+    let scene = Scene::new();
+    let mut client = scene.client_with(&Setup { queues: 2, ..slot_setup() });
+    expect_queue_works(&mut client, 0);
+    let lost = MemoryRegion { gpa: 1 << 32, size: HUGE, uva: 1 << 32, mmap_offset: 0 };
+    client.tell(request::ADD_MEM_REG, &single_region(lost), &[file.as_fd()]);
+    let status = client.prepare(0, kind::FLUSH, 0).status;
+    client.submit(0, &[readable(lost.gpa + 8192, 16), writable(status, 1)]);
+    expect_vanished_memory(scene, client);
+}
+
 #[test]
 fn mem_11_descriptor_is_a_directory() {
     refused_file(File::open("/").unwrap().into());
@@ -126,6 +175,28 @@ fn mem_12_descriptor_is_dev_zero() {
 #[test]
 fn mem_12_descriptor_is_dev_null() {
     refused_file(device("/dev/null"));
+}
+
+/// A page fault in it is answered by whoever has the file system, at their own pace.
+#[test]
+fn mem_12_descriptor_is_a_file_on_a_disk() {
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    file.set_len(1 << 20).unwrap();
+    refused_file(file.into());
+}
+
+#[test]
+fn mem_12_files_in_memory_are_taken() {
+    let mut scene = Scene::new();
+    let client = scene.negotiated();
+    let named = tempfile::tempfile_in("/dev/shm").unwrap();
+    named.set_len(1 << 20).unwrap();
+    for file in [OwnedFd::from(named), memfd(1 << 20)] {
+        let entry = MemoryRegion { gpa: DATA, size: 1 << 16, uva: DATA, mmap_offset: 0 };
+        client.tell(request::SET_MEM_TABLE, &mem_table(&[entry]), &[file.as_fd()]);
+    }
+    drop(client);
+    scene.still_good();
 }
 
 #[test]
@@ -281,6 +352,28 @@ fn mem_22_the_same_table_again_and_again_during_io() {
     scene.still_good();
 }
 
+/// The specification asks neither for an order nor for zeroes in the padding.
+#[test]
+fn mem_22_the_same_table_in_another_order() {
+    let mut scene = Scene::new();
+    let mut client = scene.client();
+    let pattern: Vec<u8> = (0..=255).cycle().take(4096).collect();
+    for padding in [0, 1, u8::MAX] {
+        let (mut entries, mut fds) = (client.memory().entries(), client.memory().fds());
+        entries.reverse();
+        fds.reverse();
+        let mut table = mem_table(&entries);
+        table[4..8].fill(padding);
+        client.tell(request::SET_MEM_TABLE, &table, &fds);
+        assert_eq!(client.write(0, 0, &pattern), OK_WRITE);
+        assert_eq!(client.read(0, 0, 4096).1, pattern, "a region lies where another should");
+        let data = client.request(0, kind::IN, 0, &[writable(GAP - 4096, 4096)]);
+        assert_eq!((data.status, client.memory().read(GAP - 4096, 4096)), (status::OK, pattern.clone()));
+    }
+    drop(client);
+    scene.still_good();
+}
+
 /// What is in flight ends in the memory from which it came, and the new memory's data stay as they were.
 #[test]
 fn mem_23_another_file_while_io_is_in_flight() {
@@ -330,6 +423,42 @@ fn mem_25_mmap_fails() {
     expect_nack(&client, request::SET_MEM_TABLE, &mem_table(&huge.entries()), &huge.fds());
     limit_address_space(scene.server().pid(), None);
     expect_queue_works(&mut client, 0);
+    drop(client);
+    scene.still_good();
+}
+
+/// Each step leaves a slow request in memory that nobody has any more. Sooner or later that is too much, which is said
+/// to whoever does it, and to nobody else.
+#[test]
+fn mem_25_requests_under_way_hold_old_memory() {
+    let mut scene = Scene::null(DISK, ",latency-ns=4000000000");
+    let mut client = scene.client_with(&Setup { queue_size: 4096, ..slot_setup() });
+    let file = memfd(4096);
+    let region =
+        |n: u64| MemoryRegion { gpa: (1 << 32) + (n << 13), size: 4096, uva: (1 << 40) + (n << 13), mmap_offset: 0 };
+    let slots = client.ask(request::GET_MAX_MEM_SLOTS, &[]).u64() - client.memory().regions().len() as u64;
+    for n in 0..slots {
+        client.tell(request::ADD_MEM_REG, &single_region(region(n)), &[file.as_fd()]);
+    }
+    let mut refused = 0;
+    for step in 0..1200 {
+        let chain = client.chain(step, kind::IN, 0, &[writable(DATA, 512)]);
+        client.queue(0).ring.write_chain((step * 3 % 4096) as u16, &chain);
+        client.queue(0).ring.publish((step * 3 % 4096) as u16);
+        client.kick(0);
+        pause(Duration::from_micros(200));
+        client.tell(request::REM_MEM_REG, &single_region(region(step)), &[]);
+        let next = single_region(region(slots + step));
+        if client.ask_ack(request::ADD_MEM_REG, &next, &[file.as_fd()]) != 0 {
+            refused += 1;
+            break;
+        }
+    }
+    assert_eq!(refused, 1, "an export may hold any number of mappings");
+    expect_session_alive(&client);
+    let maps = scene.server().shared_maps();
+    assert!(maps < 4000, "{maps} mappings of guest memory for 509 regions");
+    scene.neighbour_works();
     drop(client);
     scene.still_good();
 }
@@ -385,3 +514,12 @@ fn slot_setup() -> Setup {
 
 /// Where the second region's file is cut off.
 const HOLE: u64 = SECOND + (1 << 19);
+
+/// Bytes of a usual huge page.
+const HUGE: u64 = 2 << 20;
+
+fn huge_pages_free() -> usize {
+    let all = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let free = all.lines().find_map(|line| line.strip_prefix("HugePages_Free:"));
+    free.map_or(0, |free| free.trim().parse().unwrap())
+}

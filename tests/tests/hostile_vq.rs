@@ -19,7 +19,7 @@ use trellis_tests::vhost_user::client::{
 };
 use trellis_tests::vhost_user::memory::RegionSpec;
 use trellis_tests::vhost_user::protocol::{blk_header, feature, kind, mem_table, request, status};
-use trellis_tests::vhost_user::ring::{Desc, INDIRECT, NEXT, WRITE, linked, readable, writable};
+use trellis_tests::vhost_user::ring::{Desc, INDIRECT, NEXT, RingPlace, WRITE, linked, readable, writable};
 use trellis_tests::vhost_user::wire::{pause, seal_future_writes, signal};
 
 #[test]
@@ -32,6 +32,35 @@ fn vq_01_avail_idx_jumps() {
     client.kick(0);
     expect_queue_broken(&mut client, 0, 0);
     drop(client);
+    scene.still_good();
+}
+
+/// One guest's noise keeps nobody from hearing of another's trouble.
+#[test]
+fn vq_01_a_noisy_guest_does_not_silence_the_others() {
+    let mut scene = Scene::new();
+    let mut noisy = scene.client_with(&Setup { queue_size: 8, ..Setup::default() });
+    for _ in 0..20 {
+        noisy.queue(0).ring.store_avail_idx(5000);
+        noisy.kick(0);
+        expect_err_event(&mut noisy, 0);
+        noisy.restart_queue(0);
+    }
+    let mut other = Client::start(&scene.server().socket("b"), &Setup { queue_size: 8, ..Setup::default() });
+    other.queue(0).ring.store_avail_idx(5000);
+    other.kick(0);
+    expect_err_event(&mut other, 0);
+    let said = |scene: &mut Scene, queue: &str| {
+        let log = scene.server().log();
+        log.lines().filter(|line| line.contains("broke the queue") && line.contains(queue)).count()
+    };
+    let end = Instant::now() + Duration::from_secs(5);
+    while said(&mut scene, "b.0") == 0 && Instant::now() < end {
+        pause(Duration::from_millis(10));
+    }
+    assert_eq!(said(&mut scene, "b.0"), 1, "{}", scene.server().log());
+    assert_eq!(said(&mut scene, "a.0"), 10, "{}", scene.server().log());
+    drop((noisy, other));
     scene.still_good();
 }
 
@@ -511,6 +540,48 @@ fn vq_37_avail_bumped_for_ever() {
     scene.still_good();
 }
 
+/// As many reads of a gigabyte of zeroes as one visit takes, again and again: a neighbour on the same thread goes on.
+#[test]
+fn vq_37_zeroes_by_the_gigabyte() {
+    const PIECE: u64 = 16 << 20;
+    const PIECES: u16 = 64;
+    let mut scene = Scene::null_on_one_thread(8 << 30, "");
+    let mut memory = default_memory();
+    memory.push(RegionSpec { gpa: HUGE, size: PIECE, mmap_offset: 0 });
+    let mut client = scene.client_with(&Setup { memory, queue_size: 256, ..Setup::default() });
+    let neighbour = scene.socket().with_file_name("b.sock");
+    let mut neighbour = Client::start(&neighbour, &Setup::default());
+    // Every chain ends in the same data and the same status byte.
+    let slot = client.prepare(0, kind::IN, 0);
+    let mut tail = vec![writable(HUGE, PIECE as u32); usize::from(PIECES)];
+    tail.push(writable(slot.status, 1));
+    let first = 64;
+    let ring = &mut client.queue(0).ring;
+    ring.write_chain(first, &tail);
+    for head in 0..16 {
+        ring.write_desc(head, Desc { flags: NEXT, next: first, ..readable(slot.header, 16) });
+    }
+    ring.publish_all(&(0..16).collect::<Vec<_>>());
+    client.kick(0);
+    let start = Instant::now();
+    let (mut slowest, mut came_back) = (Duration::ZERO, 0);
+    while start.elapsed() < Duration::from_secs(if came_back > 0 { 3 } else { 30 }) {
+        while let Some(used) = client.queue(0).ring.take_used() {
+            assert_eq!(used.len, u32::from(PIECES) * PIECE as u32 + 1);
+            came_back += 1;
+            client.queue(0).ring.publish(used.head as u16);
+            client.kick(0);
+        }
+        let begun = Instant::now();
+        assert_eq!(neighbour.read(0, 0, 4096).0.status, status::OK);
+        slowest = slowest.max(begun.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(1), "a neighbour waited {slowest:?}");
+    assert!(came_back > 0, "the long ones go on too");
+    drop((client, neighbour));
+    scene.still_good();
+}
+
 #[test]
 fn vq_38_kick_storm_without_work() {
     let mut scene = Scene::new();
@@ -742,6 +813,37 @@ fn chains_that_share_descriptors_cost_no_more_memory_than_others() {
         most = most.max(scene.server().rss_anon_kib());
     }
     assert!(most < before + (48 << 10), "{most} KiB where there were {before}");
+    drop(client);
+    scene.still_good();
+}
+
+/// A task takes memory, however short its request is.
+#[test]
+fn a_ring_full_of_flushes_is_not_taken_all_at_once() {
+    const CHAINS: u16 = 32768 / 2;
+    let mut scene = Scene::null(64 << 20, ",latency-ns=300000000");
+    let place = RingPlace::packed_at(HUGE, 32768);
+    let mut memory = default_memory();
+    memory.push(RegionSpec { gpa: HUGE, size: 2 << 20, mmap_offset: 0 });
+    let mut client = Client::mapped(&scene.socket(), &Setup { memory, ..Setup::default() });
+    client.add_queue_at(0, place, 32768);
+    client.announce_queue(0);
+    client.enable_queue(0, true);
+    let before = scene.server().rss_anon_kib();
+    let slot = client.prepare(0, kind::FLUSH, 0);
+    let ring = &mut client.queue(0).ring;
+    ring.write_desc(CHAINS, writable(slot.status, 1));
+    for head in 0..CHAINS {
+        ring.write_desc(head, Desc { flags: NEXT, next: CHAINS, ..readable(slot.header, 16) });
+    }
+    ring.publish_all(&(0..CHAINS).collect::<Vec<_>>());
+    client.kick(0);
+    let mut most = 0;
+    for _ in 0..CHAINS {
+        assert_eq!(client.used(0).len, 1);
+        most = most.max(scene.server().rss_anon_kib());
+    }
+    assert!(most < before + (12 << 10), "{most} KiB where there were {before}");
     drop(client);
     scene.still_good();
 }

@@ -2,15 +2,22 @@
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 #![expect(clippy::cast_possible_truncation, reason = "addresses of a test's guest are small")]
 
+use serde_json::json;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
 use std::time::Duration;
-use trellis_tests::scene::{SLOW, Scene, expect_disconnect, expect_hang_up, expect_nack, expect_queue_works, repeats};
+use trellis_tests::scene::{
+    DISK, SLOW, Scene, expect_disconnect, expect_hang_up, expect_nack, expect_queue_works, repeats,
+};
 use trellis_tests::vhost_user::client::{Client, DATA, END, GAP, RINGS, SECOND, Setup};
 use trellis_tests::vhost_user::protocol::{VringAddr, kind, request, vring_state};
 use trellis_tests::vhost_user::ring::{RingPlace, used_bytes, writable};
-use trellis_tests::vhost_user::wire::{eventfd, full_eventfd, pause, pipe, readable_within, signal, take_events};
+use trellis_tests::vhost_user::wire::{
+    eventfd, full_eventfd, pause, pipe, readable_within, set_nonblocking, signal, take_events,
+};
 
 #[test]
 fn vr_01_num_of_queue_1000() {
@@ -179,6 +186,38 @@ fn vr_22_call_eventfd_is_full() {
 #[test]
 fn vr_22_call_eventfd_is_full_and_would_block() {
     completes_with_call(full_eventfd(false).as_fd());
+}
+
+/// The flag is the frontend's as much as ours, so what it said once says nothing: whoever waited in a write would hold up
+/// all exports of the thread, for ever.
+#[test]
+fn vr_22_call_eventfd_is_full_and_its_flag_cleared_later() {
+    let mut scene = Scene::null_on_one_thread(DISK, "");
+    let mut client = scene.client();
+    let call = full_eventfd(true);
+    client.tell(request::SET_VRING_CALL, &0_u64.to_le_bytes(), &[call.as_fd()]);
+    set_nonblocking(call.as_fd(), false);
+    expect_queue_works(&mut client, 0);
+    scene.neighbour_works();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                set_nonblocking(call.as_fd(), true);
+                set_nonblocking(call.as_fd(), false);
+            }
+        });
+        for _ in 0..repeats(3000, 100_000) {
+            let chain = client.chain(0, kind::FLUSH, 0, &[]);
+            client.submit(0, &chain);
+            assert!(client.used_within(0, Duration::from_secs(5)).is_some(), "the thread waits for the frontend");
+        }
+        over.store(true, Relaxed);
+    });
+    scene.neighbour_works();
+    scene.server().qmp("block-export-del", &json!({ "id": "a", "mode": "hard" }));
+    scene.server().qmp("quit", &json!({}));
+    assert!(scene.server().ends_within(Duration::from_secs(5)).is_some(), "quit hangs");
 }
 
 #[test]

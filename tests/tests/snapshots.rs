@@ -146,6 +146,10 @@ fn what_cannot_be_a_snapshot_is_refused_as_qemu_refuses_it() {
         let folder = scene.folder.path().to_str().unwrap().to_owned();
         answers.push(scene.refused("blockdev-snapshot-sync", &missing).replace(&folder, "FOLDER"));
         answers.push(scene.refused("blockdev-snapshot-sync", &json!({ "snapshot-file": "x" })));
+        let mut device = scene.sync("one", "three.qcow2", "three");
+        let name = device.as_object_mut().unwrap().remove("node-name").unwrap();
+        device["device"] = name;
+        answers.push(scene.refused("blockdev-snapshot-sync", &device));
         assert!(!std::fs::exists(scene.path("three.qcow2")).unwrap());
         answers
     });

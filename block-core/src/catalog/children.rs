@@ -76,6 +76,8 @@ impl ChildMember for Option<BlockdevRefOrNull> {
         let node = |child| match child {
             &BlockdevRefOrNull::Null => GivenNode::Null,
             BlockdevRefOrNull::Definition(options) => GivenNode::Defined(options),
+            // As people write null on a command line.
+            BlockdevRefOrNull::Reference(name) if name.is_empty() => GivenNode::Null,
             BlockdevRefOrNull::Reference(name) => GivenNode::Named(name),
         };
         self.iter().map(|child| GivenChild { edge: edge(member), role, node: node(child) }).collect()

@@ -36,7 +36,7 @@ pub enum BlockdevRef {
 pub enum BlockdevRefOrNull {
     /// A new node. It takes options that it does not give from the node that it is defined in.
     Definition(Box<BlockdevOptions>),
-    /// The node-name of a node that is there already.
+    /// The node-name of a node that is there already; empty for none.
     Reference(String),
     /// None.
     Null,

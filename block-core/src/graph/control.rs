@@ -67,6 +67,8 @@ pub struct NodeReport {
     pub bitmaps: Vec<NodeBitmap>,
     /// Its children by the names that QMP gives the edges.
     pub children: Vec<(Cow<'static, str>, NodeId)>,
+    /// The child whose data are its own, if it is a filter.
+    pub filtered: Option<NodeId>,
     /// Who uses it, as messages call them.
     pub parents: Vec<String>,
     /// Byte offset, if armed.
@@ -292,6 +294,7 @@ fn report(shape: &Shape, id: NodeId, vertex: &Vertex) -> Option<NodeReport> {
         geometry: shape.geometry_now(vertex)?,
         bitmaps: node.bitmaps.clone(),
         children: vertex.edges.iter().map(|edge| (edge.name.clone(), edge.to)).collect(),
+        filtered: node.body.filtered().map(|child| child.of(&vertex.edges).to),
         parents: vertex.parents.iter().filter_map(|id| Some(shape.vertex(*id)?.described())).collect(),
         write_threshold: node.shared.threshold(),
         totals: node.shared.totals(),

@@ -324,7 +324,7 @@ async fn read_extent<F: Format>(
                 Box::pin(read_over_end(child, place, format.unit(), buf)).await?;
             }
         }
-        Place::Zero { .. } => buf.fill(0),
+        Place::Zero { .. } => buf.fill_in_steps(0).await,
         Place::Below(child) => {
             cx.child(FILE).announce(DebugEvent::ReadBackingAio).await;
             read_below(cx, child, at, buf).await?;
@@ -432,7 +432,7 @@ async fn read_below(cx: IoCx<'_>, child: ChildId, at: ByteRange, buf: IoBuf) -> 
     if inside > 0 {
         child.read(range(at.start(), inside)?, buf.slice(0, inside)).await?;
     }
-    buf.slice(inside, at.len() - inside).fill(0);
+    buf.slice(inside, at.len() - inside).fill_in_steps(0).await;
     Ok(())
 }
 

@@ -3,6 +3,8 @@
 //! A clone or a slice is a few words; the owner is kept by all of them. What the bytes mean is not known here.
 #![expect(unsafe_code, reason = "copies to and from memory that others write to have to go through raw pointers")]
 
+use super::Local;
+use super::sync::yield_now;
 use crate::base::IoError;
 use smallvec::SmallVec;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -156,6 +158,27 @@ impl IoBuf {
         }
     }
 
+    /// The same for what may be long: beyond a step, which takes no time to speak of, all such work on a thread takes turns
+    /// of a step each, and everything else goes on in between.
+    pub async fn fill_in_steps(&self, byte: u8) {
+        let first = self.len.min(STEP);
+        self.slice(0, first).fill(byte);
+        if first < self.len {
+            Box::pin(self.fill_in_turns(byte, first)).await;
+        }
+    }
+
+    async fn fill_in_turns(&self, byte: u8, mut done: u64) {
+        while done < self.len {
+            let local = Local::current();
+            let _turn = local.long_work.lock().await;
+            yield_now().await;
+            let step = (self.len - done).min(STEP);
+            self.slice(done, step).fill(byte);
+            done += step;
+        }
+    }
+
     /// True where every byte was 0 when it was looked at.
     pub fn is_zero(&self) -> bool {
         let mut chunk = [0u8; 4096];
@@ -245,6 +268,9 @@ impl Drop for Allocation {
         unsafe { dealloc(self.ptr, self.layout) };
     }
 }
+
+/// Bytes that are set in one go.
+pub const STEP: u64 = 1 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -8,6 +8,7 @@ use super::inflight::InFlight;
 use super::polling::{PollParams, Polling};
 use super::readiness::Watches;
 use super::source::Sources;
+use super::sync::LocalMutex;
 use super::thread::{Message, Shared};
 use super::timer::Timers;
 use super::token::Token;
@@ -36,6 +37,8 @@ pub struct Local {
     pub(super) counters: Cell<LoopCounters>,
     /// Passes that may leave their submission to the sleep that follows.
     pub(super) lazy: Cell<u32>,
+    /// Who may do what keeps the processor busy, see [`IoBuf::fill_in_steps`](super::IoBuf::fill_in_steps).
+    pub(super) long_work: LocalMutex<()>,
     /// The completions of one reap; kept for its memory.
     pub(super) reaped: RefCell<Vec<Completion>>,
 }
@@ -70,6 +73,7 @@ impl Local {
             may_wait: Cell::new(false),
             counters: Cell::default(),
             lazy: Cell::new(0),
+            long_work: LocalMutex::new(()),
             reaped: RefCell::default(),
         });
         local.set_params(params);
@@ -81,7 +85,8 @@ impl Local {
         Self::try_current().expect("this needs a runtime thread")
     }
 
-    pub(super) fn try_current() -> Option<Rc<Self>> {
+    /// The runtime of this thread, if it has one that has not ended.
+    pub fn try_current() -> Option<Rc<Self>> {
         CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }
 

@@ -6,10 +6,12 @@
 //! - `thread` starts and ends threads; `run` is their loop; `local` is what code on such a thread can ask for.
 //! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks.
 //! - `exec`, `timer`, `inflight`, `readiness` and `source` hold what waits: tasks, sleeps, operations, descriptors, queues.
+//! - `bell` signals to strangers, who cannot make it wait.
 //! - `fault` is where all that can fail passes, and where tests have it fail.
 //! - `kept` is memory for secrets, and what is done so that they are nowhere else.
 //! - `wake` (over the queue in `shim`) is the lock-free hand-over between threads, model-checked in `tests/rt_loom.rs`.
 
+mod bell;
 mod buf;
 mod driver;
 mod epoll;
@@ -41,7 +43,8 @@ mod uring;
 pub mod wake;
 mod words;
 
-pub use buf::{IoBuf, Segment};
+pub use bell::Bell;
+pub use buf::{IoBuf, STEP, Segment};
 pub use fault::{TRIES, system_call};
 pub use fd::{SharedFd, eventfd};
 pub use heap::trim_heap;

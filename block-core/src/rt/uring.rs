@@ -27,7 +27,7 @@ impl Uring {
     /// A ring with the best flags that this kernel takes. Must be called on the thread that uses it.
     /// Fails where io_uring is refused, too old, or turned off by TRELLIS_NO_IO_URING=1.
     pub(super) fn new(shared: &Arc<Shared>) -> io::Result<Self> {
-        if std::env::var_os("TRELLIS_NO_IO_URING").is_some_and(|value| value == "1") {
+        if !is_allowed() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "TRELLIS_NO_IO_URING is set"));
         }
         let ring = build()?;
@@ -208,6 +208,11 @@ impl Drop for Ring {
         // SAFETY: the pointer came from a leaked box, and the submitter is not used any more.
         drop(unsafe { Box::from_raw(self.ring.as_ptr()) });
     }
+}
+
+/// The operator has nothing against it.
+pub(super) fn is_allowed() -> bool {
+    std::env::var_os("TRELLIS_NO_IO_URING").is_none_or(|value| value != "1")
 }
 
 /// A full completion queue, a signal, or the kernel short of memory: to be tried again.

@@ -1,5 +1,6 @@
 //! Nodes of the graph: adding, removing, changing and listing them.
 
+use std::path::Path;
 use std::rc::Rc;
 
 use block_core::catalog::{self, BlockdevOptions};
@@ -72,7 +73,7 @@ struct ThresholdArguments {
 /// The arguments of `query-named-block-nodes`.
 #[derive(Clone, Debug, Qapi)]
 struct QueryNodesArguments {
-    /// Leave out the images below each image: no driver has any yet, so both lists are the same.
+    /// Leave out the images below each image, and how many they are.
     #[qapi(default = false)]
     flat: bool,
 }
@@ -88,7 +89,10 @@ struct BlockDeviceInfo {
     ro: bool,
     /// Its driver.
     drv: String,
-    /// How many images lie below it.
+    /// What a person would call the image that this one stands on.
+    #[qapi(rename = "backing_file")]
+    backing_file: Option<String>,
+    /// How many images lie below it, those that filters let through among them; 0 where that was not asked for.
     #[qapi(rename = "backing_file_depth")]
     backing_file_depth: i64,
     /// Whether it may be used.
@@ -156,10 +160,14 @@ struct ImageInfo {
     encrypted: Option<bool>,
     /// What the image says that it stands on.
     backing_filename: Option<String>,
+    /// The same, from where the daemon is.
+    full_backing_filename: Option<String>,
     /// The format of that, as the image says.
     backing_filename_format: Option<String>,
     /// Its internal snapshots, the oldest first; absent where it has none.
     snapshots: Option<Vec<SnapshotInfo>>,
+    /// The image that it stands on, or lets through; absent where that was not asked for.
+    backing_image: Option<Box<ImageInfo>>,
     /// What only this driver says.
     format_specific: Option<Value>,
 }
@@ -212,17 +220,40 @@ async fn block_set_write_threshold(daemon: Rc<Daemon>, arguments: ThresholdArgum
     if daemon.graph.set_write_threshold(node, threshold) { Ok(Empty {}) } else { Err(missing()) }
 }
 
-async fn query_named_block_nodes(daemon: Rc<Daemon>, _: QueryNodesArguments) -> Result<Vec<BlockDeviceInfo>> {
+async fn query_named_block_nodes(daemon: Rc<Daemon>, arguments: QueryNodesArguments) -> Result<Vec<BlockDeviceInfo>> {
     let mut list = Vec::new();
     // The youngest first, as clients are used to.
     for node in daemon.graph.nodes().into_iter().rev() {
         // A node that goes away meanwhile is none to report.
-        if let Some(info) = named_info(&daemon, &node).await {
-            let snapshots = daemon.graph.snapshots(node.id).unwrap_or_default();
-            list.push(BlockDeviceInfo::of(&node, info, snapshots.into_iter().map(SnapshotInfo::of).collect()));
+        let Some(image) = ImageInfo::of(&daemon, &node).await else { continue };
+        let mut info = BlockDeviceInfo::of(&node, image);
+        if !arguments.flat {
+            let below = images_below(&daemon, &node).await;
+            info.backing_file_depth = signed(below.len() as u64);
+            info.image.backing_image = below
+                .into_iter()
+                .rev()
+                .fold(None, |backing_image, image| Some(Box::new(ImageInfo { backing_image, ..image })));
         }
+        list.push(info);
     }
     Ok(list)
+}
+
+/// The images that a node stands on, the nearest first.
+async fn images_below(daemon: &Daemon, node: &NodeReport) -> Vec<ImageInfo> {
+    let (mut images, mut next) = (Vec::new(), image_below(node));
+    while let Some(below) = next.and_then(|id| daemon.graph.node(id)) {
+        let Some(image) = ImageInfo::of(daemon, &below).await else { break };
+        images.push(image);
+        next = image_below(&below);
+    }
+    images
+}
+
+/// The image that a node stands on, or lets through.
+fn image_below(node: &NodeReport) -> Option<NodeId> {
+    node.filtered.or_else(|| child(node, "backing"))
 }
 
 /// There are no named devices here, only nodes.
@@ -231,18 +262,17 @@ async fn query_block(_: Rc<Daemon>, _: Empty) -> Result<Vec<Value>> {
 }
 
 impl BlockDeviceInfo {
-    fn of(node: &NodeReport, info: DriverInfo, snapshots: Vec<SnapshotInfo>) -> Self {
+    fn of(node: &NodeReport, image: ImageInfo) -> Self {
         let options = &node.options;
-        let (backing_filename, backing_filename_format) =
-            info.backing.map_or((None, None), |(name, format)| (Some(name), format));
         Self {
-            file: info.filename.clone(),
+            file: image.filename.clone(),
             node_name: Some(node.name.clone()),
             ro: options.read_only,
-            drv: info.driver.to_owned(),
+            drv: image.format.clone(),
+            backing_file: image.full_backing_filename.clone(),
             backing_file_depth: 0,
             active: options.active,
-            encrypted: info.encrypted,
+            encrypted: image.encrypted == Some(true),
             detect_zeroes: match options.detect_zeroes {
                 DetectZeroes::Off => DetectZeroesInfo::Off,
                 DetectZeroes::On => DetectZeroesInfo::On,
@@ -254,25 +284,50 @@ impl BlockDeviceInfo {
             iops: 0,
             iops_rd: 0,
             iops_wr: 0,
-            image: ImageInfo {
-                filename: info.filename,
-                format: info.driver.to_owned(),
-                dirty_flag: info.dirty,
-                actual_size: info.allocated.map(signed),
-                virtual_size: signed(node.geometry.size),
-                cluster_size: info.cluster_size.map(signed),
-                encrypted: info.encrypted.then_some(true),
-                backing_filename,
-                backing_filename_format,
-                snapshots: Some(snapshots).filter(|all| !all.is_empty()),
-                format_specific: info.specific,
-            },
+            image,
             cache: CacheInfo { writeback: true, direct: options.direct, no_flush: options.no_flush },
             write_threshold: node.write_threshold.map_or(0, signed),
             dirty_bitmaps: Some(node.bitmaps.iter().map(BlockDirtyInfo::of).collect())
                 .filter(|all: &Vec<_>| !all.is_empty()),
         }
     }
+}
+
+impl ImageInfo {
+    /// Without the images below.
+    async fn of(daemon: &Daemon, node: &NodeReport) -> Option<Self> {
+        let info = named_info(daemon, node).await?;
+        let attached = match child(node, "backing").and_then(|id| daemon.graph.node(id)) {
+            Some(below) => named_info(daemon, &below).await.map(|below| below.filename),
+            None => None,
+        };
+        let (backing_filename, backing_filename_format) =
+            info.backing.map_or((None, None), |(name, format)| (Some(name), format));
+        let named = backing_filename.as_deref().map(|name| beside(&info.filename, name));
+        let snapshots: Vec<_> =
+            daemon.graph.snapshots(node.id).unwrap_or_default().into_iter().map(SnapshotInfo::of).collect();
+        Some(Self {
+            filename: info.filename,
+            format: info.driver.to_owned(),
+            dirty_flag: info.dirty,
+            actual_size: info.allocated.map(signed),
+            virtual_size: signed(node.geometry.size),
+            cluster_size: info.cluster_size.map(signed),
+            encrypted: info.encrypted.then_some(true),
+            backing_filename,
+            full_backing_filename: attached.filter(|name| !name.is_empty()).or(named),
+            backing_filename_format,
+            snapshots: Some(snapshots).filter(|all| !all.is_empty()),
+            backing_image: None,
+            format_specific: info.specific,
+        })
+    }
+}
+
+/// What `name`, which the image `base` gives, means from here.
+fn beside(base: &str, name: &str) -> String {
+    let folder = Path::new(base).parent().unwrap_or(Path::new(""));
+    folder.join(name).to_string_lossy().into_owned()
 }
 
 /// What the driver says about a node. A node without a file of its own is called after what it lies on.
@@ -290,7 +345,11 @@ async fn named_info(daemon: &Daemon, node: &NodeReport) -> Option<DriverInfo> {
 
 /// What a node lies on, if it lies on anything.
 pub(super) fn file_below(node: &NodeReport) -> Option<NodeId> {
-    node.children.iter().find(|(name, _)| *name == "file").map(|(_, id)| *id)
+    child(node, "file")
+}
+
+fn child(node: &NodeReport, edge: &str) -> Option<NodeId> {
+    node.children.iter().find(|(name, _)| *name == edge).map(|(_, id)| *id)
 }
 
 /// The node of this name, or the refusal that clients know.

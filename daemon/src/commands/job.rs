@@ -14,9 +14,10 @@ use crate::refused;
 
 pub(super) fn register(table: &mut Table) {
     table.add("blockdev-create", "Begins a job that makes an image. It stays until it is dismissed.", blockdev_create);
-    table.add(
+    table.add_with(
         "x-blockdev-amend",
         "Begins a job that changes the key slots of an encrypted disk, which may be in use. It stays until it is dismissed.",
+        &["unstable"],
         blockdev_amend,
     );
     table.add(

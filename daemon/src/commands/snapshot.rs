@@ -48,7 +48,7 @@ impl BlockdevSnapshot {
 /// The arguments of `blockdev-snapshot-sync`.
 #[derive(Clone, Debug, Qapi)]
 pub(super) struct BlockdevSnapshotSync {
-    /// Always wrong: there are no devices. Looked at if `node-name` is absent.
+    /// Always wrong: there are no devices.
     device: Option<String>,
     /// The node that shall stay as it is.
     node_name: Option<String>,
@@ -115,7 +115,7 @@ impl BlockdevSnapshotSync {
     /// Makes the image and opens it.
     pub(super) async fn prepared(&self, daemon: &Rc<Daemon>) -> Result<NewOverlay> {
         let (device, name) = (self.device.as_deref(), self.node_name.as_deref());
-        let base = name.or(device).and_then(|name| daemon.graph.find(name));
+        let base = name.and_then(|name| daemon.graph.find(name));
         let base = base.ok_or_else(|| no_such_device(Some(device.unwrap_or("")), Some(name.unwrap_or(""))))?;
         self.check(daemon)?;
         daemon.graph.check_free_base(base).map_err(refused)?;

@@ -8,6 +8,8 @@ pub mod vhost_user;
 mod watch;
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::Rc;
 
 use block_core::graph::{Graph, NodeId, PermSet, Perms};
@@ -159,8 +161,9 @@ pub async fn remove(daemon: &Rc<Daemon>, id: &str, hard: bool) -> Result<()> {
     }
     export.stopping.set(true);
     let server = server.take();
-    if let Some(server) = server {
-        server.stop().await;
+    let root = export.running.borrow().as_ref().map(|running| running.port.root());
+    if let (Some(server), Some(root)) = (server, root) {
+        stop_drained(daemon, root, server).await;
     }
     let running = export.running.take();
     if let Some(Running { port, .. }) = running {
@@ -170,6 +173,22 @@ pub async fn remove(daemon: &Rc<Daemon>, id: &str, hard: bool) -> Result<()> {
     tracing::info!("export '{id}' is gone");
     daemon.hub.tell(Event::export_deleted(id));
     Ok(())
+}
+
+/// Ends a server while its port is drained: what waits for its turn in a throttle goes at once, as in QEMU. Where the drain
+/// takes too long the server's end takes as long, drained or not.
+async fn stop_drained(daemon: &Daemon, root: NodeId, server: VhostUserExport) {
+    let drained = async {
+        let mut permit = daemon.graph.permit();
+        let _drained = permit.drain(&[root]).await;
+        std::future::pending::<()>().await;
+    };
+    let (mut drained, mut stopped) = (pin!(drained), pin!(server.stop()));
+    poll_fn(|cx| {
+        let _ = drained.as_mut().poll(cx);
+        stopped.as_mut().poll(cx)
+    })
+    .await;
 }
 
 /// An id that is taken while its export is set up, and given back if nothing comes of it.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use qmp::schema::Size;
 use qmp::{Error, Qapi, Result};
 
 use super::vhost_user::{Address, VhostUserOptions};
@@ -57,8 +58,8 @@ pub struct VhostUserBlkOptions {
     /// Where guests connect: a unix socket that is made here, or a listening one that was passed to us.
     pub addr: ExportAddress,
     /// In bytes: a power of two, 512 to 2 MiB.
-    #[qapi(default = 512)]
-    pub logical_block_size: i64,
+    #[qapi(default = Size(512))]
+    pub logical_block_size: Size,
     /// How many queues a guest may use.
     #[qapi(default = 1)]
     pub num_queues: u16,
@@ -141,7 +142,7 @@ impl VhostUserBlkOptions {
         options.writable = common.writable;
         options.writethrough = common.writethrough;
         options.num_queues = self.num_queues;
-        options.logical_block_size = u32::try_from(self.logical_block_size)
+        options.logical_block_size = u32::try_from(self.logical_block_size.0)
             .map_err(|_| Error::generic("parameter logical-block-size must be a power of 2 between 512 and 2097152"))?;
         if let Some(serial) = &self.serial {
             options.serial.clone_from(serial);
@@ -179,12 +180,12 @@ mod tests {
     #[test]
     fn keyval_and_json_make_the_same_options() {
         let keyval = read(
-            "vhost-user-blk,id=e0,node-name=n0,addr.type=unix,addr.path=/run/e0.sock,writable=on,num-queues=2,\
+            "vhost-user-blk,id=e0,node-name=n0,addr.type=unix,addr.path=/run/e0.sock,writable=on,num-queues=2,logical-block-size=4k,\
              iothread-vq-mapping.0.iothread=io0,iothread-vq-mapping.0.vqs.0=1,serial=abc",
         );
         let json = json!({
             "type": "vhost-user-blk", "id": "e0", "node-name": "n0", "writable": true, "num-queues": 2,
-            "addr": { "type": "unix", "path": "/run/e0.sock" }, "serial": "abc",
+            "addr": { "type": "unix", "path": "/run/e0.sock" }, "serial": "abc", "logical-block-size": 4096,
             "iothread-vq-mapping": [{ "iothread": "io0", "vqs": [1] }],
         });
         assert_eq!(keyval.unwrap(), qmp::schema::from_value(json).unwrap());

@@ -159,6 +159,15 @@ pub fn full_eventfd(nonblocking: bool) -> OwnedFd {
     fd
 }
 
+/// Whether calls on the open file wait, for all who have a share in it.
+pub fn set_nonblocking(fd: BorrowedFd<'_>, on: bool) {
+    // An eventfd is open for both ways, and has no other flag.
+    let flags = if on { libc::O_RDWR | libc::O_NONBLOCK } else { libc::O_RDWR };
+    // SAFETY: the call takes no pointers.
+    let done = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) };
+    assert_eq!(done, 0, "a flag of an open file");
+}
+
 /// Adds one to an eventfd; a full counter is a delivered event.
 pub fn signal(fd: BorrowedFd<'_>) {
     match write_word(fd, 1) {
@@ -195,14 +204,28 @@ pub fn pause(time: Duration) {
 
 /// An anonymous memory file of `size` bytes that may be sealed.
 pub fn memfd(size: u64) -> OwnedFd {
-    let name: &CStr = c"trellis-test";
-    // SAFETY: the name ends in NUL and lives for the whole program.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
-    assert!(fd >= 0, "memfd_create: {}", io::Error::last_os_error());
-    // SAFETY: the kernel just gave us this descriptor and nobody else knows it.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let fd = memfd_with(libc::MFD_ALLOW_SEALING).expect("memfd_create");
     set_len(fd.as_fd(), size);
     fd
+}
+
+/// The same in huge pages, `None` where the kernel has none. It can be mapped without a page in the pool; who touches it
+/// then gets SIGBUS.
+pub fn huge_memfd(size: u64) -> Option<OwnedFd> {
+    let fd = memfd_with(libc::MFD_HUGETLB).ok()?;
+    set_len(fd.as_fd(), size);
+    Some(fd)
+}
+
+fn memfd_with(flags: libc::c_uint) -> io::Result<OwnedFd> {
+    let name: &CStr = c"trellis-test";
+    // SAFETY: the name ends in NUL and lives for the whole program.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Sets the length of a memory file, shrinking or growing it.

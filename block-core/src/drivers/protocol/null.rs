@@ -110,7 +110,7 @@ impl Driver for Null {
     async fn read(&self, conf: &Conf, cx: IoCx<'_>, _at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
         conf.sleep(cx).await;
         if conf.read_zeroes {
-            buf.fill(0);
+            buf.fill_in_steps(0).await;
         }
         Ok(())
     }

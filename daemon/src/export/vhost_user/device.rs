@@ -2,17 +2,16 @@
 //!
 //! Shared by the message filter and the protocol engine's backend, both of which run on the thread of the session.
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block_core::port::PortHandle;
 use block_core::rt::Remote;
-use vm_memory::GuestMemoryMmap;
 
 use super::config_space::{
     CONFIG_LEN, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_LOG_ALL, Shape, config, features,
 };
-use super::memory::{DirtyLog, MemoryMap};
+use super::limit::Limit;
+use super::memory::{DirtyLog, MemoryMap, Quota};
 use super::options::VhostUserOptions;
 use super::queue_ref::QueueRef;
 use super::ring::{Addresses, RingFeatures};
@@ -28,6 +27,21 @@ pub(super) struct ExportShared {
     pub(super) threads: Vec<Remote>,
     /// The counters of each queue.
     pub(super) stats: Vec<Arc<QueueStats>>,
+    /// A guest broke its queue.
+    pub(super) broken: Arc<Limit>,
+    /// A frontend was refused something, or thrown out.
+    pub(super) thrown_out: Limit,
+    /// What frontends share.
+    pub(super) quota: Quota,
+}
+
+impl ExportShared {
+    /// With a thread for each queue.
+    pub(super) fn new(options: VhostUserOptions, port: PortHandle, threads: Vec<Remote>) -> Self {
+        let stats = threads.iter().map(|_| Arc::default()).collect();
+        let (broken, thrown_out, quota) = Default::default();
+        Self { options, port, threads, stats, broken, thrown_out, quota }
+    }
 }
 
 /// See the module's head.
@@ -40,9 +54,12 @@ pub(super) struct Device {
 struct State {
     /// As acked; 0 before.
     features: u64,
+    /// They were acked.
+    negotiated: bool,
     /// The writeback byte of the config space.
     writeback: bool,
     log: Option<Arc<DirtyLog>>,
+    memory: Arc<MemoryMap>,
 }
 
 impl Device {
@@ -56,12 +73,19 @@ impl Device {
                 block: export.options.logical_block_size,
                 writable: export.options.writable,
                 serial: export.options.serial_bytes(),
+                lines: export.broken.clone(),
                 hang_up: hang_up.clone(),
             };
             let queue = QueueRef::new(thread.clone(), export.port.clone(), traits, stats.clone());
             rings.push(Arc::new(RingControl::new(queue, first_settings(no_memory.clone()), hang_up.clone())));
         }
-        let state = State { features: 0, writeback: !export.options.writethrough, log: None };
+        let state = State {
+            features: 0,
+            negotiated: false,
+            writeback: !export.options.writethrough,
+            log: None,
+            memory: no_memory,
+        };
         Self { export, rings, state: Mutex::new(state) }
     }
 
@@ -77,7 +101,7 @@ impl Device {
     /// The driver's choice, a subset of what is offered. In force when this returns.
     pub(super) fn features_acked(&self, acked: u64) {
         let mut state = self.lock();
-        state.features = acked;
+        (state.features, state.negotiated) = (acked, true);
         if acked & F_CONFIG_WCE != 0 && acked & F_FLUSH == 0 {
             state.writeback = false;
         }
@@ -95,23 +119,20 @@ impl Device {
         })
     }
 
-    /// The driver switches the write mode. `false` where the operator's word stands against it.
-    pub(super) fn set_writeback(&self, writeback: bool) -> bool {
-        if writeback && self.export.options.writethrough {
-            return false;
-        }
+    /// The driver switches the write mode. Where the operator wants writes to be stable they stay so, and the config space
+    /// says it; a refusal could end the session, which is too much for a wish.
+    pub(super) fn set_writeback(&self, writeback: bool) {
         let mut state = self.lock();
-        state.writeback = writeback;
+        state.writeback = writeback && !self.export.options.writethrough;
         self.apply(&state);
-        true
     }
 
-    /// Other guest memory. In force when this returns; requests under way keep the old one. Fails where it cannot be
-    /// watched.
-    pub(super) fn set_memory(&self, memory: &GuestMemoryMmap<()>) -> io::Result<()> {
-        let map = Arc::new(MemoryMap::new(memory)?);
+    /// Other guest memory. In force when this returns; requests under way keep the old one.
+    pub(super) fn set_memory(&self, map: MemoryMap) {
+        let map = Arc::new(map);
+        // Kept until no ring has it any more, so that what is unmapped is unmapped here.
+        let _old = std::mem::replace(&mut self.lock().memory, map.clone());
         self.rings.iter().for_each(|ring| ring.change(|state| state.settings.memory = map.clone()));
-        Ok(())
     }
 
     /// Another dirty log. Used while F_LOG_ALL is acked.
@@ -129,7 +150,7 @@ impl Device {
     /// RESET_DEVICE: as at the beginning of the session. The rings are disabled already.
     pub(super) fn reset(&self) {
         let mut state = self.lock();
-        state.features = 0;
+        (state.features, state.negotiated) = (0, false);
         state.writeback = !self.export.options.writethrough;
         self.apply(&state);
     }
@@ -146,6 +167,7 @@ impl Device {
         let fua = self.export.options.writethrough || !volatile(state.features, state.writeback);
         for ring in &self.rings {
             ring.change(|ring| {
+                ring.negotiated = state.negotiated;
                 ring.settings.features = features;
                 ring.settings.log.clone_from(&log);
                 ring.settings.fua = fua;

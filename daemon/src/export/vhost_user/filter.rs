@@ -9,9 +9,9 @@ use std::os::fd::OwnedFd;
 use super::backend::PROTOCOL_FEATURES;
 use super::config_space::{CONFIG_LEN, F_LOG_ALL, F_PROTOCOL_FEATURES, F_VERSION_1, WRITEBACK};
 use super::descriptors::{is_eventfd, is_signal, is_unix_stream};
-use super::memory::DirtyLog;
+use super::memory::{DirtyLog, Quota, SharedFile, SharedMap};
 use super::message::{Kind, u32_at, u64_at};
-use super::regions::{MAX_SLOTS, MAX_TABLE, REGION_LEN, Refusal, Region, Regions, shared_file};
+use super::regions::{MAX_SLOTS, MAX_TABLE, REGION_LEN, Refusal, Region, Regions};
 use super::ring::{MAX_SIZE, part_sizes};
 use super::verdict::{Effect, Verdict};
 use super::wire::Message;
@@ -42,19 +42,21 @@ pub(super) struct Filter {
     protocol: u64,
     rings: Vec<Ring>,
     regions: Regions,
+    quota: Quota,
     /// One past the last guest address that the log covers.
     log_covers: Option<u64>,
 }
 
 impl Filter {
-    /// A device that offers these feature bits and has this many queues.
-    pub(super) fn new(offered: u64, queues: usize) -> Self {
+    /// A device that offers these feature bits and has this many queues; what it maps counts for `quota`.
+    pub(super) fn new(offered: u64, queues: usize, quota: Quota) -> Self {
         Self {
             offered,
             acked: None,
             protocol: 0,
             rings: vec![Ring::default(); queues],
-            regions: Regions::default(),
+            regions: Regions::new(quota.clone()),
+            quota,
             log_covers: None,
         }
     }
@@ -77,9 +79,10 @@ impl Filter {
         if kind.needs().is_some_and(|bit| self.protocol & (1 << bit) == 0) {
             return Verdict::Refuse("a request needs a protocol feature that was not negotiated");
         }
-        let body = std::mem::take(&mut message.body);
-        let verdict = self.judge_kind(kind, &body, &mut message.fds, config);
-        message.body = body;
+        let verdict = match kind {
+            Kind::SET_MEM_TABLE => self.set_mem_table(message),
+            _ => self.judge_kind(kind, &message.body, &mut message.fds, config),
+        };
         verdict.unwrap_or_else(Verdict::Refuse)
     }
 
@@ -91,7 +94,6 @@ impl Filter {
         config: &[u8; CONFIG_LEN],
     ) -> Result<Verdict, Refusal> {
         match kind {
-            Kind::SET_MEM_TABLE => return self.set_mem_table(body, fds),
             Kind::ADD_MEM_REG => return self.add_region(body, fds),
             Kind::SET_VRING_KICK => return self.set_kick(body, fds),
             Kind::SET_VRING_CALL | Kind::SET_VRING_ERR => return self.set_notifier(body, fds),
@@ -142,6 +144,9 @@ impl Filter {
         if changed & !F_LOG_ALL != 0 && self.rings.iter().any(|ring| ring.runs()) {
             return Err("features cannot change while a ring runs");
         }
+        if bits & F_LOG_ALL != 0 && self.log_covers.is_some_and(|covers| covers < self.regions.end()) {
+            return Err("the log does not cover guest memory any more");
+        }
         self.acked = Some(bits);
         if bits & F_PROTOCOL_FEATURES == 0 {
             self.rings.iter_mut().for_each(|ring| ring.enabled = true);
@@ -170,7 +175,8 @@ impl Filter {
 
     // ---- memory ---------------------------------------------------------------------------------------------------
 
-    fn set_mem_table(&mut self, body: &[u8], fds: &[OwnedFd]) -> Result<Verdict, Refusal> {
+    fn set_mem_table(&mut self, message: &mut Message) -> Result<Verdict, Refusal> {
+        let Message { body, fds, .. } = message;
         if fds.len() > MAX_TABLE {
             return Ok(Verdict::Drop("a memory table came with too many descriptors"));
         }
@@ -187,30 +193,47 @@ impl Filter {
             }
             return Ok(Verdict::Unmap(self.regions.take()));
         }
-        let regions = body[8..].chunks_exact(REGION_LEN).map(Region::parse).collect::<Result<_, _>>()?;
-        self.regions.replace(regions, fds)?;
-        Ok(Verdict::Pass)
+        let mut regions = body[8..].chunks_exact(REGION_LEN).map(Region::parse).collect::<Result<Vec<_>, _>>()?;
+        self.inside_log(&regions)?;
+        sort(&mut regions, fds)?;
+        self.regions.replace(&regions, fds)?;
+        // In the only form that the engine takes: by guest address, zeroes in the padding.
+        let head = (count as u64).to_ne_bytes();
+        *body = head.into_iter().chain(regions.iter().flat_map(Region::bytes)).collect();
+        Ok(self.other_memory())
     }
 
     fn add_region(&mut self, body: &[u8], fds: &[OwnedFd]) -> Result<Verdict, Refusal> {
         let [file] = fds else { return Err("a memory region comes with exactly one descriptor") };
-        self.regions.add(Region::parse(&body[8..])?, file)?;
-        Ok(Verdict::Pass)
+        let region = Region::parse(&body[8..])?;
+        self.inside_log(&[region])?;
+        self.regions.add(region, file)?;
+        Ok(self.other_memory())
     }
 
     fn remove_region(&mut self, body: &[u8]) -> Result<Verdict, Refusal> {
         self.regions.remove(Region::parse(&body[8..])?)?;
-        Ok(Verdict::Pass)
+        Ok(self.other_memory())
+    }
+
+    fn other_memory(&self) -> Verdict {
+        Verdict::PassAfter(Effect::Memory(self.regions.map()))
+    }
+
+    /// What is written while logging is on has a bit: whoever adds memory enlarges the log first.
+    fn inside_log(&self, regions: &[Region]) -> Result<(), Refusal> {
+        let logging = self.acked.is_some_and(|acked| acked & F_LOG_ALL != 0);
+        let end = regions.iter().map(Region::end).max().unwrap_or(0);
+        if logging && self.log_covers.is_some_and(|covers| covers < end) {
+            return Err("the log does not cover guest memory");
+        }
+        Ok(())
     }
 
     fn set_log_base(&mut self, body: &[u8], fds: &[OwnedFd]) -> Result<Verdict, Refusal> {
         let [file] = fds else { return Err("a log comes with exactly one descriptor") };
-        let (len, offset) = (u64_at(body, 0), u64_at(body, 8));
-        if len == 0 {
-            return Err("a log is empty");
-        }
-        shared_file(file, offset, len)?;
-        let log = DirtyLog::map(file, offset, len).map_err(|_| "a log cannot be mapped")?;
+        let file = SharedFile::new(file, u64_at(body, 8), u64_at(body, 0))?;
+        let log = DirtyLog::new(SharedMap::new(&file, &self.quota)?);
         if log.covers() < self.regions.end() {
             return Err("a log does not cover guest memory");
         }
@@ -316,6 +339,20 @@ impl Filter {
             _ => Ok(Verdict::Drop("a call came with the wrong number of descriptors")),
         }
     }
+}
+
+/// By guest address, each with its descriptor.
+fn sort(regions: &mut [Region], fds: &mut Vec<OwnedFd>) -> Result<(), Refusal> {
+    if regions.len() != fds.len() {
+        return Err("memory regions and descriptors do not match");
+    }
+    let mut pairs: Vec<_> = regions.iter().copied().zip(fds.drain(..)).collect();
+    pairs.sort_by_key(|(region, _)| region.gpa);
+    for (place, (region, fd)) in regions.iter_mut().zip(pairs) {
+        *place = region;
+        fds.push(fd);
+    }
+    Ok(())
 }
 
 const NO_RING: Refusal = "there is no such ring";

@@ -9,6 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::config_space::CONFIG_LEN;
 use super::filter::Filter;
+use super::memory::Quota;
 use super::wire::receive;
 
 /// A connection on which these bytes come. Some messages have descriptors with them.
@@ -18,7 +19,7 @@ pub fn messages(bytes: &[u8]) {
         return;
     }
     let _ = theirs.shutdown(Shutdown::Write);
-    let mut filter = Filter::new(u64::MAX, 4);
+    let mut filter = Filter::new(u64::MAX, 4, Quota::default());
     while let Ok(Some(mut message)) = receive(&ours) {
         let fds = message.body.first().map_or(0, |byte| byte & 3);
         message.fds.extend((0..fds).filter_map(|_| descriptor()));

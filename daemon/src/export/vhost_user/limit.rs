@@ -1,4 +1,4 @@
-//! Log lines that a guest or a frontend can cause: ten in five seconds from one place, the rest is dropped.
+//! Log lines that a guest or a frontend can cause: ten in five seconds from one place of an export, the rest is dropped.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,19 +6,11 @@ use std::time::{Duration, Instant};
 const LINES: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(5);
 
-/// One place that logs.
+/// One place that logs. Each export has its own, so that no guest silences what is said of another.
+#[derive(Debug, Default)]
 pub(super) struct Limit(Mutex<Option<(Instant, u32)>>);
 
-/// A guest broke its queue.
-pub(super) static BROKEN: Limit = Limit::new();
-/// A frontend was refused something, or thrown out.
-pub(super) static SESSION: Limit = Limit::new();
-
 impl Limit {
-    const fn new() -> Self {
-        Self(Mutex::new(None))
-    }
-
     /// True where a line may be written now.
     pub(super) fn allows(&self) -> bool {
         self.allows_at(Instant::now())
@@ -41,7 +33,7 @@ mod tests {
 
     #[test]
     fn ten_lines_and_then_silence_until_the_window_is_over() {
-        let limit = Limit::new();
+        let limit = Limit::default();
         let start = Instant::now();
         assert_eq!((0..100).filter(|_| limit.allows_at(start)).count(), 10);
         assert!(!limit.allows_at(start + WINDOW - Duration::from_millis(1)));

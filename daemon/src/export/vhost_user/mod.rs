@@ -22,8 +22,8 @@ mod listen;
 mod memory;
 mod message;
 mod moderation;
-mod notifier;
 mod options;
+mod place;
 mod queue;
 mod queue_ref;
 mod regions;
@@ -60,7 +60,6 @@ use rustix::net::RecvFlags;
 use device::ExportShared;
 use listen::Listening;
 use session::Link;
-use stats::QueueStats;
 
 pub use options::{Address, MAX_BLOCK, MAX_QUEUES, VhostUserOptions};
 pub use stats::QueueReport;
@@ -101,8 +100,7 @@ impl VhostUserExport {
             return Err(Error::new("each queue needs exactly one I/O thread"));
         }
         let listening = Listening::open(&options.addr)?;
-        let stats = threads.iter().map(|_| Arc::<QueueStats>::default()).collect();
-        let shared = Arc::new(ExportShared { options, port, threads, stats });
+        let shared = Arc::new(ExportShared::new(options, port, threads));
         let link = Arc::<Link>::default();
         let gate = Rc::new(Gate {
             closing: Cell::new(false),
@@ -148,7 +146,7 @@ impl VhostUserExport {
 async fn keep_door(listening: Listening, shared: Arc<ExportShared>, link: Arc<Link>, gate: Rc<Gate>) {
     while let Some(frontend) = next_frontend(&listening, &gate).await {
         if let Err(error) = one_session(frontend, &shared, &link, &gate).await
-            && limit::SESSION.allows()
+            && shared.thrown_out.allows()
         {
             tracing::warn!(export = shared.options.id, "a frontend could not be served: {error}");
         }
@@ -205,7 +203,7 @@ async fn serve(frontend: UnixStream, shared: &Arc<ExportShared>, link: &Arc<Link
     let (over, ended) = oneshot();
     session::start(frontend, shared, link, over)?;
     if let Ok(why) = ended.await
-        && limit::SESSION.allows()
+        && shared.thrown_out.allows()
     {
         tracing::warn!(export = shared.options.id, "a frontend was disconnected: {why}");
     }

@@ -7,21 +7,23 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use block_core::graph::{Settled, ViewPin};
 use block_core::port::PortLane;
+use block_core::rt::sync::{Notify, yield_now};
 use block_core::rt::{Local, Source, SourceId, WatchId};
 
 use super::chain::{Broken, Chain};
-use super::memory::{Mapped, Piece, Transfers};
+use super::first_of;
+use super::memory::{Mapped, Transfers};
 use super::moderation::{Moderation, Moment};
+use super::place::Place;
 use super::request::{Disk, Status};
-use super::ring::Ring;
 use super::settings::{Settings, Traits};
-use super::slots::{Answer, Slots};
+use super::slots::{Flight, Slots};
 use super::stats::QueueStats;
-use super::visit::{Job, Visit};
+use super::visit::{Job, Spent, Visit};
 
 /// Chains taken in one visit; then they are submitted, what is complete is shown to the guest, and other queues of the
 /// thread have their turn. Small, so that a guest that sleeps is woken while the rest of its batch is still under way:
@@ -39,6 +41,8 @@ pub(super) struct Queue {
     state: RefCell<State>,
     /// A task waits for the graph to open; requests stay in the ring meanwhile.
     shut_out: Cell<bool>,
+    /// Nobody waits for the graph any more.
+    removed: Notify,
 }
 
 #[derive(Default)]
@@ -53,12 +57,12 @@ struct State {
 struct Serving {
     settings: Settings,
     map: Rc<Mapped>,
-    ring: Option<Ring>,
-    /// Why the ring cannot be read; the queue breaks when it is asked to work.
-    fault: Option<Broken>,
+    place: Place,
     watch: Option<WatchId>,
     /// The ring is touched from the first kick on.
     kicked: bool,
+    /// By a kick, since the last visit.
+    asked: bool,
     broken: bool,
     /// What waited at the end of a visit that is to be published: the next one, in the next pass, will take it.
     left: u16,
@@ -78,6 +82,7 @@ impl Queue {
             stats,
             state: RefCell::default(),
             shut_out: Cell::new(false),
+            removed: Notify::new(),
         });
         let source = local.add_source(queue.clone());
         queue.source.set(source).expect("set here only");
@@ -87,17 +92,17 @@ impl Queue {
     /// Begins to serve. Nothing is read from the ring before the first kick.
     pub(super) fn start(&self, settings: Settings) {
         let map = Rc::new(Mapped::new(settings.memory.clone()));
-        let started = Ring::start(&map, settings.size, settings.at, settings.base, settings.features);
-        let fault = started.as_ref().err().copied();
-        let watch = settings.kick.clone().map(|kick| self.local.watch(self.source(), 0, kick));
-        let ring = started.ok();
+        let place = Place::find(&map, &settings);
+        let watch = self.watch_kick(&settings);
+        // Whoever served the ring before us may have died between an answer and its call.
+        settings.call.iter().for_each(|call| call.ring());
         let serving = Serving {
             settings,
             map,
-            ring,
-            fault,
+            place,
             watch,
             kicked: false,
+            asked: false,
             broken: false,
             left: 0,
             moderation: Moderation::default(),
@@ -107,7 +112,7 @@ impl Queue {
         assert!(before.is_none(), "a queue is started once");
     }
 
-    /// Takes over settings that may change while it serves: descriptors, memory, log, addresses, write mode.
+    /// Takes over settings that may change while it serves: descriptors, memory, log, addresses, features, write mode.
     pub(super) fn adjust(&self, settings: Settings) {
         let state = &mut *self.state.borrow_mut();
         let Some(serving) = &mut state.serving else { return };
@@ -117,17 +122,36 @@ impl Queue {
         if moved {
             serving.map = Rc::new(Mapped::new(now.memory.clone()));
         }
-        if moved || old.at != now.at {
-            serving.resolve();
+        if moved || (old.at, old.size, old.base, old.features) != (now.at, now.size, now.base, now.features) {
+            self.look_again(state);
         }
+        let Some(serving) = &mut state.serving else { return };
         let now = &serving.settings;
         if old.kick.as_ref().map(Arc::as_ptr) != now.kick.as_ref().map(Arc::as_ptr) {
-            serving.watch.take().into_iter().for_each(|watch| self.local.unwatch(watch));
-            serving.watch = now.kick.clone().map(|kick| self.local.watch(self.source(), 0, kick));
+            let watch = self.watch_kick(now);
+            serving.unwatch(&self.local);
+            serving.watch = watch;
         }
+        let now = &serving.settings;
         if old.call.as_ref().map(Arc::as_ptr) != now.call.as_ref().map(Arc::as_ptr) {
             // What was signalled to the old one may never have been looked at.
-            now.call.iter().for_each(|call| call.signal());
+            now.call.iter().for_each(|call| call.ring());
+        }
+    }
+
+    /// The ring may be elsewhere, or another. What was answered while it was away is shown now, and kicks are asked for as
+    /// in a ring that nobody has looked at: if we look by ourselves, that ends with the next sleep at the latest.
+    fn look_again(&self, state: &mut State) {
+        let Some(serving) = state.serving.take() else { return };
+        let Serving { place, .. } = serving;
+        let place = place.look_again(&serving.map, &serving.settings);
+        state.serving = Some(Serving { place, ..serving });
+        self.publish_now(state);
+        if let Some(serving) = &state.serving {
+            serving.want_kicks(true);
+            if serving.place.here().is_some() {
+                self.local.make_ready(self.source());
+            }
         }
     }
 
@@ -135,7 +159,7 @@ impl Queue {
     pub(super) fn stop(&self, reply: SyncSender<u16>) {
         let state = &mut *self.state.borrow_mut();
         let Some(serving) = &mut state.serving else { return };
-        serving.watch.take().into_iter().for_each(|watch| self.local.unwatch(watch));
+        serving.unwatch(&self.local);
         serving.stopping.push(reply);
         self.end_if_idle(state);
     }
@@ -143,15 +167,20 @@ impl Queue {
     /// Takes the queue off its thread, once it is stopped.
     pub(super) async fn remove(self: Rc<Self>) {
         assert!(self.state.borrow().serving.is_none(), "a queue is removed after it was stopped");
+        // The one who waits, or is about to.
+        self.removed.notify_one();
         while self.shut_out.get() {
-            self.lane.opened().await;
-            self.local.sleep(Duration::from_millis(1)).await;
+            yield_now().await;
         }
         self.local.remove_source(self.source());
     }
 
     pub(super) fn source(&self) -> SourceId {
         *self.source.get().expect("set when it was made")
+    }
+
+    fn watch_kick(&self, settings: &Settings) -> Option<WatchId> {
+        settings.kick.clone().map(|kick| self.local.watch(self.source(), 0, kick))
     }
 
     fn strong(&self) -> Rc<Self> {
@@ -163,10 +192,12 @@ impl Queue {
     fn visit(&self, state: &mut State) -> Result<bool, Broken> {
         let State { serving, chain, slots, transfers } = state;
         let Some(serving) = serving.as_mut().filter(|serving| serving.takes()) else { return Ok(false) };
-        if let Some(fault) = serving.fault {
-            return Err(fault);
-        }
-        let ring = serving.ring.as_mut().expect("there is a fault otherwise");
+        let asked = std::mem::take(&mut serving.asked);
+        let ring = match serving.place.ring() {
+            Ok(ring) => ring,
+            // What completes meanwhile has us look as well, and is no fault of the guest's.
+            Err(fault) => return if asked { Err(fault) } else { Ok(false) },
+        };
         let waiting = ring.waiting()?;
         if waiting == 0 {
             return Ok(false);
@@ -187,14 +218,18 @@ impl Queue {
             ring,
             slots,
             transfers,
+            spent: Spent::default(),
         };
         for _ in 0..waiting.min(BUDGET) {
             if visit.slots.is_full() {
                 return Ok(false);
             }
             visit.one(chain)?;
+            if visit.spent.is_enough() {
+                break;
+            }
         }
-        let waiting = serving.ring.as_ref().map_or(Ok(0), Ring::waiting);
+        let waiting = visit.ring.waiting();
         serving.left = waiting.unwrap_or(0);
         Ok(waiting != Ok(0))
     }
@@ -205,7 +240,7 @@ impl Queue {
         }
         let queue = self.strong();
         self.local.spawn(async move {
-            queue.lane.opened().await;
+            first_of(queue.lane.opened(), queue.removed.notified()).await;
             queue.shut_out.set(false);
             queue.local.make_ready(queue.source());
         });
@@ -215,13 +250,13 @@ impl Queue {
     fn break_down(&self, state: &mut State, reason: Broken) {
         let Some(serving) = &mut state.serving else { return };
         serving.broken = true;
-        serving.watch.take().into_iter().for_each(|watch| self.local.unwatch(watch));
+        serving.unwatch(&self.local);
         self.stats.broke();
-        if super::limit::BROKEN.allows() {
+        if self.traits.lines.allows() {
             tracing::warn!(queue = self.traits.name, "the guest broke the queue, which stops: {reason}");
         }
-        serving.settings.err.iter().for_each(|err| err.signal());
-        if serving.map.is_poisoned() || serving.settings.log.as_ref().is_some_and(|log| log.is_poisoned()) {
+        serving.settings.err.iter().for_each(|err| err.ring());
+        if serving.is_poisoned() {
             (self.traits.hang_up)();
         }
     }
@@ -237,8 +272,9 @@ impl Queue {
 
     fn finish(&self, state: &mut State, slot: u32, status: Status) {
         let serving = state.serving.as_mut().expect("a queue stops when its last request is over");
-        if status == Status::Ok && state.slots.flight(slot).answer.written > 0 {
-            serving.log_pieces(state.slots.pieces(slot));
+        // Also where it failed: a part may have been written.
+        if state.slots.flight(slot).reply.written > 0 {
+            serving.settings.log(state.slots.pieces(slot));
         }
         let was_full = state.slots.is_full();
         let flight = state.slots.release(slot);
@@ -246,7 +282,7 @@ impl Queue {
             self.local.make_ready(self.source());
         }
         self.stats.completed(status == Status::Ok);
-        serving.answer(&flight.answer, status);
+        serving.answer(&flight, status);
     }
 
     fn end_if_idle(&self, state: &mut State) {
@@ -257,7 +293,7 @@ impl Queue {
         let serving = state.serving.take().expect("looked at above");
         // We may have looked by ourselves so far. Whoever serves the ring next has to be told of work.
         serving.want_kicks(true);
-        let base = serving.ring.as_ref().map_or(serving.settings.base, Ring::next_avail);
+        let base = serving.place.next_avail().unwrap_or(serving.settings.base);
         // Who asked may have gone; the queue has ended all the same.
         for reply in &serving.stopping {
             let _ = reply.send(base);
@@ -266,8 +302,8 @@ impl Queue {
 
     /// Shows the guest what is complete, and calls it unless the call is better kept back.
     fn publish_now(&self, state: &mut State) {
-        let Some(serving) = state.serving.as_mut().filter(|serving| serving.fault.is_none()) else { return };
-        let Some(ring) = &mut serving.ring else { return };
+        let Some(serving) = &mut state.serving else { return };
+        let Ok(ring) = serving.place.ring() else { return };
         let from = ring.published();
         ring.publish();
         if let (Some(log), Some(used)) = (&serving.settings.log, serving.settings.log_used) {
@@ -286,7 +322,7 @@ impl Queue {
             && let Some(call) = &serving.settings.call
         {
             self.stats.interrupted();
-            call.signal();
+            call.ring();
         }
     }
 
@@ -295,7 +331,7 @@ impl Queue {
     fn settle(&self, state: &mut State, slot: u32, result: i32) {
         let flight = state.slots.flight(slot);
         let kernel = flight.kernel.take().expect("a direct request");
-        let map = flight.answer.map.clone();
+        let map = flight.map.clone();
         let (pin, request) = (kernel.passage.pin(), kernel.passage.request());
         match self.lane.settle(pin, request, result) {
             Settled::Failed(_) => self.finish(state, slot, Status::IoErr),
@@ -313,6 +349,10 @@ impl Queue {
             let lane = &queue.lane;
             let result = match job {
                 Job::Read(at, buffer) => lane.read(&pin, at, buffer).await,
+                Job::Zero(buffer) => {
+                    buffer.fill_in_steps(0).await;
+                    Ok(())
+                }
                 Job::Write(at, buffer, flags) => lane.write(&pin, at, buffer, flags).await,
                 Job::WriteZeroes(at, flags) => lane.write_zeroes(&pin, at, flags).await,
                 Job::Discard(at) => lane.discard(&pin, at).await,
@@ -328,7 +368,7 @@ impl Source for Queue {
     fn kicked(&self, _tag: u32) {
         self.stats.kicked();
         if let Some(serving) = &mut self.state.borrow_mut().serving {
-            serving.kicked = true;
+            (serving.kicked, serving.asked) = (true, true);
         }
     }
 
@@ -370,8 +410,7 @@ impl Source for Queue {
         let Some(serving) = state.serving.as_ref().filter(|serving| serving.takes()) else { return false };
         !self.shut_out.get()
             && !state.slots.is_full()
-            && serving.fault.is_none()
-            && serving.ring.as_ref().is_some_and(|ring| ring.waiting() != Ok(0))
+            && serving.place.here().is_some_and(|ring| ring.waiting() != Ok(0))
     }
 
     fn suppress(&self, on: bool) {
@@ -390,44 +429,24 @@ impl Serving {
         self.map.is_poisoned() || self.settings.log.as_ref().is_some_and(|log| log.is_poisoned())
     }
 
-    /// Finds the ring again, in other memory or elsewhere.
-    fn resolve(&mut self) {
-        let settings = &self.settings;
-        self.fault = match &mut self.ring {
-            Some(ring) => ring.move_to(&self.map, settings.at).err(),
-            None => match Ring::start(&self.map, settings.size, settings.at, settings.base, settings.features) {
-                Ok(ring) => {
-                    self.ring = Some(ring);
-                    None
-                }
-                Err(fault) => Some(fault),
-            },
-        };
+    fn answer(&mut self, flight: &Flight, status: Status) {
+        let reply = &flight.reply;
+        flight.map.copy_in(reply.status, &[status as u8]);
+        self.settings.log(&[reply.status]);
+        let written = if status == Status::Ok { reply.written } else { 0 };
+        self.place.give_back(reply.head, written + 1);
     }
 
-    fn answer(&mut self, answer: &Answer, status: Status) {
-        answer.map.copy_in(answer.status, &[status as u8]);
-        self.log_pieces(&[answer.status]);
-        if self.fault.is_some() {
-            return;
-        }
-        let written = if status == Status::Ok { answer.written } else { 0 };
-        let ring = self.ring.as_mut().expect("there is a fault otherwise");
-        ring.give_back(answer.head, written + 1);
+    fn unwatch(&mut self, local: &Local) {
+        self.watch.take().into_iter().for_each(|watch| local.unwatch(watch));
     }
 
     /// Asks the driver for kicks, or tells it that none are needed. Before the first one the ring is not touched.
     fn want_kicks(&self, wanted: bool) {
-        let Some(ring) = self.ring.as_ref().filter(|_| self.kicked && self.fault.is_none()) else { return };
+        let Some(ring) = self.place.here().filter(|_| self.kicked) else { return };
         let offset = ring.want_kicks(wanted);
         if let (Some(offset), Some(log), Some(used)) = (offset, &self.settings.log, self.settings.log_used) {
             log.mark(used.saturating_add(offset), 2);
-        }
-    }
-
-    fn log_pieces(&self, pieces: &[Piece]) {
-        if let Some(log) = &self.settings.log {
-            pieces.iter().for_each(|piece| log.mark(piece.gpa, piece.len));
         }
     }
 }

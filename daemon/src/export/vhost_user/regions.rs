@@ -1,10 +1,9 @@
-//! The frontend's memory table as the message filter keeps it: checked before the protocol engine maps anything.
+//! The frontend's memory table as the message filter keeps it: checked and mapped before the protocol engine hears of it.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
-use rustix::fs::{FileType, OFlags};
-
-use super::memory::try_map;
+use super::memory::{MemoryMap, Quota, SharedFile, SharedMap};
 use super::message::u64_at;
 
 /// Regions at the most, in all (VHOST_USER_MAX_RAM_SLOTS).
@@ -42,6 +41,11 @@ impl Region {
         cross(self.gpa, other.gpa) || cross(self.uva, other.uva)
     }
 
+    /// One past its last guest address.
+    pub(super) fn end(&self) -> u64 {
+        self.gpa + self.len
+    }
+
     /// The region's bytes as a body names them.
     pub(super) fn bytes(&self) -> Vec<u8> {
         [self.gpa, self.len, self.uva, self.offset].into_iter().flat_map(u64::to_ne_bytes).collect()
@@ -49,100 +53,102 @@ impl Region {
 }
 
 /// See the module's head.
-#[derive(Debug, Default)]
-pub(super) struct Regions(Vec<Region>);
+#[derive(Debug)]
+pub(super) struct Regions {
+    table: Vec<(Region, Arc<SharedMap>)>,
+    quota: Quota,
+}
 
 impl Regions {
+    /// None yet. What is mapped counts for `quota`.
+    pub(super) fn new(quota: Quota) -> Self {
+        Self { table: Vec::new(), quota }
+    }
+
     /// A new table in the place of the old one, with the file of each region. On refusal the old one stays.
-    pub(super) fn replace(&mut self, regions: Vec<Region>, files: &[OwnedFd]) -> Result<(), Refusal> {
-        let mut table = Self::default();
-        for region in regions {
-            table.insert(region)?;
+    pub(super) fn replace(&mut self, regions: &[Region], files: &[OwnedFd]) -> Result<(), Refusal> {
+        for (index, region) in regions.iter().enumerate() {
+            no_overlap(region, regions[..index].iter())?;
         }
-        mappable(&table.0, files)?;
-        *self = table;
+        self.table = self.mapped(regions, files)?;
         Ok(())
     }
 
     /// One region more.
     pub(super) fn add(&mut self, region: Region, file: &OwnedFd) -> Result<(), Refusal> {
-        if self.0.len() >= MAX_SLOTS {
+        if self.table.len() >= MAX_SLOTS {
             return Err("there are too many memory regions");
         }
-        self.insert(region)?;
-        let mapped = mappable(&[region], std::slice::from_ref(file));
-        if mapped.is_err() {
-            self.0.pop();
-        }
-        mapped
+        no_overlap(&region, self.announced())?;
+        self.table.extend(self.mapped(&[region], std::slice::from_ref(file))?);
+        Ok(())
     }
 
     /// One region less; its file offset does not matter.
     pub(super) fn remove(&mut self, region: Region) -> Result<(), Refusal> {
         let same = |other: &Region| (other.gpa, other.len, other.uva) == (region.gpa, region.len, region.uva);
-        let index = self.0.iter().position(same).ok_or("there is no such memory region")?;
-        self.0.remove(index);
+        let index = self.announced().position(same).ok_or("there is no such memory region")?;
+        self.table.remove(index);
         Ok(())
     }
 
     /// Takes all of them out.
     pub(super) fn take(&mut self) -> Vec<Region> {
-        std::mem::take(&mut self.0)
+        self.table.drain(..).map(|(region, _)| region).collect()
+    }
+
+    /// The table as the data plane sees it.
+    pub(super) fn map(&self) -> MemoryMap {
+        MemoryMap::new(self.table.iter().map(|(region, map)| (region.gpa, map.clone())))
     }
 
     /// True where `len` bytes at the frontend's own address `uva` are inside one region.
     pub(super) fn holds_user(&self, uva: u64, len: u64) -> bool {
-        self.0.iter().any(|region| inside(region.uva, region.len, uva, len))
+        self.announced().any(|region| inside(region.uva, region.len, uva, len))
     }
 
     /// True where `len` bytes at guest address `gpa` are inside one region.
     pub(super) fn holds_guest(&self, gpa: u64, len: u64) -> bool {
-        self.0.iter().any(|region| inside(region.gpa, region.len, gpa, len))
+        self.announced().any(|region| inside(region.gpa, region.len, gpa, len))
     }
 
     /// One past the highest guest address.
     pub(super) fn end(&self) -> u64 {
-        self.0.iter().map(|region| region.gpa + region.len).max().unwrap_or(0)
+        self.announced().map(Region::end).max().unwrap_or(0)
     }
 
-    fn insert(&mut self, region: Region) -> Result<(), Refusal> {
-        if self.0.iter().any(|other| region.overlaps(other)) {
-            return Err("memory regions overlap");
-        }
-        self.0.push(region);
-        Ok(())
+    fn announced(&self) -> impl Iterator<Item = &Region> {
+        self.table.iter().map(|(region, _)| region)
     }
+
+    fn mapped(&self, regions: &[Region], files: &[OwnedFd]) -> Result<Vec<(Region, Arc<SharedMap>)>, Refusal> {
+        if regions.len() != files.len() {
+            return Err("memory regions and descriptors do not match");
+        }
+        let shared = regions.iter().zip(files).map(|(region, file)| shared_file(region, file));
+        let shared = shared.collect::<Result<Vec<_>, _>>()?;
+        let map = |(region, file): (&Region, &SharedFile<'_>)| Ok((*region, SharedMap::new(file, &self.quota)?.into()));
+        let mapped = regions.iter().zip(&shared).map(map).collect::<Result<_, Refusal>>()?;
+        // The engine is going to map them too, though it never looks: if that failed, the session would end.
+        if !SharedFile::can_be_mapped_again(shared.iter()) {
+            return Err("memory regions cannot be mapped");
+        }
+        Ok(mapped)
+    }
+}
+
+fn no_overlap<'r>(region: &Region, mut others: impl Iterator<Item = &'r Region>) -> Result<(), Refusal> {
+    if others.any(|other| region.overlaps(other)) { Err("memory regions overlap") } else { Ok(()) }
+}
+
+fn shared_file<'f>(region: &Region, file: &'f OwnedFd) -> Result<SharedFile<'f>, Refusal> {
+    let file = SharedFile::new(file, region.offset, region.len)?;
+    // The engine unmaps what it was told, and not the rest of a page.
+    if file.is_whole_pages() { Ok(file) } else { Err("a memory region has a part of a page of its file") }
 }
 
 fn inside(start: u64, total: u64, at: u64, len: u64) -> bool {
     at >= start && at - start < total && len <= total - (at - start)
-}
-
-fn mappable(regions: &[Region], files: &[OwnedFd]) -> Result<(), Refusal> {
-    if regions.len() != files.len() {
-        return Err("memory regions and descriptors do not match");
-    }
-    for (region, file) in regions.iter().zip(files) {
-        shared_file(file, region.offset, region.len)?;
-    }
-    // All at once, as the engine is going to: limits of the process count them together.
-    let parts = regions.iter().zip(files).map(|(region, file)| (file, region.offset, region.len));
-    try_map(parts).map_err(|_| "a memory region cannot be mapped")
-}
-
-/// Refuses what is not an ordinary file (memfd, tmpfs, hugetlbfs) that holds the range and may be written.
-pub(super) fn shared_file(file: &OwnedFd, offset: u64, len: u64) -> Result<(), Refusal> {
-    let stat = rustix::fs::fstat(file).map_err(|_| "shared memory is no file")?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err("shared memory is no ordinary file");
-    }
-    let flags = rustix::fs::fcntl_getfl(file).map_err(|_| "shared memory is no file")?;
-    if flags & OFlags::RWMODE != OFlags::RDWR {
-        return Err("shared memory is not open for reading and writing");
-    }
-    let size = u64::try_from(stat.st_size).unwrap_or(0);
-    let end = offset.checked_add(len).ok_or("shared memory wraps around")?;
-    if end > size { Err("shared memory is larger than its file") } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -171,18 +177,18 @@ mod tests {
 
     #[test]
     fn a_refused_table_leaves_the_old_one() {
-        let mut regions = Regions::default();
-        regions.replace(vec![region(0, 4096)], &[file(4096)]).unwrap();
-        let twice = vec![region(0, 8192), region(4096, 4096)];
-        assert!(regions.replace(twice, &[file(8192), file(8192)]).is_err());
-        assert!(regions.replace(vec![region(0, 8192)], &[file(4096)]).is_err(), "larger than its file");
-        assert!(regions.replace(vec![region(0, 4096)], &[]).is_err());
+        let mut regions = Regions::new(Quota::default());
+        regions.replace(&[region(0, 4096)], &[file(4096)]).unwrap();
+        let twice = [region(0, 8192), region(4096, 4096)];
+        assert!(regions.replace(&twice, &[file(8192), file(8192)]).is_err());
+        assert!(regions.replace(&[region(0, 8192)], &[file(4096)]).is_err(), "larger than its file");
+        assert!(regions.replace(&[region(0, 4096)], &[]).is_err());
         assert!(regions.holds_guest(0, 4096) && !regions.holds_guest(0, 4097) && regions.end() == 4096);
     }
 
     #[test]
     fn regions_come_and_go_one_by_one() {
-        let mut regions = Regions::default();
+        let mut regions = Regions::new(Quota::default());
         let file = file(4096);
         regions.add(region(0, 4096), &file).unwrap();
         assert!(regions.add(region(0, 4096), &file).is_err(), "the same twice");
@@ -196,18 +202,17 @@ mod tests {
     }
 
     #[test]
-    fn only_ordinary_writable_files_are_memory() {
-        assert!(shared_file(&file(4096), 0, 4096).is_ok());
-        assert!(shared_file(&file(4096), u64::MAX, 4096).is_err());
-        let open = |path: &str| OwnedFd::from(std::fs::File::open(path).unwrap());
-        for other in [open("/"), open("/dev/zero"), open("/proc/self/exe"), rustix::pipe::pipe().unwrap().0] {
-            assert!(shared_file(&other, 0, 1).is_err());
-        }
+    fn a_region_has_whole_pages() {
+        let mut regions = Regions::new(Quota::default());
+        let file = file(8192);
+        assert!(regions.add(region(0, 4095), &file).is_err());
+        assert!(regions.add(Region { offset: 512, ..region(0, 4096) }, &file).is_err());
+        assert!(regions.add(Region { offset: 4096, ..region(0, 4096) }, &file).is_ok());
     }
 
     #[test]
     fn slots_end_at_the_limit() {
-        let mut regions = Regions::default();
+        let mut regions = Regions::new(Quota::default());
         let file = file(4096);
         for n in 0..MAX_SLOTS as u64 {
             regions.add(region(n * 4096, 4096), &file).unwrap();

@@ -64,6 +64,8 @@ pub(super) struct Ring {
     parts: Parts,
     next_avail: u16,
     next_used: u16,
+    /// Nothing was taken yet.
+    fresh: bool,
     /// `used.idx` as the driver sees it.
     published: u16,
     /// Up to where it has been decided whether the driver is called.
@@ -97,6 +99,7 @@ impl Ring {
             parts,
             next_avail: base,
             next_used: used,
+            fresh: true,
             published: used,
             announced: used,
             taken: vec![false; usize::from(size)],
@@ -109,6 +112,16 @@ impl Ring {
         self.parts = resolve(map, self.size, at)?;
         self.hint.set(0);
         Ok(())
+    }
+
+    /// Nothing was taken yet: it may as well be started anew.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// What was negotiated has changed.
+    pub(super) fn set_features(&mut self, features: RingFeatures) {
+        self.features = features;
     }
 
     /// Where to go on: the index of the next entry of the available ring that was not taken.
@@ -127,6 +140,7 @@ impl Ring {
     /// Takes the next chain, of which [`Ring::waiting`] has told.
     #[inline]
     pub(super) fn take(&mut self, map: &MemoryMap, chain: &mut Chain) -> Result<(), Broken> {
+        self.fresh = false;
         let slot = usize::from(self.next_avail & (self.size - 1));
         let head = self.avail(4 + 2 * slot).load(Ordering::Relaxed);
         let taken = self.taken.get_mut(usize::from(head)).ok_or(Broken::Index(head))?;

@@ -18,6 +18,7 @@ use rustix::net::Shutdown;
 use super::device::{Device, ExportShared};
 use super::engine::Engine;
 use super::filter::Filter;
+use super::memory::MemoryMap;
 use super::message::{BACKEND_CONFIG_CHANGE, Kind};
 use super::regions::Region;
 use super::verdict::{Effect, Verdict};
@@ -114,7 +115,7 @@ pub(super) fn start(
     let for_queues = link.clone();
     let hang_up = Arc::new(move || for_queues.hang_up());
     let device = Arc::new(Device::new(export.clone(), hang_up));
-    let filter = Filter::new(device.features(), device.rings().len());
+    let filter = Filter::new(device.features(), device.rings().len(), export.quota.clone());
     let name = format!("vhu-{}", export.options.id);
     Engine::start(name, &device.clone(), |engine| Session {
         filter,
@@ -245,14 +246,15 @@ impl Session {
                 self.pass(vec![message], owed(request, acknowledge))
             }
             Verdict::Unmap(regions) => {
+                self.apply(Effect::Memory(MemoryMap::empty()));
                 let messages = regions.iter().map(unmap).collect();
                 self.pass(messages, owed(request, acknowledge))
             }
             Verdict::Done => self.acknowledge(request, acknowledge),
-            Verdict::DoneAfter(effect) => match self.apply(effect) {
-                true => self.acknowledge(request, acknowledge),
-                false => self.refuse(request, acknowledge, "the operator decides about the write cache"),
-            },
+            Verdict::DoneAfter(effect) => {
+                self.apply(effect);
+                self.acknowledge(request, acknowledge)
+            }
             Verdict::Refuse(why) => self.refuse(request, acknowledge, why),
             Verdict::Drop(why) => Err(Ended::Verdict(why)),
         }
@@ -275,15 +277,14 @@ impl Session {
         if acknowledge { self.reply(request, &NOT_APPLIED) } else { Err(Ended::Verdict(why)) }
     }
 
-    /// `false` where the effect was refused.
-    fn apply(&self, effect: Effect) -> bool {
+    fn apply(&self, effect: Effect) {
         match effect {
             Effect::LogUsed(ring, at) => self.device.set_log_used(ring, at),
+            Effect::Memory(map) => self.device.set_memory(map),
             Effect::Log(log) => self.device.set_log(log),
-            Effect::Writeback(on) => return self.device.set_writeback(on),
+            Effect::Writeback(on) => self.device.set_writeback(on),
             Effect::Channel(channel) => self.link.set_channel(channel),
         }
-        true
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use block_core::rt::SharedFd;
+use block_core::rt::{Bell, SharedFd};
 
-use super::memory::{DirtyLog, MemoryMap};
-use super::notifier::Notifier;
+use super::limit::Limit;
+use super::memory::{DirtyLog, MemoryMap, Piece};
 use super::request::ID_LEN;
 use super::ring::{Addresses, RingFeatures};
 
@@ -21,13 +21,22 @@ pub(super) struct Settings {
     pub(super) base: u16,
     pub(super) features: RingFeatures,
     pub(super) kick: Option<SharedFd>,
-    pub(super) call: Option<Arc<Notifier>>,
-    pub(super) err: Option<Arc<Notifier>>,
+    pub(super) call: Option<Arc<Bell>>,
+    pub(super) err: Option<Arc<Bell>>,
     pub(super) memory: Arc<MemoryMap>,
     /// `Some` while writes to guest memory are logged.
     pub(super) log: Option<Arc<DirtyLog>>,
     /// A write is stable before it completes.
     pub(super) fua: bool,
+}
+
+impl Settings {
+    /// Guest memory was written here.
+    pub(super) fn log(&self, pieces: &[Piece]) {
+        if let Some(log) = &self.log {
+            pieces.iter().for_each(|piece| log.mark(piece.gpa, piece.len));
+        }
+    }
 }
 
 /// What does not change while the export lives.
@@ -39,6 +48,8 @@ pub(super) struct Traits {
     pub(super) block: u32,
     pub(super) writable: bool,
     pub(super) serial: [u8; ID_LEN],
+    /// Of the export: a guest broke its queue.
+    pub(super) lines: Arc<Limit>,
     /// Ends the session: guest memory cannot be relied on any more.
     pub(super) hang_up: Arc<dyn Fn() + Send + Sync>,
 }

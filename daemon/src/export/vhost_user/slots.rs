@@ -8,16 +8,15 @@ use block_core::graph::Passage;
 
 use super::memory::{Mapped, Piece};
 
-/// How a request is answered.
-pub(super) struct Answer {
+/// What is given back to the guest, and where.
+#[derive(Clone, Copy)]
+pub(super) struct Reply {
     /// By which the chain is given back.
     pub(super) head: u16,
     /// Where the status byte goes.
     pub(super) status: Piece,
     /// Bytes written to the guest if the request succeeds, without the status.
     pub(super) written: u32,
-    /// The memory that the chain lies in: an old table lives as long as its requests.
-    pub(super) map: Rc<Mapped>,
 }
 
 /// A request that went to the kernel on the direct path.
@@ -28,7 +27,9 @@ pub(super) struct InKernel {
 
 /// A request under way.
 pub(super) struct Flight {
-    pub(super) answer: Answer,
+    pub(super) reply: Reply,
+    /// The memory that the chain lies in: an old table lives as long as its requests.
+    pub(super) map: Rc<Mapped>,
     /// `None` on the async path.
     pub(super) kernel: Option<InKernel>,
 }
@@ -37,11 +38,17 @@ pub(super) struct Flight {
 struct Slot {
     flight: Option<Flight>,
     pieces: Vec<Piece>,
+    /// What the request counts for.
+    weight: usize,
 }
 
 /// Pieces under way in one queue before it takes nothing more (3 MiB of lists). Chains may share descriptors, so a
 /// guest's own memory is no bound: 32768 chains of as many pieces fit into one ring.
 const MAX_PIECES: usize = 1 << 16;
+/// A task takes memory however short its list is; it counts for this many pieces at least.
+const TASK_PIECES: usize = 16;
+/// And it takes time: 4 GiB under way are as much as a queue may have.
+const BYTES_A_PIECE: u64 = 1 << 16;
 /// A longer list is not kept by a free slot.
 pub(super) const KEPT_PIECES: usize = 32;
 
@@ -50,8 +57,8 @@ pub(super) const KEPT_PIECES: usize = 32;
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    /// Of all requests under way.
-    pieces: usize,
+    /// Weights of all requests under way, in pieces.
+    weight: usize,
 }
 
 impl Slots {
@@ -62,10 +69,11 @@ impl Slots {
             u32::try_from(self.slots.len() - 1).expect("a queue has at most 32768 requests")
         });
         let slot = &mut self.slots[index as usize];
+        slot.weight = if flight.kernel.is_some() { pieces.len() } else { task_weight(pieces) };
         slot.flight = Some(flight);
         slot.pieces.clear();
         slot.pieces.extend_from_slice(pieces);
-        self.pieces += pieces.len();
+        self.weight += slot.weight;
         index
     }
 
@@ -83,7 +91,7 @@ impl Slots {
     pub(super) fn release(&mut self, slot: u32) -> Flight {
         let place = &mut self.slots[slot as usize];
         let flight = place.flight.take().expect("a slot is released once");
-        self.pieces -= place.pieces.len();
+        self.weight -= place.weight;
         if place.pieces.capacity() > KEPT_PIECES {
             place.pieces = Vec::new();
         }
@@ -94,11 +102,16 @@ impl Slots {
     /// So much is under way that nothing more is to be taken before some of it is over.
     #[inline]
     pub(super) fn is_full(&self) -> bool {
-        self.pieces >= MAX_PIECES
+        self.weight >= MAX_PIECES
     }
 
     /// No request is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.free.len() == self.slots.len()
     }
+}
+
+fn task_weight(pieces: &[Piece]) -> usize {
+    let bytes: u64 = pieces.iter().map(|piece| piece.len).sum();
+    pieces.len().max(TASK_PIECES).max(usize::try_from(bytes / BYTES_A_PIECE).unwrap_or(MAX_PIECES))
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use super::memory::DirtyLog;
+use super::memory::{DirtyLog, MemoryMap};
 use super::regions::Region;
 
 /// What is to be done with a message.
@@ -14,7 +14,7 @@ pub(super) enum Verdict {
     Pass,
     /// [`Verdict::Pass`], after this has been done.
     PassAfter(Effect),
-    /// The engine lets go of these regions; it is acknowledged then.
+    /// There is no memory any more. The engine lets go of these regions; it is acknowledged then.
     Unmap(Vec<Region>),
     /// Done here; acknowledge it.
     Done,
@@ -34,6 +34,8 @@ pub(super) enum Verdict {
 pub(super) enum Effect {
     /// This queue's used ring is logged from this address on, or not at all.
     LogUsed(usize, Option<u64>),
+    /// Other guest memory.
+    Memory(MemoryMap),
     /// Another dirty log.
     Log(DirtyLog),
     /// The driver's word about the write cache.
@@ -46,6 +48,7 @@ impl std::fmt::Debug for Effect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::LogUsed(..) => "LogUsed",
+            Self::Memory(_) => "Memory",
             Self::Log(_) => "Log",
             Self::Writeback(_) => "Writeback",
             Self::Channel(_) => "Channel",

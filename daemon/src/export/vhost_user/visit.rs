@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use block_core::base::ByteRange;
 use block_core::graph::{DirectRequest, Limits, Passed, RingEntry, ViewPin, WriteFlags};
-use block_core::rt::IoBuf;
+use block_core::rt::{IoBuf, STEP};
 
 use super::chain::{Broken, Chain};
 use super::memory::{Mapped, Piece, Target, Transfers};
@@ -12,11 +12,13 @@ use super::queue::Queue;
 use super::request::{Data, Disk, ID_LEN, Request, SEGMENT, Status, parse};
 use super::ring::Ring;
 use super::settings::Settings;
-use super::slots::{Answer, Flight, InKernel, Slots};
+use super::slots::{Flight, InKernel, Reply, Slots};
 
 /// A request on the async path.
 pub(super) enum Job {
     Read(ByteRange, IoBuf),
+    /// A read of nothing but zeroes.
+    Zero(IoBuf),
     Write(ByteRange, IoBuf, WriteFlags),
     WriteZeroes(ByteRange, WriteFlags),
     Discard(ByteRange),
@@ -44,7 +46,27 @@ pub(super) struct Visit<'v> {
     pub(super) ring: &'v mut Ring,
     pub(super) slots: &'v mut Slots,
     pub(super) transfers: &'v mut Transfers,
+    pub(super) spent: Spent,
 }
+
+/// What a visit has cost so far: requests alone say little about the time that they take.
+#[derive(Default)]
+pub(super) struct Spent {
+    /// Bytes cleared.
+    bytes: u64,
+    pieces: usize,
+}
+
+impl Spent {
+    /// Other queues have their turn. What a visit costs beyond this is one request.
+    pub(super) fn is_enough(&self) -> bool {
+        self.bytes >= ENOUGH_BYTES || self.pieces >= ENOUGH_PIECES
+    }
+}
+
+const ENOUGH_BYTES: u64 = 4 << 20;
+/// Each costs a look into the memory table, and two copies.
+const ENOUGH_PIECES: usize = 4096;
 
 impl Visit<'_> {
     /// Takes the next chain and does with it what it asks for.
@@ -60,26 +82,28 @@ impl Visit<'_> {
         if self.map.is_poisoned() {
             return Err(Broken::MemoryLost);
         }
-        let (head, fua) = (chain.head(), self.settings.fua);
+        self.spent.pieces += readable.0.len() + writable.0.len();
+        let (fua, reply) = (self.settings.fua, Reply { head: chain.head(), status, written: 0 });
         let zeroes = |unmap| WriteFlags { fua, may_unmap: unmap, ..WriteFlags::default() };
         match parsed {
-            Ok(Request::Read(at)) => self.transfer(false, at, writable, (head, status)),
-            Ok(Request::Write(at)) => self.transfer(true, at, readable, (head, status)),
-            Ok(Request::Flush) => self.task((head, status), Job::Flush),
-            Ok(Request::Discard(at)) => self.task((head, status), Job::Discard(at)),
-            Ok(Request::WriteZeroes { at, unmap }) => self.task((head, status), Job::WriteZeroes(at, zeroes(unmap))),
-            Ok(Request::GetId) => self.get_id((head, status), writable.0),
-            Ok(Request::Nothing) => self.done((head, status), 0, Status::Ok),
-            Err(refusal) => self.done((head, status), 0, refusal),
+            Ok(Request::Read(at)) => self.transfer(false, at, writable, reply),
+            Ok(Request::Write(at)) => self.transfer(true, at, readable, reply),
+            Ok(Request::Flush) => self.task(reply, &[], Job::Flush),
+            Ok(Request::Discard(at)) => self.task(reply, &[], Job::Discard(at)),
+            Ok(Request::WriteZeroes { at, unmap }) => self.task(reply, &[], Job::WriteZeroes(at, zeroes(unmap))),
+            Ok(Request::GetId) => self.get_id(reply, writable.0),
+            Ok(Request::Nothing) => self.done(reply, Status::Ok),
+            Err(refusal) => self.done(reply, refusal),
         }
         Ok(())
     }
 
     #[inline]
-    fn transfer(&mut self, write: bool, at: ByteRange, data: (&[Piece], u64), to: (u16, Piece)) {
+    fn transfer(&mut self, write: bool, at: ByteRange, data: (&[Piece], u64), reply: Reply) {
         let (pieces, len) = data;
         // A chain has at most 2^32 bytes, header and status among them.
         let written = if write { 0 } else { u32::try_from(len).expect("checked when the chain was read") };
+        let reply = Reply { written, ..reply };
         let request =
             DirectRequest { write, at, fua: write && self.settings.fua, memory_bits: self.memory_bits(pieces) };
         let passed = match pieces.len() <= self.limits.max_segments {
@@ -87,79 +111,67 @@ impl Visit<'_> {
             false => None,
         };
         match passed {
-            Some(passed) => self.direct(passed, write, pieces, to, written),
+            Some(passed) => self.direct(passed, request, pieces, reply),
             None => {
-                let job = Job::from_direct(request, self.map.buffer(pieces));
-                let answer = self.answer(to, written);
-                let slot = self.slots.take(Flight { answer, kernel: None }, pieces);
                 self.queue.stats.slow();
-                self.queue.spawn(slot, self.pin.another(), job);
+                self.task(reply, pieces, Job::from_direct(request, self.map.buffer(pieces)));
             }
         }
     }
 
     #[inline]
-    fn direct(&mut self, passed: Passed, write: bool, pieces: &[Piece], to: (u16, Piece), written: u32) {
+    fn direct(&mut self, passed: Passed, request: DirectRequest, pieces: &[Piece], reply: Reply) {
+        let (write, len) = (request.write, request.at.len());
         match passed {
             Passed::Ring(RingEntry { fd, offset, dsync, at_once }, passage) => {
                 let kernel = Some(InKernel { passage, started: self.queue.local.batch_time() });
-                let answer = self.answer(to, written);
-                let slot = self.slots.take(Flight { answer, kernel }, pieces);
+                let slot = self.slots.take(Flight { reply, map: self.map.clone(), kernel }, pieces);
                 let target = Target { write, dsync, fd, offset, at_once };
                 let source = (&*self.queue.local, self.queue.source());
                 self.transfers.push(slot, target, self.map, pieces, source);
             }
+            Passed::Zeroed if len > STEP => self.task(reply, pieces, Job::Zero(self.map.buffer(pieces))),
             Passed::Zeroed => {
+                self.spent.bytes += len;
                 pieces.iter().for_each(|piece| self.map.clear(*piece));
-                self.done_directly(write, pieces, to, written);
+                self.done_directly(pieces, reply);
             }
-            Passed::Done => self.done_directly(write, pieces, to, written),
+            Passed::Done => self.done_directly(pieces, reply),
         }
     }
 
     #[inline]
-    fn done_directly(&mut self, write: bool, pieces: &[Piece], to: (u16, Piece), written: u32) {
-        if !write {
-            self.log(pieces);
+    fn done_directly(&mut self, pieces: &[Piece], reply: Reply) {
+        if reply.written > 0 {
+            self.settings.log(pieces);
         }
-        self.done(to, written, Status::Ok);
+        self.done(reply, Status::Ok);
     }
 
-    fn task(&mut self, to: (u16, Piece), job: Job) {
-        let answer = self.answer(to, 0);
-        let slot = self.slots.take(Flight { answer, kernel: None }, &[]);
+    fn task(&mut self, reply: Reply, pieces: &[Piece], job: Job) {
+        let slot = self.slots.take(Flight { reply, map: self.map.clone(), kernel: None }, pieces);
         self.queue.spawn(slot, self.pin.another(), job);
     }
 
-    fn get_id(&mut self, to: (u16, Piece), pieces: &[Piece]) {
+    fn get_id(&mut self, reply: Reply, pieces: &[Piece]) {
         let mut left = &self.queue.traits.serial[..];
         for piece in pieces {
             let part = usize::try_from(piece.len).map_or(left.len(), |len| len.min(left.len()));
             self.map.copy_in(*piece, &left[..part]);
-            self.log(&[piece.first(part as u64)]);
+            self.settings.log(&[piece.first(part as u64)]);
             left = &left[part..];
         }
         let written = u32::try_from(ID_LEN - left.len()).expect("at most 20");
-        self.done(to, written, Status::Ok);
+        self.done(Reply { written, ..reply }, Status::Ok);
     }
 
     /// Answers at once.
     #[inline]
-    fn done(&mut self, (head, status): (u16, Piece), written: u32, result: Status) {
-        self.map.copy_in(status, &[result as u8]);
-        self.log(&[status]);
+    fn done(&mut self, reply: Reply, result: Status) {
+        self.map.copy_in(reply.status, &[result as u8]);
+        self.settings.log(&[reply.status]);
         self.queue.stats.completed(result == Status::Ok);
-        self.ring.give_back(head, written + 1);
-    }
-
-    fn answer(&self, (head, status): (u16, Piece), written: u32) -> Answer {
-        Answer { head, status, written, map: self.map.clone() }
-    }
-
-    fn log(&self, pieces: &[Piece]) {
-        if let Some(log) = &self.settings.log {
-            pieces.iter().for_each(|piece| log.mark(piece.gpa, piece.len));
-        }
+        self.ring.give_back(reply.head, reply.written + 1);
     }
 
     #[inline]

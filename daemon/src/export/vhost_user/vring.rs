@@ -11,10 +11,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use block_core::rt::Bell;
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use super::notifier::Notifier;
 use super::queue_ref::QueueRef;
 use super::ring::Addresses;
 use super::settings::Settings;
@@ -37,13 +37,18 @@ pub(super) struct State {
     ready: bool,
     /// By SET_VRING_ENABLE, or because protocol features were not negotiated.
     enabled: bool,
+    /// Between SET_VRING_ADDR and the end.
+    placed: bool,
+    /// The driver has said which features it takes: without them a ring cannot be read.
+    pub(super) negotiated: bool,
     /// The queue has been started.
     live: bool,
 }
 
 impl RingControl {
     pub(super) fn new(queue: QueueRef, settings: Settings, hang_up: Arc<dyn Fn() + Send + Sync>) -> Self {
-        Self { queue, hang_up, state: Mutex::new(State { settings, ready: false, enabled: false, live: false }) }
+        let (ready, enabled, placed, negotiated, live) = (false, false, false, false, false);
+        Self { queue, hang_up, state: Mutex::new(State { settings, ready, enabled, placed, negotiated, live }) }
     }
 
     /// Changes the settings and brings the queue in line with them. In force when this returns: a queue that is no
@@ -51,7 +56,8 @@ impl RingControl {
     pub(super) fn change(&self, change: impl FnOnce(&mut State)) {
         let state = &mut *self.lock();
         change(state);
-        let wanted = state.ready && state.enabled && state.settings.kick.is_some() && state.settings.size != 0;
+        let known = state.placed && state.negotiated && state.settings.kick.is_some() && state.settings.size != 0;
+        let wanted = state.ready && state.enabled && known;
         match (state.live, wanted) {
             (false, false) => {}
             (false, true) => self.queue.start(state.settings.clone()),
@@ -68,6 +74,19 @@ impl RingControl {
             state.enabled = false;
             (state.settings.kick, state.settings.call, state.settings.err) = (None, None, None);
         });
+    }
+
+    fn bell(&self, file: Option<File>) -> Option<Arc<Bell>> {
+        let bell = file.map(|file| Bell::new(file.into())).transpose();
+        self.or_hang_up(bell).flatten().map(Arc::new)
+    }
+
+    /// Descriptors or memory are short. Better no session than one whose queue nobody serves.
+    fn or_hang_up<T>(&self, result: io::Result<T>) -> Option<T> {
+        if result.is_err() {
+            (self.hang_up)();
+        }
+        result.ok()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -141,7 +160,10 @@ impl VringT<GuestMemory> for Vring {
     }
 
     fn set_queue_info(&self, desc: u64, avail: u64, used: u64) -> Result<(), virtio_queue::Error> {
-        self.ring.change(|state| state.settings.at = Addresses { desc, avail, used });
+        self.ring.change(|state| {
+            state.settings.at = Addresses { desc, avail, used };
+            state.placed = true;
+        });
         Ok(())
     }
 
@@ -173,24 +195,19 @@ impl VringT<GuestMemory> for Vring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        let ours = file.as_ref().map(File::try_clone).transpose().unwrap_or_else(|_| {
-            // Descriptors are short. Better no session than one whose queue nobody serves.
-            (self.ring.hang_up)();
-            None
-        });
+        let ours = file.as_ref().map(File::try_clone).transpose();
+        let ours = self.ring.or_hang_up(ours).flatten();
         self.ring.change(|state| state.settings.kick = ours.map(|file| Arc::new(OwnedFd::from(file))));
         self.shadow.set_kick(file);
     }
 
     fn set_call(&self, file: Option<File>) {
-        self.ring.change(|state| state.settings.call = notifier(file));
+        let bell = self.ring.bell(file);
+        self.ring.change(|state| state.settings.call = bell);
     }
 
     fn set_err(&self, file: Option<File>) {
-        self.ring.change(|state| state.settings.err = notifier(file));
+        let bell = self.ring.bell(file);
+        self.ring.change(|state| state.settings.err = bell);
     }
-}
-
-fn notifier(file: Option<File>) -> Option<Arc<Notifier>> {
-    file.and_then(|file| Notifier::new(file.into()).ok()).map(Arc::new)
 }

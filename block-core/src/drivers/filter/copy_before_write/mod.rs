@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use qmp::Qapi;
+use qmp::schema::Size;
 
 use self::clusters::{Clusters, End, Side, Take, Taken};
 use crate::base::{ByteRange, Error, IoError, Result, ResultExt};
@@ -37,8 +38,8 @@ pub struct CopyBeforeWriteOptions {
     #[qapi(default = 0)]
     pub cbw_timeout: u32,
     /// Clusters have at least this many bytes; 0 or a power of two.
-    #[qapi(default = 0)]
-    pub min_cluster_size: u64,
+    #[qapi(default = Size(0))]
+    pub min_cluster_size: Size,
 }
 
 /// What a copy that fails breaks.
@@ -54,12 +55,12 @@ impl Open for CopyBeforeWriteOptions {
     type Driver = Filtered<CopyBeforeWrite>;
 
     async fn open(&self, site: Site<'_>) -> Result<Opened<Self::Driver>> {
-        check_cluster_size(self.min_cluster_size).doing(|| "Cannot create block-copy-state")?;
+        check_cluster_size(self.min_cluster_size.0).doing(|| "Cannot create block-copy-state")?;
         let wanted = self.bitmap.clone().map(|named| Ok((site.bitmap(&named)?, named))).transpose()?;
         let driver = CopyBeforeWrite {
             file: site.child("file"),
             target: site.child("target"),
-            min_cluster_size: self.min_cluster_size,
+            min_cluster_size: self.min_cluster_size.0,
             wanted,
             snapshot: OnceLock::new(),
         };
@@ -357,7 +358,7 @@ impl Filter for CopyBeforeWrite {
     async fn reopen(&self, _: &Conf, request: ReopenRequest<'_>) -> Result<Conf> {
         let own = request.options.downcast_ref::<CopyBeforeWriteOptions>();
         let own = own.expect("the catalog reopens a driver with options of its kind");
-        if own.min_cluster_size != self.min_cluster_size {
+        if own.min_cluster_size.0 != self.min_cluster_size {
             return Err(Error::new("Cannot change the option 'min-cluster-size'"));
         }
         if own.bitmap.as_ref() != self.wanted.as_ref().map(|(_, named)| named) {

@@ -51,7 +51,7 @@ pub struct FileOptions {
     #[qapi(default = true)]
     pub drop_cache: bool,
     /// For debugging of QEMU. Accepted, without effect.
-    #[qapi(default = false)]
+    #[qapi(default = false, feature = "unstable")]
     pub x_check_cache_dropped: bool,
 }
 

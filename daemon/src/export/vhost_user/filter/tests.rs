@@ -25,7 +25,7 @@ struct Bench(Filter);
 impl Bench {
     /// Two queues; all protocol features and these features are acked, one megabyte is shared.
     fn new() -> Self {
-        let mut bench = Self(Filter::new(features(true), 2));
+        let mut bench = Self(Filter::new(features(true), 2, Quota::default()));
         assert_eq!(bench.word(Kind::SET_PROTOCOL_FEATURES, PROTOCOL_FEATURES), Is::Done);
         assert_eq!(bench.word(Kind::SET_FEATURES, GOOD), Is::Pass);
         assert_eq!(bench.table(&[(0, LEN, USER, 0)], vec![file(LEN)]), Is::Pass);
@@ -120,7 +120,7 @@ fn each_body_has_its_length() {
 #[test]
 fn gates_are_shut_until_their_feature_is_acked() {
     let gated = [(17, 0), (24, 12), (25, 12), (6, 16), (21, 0), (34, 0), (36, 0), (37, 40), (38, 40)];
-    let mut bench = Bench(Filter::new(features(true), 1));
+    let mut bench = Bench(Filter::new(features(true), 1, Quota::default()));
     for (request, len) in gated {
         assert_eq!(bench.say(request, &vec![0; len], Vec::new()), Is::Refused, "{request}");
     }
@@ -156,7 +156,7 @@ fn an_acknowledgement_is_given_where_it_was_agreed_on() {
     let ask = |filter: &Filter, request, body: &[u8]| {
         filter.wants_ack(&Message { request, need_reply: true, body: body.to_vec(), fds: Vec::new() })
     };
-    let fresh = Filter::new(features(true), 1);
+    let fresh = Filter::new(features(true), 1, Quota::default());
     assert!(!ask(&fresh, Kind::SET_OWNER as u32, &[]));
     assert!(ask(&fresh, Kind::SET_PROTOCOL_FEATURES as u32, &P_REPLY_ACK.to_ne_bytes()));
     assert!(ask(&Bench::new().0, 999, &[]));

@@ -2,52 +2,32 @@
 //!
 //! We map it ourselves: the framework would forget it with each new memory table (crates.md, 1.4). Marking comes after
 //! the data, or the frontend could copy the page between the two.
-#![expect(unsafe_code, reason = "maps shared memory and sets bits in it")]
+#![expect(unsafe_code, reason = "sets bits in shared memory")]
 
-use std::io;
-use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::AtomicU8;
 
-use super::bus;
+use super::{SharedMap, mark};
 
 /// Bytes that one bit stands for (VHOST_LOG_PAGE).
 pub(in super::super) const LOG_PAGE: u64 = 4096;
 
 /// See the module's head.
-pub(in super::super) struct DirtyLog {
-    guard: Option<bus::Guard>,
-    base: usize,
-    /// Bytes of the mapping, which begins at a page; the log begins `skip` bytes later.
-    mapped: usize,
-    skip: usize,
-    len: usize,
-}
+pub(in super::super) struct DirtyLog(SharedMap);
 
 impl DirtyLog {
-    /// Maps `len` bytes (at least 1) of `file` from `offset` on. The caller has checked them against the file's size.
-    pub(in super::super) fn map(file: impl AsFd, offset: u64, len: u64) -> io::Result<Self> {
-        let page = rustix::param::page_size();
-        let skip = usize::try_from(offset % page as u64).map_err(io::Error::other)?;
-        let len = usize::try_from(len).map_err(io::Error::other)?;
-        let mapped = len.checked_add(skip).ok_or(io::ErrorKind::InvalidInput)?;
-        let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
-        let flags = rustix::mm::MapFlags::SHARED;
-        // SAFETY: a new mapping at an address of the kernel's choice, owned by the value made below.
-        let base =
-            unsafe { rustix::mm::mmap(std::ptr::null_mut(), mapped, protection, flags, file, offset - skip as u64) }?;
-        let mut log = Self { guard: None, base: base as usize, mapped, skip, len };
-        log.guard = Some(bus::Guard::new(log.base, mapped, page)?);
-        Ok(log)
+    /// A log that is all of `map`.
+    pub(in super::super) fn new(map: SharedMap) -> Self {
+        Self(map)
     }
 
     /// One past the last guest address that the log has a bit for.
     pub(in super::super) fn covers(&self) -> u64 {
-        (self.len as u64).saturating_mul(8 * LOG_PAGE)
+        (self.0.len() as u64).saturating_mul(8 * LOG_PAGE)
     }
 
     /// The frontend has taken pages of the log away.
     pub(in super::super) fn is_poisoned(&self) -> bool {
-        self.guard.as_ref().is_some_and(bus::Guard::is_poisoned)
+        self.0.is_poisoned()
     }
 
     /// `len` bytes at `gpa` were written. What the log does not cover is not marked.
@@ -58,33 +38,33 @@ impl DirtyLog {
         let last = gpa.saturating_add(len - 1).min(self.covers().saturating_sub(1)) / LOG_PAGE;
         for page in gpa / LOG_PAGE..=last {
             let Ok(byte) = usize::try_from(page / 8) else { return };
-            if byte >= self.len {
+            if byte >= self.0.len() {
                 return;
             }
-            self.byte(byte).fetch_or(1 << (page % 8), Ordering::Relaxed);
+            mark::set(self.byte(byte), 1 << (page % 8));
         }
     }
 
     fn byte(&self, index: usize) -> &AtomicU8 {
-        assert!(index < self.len, "checked by the caller");
-        let at = (self.base + self.skip + index) as *mut u8;
+        assert!(index < self.0.len(), "checked by the caller");
+        let at = (self.0.host() + index) as *mut u8;
         // SAFETY: inside the mapping that `self` owns; bytes are always aligned, and all sharers use atomics on them.
         unsafe { AtomicU8::from_ptr(at) }
-    }
-}
-
-impl Drop for DirtyLog {
-    fn drop(&mut self) {
-        drop(self.guard.take());
-        // SAFETY: our own mapping, which nobody can reach any more. It fails only for arguments that are not one.
-        let _ = unsafe { rustix::mm::munmap(self.base as *mut std::ffi::c_void, self.mapped) };
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::Ordering;
+
+    use crate::export::vhost_user::memory::{Quota, SharedFile};
     use std::os::fd::OwnedFd;
+
+    fn log(file: &OwnedFd, offset: u64, len: u64) -> DirtyLog {
+        let file = SharedFile::new(file, offset, len).unwrap();
+        DirtyLog::new(SharedMap::new(&file, &Quota::default()).unwrap())
+    }
 
     fn file(len: u64) -> OwnedFd {
         let file = rustix::fs::memfd_create("log", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
@@ -101,7 +81,7 @@ mod tests {
     #[test]
     fn a_bit_for_each_page_touched_and_none_beside() {
         let file = file(8192);
-        let log = DirtyLog::map(&file, 100, 4).unwrap();
+        let log = log(&file, 100, 4);
         assert_eq!(log.covers(), 32 * LOG_PAGE);
         log.mark(0, 1);
         log.mark(9 * LOG_PAGE - 1, 2);
@@ -112,10 +92,23 @@ mod tests {
     #[test]
     fn what_is_past_the_log_is_left_out() {
         let file = file(4096);
-        let log = DirtyLog::map(&file, 0, 1).unwrap();
+        let log = log(&file, 0, 1);
         log.mark(7 * LOG_PAGE, 1 << 40);
         log.mark(8 * LOG_PAGE, 1);
         log.mark(u64::MAX, u64::MAX);
         assert_eq!(bytes(&file, 0), [0x80, 0]);
+    }
+
+    /// The page that takes the place of a lost one is as large. Works with an empty pool, where the first touch loses it.
+    #[test]
+    fn a_log_in_huge_pages_survives_their_loss() {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
+        let Ok(file) = rustix::fs::memfd_create("log", flags) else { return eprintln!("SKIPPED: no huge pages") };
+        rustix::fs::ftruncate(&file, 2 << 20).unwrap();
+        let log = log(&file, 8192, 4096);
+        rustix::fs::ftruncate(&file, 0).unwrap();
+        log.mark(9 * LOG_PAGE, 1);
+        assert!(log.is_poisoned());
+        assert_eq!(log.byte(1).load(Ordering::Relaxed), 0b10, "it goes to memory that nobody shares");
     }
 }

@@ -1,24 +1,25 @@
 //! Guest memory as the data plane sees it: an immutable map from guest addresses to host addresses.
 //!
-//! The regions are mapped by the protocol engine; this keeps them alive. Guest memory is never a Rust slice: the guest
-//! writes to it at any time, so everything is a copy through raw pointers. Ring access is `ring.rs`, memory that the
-//! kernel works on is `transfer.rs`, vanished memory is `bus.rs`, dirty pages are `log.rs`.
+//! The message filter maps the regions (`shared.rs`); all maps that have a region share its mapping. Guest memory is never
+//! a Rust slice: the guest writes to it at any time, so everything is a copy through raw pointers. Ring access is
+//! `ring.rs`, memory that the kernel works on is `transfer.rs`, vanished memory is `bus.rs`, dirty pages are `log.rs`.
 #![expect(unsafe_code, reason = "guest memory is reached through raw pointers")]
 
 mod bus;
 mod log;
+mod mark;
+mod shared;
 mod transfer;
 
 use std::cell::Cell;
-use std::io;
 use std::ops::Deref;
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{self, AtomicUsize, Ordering};
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use block_core::rt::{Local, blocking};
 
 pub(super) use log::DirtyLog;
+pub(super) use shared::{Quota, SharedFile, SharedMap, leave_out_of_dumps};
 pub(super) use transfer::{Target, Transfers};
 
 /// A part of one region. Only the map that made it can make anything of it.
@@ -49,16 +50,15 @@ struct Region {
     gpa: u64,
     len: u64,
     host: usize,
-    guard: bus::Guard,
+    shared: Arc<SharedMap>,
 }
 
 /// See the module's head.
 pub(super) struct MemoryMap {
-    /// Sorted by guest address, without overlap. Dropped before what it points to is unmapped.
+    /// Sorted by guest address, without overlap.
     regions: Box<[Region]>,
     /// What `bus::patched` said when all regions were last found whole.
     seen: AtomicUsize,
-    _keep: GuestMemoryMmap<()>,
 }
 
 /// A map, as a thread's requests hold it: counted without atomics.
@@ -70,6 +70,16 @@ impl Mapped {
     }
 }
 
+/// To unmap the memory of a large guest takes long, and an IOThread has other guests to serve.
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        let map = std::mem::replace(&mut self.0, Arc::new(MemoryMap::empty()));
+        if let (Some(last), Some(local)) = (Arc::into_inner(map), Local::try_current()) {
+            local.spawn(blocking(move || drop(last)));
+        }
+    }
+}
+
 impl Deref for Mapped {
     type Target = MemoryMap;
     fn deref(&self) -> &MemoryMap {
@@ -78,16 +88,22 @@ impl Deref for Mapped {
 }
 
 impl MemoryMap {
-    /// No memory at all.
-    pub(super) fn empty() -> Self {
-        Self { regions: Box::default(), seen: AtomicUsize::new(0), _keep: GuestMemoryMmap::new() }
+    /// Regions that do not overlap, with their guest addresses.
+    pub(super) fn new(regions: impl Iterator<Item = (u64, Arc<SharedMap>)>) -> Self {
+        let region = |(gpa, shared): (u64, Arc<SharedMap>)| Region {
+            gpa,
+            len: shared.len() as u64,
+            host: shared.host(),
+            shared,
+        };
+        let mut regions: Box<[_]> = regions.map(region).collect();
+        regions.sort_unstable_by_key(|region| region.gpa);
+        Self { regions, seen: AtomicUsize::new(NEVER) }
     }
 
-    /// The regions of `memory`, watched for vanishing pages and left out of core dumps.
-    pub(super) fn new(memory: &GuestMemoryMmap<()>) -> io::Result<Self> {
-        let mut regions = memory.iter().map(watch).collect::<io::Result<Vec<_>>>()?;
-        regions.sort_unstable_by_key(|region| region.gpa);
-        Ok(Self { regions: regions.into(), seen: AtomicUsize::new(bus::patched()), _keep: memory.clone() })
+    /// No memory at all.
+    pub(super) fn empty() -> Self {
+        Self::new(std::iter::empty())
     }
 
     /// The longest piece from `gpa` on that one region holds, at most `len` bytes (not 0). `hint` is the region that
@@ -173,7 +189,7 @@ impl MemoryMap {
 
     #[cold]
     fn look_again(&self, patched: usize) -> bool {
-        if self.regions.iter().any(|region| region.guard.is_poisoned()) {
+        if self.regions.iter().any(|region| region.shared.is_poisoned()) {
             return true;
         }
         self.seen.store(patched, Ordering::Relaxed);
@@ -206,57 +222,16 @@ unsafe fn write_byte(to: *mut u8, index: usize, byte: u8) {
     unsafe { at.write_volatile(byte) };
 }
 
-fn watch(region: &vm_memory::GuestRegionMmap<()>) -> io::Result<Region> {
-    let host = region.as_ptr() as usize;
-    let len = usize::try_from(region.len()).map_err(io::Error::other)?;
-    let page = region.file_offset().map_or(Ok(4096), |file| page_size(file.file()))?;
-    let guard = bus::Guard::new(host, len, page)?;
-    // SAFETY: advice about the whole of a mapping that `region` holds. It cannot change contents; where it is refused
-    // a core dump is larger, nothing else.
-    unsafe { libc::madvise(host as *mut libc::c_void, len, libc::MADV_DONTDUMP) };
-    Ok(Region { gpa: region.start_addr().0, len: region.len(), host, guard })
-}
-
-/// Maps all of the parts (file, offset, length) and unmaps them again: fails where that fails.
-pub(super) fn try_map<F: AsFd>(parts: impl Iterator<Item = (F, u64, u64)>) -> io::Result<()> {
-    struct Trial(*mut std::ffi::c_void, usize);
-    impl Drop for Trial {
-        fn drop(&mut self) {
-            // SAFETY: exactly the mapping made below, which nobody has looked at.
-            let _ = unsafe { rustix::mm::munmap(self.0, self.1) };
-        }
-    }
-    let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
-    let flags = rustix::mm::MapFlags::SHARED | rustix::mm::MapFlags::NORESERVE;
-    let mut trials = Vec::new();
-    for (file, offset, len) in parts {
-        let len = usize::try_from(len).map_err(io::Error::other)?;
-        // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, flags, file, offset) }?;
-        trials.push(Trial(base, len));
-    }
-    Ok(())
-}
-
-/// Bytes of a page of the file's mapping: more than the usual only on hugetlbfs.
-fn page_size(file: impl AsFd) -> io::Result<usize> {
-    const HUGETLBFS: i64 = 0x9584_58f6;
-    let system = rustix::param::page_size();
-    let stat = rustix::fs::fstatfs(file)?;
-    if stat.f_type != HUGETLBFS {
-        return Ok(system);
-    }
-    Ok(usize::try_from(stat.f_bsize).ok().filter(|size| size.is_power_of_two()).unwrap_or(system))
-}
+/// A count of patched pages that cannot be.
+const NEVER: usize = usize::MAX;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::GuestAddress;
+    use block_core::rt::{IoThread, PollParams};
 
     fn map(regions: &[(u64, usize)]) -> MemoryMap {
-        let regions: Vec<_> = regions.iter().map(|(gpa, len)| (GuestAddress(*gpa), *len)).collect();
-        MemoryMap::new(&GuestMemoryMmap::from_ranges(&regions).unwrap()).unwrap()
+        super::super::tests::driver::shared(regions).1
     }
 
     #[test]
@@ -289,5 +264,38 @@ mod tests {
         assert!(map.contiguous(0x1ffe, 4).is_none() && map.contiguous(0x1ffc, 4).is_some());
         map.clear(left);
         assert!(map.read(0x1ffe, &mut out, &hint) && out == [0, 0, 3, 4]);
+    }
+
+    #[test]
+    fn what_one_map_lost_the_next_one_with_it_has_lost_too() {
+        let file = rustix::fs::memfd_create("lost", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 4096).unwrap();
+        let shared =
+            SharedMap::new(&SharedFile::new(&file, 0, 4096).unwrap(), &Quota::default()).map(Arc::new).unwrap();
+        let map = || MemoryMap::new(std::iter::once((0, shared.clone())));
+        assert!(!map().is_poisoned());
+        rustix::fs::ftruncate(&file, 0).unwrap();
+        assert!(map().read(0, &mut [0], &Cell::new(0)));
+        assert!(map().is_poisoned(), "its page is still another one");
+    }
+
+    #[test]
+    fn the_last_holder_on_an_iothread_leaves_the_unmapping_to_others() {
+        let thread = IoThread::spawn("test", PollParams::default()).unwrap();
+        let map = map(&[(0, 1 << 20)]);
+        let start = format!("{:x}-", map.contiguous(0, 1).unwrap() as usize);
+        let mapped = move || std::fs::read_to_string("/proc/self/maps").unwrap().contains(&start);
+        assert!(mapped());
+        let (send, dropped) = std::sync::mpsc::channel();
+        let still = mapped.clone();
+        thread.remote().send(move |_| {
+            let mapped = std::rc::Rc::new(Mapped::new(Arc::new(map)));
+            drop(mapped);
+            send.send(still()).unwrap();
+        });
+        assert!(dropped.recv().unwrap(), "the IOThread has unmapped it");
+        while mapped() {
+            std::thread::yield_now();
+        }
     }
 }

@@ -1,8 +1,8 @@
 //! A toy driver offers good and bad chains; what comes out is what went in, or the reason why not.
 
-use super::super::tests::driver::{Driver, INDIRECT, NEXT as D_NEXT, WRITE as D_WRITE};
+use super::super::tests::driver::{Driver, INDIRECT, NEXT as D_NEXT, WRITE as D_WRITE, shared};
 use super::*;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 
 const RING: u64 = 0x1_0000;
 const TABLE: u64 = 0x8_0000;
@@ -10,12 +10,12 @@ const HEADER: (u64, u32, bool) = (0x9_0000, 16, false);
 const STATUS: (u64, u32, bool) = (0x9_1000, 1, true);
 const BOTH: RingFeatures = RingFeatures { event_idx: true, indirect: true };
 
-/// 1 MiB in two regions that touch at 0x8_0800, so that an indirect table at `TABLE` can straddle them.
+/// Where 8 MiB lie that nothing else is in.
+const LARGE: u64 = 1 << 36;
+
+/// 1 MiB in two regions that touch at 0x8_1000, so that an indirect table at `TABLE` can straddle them, and [`LARGE`].
 fn memory() -> (GuestMemoryMmap<()>, MemoryMap) {
-    let regions = [(GuestAddress(0), 0x8_0000 + 0x1000), (GuestAddress(0x8_1000), 0x7_F000)];
-    let memory = GuestMemoryMmap::from_ranges(&regions).unwrap();
-    let map = MemoryMap::new(&memory).unwrap();
-    (memory, map)
+    shared(&[(0, 0x8_0000 + 0x1000), (0x8_1000, 0x7_F000), (LARGE, 8 << 20)])
 }
 
 struct Bench {
@@ -159,15 +159,17 @@ fn a_head_is_offered_once_at_a_time() {
 
 #[test]
 fn a_chain_has_at_most_4_gib() {
-    // A table that names the same megabyte over and over: no memory is needed to ask for more than 2^32 bytes.
-    let mut entries = vec![(HEADER.0, 16, D_NEXT, 1)];
-    for n in 1..1000u16 {
-        entries.push((0, 0x8_0000, D_NEXT | D_WRITE, n + 1));
-    }
-    entries.push((STATUS.0, 1, D_WRITE, 0));
-    assert!(Bench::indirect(0xa_0000, &entries, 1001 * 16).is_ok());
-    let big: Vec<_> = entries.iter().map(|e| if e.1 == 0x8_0000 { (0, 0x48_0000, e.2, e.3) } else { *e }).collect();
-    assert!(matches!(Bench::indirect(0xa_0000, &big, 1001 * 16), Err(Broken::Address(_))));
+    // A table that names the same memory over and over: little is needed to ask for 2^32 bytes.
+    let chain = |last: u32| {
+        let mut entries = vec![(HEADER.0, 16, D_NEXT, 1)];
+        entries.extend((1..1023).map(|n| (LARGE, 0x40_0000, D_NEXT | D_WRITE, n + 1)));
+        entries.push((LARGE, last, D_WRITE, 0));
+        entries
+    };
+    let left = u32::try_from((1u64 << 32) - 16 - 1022 * 0x40_0000).unwrap();
+    let whole = Bench::indirect(0xa_0000, &chain(left), 1024 * 16).unwrap();
+    assert_eq!(whole.chain.readable().1 + whole.chain.writable().1, 1 << 32);
+    assert_eq!(Bench::indirect(0xa_0000, &chain(left + 1), 1024 * 16).err(), Some(Broken::TooLong));
 }
 
 #[test]

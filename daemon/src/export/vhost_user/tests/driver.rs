@@ -1,8 +1,11 @@
 //! The guest's side of a ring, as plain as can be: descriptors are taken in order and never given back.
 #![expect(clippy::cast_possible_truncation, reason = "tests use small numbers")]
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use std::sync::Arc;
 
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+
+use crate::export::vhost_user::memory::{MemoryMap, Quota, SharedFile, SharedMap};
 use crate::export::vhost_user::ring::Addresses;
 
 /// Descriptor flags.
@@ -12,6 +15,22 @@ pub(crate) const INDIRECT: u16 = 4;
 
 /// One descriptor: address, length, flags, next.
 pub(crate) type Desc = (u64, u32, u16, u16);
+
+/// Regions (guest address, length) as a guest has them, and as we do.
+pub(crate) fn shared(regions: &[(u64, usize)]) -> (GuestMemoryMmap<()>, MemoryMap) {
+    let quota = Quota::default();
+    let (guests, ours): (Vec<_>, Vec<_>) = regions
+        .iter()
+        .map(|(gpa, len)| {
+            let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            rustix::fs::ftruncate(&file, *len as u64).unwrap();
+            let map = SharedMap::new(&SharedFile::new(&file, 0, *len as u64).unwrap(), &quota).unwrap();
+            let guest = (GuestAddress(*gpa), *len, Some(FileOffset::new(std::fs::File::from(file), 0)));
+            (guest, (*gpa, Arc::new(map)))
+        })
+        .unzip();
+    (GuestMemoryMmap::from_ranges_with_files(&guests).unwrap(), MemoryMap::new(ours.into_iter()))
+}
 
 /// A driver over memory that it shares with the device.
 pub(crate) struct Driver {

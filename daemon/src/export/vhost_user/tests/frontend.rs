@@ -29,13 +29,20 @@ pub(super) struct Frontend {
 pub(super) struct Queue {
     pub(super) driver: Driver,
     kick: OwnedFd,
-    call: OwnedFd,
+    pub(super) call: OwnedFd,
     pub(super) err: OwnedFd,
 }
 
 impl Frontend {
     /// Connects and negotiates; no memory yet.
     pub(super) fn connect(path: &Path, features: u64) -> Self {
+        let frontend = Self::greet(path);
+        frontend.take_features(features | F_PROTOCOL_FEATURES);
+        frontend
+    }
+
+    /// Connects; no features yet, and no memory.
+    pub(super) fn greet(path: &Path) -> Self {
         let stream = UnixStream::connect(path).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let file = rustix::fs::memfd_create("guest", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
@@ -48,8 +55,18 @@ impl Frontend {
         let protocol = u64_at(&frontend.ask(Kind::GET_PROTOCOL_FEATURES, Vec::new()), 0);
         frontend.tell(Kind::SET_PROTOCOL_FEATURES, protocol.to_ne_bytes().to_vec());
         frontend.tell(Kind::SET_OWNER, Vec::new());
-        frontend.tell(Kind::SET_FEATURES, (features | F_VERSION_1 | F_PROTOCOL_FEATURES).to_ne_bytes().to_vec());
         frontend
+    }
+
+    pub(super) fn take_features(&self, features: u64) {
+        self.tell(Kind::SET_FEATURES, (features | F_VERSION_1).to_ne_bytes().to_vec());
+    }
+
+    /// ADD_MEM_REG or REM_MEM_REG of all memory.
+    pub(super) fn tell_region(&self, kind: Kind) {
+        let region = [0u64, MEMORY, USER, 0].map(u64::to_ne_bytes).concat();
+        let fds = if matches!(kind, Kind::ADD_MEM_REG) { vec![self.file.try_clone().unwrap()] } else { Vec::new() };
+        assert_eq!(self.try_tell(kind, [vec![0; 8], region].concat(), fds), 0);
     }
 
     /// Connects with memory and `queues` queues that run.
@@ -68,14 +85,25 @@ impl Frontend {
 
     /// Sets a queue up from scratch and starts it.
     pub(super) fn start_queue(&mut self, index: u32, base: u16) {
+        self.make_queue(index);
+        self.restart_queue(index, base);
+    }
+
+    /// Makes a queue of which the device knows nothing.
+    pub(super) fn make_queue(&mut self, index: u32) {
         let fd = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
         let driver = Driver::new(&self.memory, 64, 0x1_0000 * (u64::from(index) + 1));
         self.queues.push(Queue { driver, kick: fd(), call: fd(), err: fd() });
-        self.restart_queue(index, base);
     }
 
     /// Tells the device about a queue that was stopped.
     pub(super) fn restart_queue(&self, index: u32, base: u16) {
+        self.announce_queue(index, base);
+        self.tell(Kind::SET_VRING_ENABLE, [index, 1].map(u32::to_ne_bytes).concat());
+    }
+
+    /// The same, without enabling it.
+    pub(super) fn announce_queue(&self, index: u32, base: u16) {
         let queue = &self.queues[index as usize];
         let state = |value: u32| [index, value].map(u32::to_ne_bytes).concat();
         let at = queue.driver.at;
@@ -87,7 +115,6 @@ impl Frontend {
         assert_eq!(self.tell_with(Kind::SET_VRING_ERR, word.clone(), &queue.err), 0);
         assert_eq!(self.tell_with(Kind::SET_VRING_CALL, word.clone(), &queue.call), 0);
         assert_eq!(self.tell_with(Kind::SET_VRING_KICK, word, &queue.kick), 0);
-        self.tell(Kind::SET_VRING_ENABLE, state(1));
     }
 
     /// Stops a queue and gives its base.

@@ -1,0 +1,192 @@
+//! A signal on a descriptor that a stranger has a share in, given without ever waiting.
+//!
+//! `O_NONBLOCK` belongs to the open file, and so to the stranger too: it can be taken away between a look and the write,
+//! in the kernel's own ring as well (`IORING_OP_WRITE` looks at the flag before the eventfd does). So no eventfd is
+//! written to: it is registered with a ring of its own, whose completions the kernel counts in it, which cannot wait.
+//! Pipes and sockets have calls that do not ask the flag.
+#![expect(unsafe_code, reason = "a ring entry, and pages given to a pipe")]
+
+use super::uring;
+use io_uring::{IoUring, opcode};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
+use rustix::net::SendFlags;
+use rustix::pipe::{IoSliceRaw, SpliceFlags, vmsplice};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+/// See the module's head.
+pub struct Bell {
+    fd: OwnedFd,
+    way: Way,
+}
+
+enum Way {
+    /// A ring with the eventfd registered.
+    Ring(Box<Mutex<IoUring>>),
+    Pipe,
+    Socket,
+    /// Where io_uring is refused: a look whether it would wait, and a write. A stranger who is quick can make it wait.
+    Write,
+}
+
+impl Bell {
+    /// Fails where the descriptor is neither eventfd, pipe nor socket, or where descriptors or memory are short.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let way = match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
+            FileType::Fifo => Way::Pipe,
+            FileType::Socket => Way::Socket,
+            _ if !uring::is_allowed() => Way::Write,
+            _ => match ring_for(&fd) {
+                Ok(ring) => Way::Ring(Box::new(Mutex::new(ring))),
+                Err(error) if is_refusal(&error) => Way::Write,
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(Self { fd, way })
+    }
+
+    /// One signal. Never fails: what cannot be delivered is the stranger's loss. A counter at its end counts as delivered,
+    /// a pipe without reader too.
+    pub fn ring(&self) {
+        match &self.way {
+            Way::Ring(ring) => count_one(&mut ring.lock().unwrap_or_else(PoisonError::into_inner)),
+            Way::Pipe => {
+                let word = IoSliceRaw::from_slice(&ONE);
+                // SAFETY: the pipe may keep the page: it is the program's own, and never written.
+                let _ = unsafe { vmsplice(&self.fd, &[word], SpliceFlags::NONBLOCK) };
+            }
+            Way::Socket => {
+                let _ = rustix::net::send(&self.fd, &ONE, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+            }
+            Way::Write => {
+                if self.is_writable() {
+                    let _ = rustix::io::write(&self.fd, &ONE);
+                }
+            }
+        }
+    }
+
+    fn is_writable(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|ready| ready == 1)
+    }
+}
+
+impl std::fmt::Debug for Bell {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Bell").field(&self.fd).finish()
+    }
+}
+
+fn ring_for(fd: &OwnedFd) -> io::Result<IoUring> {
+    let ring = IoUring::new(1)?;
+    ring.submitter().register_eventfd(fd.as_raw_fd())?;
+    Ok(ring)
+}
+
+/// One completion, which the kernel counts in the eventfd before it returns.
+fn count_one(ring: &mut IoUring) {
+    // SAFETY: the entry points to nothing.
+    let pushed = unsafe { ring.submission().push(&opcode::Nop::new().build()) };
+    // An entry that the kernel had no memory for is still there; it is that signal, and this one.
+    let _ = pushed;
+    let _ = ring.submit();
+    ring.completion().for_each(drop);
+}
+
+/// The kernel has no io_uring, or not for us.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EACCES))
+}
+
+/// What is added to a counter.
+static ONE: [u8; 8] = 1u64.to_ne_bytes();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use rustix::fs::OFlags;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
+
+    const FULL: u64 = u64::MAX - 1;
+
+    fn counter(flags: EventfdFlags, value: u64) -> (OwnedFd, Bell) {
+        let fd = eventfd(0, EventfdFlags::CLOEXEC | flags).unwrap();
+        rustix::io::write(&fd, &value.to_ne_bytes()).unwrap();
+        let bell = Bell::new(fd.try_clone().unwrap()).unwrap();
+        (fd, bell)
+    }
+
+    fn count(fd: &OwnedFd) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(fd, &mut count).unwrap();
+        u64::from_ne_bytes(count)
+    }
+
+    #[test]
+    fn every_signal_is_counted() {
+        let (fd, bell) = counter(EventfdFlags::NONBLOCK, 5);
+        bell.ring();
+        bell.ring();
+        assert_eq!(count(&fd), 7);
+        bell.ring();
+        assert_eq!(count(&fd), 1);
+    }
+
+    #[test]
+    fn a_full_counter_does_not_stop_us() {
+        for flags in [EventfdFlags::empty(), EventfdFlags::NONBLOCK] {
+            let (fd, bell) = counter(flags, FULL);
+            bell.ring();
+            assert!(count(&fd) >= FULL);
+        }
+    }
+
+    /// A write would wait for ever sooner or later, whether it looks at the flag itself or the kernel's ring does.
+    #[test]
+    fn a_flag_that_comes_and_goes_does_not_stop_us() {
+        let (fd, bell) = counter(EventfdFlags::NONBLOCK, FULL);
+        assert!(matches!(bell.way, Way::Ring(_)), "this test needs io_uring");
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    rustix::fs::fcntl_setfl(&fd, OFlags::RDWR).unwrap();
+                    rustix::fs::fcntl_setfl(&fd, OFlags::RDWR | OFlags::NONBLOCK).unwrap();
+                }
+            });
+            let end = Instant::now() + Duration::from_millis(300);
+            while Instant::now() < end {
+                bell.ring();
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    }
+
+    #[test]
+    fn pipes_and_sockets_take_signals_until_they_are_full() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (peer, socket) = std::os::unix::net::UnixStream::pair().unwrap();
+        for (fd, other) in [(writer, reader), (socket.into(), peer.into())] {
+            let bell = Bell::new(fd).unwrap();
+            bell.ring();
+            assert_eq!(count(&other), 1);
+            for _ in 0..100_000 {
+                bell.ring();
+            }
+            assert_eq!(count(&other), 1);
+            drop(other);
+            bell.ring();
+        }
+    }
+
+    #[test]
+    fn what_is_no_signal_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        assert!(Bell::new(file.into()).is_err());
+    }
+}
