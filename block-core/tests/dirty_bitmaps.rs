@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bench::{add, attach, enter, image, io_thread, range, started, with, write, writer};
 use block_core::base::IoError;
 use block_core::graph::{
-    BitmapAction, BitmapChange, DirectRequest, Graph, NodeId, Passed, Preallocation, Step, WriteFlags,
+    BitmapAction, BitmapChange, DirectRequest, Graph, NodeId, Passed, PermSet, Perms, Preallocation, Step, WriteFlags,
 };
 use block_core::port::PortLane;
 use block_core::rt::{Local, run_control};
@@ -253,6 +253,67 @@ fn bitmaps_have_the_size_of_their_node() {
                 assert_eq!(runs(&graph, node, "b"), marks);
             }
         }
+    });
+}
+
+/// An image that grows moves the end of its file, past what the bitmap of the file could note: that has changed, too.
+#[test]
+fn what_a_file_grows_by_is_dirty() {
+    let dir = tempfile::tempdir().unwrap();
+    run_control(|local| async move {
+        let graph = graph();
+        let file = add(&graph, bench::file("file", &image(dir.path(), "x.img", 1 << 20, 0))).await.unwrap();
+        let top = add(&graph, json!({ "driver": "raw", "node-name": "top", "file": "file" })).await.unwrap();
+        make(&graph, vec![change(file, "b", added(65536)), change(top, "b", added(65536))]).await.unwrap();
+        make(&graph, vec![change(file, "off", added(65536)), change(file, "off", BitmapAction::Disable)])
+            .await
+            .unwrap();
+        let uses = PermSet::CONSISTENT_READ | PermSet::WRITE | PermSet::RESIZE;
+        let grower = Perms { uses, shares: PermSet::ALL };
+        let port = attach(&graph, top, grower).await.unwrap();
+        let lane = port.handle().lane(&local);
+        put(&lane, 0, 512).await.unwrap();
+        put(&lane, SIZE + 128 * KIB, 512).await.unwrap();
+        let end = SIZE + 128 * KIB + 512;
+        drop(lane);
+        port.detach(&mut graph.permit()).await;
+        // A snapshot of what has changed has what is new.
+        let target = json!({ "driver": "null-co", "node-name": "target", "size": end, "read-zeroes": true });
+        add(&graph, target).await.unwrap();
+        let bitmap = json!({ "node": "file", "name": "b" });
+        let cbw = json!({ "driver": "copy-before-write", "node-name": "cbw", "file": "file", "target": "target",
+                          "bitmap": bitmap });
+        let cbw = add(&graph, cbw).await.unwrap();
+        let access =
+            add(&graph, json!({ "driver": "snapshot-access", "node-name": "access", "file": "cbw" })).await.unwrap();
+        let reader = attach(&graph, access, bench::READER).await.unwrap();
+        let snapshot = reader.handle().lane(&local);
+        bench::read(&snapshot, range(end - 512, 512)).await.unwrap();
+        bench::read(&snapshot, range(0, 512)).await.unwrap();
+        bench::read(&snapshot, range(128 * KIB, 512)).await.unwrap_err();
+        drop(snapshot);
+        reader.detach(&mut graph.permit()).await;
+        for node in [access, cbw] {
+            graph.permit().remove(node).await.unwrap();
+        }
+        // Each change of bitmaps looks at the end first.
+        let port = attach(&graph, top, grower).await.unwrap();
+        let lane = port.handle().lane(&local);
+        put(&lane, end, 512).await.unwrap();
+        make(&graph, vec![change(file, "c", added(65536))]).await.unwrap();
+        let grown = vec![(0, 65536), (SIZE, end + 512)];
+        assert_eq!((runs(&graph, file, "b"), runs(&graph, top, "b")), (grown.clone(), grown));
+        assert_eq!((runs(&graph, file, "c"), runs(&graph, file, "off")), (vec![], vec![]));
+        put(&lane, end + 512, 512).await.unwrap();
+        make(&graph, vec![change(file, "b", BitmapAction::Clear)]).await.unwrap();
+        assert_eq!(runs(&graph, file, "b"), []);
+        put(&lane, end + 1024, 512).await.unwrap();
+        drop(lane);
+        port.detach(&mut graph.permit()).await;
+        // So does who resizes: what an operator makes a disk larger by has not changed.
+        graph.permit().resize(top, 4 << 20, Preallocation::Off).await.unwrap();
+        assert_eq!(runs(&graph, file, "b"), [(SIZE + 128 * KIB, SIZE + 192 * KIB)]);
+        assert_eq!(runs(&graph, top, "b").last(), Some(&(SIZE, SIZE + 192 * KIB)));
     });
 }
 

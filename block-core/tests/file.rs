@@ -22,6 +22,7 @@ use block_core::base::IoError;
 use block_core::drivers::protocol::file::{CreateOptions, create};
 use block_core::graph::{DirectRequest, Graph, Passed, PermSet, Perms, Preallocation, RingEntry, Settled, WriteFlags};
 use block_core::port::Port;
+use block_core::rt::fault::{Fault, Faults, Plan};
 use block_core::rt::{IoBuf, run_control};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use serde_json::{Value, json};
@@ -489,6 +490,37 @@ fn locks_come_and_go_with_force_share() {
     });
 }
 
+/// A file system that could not lock when the image was opened is asked again by who insists.
+#[test]
+fn a_reopen_that_insists_on_locks_gets_them_or_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), "x.img", 1 << 20, 0);
+    let faults = Faults::default();
+    let _entered = faults.enter();
+    run_control(async |_| {
+        let on = with(file("n", &path), &json!({ "locking": "on" }));
+        let mut unlocked = 0;
+        for nth in 1..100 {
+            let graph = graph();
+            let node = add(&graph, file("n", &path)).await.unwrap();
+            faults.arm(Plan { nth, fault: Fault::Errno(libc::ENOLCK), lasting: false });
+            let port = attach(&graph, node, sole_reader()).await.unwrap();
+            if faults.disarm().is_empty() {
+                break;
+            }
+            unlocked += 1;
+            assert_eq!(qemu_refuses(&path, &[]), None);
+            faults.arm(Plan { nth: 1, fault: Fault::Errno(libc::ENOLCK), lasting: true });
+            reopen(&graph, std::slice::from_ref(&on)).await.unwrap_err();
+            faults.disarm();
+            reopen(&graph, std::slice::from_ref(&on)).await.unwrap();
+            assert!(qemu_refuses(&path, &[]).is_some(), "call {nth}");
+            port.detach(&mut graph.permit()).await;
+        }
+        assert!(unlocked > 1, "each of some calls failed");
+    });
+}
+
 // ---- flushes that fail (D21) ------------------------------------------------------------------------------------
 
 #[test]
@@ -524,6 +556,39 @@ fn after_a_flush_that_failed_all_fail_until_a_reopen() {
             port.detach(&mut graph.permit()).await;
         });
     }
+}
+
+/// Whoever has the image next would believe that it is whole: that it may not be is said once, and not forgotten.
+#[test]
+fn what_may_be_lost_is_said_before_the_image_is_handed_over() {
+    let failing = Failing::new();
+    let options = json!({ "driver": "host_device", "node-name": "n", "filename": failing.device.path });
+    run_control(async |local| {
+        let graph = graph();
+        let node = add(&graph, options.clone()).await.unwrap();
+        let top = add(&graph, json!({ "driver": "raw", "node-name": "top", "file": "n" })).await.unwrap();
+        let port = attach(&graph, top, writer()).await.unwrap();
+        let lane = port.handle().lane(&local);
+        write(&lane, 0, &[2; 4096], FLAGS).await.unwrap();
+        failing.fail();
+        flush(&lane).await.unwrap_err();
+        drop(lane);
+        port.detach(&mut graph.permit()).await;
+        let refused = graph.permit().deactivate(Some(top)).await.unwrap_err().full();
+        assert!(refused.starts_with("Could not flush node 'top' before deactivating it: "), "{refused}");
+        assert!(graph.node(node).unwrap().options.active && graph.node(top).unwrap().options.active);
+        // Who insists has heard it.
+        graph.permit().deactivate(Some(top)).await.unwrap();
+        graph.permit().activate(Some(top)).await.unwrap();
+        let port = attach(&graph, top, writer()).await.unwrap();
+        let lane = port.handle().lane(&local);
+        assert_eq!(flush(&lane).await, Err(IoError::FlushLatched));
+        reopen(&graph, &[options]).await.unwrap();
+        flush(&lane).await.unwrap();
+        drop(lane);
+        port.detach(&mut graph.permit()).await;
+        graph.permit().deactivate(Some(top)).await.unwrap();
+    });
 }
 
 #[test]

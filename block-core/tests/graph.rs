@@ -13,8 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use block_core::base::IoError;
-use block_core::graph::{NewNode, NodeOptions, OpKind, PermSet, Perms, Preallocation};
+use block_core::base::{Error, IoError};
+use block_core::graph::{
+    ChildId, DriverInfo, NewNode, NodeOptions, OpKind, PermSet, Perms, Preallocation, ReopenRequest, Role,
+};
+use block_core::pipeline::{Filter, Filtered};
 use block_core::port::{PORT, Port, PortHandle, PortNews, PortOptions};
 use block_core::rt::{Engine, IoBuf, IoThread, Local, Op, PollParams, run_control};
 use support::user::{READER, WRITER, port, range, read_byte, write_bytes};
@@ -302,6 +305,50 @@ fn what_was_written_is_flushed_before_a_node_goes() {
         assert_eq!(seen.flushes.load(Ordering::Relaxed), 1);
         assert!(seen.closed.load(Ordering::Acquire));
         assert_eq!(graph.find("disk"), None);
+    });
+}
+
+/// A filter whose configuration says on which thread it ends.
+struct Passes(ChildId);
+
+struct Ending(std::sync::mpsc::Sender<String>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.send(std::thread::current().name().unwrap_or_default().to_owned()).unwrap();
+    }
+}
+
+impl Filter for Passes {
+    type Conf = Ending;
+
+    fn child(&self) -> ChildId {
+        self.0
+    }
+
+    async fn reopen(&self, conf: &Ending, _: ReopenRequest<'_>) -> Result<Ending, Error> {
+        Ok(Ending(conf.0.clone()))
+    }
+
+    fn info(&self, _: &Ending) -> DriverInfo {
+        DriverInfo { driver: "passes", ..DriverInfo::default() }
+    }
+}
+
+/// A file may be closed there, and that may wait for whoever has it.
+#[test]
+fn the_configuration_of_a_removed_node_ends_on_a_helper_thread() {
+    run_control(|_| async {
+        let graph = graph();
+        let below = add(&graph, mem("disk", 1, &Arc::default())).await;
+        let (sender, ended) = std::sync::mpsc::channel();
+        let node = NewNode::new("passes".into(), NodeOptions::default(), move |edges| {
+            (Filtered(Passes(edges.to("file", below, Role::Filtered))), Ending(sender))
+        });
+        let node = graph.permit().add(node).await.unwrap();
+        ended.try_recv().unwrap_err();
+        graph.permit().remove(node).await.unwrap();
+        assert_eq!(ended.try_recv().unwrap(), "rt-helper", "and before the answer");
     });
 }
 

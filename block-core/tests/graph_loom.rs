@@ -59,7 +59,9 @@ impl World {
 
     fn drain_and_change(&self) {
         self.gate.stop();
-        block_on(poll_fn(|cx| self.gate.poll_empty(cx)));
+        let mut key = None;
+        block_on(poll_fn(|cx| self.gate.poll_empty(&mut key, cx)));
+        self.gate.forget_empty(&mut key);
         // SAFETY: nobody is inside; loom checks it.
         self.edge.with_mut(|edge| unsafe { *edge = 2 });
         self.gate.resume(Some(2));
@@ -130,7 +132,9 @@ fn a_late_parker_is_hurried() {
             }
         });
         world.gate.stop();
-        block_on(poll_fn(|cx| world.gate.poll_empty(cx)));
+        let mut key = None;
+        block_on(poll_fn(|cx| world.gate.poll_empty(&mut key, cx)));
+        world.gate.forget_empty(&mut key);
         io.join().unwrap(); // nothing is resumed: the parked one has to see the stop
     });
 }

@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use bench::{add, attach, enter, range, read, write, writer};
 use block_core::base::IoError;
+use block_core::catalog;
 use block_core::graph::{Graph, NodeId, PermSet, Perms, Preallocation, WriteFlags};
 use block_core::port::{PORT, Port};
 use block_core::rt::sync::oneshot;
@@ -147,16 +148,61 @@ fn the_end_moves_through_what_passes_it_on() {
     });
 }
 
+/// A file without a byte ends where others do: somewhere.
+#[test]
+fn an_empty_file_grows_through_raw() {
+    let dir = tempfile::tempdir().unwrap();
+    run_control(async |_| {
+        let path = image(&dir, 0);
+        let graph = graph();
+        let raw = json!({ "driver": "raw", "node-name": "raw", "file": file(&path, &json!({})) });
+        let raw = add(&graph, raw).await.unwrap();
+        let port = attach(&graph, raw, grower()).await.unwrap();
+        write_at(&port, 64 * KIB, 7, 512).await.unwrap();
+        assert_eq!(bytes(&port, 63 * KIB, 1536).await.unwrap(), [vec![0; 1024], vec![7; 512]].concat());
+        assert_eq!((len(&path), size(&graph, raw)), (64 * KIB + 512, 64 * KIB + 512));
+        port.detach(&mut graph.permit()).await;
+        graph.permit().remove(raw).await.unwrap();
+    });
+}
+
+#[test]
+fn an_image_is_made_through_raw_in_an_empty_file() {
+    let dir = tempfile::tempdir().unwrap();
+    run_control(async |_| {
+        let path = image(&dir, 0);
+        let graph = graph();
+        let below = file(&path, &json!({}));
+        let raw = json!({ "driver": "raw", "node-name": "raw", "file": below });
+        let raw = add(&graph, raw).await.unwrap();
+        let options = json!({ "driver": "qcow2", "file": "raw", "size": MIB });
+        let options = qmp::schema::from_value(options).unwrap_or_else(|error: qmp::Error| panic!("{}", error.desc));
+        catalog::create(&graph, options).await.unwrap_or_else(|error| panic!("{}", error.full()));
+        let image = add(&graph, json!({ "driver": "qcow2", "node-name": "image", "file": "raw" })).await.unwrap();
+        assert_eq!(size(&graph, image), MIB);
+        let port = attach(&graph, image, writer()).await.unwrap();
+        write_at(&port, 512 * KIB, 7, 512).await.unwrap();
+        assert_eq!(bytes(&port, 512 * KIB, 1024).await.unwrap(), [vec![7; 512], vec![0; 512]].concat());
+        port.detach(&mut graph.permit()).await;
+        graph.permit().remove(image).await.unwrap();
+        graph.permit().remove(raw).await.unwrap();
+    });
+}
+
 fn preallocate(path: &str) -> Value {
     json!({ "driver": "preallocate", "node-name": "pre", "prealloc-align": 65536, "prealloc-size": MIB,
             "file": file(path, &json!({})) })
 }
 
 async fn scene(start: u64, work: impl AsyncFnOnce(Rc<Graph>, NodeId, String)) {
+    scene_of(start, preallocate, work).await;
+}
+
+async fn scene_of(start: u64, node: fn(&str) -> Value, work: impl AsyncFnOnce(Rc<Graph>, NodeId, String)) {
     let dir = tempfile::tempdir().unwrap();
     let path = image(&dir, start);
     let graph = graph();
-    let node = add(&graph, preallocate(&path)).await.unwrap();
+    let node = add(&graph, node(&path)).await.unwrap();
     work(graph, node, path).await;
 }
 
@@ -235,10 +281,43 @@ fn what_others_wrote_is_not_cut_off() {
 /// the other one takes.
 #[test]
 fn two_threads_grow_one_file() {
+    grown_by_two(preallocate);
+}
+
+/// The filter takes space of a filter, which takes space itself.
+#[test]
+fn two_threads_grow_one_file_through_two_filters() {
+    for _ in 0..5 {
+        grown_by_two(|path| {
+            json!({ "driver": "preallocate", "node-name": "above", "prealloc-align": 65536, "prealloc-size": 65536,
+                    "file": preallocate(path) })
+        });
+    }
+}
+
+/// Space is taken up to here or there at the same time, by one who has seen the old end.
+#[test]
+fn space_that_is_taken_never_moves_the_end_back() {
+    run_control(async |_| {
+        scene(4096, async |graph, node, _| {
+            let port = attach(&graph, node, grower()).await.unwrap();
+            write_at(&port, 128 * KIB, 7, 4096).await.unwrap();
+            set_end(&port, 64 * KIB, Preallocation::Falloc).await.unwrap();
+            assert_eq!(size(&graph, node), 132 * KIB);
+            assert_eq!(bytes(&port, 128 * KIB, 4096).await.unwrap(), [7; 4096]);
+            set_end(&port, 64 * KIB, Preallocation::Off).await.unwrap();
+            assert_eq!(size(&graph, node), 64 * KIB);
+            port.detach(&mut graph.permit()).await;
+        })
+        .await;
+    });
+}
+
+fn grown_by_two(node: fn(&str) -> Value) {
     const STEP: u64 = 8192;
     const ROUNDS: u64 = 200;
     run_control(async |_| {
-        scene(0, async |graph, node, path| {
+        scene_of(0, node, async |graph, node, path| {
             let port = attach(&graph, node, grower()).await.unwrap();
             let threads = [0, 1].map(|_| IoThread::spawn("grower", PollParams::default()).unwrap());
             let mut ends = Vec::new();

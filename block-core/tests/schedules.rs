@@ -98,7 +98,9 @@ impl World {
 
     fn stop_and_empty(&self) {
         self.gate.stop();
-        block_on(poll_fn(|cx| self.gate.poll_empty(cx)));
+        let mut key = None;
+        block_on(poll_fn(|cx| self.gate.poll_empty(&mut key, cx)));
+        self.gate.forget_empty(&mut key);
         assert_eq!(self.walking.load(Ordering::Relaxed), 0, "drained, and a request is inside");
     }
 
@@ -245,7 +247,9 @@ fn views_are_reclaimed() {
             move || view.use_node()
         });
         gate.stop();
-        block_on(poll_fn(|cx| gate.poll_empty(cx)));
+        let mut key = None;
+        block_on(poll_fn(|cx| gate.poll_empty(&mut key, cx)));
+        gate.forget_empty(&mut key);
         gate.resume(Some(View::of(&new)));
         old.close();
         io.into_iter().for_each(|io| io.join().unwrap());

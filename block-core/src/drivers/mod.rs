@@ -64,11 +64,11 @@ impl Site<'_> {
         self.optional(name).expect("the catalog opens the children that its line demands")
     }
 
-    /// The marks of a bitmap that is there.
-    pub fn bitmap(&self, named: &BlockDirtyBitmap) -> Result<Arc<Bitmap>> {
+    /// The marks of a bitmap that is there. True: its node's end moves, past what is marked.
+    pub fn bitmap(&self, named: &BlockDirtyBitmap) -> Result<(Arc<Bitmap>, bool)> {
         let BlockDirtyBitmap { node, name } = named;
         let node = self.graph.find(node).ok_or_else(|| Error::new(format!("Node '{node}' not found")))?;
-        Ok(self.graph.bitmap(node, name)?.bits)
+        Ok((self.graph.bitmap(node, name)?.bits, self.graph.has_moving_end(node)))
     }
 
     /// Reads from a child. From now on no other program may write to it, if it was defined with this node.

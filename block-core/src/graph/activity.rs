@@ -10,7 +10,7 @@ use super::options::NodeOptions;
 use super::permission::PermSet;
 use super::resize::NewBody;
 use super::shape::Vertex;
-use crate::base::{Error, Result};
+use crate::base::{Error, IoError, Result, ResultExt};
 
 impl Permit {
     /// Makes a node active with all that it stands on; without one, all nodes.
@@ -49,6 +49,9 @@ impl Permit {
             return Ok(());
         }
         let mut drained = self.drain(&nodes).await?;
+        if !active {
+            drained.handed_over(&nodes).await?;
+        }
         let mut ready = Vec::new();
         for id in nodes {
             ready.push(drained.with_activity(id, active).await?);
@@ -60,14 +63,30 @@ impl Permit {
 }
 
 impl Drained<'_> {
+    /// Whoever has the images next sees all of them, or it is said once that what was written may be lost.
+    async fn handed_over(&mut self, nodes: &[NodeId]) -> Result<()> {
+        let mut result = Ok(());
+        for id in nodes {
+            let shared = |vertex: &Vertex| vertex.node().map(|node| (node.shared.clone(), node.options));
+            let Some((shared, options)) = self.graph().vertex(*id, shared).flatten() else { continue };
+            if options.read_only {
+                continue;
+            }
+            let flushed = self.exclusive(*id)?.with(async |child| child.finish_and_flush().await).await;
+            if let Err(error) = flushed
+                && !(shared.tell_loss() && error == IoError::FlushLatched)
+                && result.is_ok()
+            {
+                result = Err(error).doing(|| format!("Could not flush node '{}' before deactivating it", shared.name));
+            }
+        }
+        result
+    }
+
     /// A node's configuration as an active or an inactive one.
-    async fn with_activity(&mut self, id: NodeId, active: bool) -> Result<NewBody> {
+    async fn with_activity(&self, id: NodeId, active: bool) -> Result<NewBody> {
         let missing = || Error::new("There is no such node");
         let report = self.graph().node(id).ok_or_else(missing)?;
-        if !active && !report.options.read_only {
-            // Whoever has the image next sees all of it.
-            self.flushed(id, &report.name).await?;
-        }
         let old = self.graph().borrow_body(id).ok_or_else(missing)?;
         let options = NodeOptions { active, ..report.options };
         let new = old.body.set_active(options, report.perms).await?;

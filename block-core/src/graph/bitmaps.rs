@@ -12,7 +12,7 @@ use super::geometry::Geometry;
 use super::id::NodeId;
 use super::shape::{Kind, NodeParts, Vertex, Vertices};
 use super::transaction::{Pending, Step};
-use crate::base::{Error, Result};
+use crate::base::{ByteRange, Error, Result};
 use crate::bitmap::Bitmap;
 
 /// A bitmap of a node.
@@ -110,7 +110,30 @@ impl Step for BitmapChange {
 }
 
 impl<'d> GraphEdit<'d> {
+    /// Bitmaps of nodes whose end moves have noted nothing of what lies past the size that they know, and whoever moved the
+    /// end has written there. To be asked before another reason makes the node larger, of a node that is drained.
+    pub(super) fn catch_up(&mut self, id: NodeId) -> Result<()> {
+        for id in self.above([id]) {
+            let Some(vertex) = self.vertex(id) else { continue };
+            let Some(end) = self.moving_end(vertex) else { continue };
+            let Kind::Node(parts) = &mut self.vertex_mut(id)?.kind else { continue };
+            if parts.geometry.size == end || parts.is_supposed {
+                continue;
+            }
+            let grown = ByteRange::between(parts.geometry.size, end);
+            parts.geometry.size = end;
+            parts.resize_bitmaps()?;
+            for bits in parts.recording() {
+                grown.iter().for_each(|grown| bits.mark(*grown));
+            }
+            self.geometry_dirty.insert(id);
+            self.seen_differently.insert(id);
+        }
+        Ok(())
+    }
+
     fn add_bitmap(&mut self, owner: Owner<'d>, name: &str, what: &BitmapAction) -> Result<()> {
+        self.catch_up(owner.id)?;
         let node = self.vertex(owner.id).and_then(Vertex::node).ok_or_else(no_such_node)?;
         let new = NodeBitmap::new(name, what, node.geometry)?;
         self.change_bitmaps(owner, |bitmaps, _| {
@@ -134,6 +157,7 @@ impl<'d> GraphEdit<'d> {
     }
 
     fn merge_bitmaps(&mut self, owner: Owner<'d>, name: &str, sources: &[(NodeId, String)]) -> Result<()> {
+        sources.iter().try_for_each(|(node, _)| self.catch_up(*node))?;
         let source = |(node, name): &(NodeId, String)| {
             let bitmap = self.bitmap(*node, name)?;
             bitmap.check_usable()?;
@@ -172,6 +196,7 @@ impl<'d> GraphEdit<'d> {
         owner: Owner<'d>,
         change: impl FnOnce(&mut Vec<NodeBitmap>, bool) -> Result<()>,
     ) -> Result<()> {
+        self.catch_up(owner.id)?;
         let Kind::Node(parts) = &mut self.vertex_mut(owner.id)?.kind else { return Err(no_such_node()) };
         change(&mut parts.bitmaps, parts.options.read_only)?;
         self.seen_differently.insert(owner.id);
@@ -258,7 +283,13 @@ impl NodeParts {
 }
 
 impl Graph {
-    /// A bitmap of a node, as it is now.
+    /// Writers may move the node's end, past what its bitmaps note.
+    pub(crate) fn has_moving_end(&self, node: NodeId) -> bool {
+        let shape = self.shape.borrow();
+        shape.vertex(node).is_some_and(|vertex| shape.moving_end(vertex).is_some())
+    }
+
+    /// A bitmap of a node, as it is now. What a moving end has left behind it since the last change of the graph is not in it.
     pub fn bitmap(&self, node: NodeId, name: &str) -> Result<NodeBitmap> {
         let found = self.vertex(node, |vertex| {
             let bitmaps = &vertex.node().ok_or_else(no_such_node)?.bitmaps;

@@ -1,7 +1,6 @@
 //! The affected roots, stopped and empty; and the control task's own I/O while they are.
 
 use std::collections::BTreeSet;
-use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -139,7 +138,7 @@ impl Stopped {
         let local = Local::current();
         let all = async {
             for root in &self.roots {
-                poll_fn(|cx| root.gate().poll_empty(cx)).await;
+                root.emptied().await;
             }
             self.graph.private_emptied(&self.set).await;
         };
@@ -226,7 +225,7 @@ impl Graph {
         drop(pin);
         root.gate().stop();
         // What drivers forked has to be over as well.
-        poll_fn(|cx| root.gate().poll_empty(cx)).await;
+        root.emptied().await;
         drop(lane);
         self.forget_private(&root);
         value
@@ -244,7 +243,7 @@ impl Graph {
         };
         for root in left {
             root.gate().stop();
-            poll_fn(|cx| root.gate().poll_empty(cx)).await;
+            root.emptied().await;
             self.forget_private(&root);
         }
     }

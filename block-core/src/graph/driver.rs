@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::mem::needs_drop;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -22,7 +23,7 @@ use super::passage::DirectPlan;
 use super::permission::{Perms, Role};
 use super::snapshots::{SnapshotChange, SnapshotInfo, Snapshotted};
 use crate::base::{ByteRange, Error, IoError};
-use crate::rt::IoBuf;
+use crate::rt::{IoBuf, blocking};
 
 /// How a write is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -758,7 +759,10 @@ impl<D: Driver> DynDriver for Body<D> {
         Box::pin(async move {
             let body = Arc::into_inner(self).expect("a node is closed after the last view that names it has gone");
             let driver = Arc::into_inner(body.driver).expect("no configuration outlives the last view");
-            drop(body.conf);
+            if needs_drop::<D::Conf>() {
+                // It may be the last to have a file open, whose close may wait for a network.
+                blocking(move || drop(body.conf)).await;
+            }
             driver.close().await;
         })
     }

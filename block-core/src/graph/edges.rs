@@ -15,6 +15,7 @@ impl<'d> GraphEdit<'d> {
     pub fn set_edge(&mut self, owner: Owner<'d>, child: ChildId, to: NodeId) -> Result<()> {
         let Edge { name, to: old, .. } = self.thawed(owner.id, child)?;
         self.check_descent(owner.id, &name, to)?;
+        self.catch_up(owner.id)?;
         self.vertex_mut(to)?.parents.push(owner.id);
         self.unlink(old, owner.id)?;
         self.replaced.push((old, to));

@@ -236,6 +236,7 @@ impl<'d> GraphEdit<'d> {
         new: Arc<dyn DynDriver>,
         options: NodeOptions,
     ) -> Result<()> {
+        self.catch_up(owner.id)?;
         let vertex = self.vertex_mut(owner.id)?;
         let Kind::Node(parts) = &mut vertex.kind else { return Err(no_such_node()) };
         assert!(Arc::ptr_eq(&parts.body.driver(), &new.driver()), "a configuration belongs to its driver");

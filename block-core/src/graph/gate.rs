@@ -36,7 +36,8 @@ pub struct Gate<V> {
     state: AtomicU64,
     lanes: Mutex<Vec<Arc<LaneCount>>>,
     view: Mutex<V>,
-    drainer: Mutex<Option<Waker>>,
+    /// Who wait until nobody is inside; woken by the last request of a lane.
+    drainers: Wakers,
     /// Requests that wait outside; woken by `resume`.
     outside: Wakers,
     /// Requests inside that wait for something slow; woken by `stop`.
@@ -50,7 +51,7 @@ impl<V: Clone> Gate<V> {
             state: AtomicU64::new(VERSION),
             lanes: Mutex::new(Vec::new()),
             view: Mutex::new(view),
-            drainer: Mutex::new(None),
+            drainers: Wakers::default(),
             outside: Wakers::default(),
             parked: Wakers::default(),
         }
@@ -100,16 +101,8 @@ impl<V: Clone> Gate<V> {
                 fence(Ordering::SeqCst);
             }
             if self.state.load(Ordering::Relaxed) & STOPPED != 0 {
-                self.wake_drainer();
+                self.drainers.wake_all();
             }
-        }
-    }
-
-    #[cold]
-    fn wake_drainer(&self) {
-        let waker = lock(&self.drainer).take();
-        if let Some(waker) = waker {
-            waker.wake();
         }
     }
 
@@ -155,6 +148,11 @@ impl<V: Clone> Gate<V> {
         self.parked.forget(key);
     }
 
+    /// Forgets a registration of [`Gate::poll_empty`].
+    pub fn forget_empty(&self, key: &mut Option<usize>) {
+        self.drainers.forget(key);
+    }
+
     /// Forgets a registration of [`Gate::poll_open`].
     pub fn forget_open(&self, key: &mut Option<usize>) {
         self.outside.forget(key);
@@ -167,13 +165,13 @@ impl<V: Clone> Gate<V> {
         self.parked.wake_all();
     }
 
-    /// Ready when nobody is inside. One drainer at a time; the gate is stopped.
-    pub fn poll_empty(&self, cx: &Context<'_>) -> Poll<()> {
+    /// Ready when nobody is inside. The gate is stopped.
+    pub fn poll_empty(&self, key: &mut Option<usize>, cx: &Context<'_>) -> Poll<()> {
         if canary("lower_flag") {
             // The known-bad protocol: the flag is down while its owner looks, so who leaves then wakes nobody.
             self.state.fetch_and(!STOPPED, Ordering::AcqRel);
         }
-        *lock(&self.drainer) = Some(cx.waker().clone());
+        self.drainers.register(key, cx.waker());
         let empty = lock(&self.lanes).iter().all(|lane| lane.0.load(Ordering::Acquire) == 0);
         if canary("lower_flag") {
             self.state.fetch_or(STOPPED, Ordering::AcqRel);
@@ -234,6 +232,7 @@ impl Wakers {
         }
     }
 
+    #[cold]
     fn wake_all(&self) {
         let woken: Vec<_> = lock(&self.0).iter_mut().filter_map(|(_, waker)| waker.take()).collect();
         woken.into_iter().for_each(Waker::wake);
@@ -243,4 +242,38 @@ impl Wakers {
 /// A panic while one of these locks is held ends the process; a poisoned lock is only ever seen by unwinding tests.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Wake;
+
+    #[derive(Default)]
+    struct Counting(AtomicUsize);
+
+    impl Wake for Counting {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A command that gave up has left a root, for which it waits as well as the next drain.
+    #[test]
+    fn all_who_wait_for_an_empty_gate_are_woken() {
+        let gate = Gate::new(());
+        let lane = gate.attach();
+        gate.enter(&lane, 1).unwrap();
+        gate.stop();
+        let wakers = [(); 3].map(|()| Arc::new(Counting::default()));
+        let mut keys = [None; 3];
+        for (key, waker) in keys.iter_mut().zip(&wakers) {
+            assert!(gate.poll_empty(key, &Context::from_waker(&waker.clone().into())).is_pending());
+        }
+        gate.forget_empty(&mut keys[2]);
+        gate.leave(&lane, 0);
+        assert_eq!(wakers.map(|waker| waker.0.load(Ordering::Relaxed)), [1, 1, 0]);
+        assert!(gate.poll_empty(&mut keys[0], &Context::from_waker(Waker::noop())).is_ready());
+    }
 }

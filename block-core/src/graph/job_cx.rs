@@ -3,13 +3,12 @@
 //! While a step holds the pin, the permit is borrowed: no second pin, no pause point, and so no drain that would wait
 //! for the job itself.
 
-use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::rc::Rc;
-use std::task::Poll;
 
 use super::cx::IoCx;
 use super::lane::{Lane, ViewPin};
+use crate::rt::sync::yield_now;
 
 /// See the module's head.
 pub struct JobCx {
@@ -48,14 +47,6 @@ impl JobCx {
 
     /// Lets others go first: a drain of the job's root gets through here.
     pub async fn pause_point(&mut self) {
-        let mut paused = false;
-        poll_fn(|cx| {
-            if std::mem::replace(&mut paused, true) {
-                return Poll::Ready(());
-            }
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await;
+        yield_now().await;
     }
 }

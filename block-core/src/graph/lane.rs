@@ -53,6 +53,12 @@ impl Root {
         self.0.gate.inside()
     }
 
+    /// Waits until nobody is inside. The gate is stopped.
+    pub(crate) async fn emptied(&self) {
+        let mut wait = Registered { root: &self.0, key: None, forget: Gate::forget_empty };
+        poll_fn(|cx| self.0.gate.poll_empty(&mut wait.key, cx)).await;
+    }
+
     /// The calling thread's lane. A thread may have several; each counts for itself.
     pub fn lane(&self, local: &Rc<Local>) -> Rc<Lane> {
         static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -120,8 +120,14 @@ impl NodeShared {
         self.inherits_loss.load(Relaxed)
     }
 
-    pub(crate) fn set_inherits_loss(&self, loss: bool) {
-        self.inherits_loss.store(loss, Relaxed);
+    pub(crate) fn inherit_loss(&self) {
+        self.inherits_loss.store(true, Relaxed);
+    }
+
+    /// What fails from now on is another loss.
+    pub(crate) fn forget_loss(&self) {
+        self.inherits_loss.store(false, Relaxed);
+        self.loss_told.store(false, Relaxed);
     }
 
     /// A request of one of the node's users failed. A guest can have this said as often as it likes.

@@ -85,7 +85,7 @@ impl Step for ReopenStep {
         self.ready = None;
         // Whoever reopens a node has heard that its flushes fail, and goes on from here.
         if let Some(shared) = self.shared.take() {
-            shared.set_inherits_loss(false);
+            shared.forget_loss();
         }
     }
 

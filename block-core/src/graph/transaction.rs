@@ -165,7 +165,7 @@ impl GraphEdit<'_> {
         for (node, by) in replaced {
             for heir in self.below([*by]).into_iter().filter(|id| self.stands_on(*id, *node)) {
                 let parts = self.vertex(heir).and_then(Vertex::node);
-                parts.iter().for_each(|parts| parts.shared.set_inherits_loss(true));
+                parts.iter().for_each(|parts| parts.shared.inherit_loss());
             }
         }
     }

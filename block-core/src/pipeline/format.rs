@@ -48,9 +48,9 @@ pub trait Format: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Extent, IoError>>;
 
     /// In bytes: the last such unit of a child need not be there in full. What is missing of it reads as zeroes, and is
-    /// there when it is written. Data behind it is none. Without it a child may be as short as it likes.
-    fn unit(&self) -> u64 {
-        i64::MAX as u64
+    /// there when it is written. Data behind it is none. `None`: a child may be as short as it likes.
+    fn unit(&self) -> Option<u64> {
+        None
     }
 
     /// What stands between guest data and their places, if they are encrypted. Then requests are whole sectors.
@@ -321,13 +321,14 @@ async fn read_extent<F: Format>(
             } else if place.end() <= child.size() {
                 child.read(place, buf).await?;
             } else {
-                Box::pin(read_over_end(child, place, format.unit(), buf)).await?;
+                within_unit(child, place, format.unit())?;
+                Box::pin(read_or_zeroes(child, place, buf)).await?;
             }
         }
         Place::Zero { .. } => buf.fill_in_steps(0).await,
         Place::Below(child) => {
             cx.child(FILE).announce(DebugEvent::ReadBackingAio).await;
-            read_below(cx, child, at, buf).await?;
+            read_or_zeroes(cx.child(child), at, buf).await?;
         }
         Place::Passed(child) => cx.child(child).read(at, buf).await?,
         Place::Encoded => return format.read_encoded(conf, cx, at, buf).await,
@@ -365,9 +366,7 @@ async fn write_some<F: Format>(
     let extent = format.map(conf, cx, at, Access::Write).await?;
     if let Place::Data { child, offset } = extent.place {
         let (child, place) = (cx.child(child), range(offset, extent.len)?);
-        if place.end() > child.size() {
-            within_unit(child, place, format.unit())?;
-        }
+        within_unit(child, place, format.unit())?;
         cx.child(FILE).announce(DebugEvent::WriteAio).await;
         let buf = as_stored(format, at.start(), offset, buf.slice(0, extent.len))?;
         child.write(place, buf, flags).await?;
@@ -394,40 +393,26 @@ async fn read_sealed(
     seal: &Seal,
     guest: ByteRange,
     place: ByteRange,
-    unit: u64,
+    unit: Option<u64>,
     buf: IoBuf,
 ) -> Result<(), IoError> {
     let sealed = IoBuf::private(place.len())?;
-    if place.end() <= child.size() {
-        child.read(place, sealed.clone()).await?;
-    } else {
-        read_over_end(child, place, unit, sealed.clone()).await?;
-    }
+    within_unit(child, place, unit)?;
+    read_or_zeroes(child, place, sealed.clone()).await?;
     seal.open(guest.start(), place.start(), &sealed, &buf)
 }
 
 /// Where data is supposed to be, there has to be a part of it.
-fn within_unit(child: Child<'_>, at: ByteRange, unit: u64) -> Result<(), IoError> {
+fn within_unit(child: Child<'_>, at: ByteRange, unit: Option<u64>) -> Result<(), IoError> {
+    let Some(unit) = unit else { return Ok(()) };
     match child.size().checked_next_multiple_of(unit) {
         Some(end) if at.end() <= end => Ok(()),
         _ => Err(IoError::OutOfRange),
     }
 }
 
-/// What a file has not got of its last unit is zeroes; what is missing behind that is missing.
-async fn read_over_end(child: Child<'_>, at: ByteRange, unit: u64, buf: IoBuf) -> Result<(), IoError> {
-    within_unit(child, at, unit)?;
-    let inside = ByteRange::whole(child.size()).intersection(at).map_or(0, ByteRange::len);
-    if inside > 0 {
-        child.read(range(at.start(), inside)?, buf.slice(0, inside)).await?;
-    }
-    buf.slice(inside, at.len() - inside).fill(0);
-    Ok(())
-}
-
-/// A backing file may be shorter than its overlay: past its end there are zeroes.
-async fn read_below(cx: IoCx<'_>, child: ChildId, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
-    let child = cx.child(child);
+/// A child may be shorter than what is read of it: past its end there are zeroes.
+async fn read_or_zeroes(child: Child<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
     let inside = ByteRange::whole(child.size()).intersection(at).map_or(0, ByteRange::len);
     if inside > 0 {
         child.read(range(at.start(), inside)?, buf.slice(0, inside)).await?;

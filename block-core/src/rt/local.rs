@@ -34,6 +34,8 @@ pub struct Local {
     pub(super) now: Cell<Instant>,
     pub(super) stopping: Cell<bool>,
     pub(super) may_wait: Cell<bool>,
+    /// An I/O thread: guests wait where it does.
+    pub(super) is_io: Cell<bool>,
     pub(super) counters: Cell<LoopCounters>,
     /// Passes that may leave their submission to the sleep that follows.
     pub(super) lazy: Cell<u32>,
@@ -71,6 +73,7 @@ impl Local {
             now: Cell::new(Instant::now()),
             stopping: Cell::new(false),
             may_wait: Cell::new(false),
+            is_io: Cell::new(false),
             counters: Cell::default(),
             lazy: Cell::new(0),
             long_work: LocalMutex::new(()),
@@ -222,7 +225,7 @@ impl Local {
         self.counters.set(counters);
     }
 
-    fn me(&self) -> Rc<Self> {
+    pub(super) fn me(&self) -> Rc<Self> {
         self.me.upgrade().expect("`self` is borrowed from its Rc")
     }
 }

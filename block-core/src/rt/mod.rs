@@ -4,7 +4,7 @@
 //! `unsafe` and its only system calls that wait. Nothing here knows what a node, an image or a guest is.
 //!
 //! - `thread` starts and ends threads; `run` is their loop; `local` is what code on such a thread can ask for.
-//! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks.
+//! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks, `elsewhere` leaves it ends that may.
 //! - `exec`, `timer`, `inflight`, `readiness` and `source` hold what waits: tasks, sleeps, operations, descriptors, queues.
 //! - `bell` signals to strangers, who cannot make it wait.
 //! - `fault` is where all that can fail passes, and where tests have it fail.
@@ -14,6 +14,7 @@
 mod bell;
 mod buf;
 mod driver;
+mod elsewhere;
 mod epoll;
 mod exec;
 pub mod fault;
@@ -45,6 +46,7 @@ mod words;
 
 pub use bell::Bell;
 pub use buf::{IoBuf, STEP, Segment};
+pub use elsewhere::Elsewhere;
 pub use fault::{TRIES, system_call};
 pub use fd::{SharedFd, eventfd};
 pub use heap::trim_heap;
@@ -53,7 +55,7 @@ pub use kept::{Kept, KeptBytes, WipingHeap, burn_stack, leave_no_dumps};
 pub use local::{Local, LoopCounters};
 pub use op::{Counted, DirectOp, Engine, Hold, Op};
 pub use polling::PollParams;
-pub use pool::{blocking, blocking_long};
+pub use pool::{blocking, blocking_long, blocking_on};
 pub use random::random;
 pub use readiness::{Readiness, WatchId};
 pub use source::{Source, SourceId};

@@ -127,6 +127,14 @@ pub(super) enum RawOp {
 // completion has been taken on its own thread.
 unsafe impl Send for RawOp {}
 
+impl RawOp {
+    pub(super) fn fd(&self) -> RawFd {
+        match self {
+            Self::Move(DirectOp { fd, .. }) | Self::Sync { fd, .. } | Self::Fallocate { fd, .. } => *fd,
+        }
+    }
+}
+
 impl Op {
     /// The plain form. It points into `self`: valid while `self` is neither moved nor dropped.
     pub(super) fn raw(&self, engine: Engine) -> RawOp {

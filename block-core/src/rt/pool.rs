@@ -2,63 +2,90 @@
 //!
 //! Jobs end here as a message to the thread that asked. Which operation goes here and which to a ring is `inflight`'s
 //! choice; the pool is all there is where io_uring is refused.
+//!
+//! A file that hangs keeps the threads that work for it, so nobody else may need those. A job is *admitted* when there is a
+//! thread for it, or one will be made; until then it waits with its kind: each file has some threads that no other can
+//! take, and many while others leave them; calls that belong to no file, and those that take long, have their own.
 #![expect(unsafe_code, reason = "the blocking twins of ring entries take raw iovecs")]
 
 use super::op::{DirectOp, RawOp};
 use super::thread::{Message, Shared};
 use super::token::Token;
-use super::{Local, fault, sync};
+use super::{Local, SharedFd, fault, sync};
 use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Runs `work` on a helper thread and gives its result. Dropping the future abandons the result, not the work.
-/// Call it on a runtime thread; use it for open, locks and whatever else may block.
+/// Call it on a runtime thread; use it for open, locks and whatever else may block. What works on an open file is
+/// [`blocking_on`].
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    called(work, Job::Call).await
+    called(Whose::Nobodys, work).await
+}
+
+/// The same for work on an open file, beside the operations on it: where that hangs, nobody else is held up.
+pub async fn blocking_on<T: Send + 'static>(fd: &SharedFd, work: impl FnOnce(&OwnedFd) -> T + Send + 'static) -> T {
+    let (whose, fd) = (Whose::File(fd.as_raw_fd()), fd.clone());
+    called(whose, move || work(&fd)).await
 }
 
 /// The same for work that may take minutes (writing a whole file): only some of it runs at once, so that what guests wait
 /// for always finds a thread.
 pub async fn blocking_long<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    called(work, Job::Long).await
+    called(Whose::Long, work).await
 }
 
-async fn called<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static, job: impl FnOnce(Call) -> Job) -> T {
+/// Runs `work` on a helper thread some time; nobody waits for it.
+pub(super) fn later(work: impl FnOnce() + Send + 'static) {
+    submit(Job { whose: Whose::Nobodys, work: Work::Call(Box::new(fault::inherited(work))) });
+}
+
+async fn called<T: Send + 'static>(whose: Whose, work: impl FnOnce() -> T + Send + 'static) -> T {
     debug_assert!(Local::try_current().is_some(), "helper threads work for runtime threads");
     let (sender, receiver) = sync::oneshot();
     let work = fault::inherited(work);
-    submit(job(Box::new(move || {
+    let call = move || {
         // Nobody may be waiting any more: that is no error.
         let _ = sender.send(work());
-    })));
+    };
+    submit(Job { whose, work: Work::Call(Box::new(call)) });
     receiver.await.expect("a helper thread panicked; in release that ends the process")
 }
 
 /// Runs an operation on a helper thread; the completion comes as a message to `home`.
 pub(super) fn run(op: RawOp, token: Token, home: Arc<Shared>) {
-    submit(Job::Op { op, token, home });
+    submit(Job { whose: Whose::File(op.fd()), work: Work::Op { op, token, home } });
 }
 
-enum Job {
+struct Job {
+    whose: Whose,
+    work: Work,
+}
+
+/// Who has to have a thread for a job.
+#[derive(Clone, Copy)]
+enum Whose {
+    /// Whoever asked keeps it open until the job is over.
+    File(RawFd),
+    Nobodys,
+    Long,
+}
+
+enum Work {
     Op { op: RawOp, token: Token, home: Arc<Shared> },
-    Call(Call),
-    Long(Call),
+    Call(Box<dyn FnOnce() + Send>),
 }
-
-type Call = Box<dyn FnOnce() + Send>;
 
 impl Job {
     fn run(self) {
-        match self {
-            Self::Op { op, token, home } => home.post(Message::Completed { token, result: carry_out(&op) }),
-            Self::Call(call) => call(),
-            Self::Long(call) => {
-                let _over = LongOver;
-                call();
-                // Keys are derived here.
-                super::burn_stack();
-            }
+        match self.work {
+            Work::Op { op, token, home } => home.post(Message::Completed { token, result: carry_out(&op) }),
+            Work::Call(call) => call(),
+        }
+        if matches!(self.whose, Whose::Long) {
+            // Keys are derived here.
+            super::burn_stack();
         }
     }
 }
@@ -102,7 +129,15 @@ fn transfer(op: &DirectOp) -> isize {
 
 /// The one pool.
 static POOL: Pool = Pool {
-    state: Mutex::new(State { jobs: VecDeque::new(), long: VecDeque::new(), long_running: 0, idle: 0, threads: 0 }),
+    state: Mutex::new(State {
+        admitted: VecDeque::new(),
+        files: Files { all: Vec::new(), line: VecDeque::new(), running: 0 },
+        calls: Queue::EMPTY,
+        long: Queue::EMPTY,
+        idle: 0,
+        coming: 0,
+        threads: 0,
+    }),
     work: Condvar::new(),
 };
 
@@ -112,43 +147,136 @@ struct Pool {
 }
 
 struct State {
-    jobs: VecDeque<Job>,
-    /// Long ones that have not begun, and how many run.
-    long: VecDeque<Job>,
-    long_running: usize,
+    /// A thread comes for each of them, however long others take.
+    admitted: VecDeque<Job>,
+    files: Files,
+    calls: Queue,
+    long: Queue,
+    /// Threads that wait for a job, and those that have been started and have not looked for one yet.
     idle: usize,
+    coming: usize,
     threads: usize,
 }
 
 impl State {
-    /// Jobs that may begin now.
-    fn ready(&self) -> usize {
-        self.jobs.len() + self.long.len().min(MAX_LONG - self.long_running)
+    fn add(&mut self, job: Job) {
+        match job.whose {
+            Whose::File(fd) => self.files.add(fd, job),
+            Whose::Nobodys => self.calls.waiting.push_back(job),
+            Whose::Long => self.long.waiting.push_back(job),
+        }
+        self.admit();
     }
 
-    fn take(&mut self) -> Option<Job> {
-        let job = self.jobs.pop_front();
-        if job.is_some() || self.long_running == MAX_LONG {
-            return job;
+    /// A job has ended: others may be admitted, and so many are.
+    fn over(&mut self, whose: Whose) -> usize {
+        match whose {
+            Whose::File(fd) => self.files.over(fd),
+            Whose::Nobodys => self.calls.running -= 1,
+            Whose::Long => self.long.running -= 1,
         }
-        let long = self.long.pop_front()?;
-        self.long_running += 1;
-        Some(long)
+        self.admit()
     }
+
+    fn admit(&mut self) -> usize {
+        let before = self.admitted.len();
+        self.admitted.extend(std::iter::from_fn(|| self.files.next()));
+        self.admitted.extend(std::iter::from_fn(|| self.calls.next(MAX_CALLS)));
+        self.admitted.extend(std::iter::from_fn(|| self.long.next(MAX_LONG)));
+        self.admitted.len() - before
+    }
+}
+
+/// Jobs of one kind that are not admitted yet, and how many are, and have not ended.
+struct Queue {
+    waiting: VecDeque<Job>,
+    running: usize,
+}
+
+impl Queue {
+    const EMPTY: Self = Self { waiting: VecDeque::new(), running: 0 };
+
+    fn next(&mut self, most: usize) -> Option<Job> {
+        if self.running == most {
+            return None;
+        }
+        let job = self.waiting.pop_front()?;
+        self.running += 1;
+        Some(job)
+    }
+}
+
+/// The jobs of all files, which take turns.
+struct Files {
+    /// By descriptor: there are as many as have ever been open at once.
+    all: Vec<File>,
+    /// Those that another job could be admitted of, each once.
+    line: VecDeque<RawFd>,
+    running: usize,
+}
+
+struct File {
+    queue: Queue,
+    in_line: bool,
+}
+
+impl Files {
+    fn add(&mut self, fd: RawFd, job: Job) {
+        let count = index(fd) + 1;
+        if self.all.len() < count {
+            self.all.resize_with(count, || File { queue: Queue::EMPTY, in_line: false });
+        }
+        self.all[index(fd)].queue.waiting.push_back(job);
+        self.line_up(fd);
+    }
+
+    fn line_up(&mut self, fd: RawFd) {
+        let File { queue, in_line } = &mut self.all[index(fd)];
+        if !*in_line && !queue.waiting.is_empty() && queue.running < MAX_OF_FILE {
+            *in_line = true;
+            self.line.push_back(fd);
+        }
+    }
+
+    fn next(&mut self) -> Option<Job> {
+        let may = |fd: &RawFd| self.running < MAX_OF_FILES || self.all[index(*fd)].queue.running < ALWAYS;
+        let fd = self.line.remove(self.line.iter().position(may)?)?;
+        let File { queue, in_line } = &mut self.all[index(fd)];
+        *in_line = false;
+        let job = queue.next(MAX_OF_FILE);
+        self.running += usize::from(job.is_some());
+        self.line_up(fd);
+        job
+    }
+
+    fn over(&mut self, fd: RawFd) {
+        self.running -= 1;
+        self.all[index(fd)].queue.running -= 1;
+        self.line_up(fd);
+    }
+}
+
+fn index(fd: RawFd) -> usize {
+    usize::try_from(fd).expect("an open descriptor is no negative number")
 }
 
 fn submit(job: Job) {
     let mut state = POOL.lock();
-    let queue = if matches!(job, Job::Long(_)) { &mut state.long } else { &mut state.jobs };
-    queue.push_back(job);
-    if state.ready() <= state.idle {
+    state.add(job);
+    summon(state);
+}
+
+/// Another thread for what is admitted, if there is something.
+fn summon(mut state: MutexGuard<'_, State>) {
+    if state.admitted.len() > state.idle + state.coming {
+        state.threads += 1;
+        state.coming += 1;
+        drop(state);
+        grow();
+    } else if !state.admitted.is_empty() {
         // Whoever wakes up wants the lock.
         drop(state);
         POOL.work.notify_one();
-    } else if state.threads < MAX_THREADS {
-        state.threads += 1;
-        drop(state);
-        grow();
     }
 }
 
@@ -157,13 +285,17 @@ fn grow() {
     let Err(error) = started else { return };
     let mut state = POOL.lock();
     state.threads -= 1;
+    state.coming -= 1;
     tracing::warn!(%error, threads = state.threads, "no helper thread could be started");
     // Others will come to the job. Where there is nobody, waiting for ourselves is better than waiting for ever.
-    if state.threads == 0
-        && let Some(job) = state.take()
+    while state.threads == 0
+        && let Some(job) = state.admitted.pop_front()
     {
         drop(state);
+        let whose = job.whose;
         job.run();
+        state = POOL.lock();
+        state.over(whose);
     }
 }
 
@@ -175,50 +307,64 @@ impl Pool {
 
     /// The life of a helper thread.
     fn help(&self) {
-        let _leaving = Leaving;
-        while let Some(job) = self.next() {
+        let mut helper = Helper { works_for: None };
+        while let Some(job) = self.next(helper.works_for.take()) {
+            helper.works_for = Some(job.whose);
             job.run();
         }
     }
 
-    /// `None` after ten seconds without a job.
-    fn next(&self) -> Option<Job> {
+    /// The next job; `ended`: whose the last one was. `None` after ten seconds without a job.
+    fn next(&self, ended: Option<Whose>) -> Option<Job> {
         let mut state = self.lock();
-        if let Some(job) = state.take() {
+        let admitted = ended.map_or(0, |whose| state.over(whose));
+        state.coming -= usize::from(ended.is_none());
+        if let Some(job) = state.admitted.pop_front() {
+            // One of them is for ourselves.
+            if admitted > 1 {
+                summon(state);
+            }
             return Some(job);
         }
         state.idle += 1;
-        let idle = |state: &mut State| state.ready() == 0;
+        let idle = |state: &mut State| state.admitted.is_empty();
         let waited = self.work.wait_timeout_while(state, IDLE, idle).unwrap_or_else(PoisonError::into_inner);
         let mut state = waited.0;
         state.idle -= 1;
-        state.take()
+        state.admitted.pop_front()
     }
 }
 
-/// Another long job may begin. Whoever has ended one looks for it, unless there is something shorter to do.
-struct LongOver;
+/// A helper thread. Counts it out, also where a job panics (in tests: release aborts).
+struct Helper {
+    works_for: Option<Whose>,
+}
 
-impl Drop for LongOver {
+impl Drop for Helper {
     fn drop(&mut self) {
         let mut state = POOL.lock();
-        state.long_running -= 1;
-        if state.idle > 0 && !state.long.is_empty() {
-            POOL.work.notify_one();
+        state.threads -= 1;
+        if let Some(whose) = self.works_for {
+            state.over(whose);
         }
+        summon(state);
     }
 }
 
-/// Counts its thread out, also where a job panics (in tests: release aborts).
-struct Leaving;
-
-impl Drop for Leaving {
-    fn drop(&mut self) {
-        POOL.lock().threads -= 1;
-    }
+/// Helper threads that there are.
+#[cfg(test)]
+pub(super) fn threads() -> usize {
+    POOL.lock().threads
 }
 
-const MAX_THREADS: usize = 64;
-/// Of them, those that have long jobs.
+/// Jobs of all files at once, but for those that are always admitted.
+const MAX_OF_FILES: usize = 64;
+/// Of them, those of one file.
+const MAX_OF_FILE: usize = 32;
+/// Jobs of one file that are admitted whatever others do.
+const ALWAYS: usize = 2;
+/// Calls that are no file's, at once.
+const MAX_CALLS: usize = 32;
+/// Long calls at once.
 const MAX_LONG: usize = 16;
 const IDLE: Duration = Duration::from_secs(10);

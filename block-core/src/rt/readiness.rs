@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 /// Ends when the descriptor is ready, or will give its error at once. Dropping it stops the watch.
 #[must_use = "readiness does nothing unless it is awaited"]
@@ -64,7 +65,14 @@ struct Slot {
     fd: SharedFd,
     birth: u32,
     purpose: Purpose,
+    /// The driver has it, and will say something about it.
+    armed: bool,
+    /// When the driver last ended a source's watch by itself.
+    ended: Option<Instant>,
 }
+
+/// A watch that ends as soon as it has begun is not begun again before.
+const PAUSE: Duration = Duration::from_millis(10);
 
 enum Purpose {
     /// For a future that has not been polled yet, or waits.
@@ -125,13 +133,13 @@ impl Watches {
             Purpose::Fired => unreachable!("a watch for one event fires once"),
             Purpose::Source { source, tag } => {
                 let kick = Fired::Kick { source: *source, tag: *tag };
-                // Cancelled by nobody here (those are `Ended`), or squeezed out by a full completion queue: once more.
+                // Cancelled by nobody here (those are `Ended`), or squeezed out by a full completion queue: once more. What
+                // cannot be watched, as a regular file, ends each time, and is looked at now and then.
                 let refused = result < 0 && result != -libc::ECANCELED && !more;
                 if refused {
                     tracing::error!(errno = -result, source, tag, "a queue's event descriptor cannot be watched");
                 } else if !more {
-                    let fd = slots[key].fd.as_raw_fd();
-                    local.driver().borrow_mut().watch(fd, Interest::Edges, Token::Poll(slot));
+                    slots[key].ended_by_driver(local, slot);
                 }
                 (kick, !refused)
             }
@@ -146,7 +154,7 @@ impl Watches {
     fn insert(&self, local: &Local, fd: SharedFd, interest: Interest, purpose: Purpose) -> WatchId {
         let (raw, birth) = (fd.as_raw_fd(), self.born.get().wrapping_add(1));
         self.born.set(birth);
-        let slot = self.slots.borrow_mut().insert(Slot { fd, birth, purpose });
+        let slot = self.slots.borrow_mut().insert(Slot { fd, birth, purpose, armed: true, ended: None });
         let slot = u32::try_from(slot).expect("fewer than 2^32 descriptors fit in a process");
         local.driver().borrow_mut().watch(raw, interest, Token::Poll(slot));
         WatchId { slot, birth }
@@ -171,11 +179,38 @@ impl Watches {
         let (mut slots, key) = (self.slots.borrow_mut(), slot as usize);
         let purpose = std::mem::replace(&mut slots[key].purpose, Purpose::Ended);
         match purpose {
+            Purpose::Source { .. } if !slots[key].armed => drop(slots.remove(key)),
             Purpose::Fired => drop(slots.remove(key)),
             Purpose::Once(_) | Purpose::Source { .. } => local.driver().borrow_mut().unwatch(Token::Poll(slot)),
             Purpose::Ended => {}
         }
         drop(slots);
         drop(purpose);
+    }
+}
+
+impl Slot {
+    /// Arms a source's watch again: at once, or after a pause where that was tried just now.
+    fn ended_by_driver(&mut self, local: &Local, slot: u32) {
+        let now = Instant::now();
+        let tried = self.ended.replace(now).is_some_and(|last| now < last + PAUSE);
+        if !tried {
+            return self.arm(local, slot);
+        }
+        self.armed = false;
+        let (birth, me) = (self.birth, local.me());
+        local.spawn(async move {
+            me.sleep(PAUSE).await;
+            if let Some(slot_there) = me.watches().slots.borrow_mut().get_mut(slot as usize)
+                && slot_there.birth == birth
+            {
+                slot_there.arm(&me, slot);
+            }
+        });
+    }
+
+    fn arm(&mut self, local: &Local, slot: u32) {
+        self.armed = true;
+        local.driver().borrow_mut().watch(self.fd.as_raw_fd(), Interest::Edges, Token::Poll(slot));
     }
 }

@@ -109,6 +109,7 @@ fn new_local(driver: MakeDriver, params: PollParams) -> io::Result<Rc<Local>> {
 
 fn live(local: &Rc<Local>) {
     let _entered = Entered::new(local);
+    local.is_io.set(true);
     local.run(|| local.stopping.get() && local.sources.is_empty());
     local.finish();
 }
@@ -220,7 +221,7 @@ pub(super) enum Message {
 type Call = Box<dyn FnOnce(&Rc<Local>) + Send>;
 
 impl Shared {
-    fn new() -> io::Result<Self> {
+    pub(super) fn new() -> io::Result<Self> {
         Ok(Self { mailbox: Mailbox::new(), signal: fd::eventfd()? })
     }
 

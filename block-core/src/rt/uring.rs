@@ -108,8 +108,8 @@ impl Uring {
 
     #[inline]
     pub(super) fn reap(&mut self, out: &mut Vec<Completion>) {
-        out.append(&mut self.stash);
         let before = out.len();
+        out.append(&mut self.stash);
         out.extend(self.ring.completion().map(completion));
         let mail_ended = out[before..].iter().any(|done| done.token == Token::Mail.pack() && !done.more);
         if mail_ended {
@@ -289,3 +289,20 @@ const ENTRIES: u32 = 512;
 const COMPLETIONS: u32 = 4096;
 /// What Linux moves at most in one call (MAX_RW_COUNT).
 const MAX_RW: u32 = 0x7fff_f000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel ends the watch of the mailbox where it has no room for another completion, and that is when room is made.
+    #[test]
+    fn a_watch_of_the_mailbox_that_ended_while_room_was_made_is_armed_again() {
+        let mut ring = Uring::new(&Arc::new(Shared::new().unwrap())).unwrap();
+        ring.flush();
+        assert_eq!(ring.pending(), 0);
+        let ended = Completion { token: Token::Mail.pack(), result: libc::POLLIN.into(), more: false };
+        ring.stash.push(ended);
+        ring.reap(&mut Vec::new());
+        assert_eq!(ring.pending(), 1);
+    }
+}

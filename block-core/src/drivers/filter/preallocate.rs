@@ -143,8 +143,11 @@ impl Filter for Preallocate {
 
     async fn set_end(&self, _: &PreallocateOptions, cx: IoCx<'_>, to: u64, how: Preallocation) -> Result<(), IoError> {
         cx.child(self.file).set_end(to, how).await?;
-        if self.end() != AS_FILE {
-            self.end.store(to, Ordering::Release);
+        match how {
+            _ if self.end() == AS_FILE => {}
+            // Who takes space may have seen an older end.
+            Preallocation::Falloc => self.reaches(to),
+            Preallocation::Off | Preallocation::Metadata | Preallocation::Full => self.end.store(to, Ordering::Release),
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::{Kind, on, on_every_engine};
 use crate::rt::sync::{oneshot, together};
-use crate::rt::{Counted, Engine, Hold, IoBuf, Local, Op, SharedFd, eventfd, run_control};
+use crate::rt::{Counted, Elsewhere, Engine, Hold, IoBuf, Local, Op, SharedFd, eventfd, run_control, within};
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
@@ -281,6 +281,69 @@ fn many_long_jobs_leave_threads_for_others() {
         over.await.unwrap();
         assert!((1..=16).contains(&peak.load(Relaxed)), "{peak:?} at once");
     });
+}
+
+/// What hangs on one descriptor, or on several, holds up no other, nor what has none.
+#[test]
+fn what_hangs_on_some_descriptors_leaves_threads_for_others() {
+    run_control(|local| async move {
+        let pipes: Vec<_> = (0..4).map(|_| pipe()).collect();
+        let one = IoBuf::alloc(1, 1).unwrap();
+        let mut hanging: Vec<_> = pipes
+            .iter()
+            .flat_map(|(reader, _)| std::iter::repeat_n(reader, 100))
+            .map(|reader| local.submit(Engine::Pool, read(reader, &one, u64::MAX), None))
+            .collect();
+        // A call on behalf of a descriptor hangs with it.
+        let (reader, _) = &pipes[0];
+        let called: Vec<_> = (0..100).map(|_| crate::rt::blocking_on(reader, |_| 7)).collect();
+        let over = within(&local, Duration::from_secs(10), async {
+            for _ in 0..3 {
+                there_and_back(&local, Engine::Pool).await;
+                let (fd, bytes) = (file(), IoBuf::from_slice(&[7; 512]).unwrap());
+                let many =
+                    (0..64).map(|block| local.submit(Engine::Pool, write(&fd, &bytes, block * 512, false), None));
+                assert_eq!(together(many.collect::<Vec<_>>()).await, [512; 64]);
+                assert_eq!(crate::rt::blocking(|| 7).await, 7);
+                assert_eq!(crate::rt::blocking_long(|| 8).await, 8);
+            }
+        });
+        over.await.expect("a thread for those who do not hang");
+        let (threads, descriptors) = (crate::rt::pool::threads(), pipes.len() + 1);
+        assert!(threads <= 64 + 2 * descriptors + 32 + 16, "{threads} threads");
+        let written: Vec<_> = pipes.iter().map(|(_, writer)| writer.try_clone().unwrap()).collect();
+        written.into_iter().for_each(|mut writer| writer.write_all(&[1; 100]).unwrap());
+        while let Some(hung) = hanging.pop() {
+            assert_eq!(hung.await, 1);
+        }
+        assert_eq!(together(called).await, [7; 100]);
+    });
+}
+
+/// Says which thread it ended on.
+struct Ending(std::sync::mpsc::Sender<String>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.send(std::thread::current().name().unwrap_or_default().to_owned()).unwrap();
+    }
+}
+
+#[test]
+fn what_may_wait_at_its_end_does_not_do_so_on_an_io_thread() {
+    let (sender, ended) = channel();
+    let ending = || Elsewhere::new(Ending(sender.clone()));
+    for kind in [Kind::Ring, Kind::Fallback] {
+        let here = ending();
+        on(&kind.thread(), move |_| async move { drop(here) });
+        assert_eq!(ended.recv().unwrap(), "rt-helper");
+    }
+    // Where guests do not wait, it is over when it is dropped.
+    let there = ending();
+    run_control(|_| async move { drop(there) });
+    assert_ne!(ended.try_recv().unwrap(), "rt-helper");
+    drop(ending());
+    assert_ne!(ended.try_recv().unwrap(), "rt-helper");
 }
 
 #[test]

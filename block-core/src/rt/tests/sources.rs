@@ -22,6 +22,7 @@ on_every_engine! {
     a_kick_before_the_watch_counts
     an_ended_watch_kicks_no_more
     a_watch_that_the_kernel_ended_is_armed_again
+    what_cannot_be_watched_costs_no_time
     a_thread_ends_after_its_sources
     quick_answers_are_polled_for
     without_polling_nothing_is_polled
@@ -311,6 +312,22 @@ fn a_watch_that_the_kernel_ended_is_armed_again(kind: Kind) {
         until(&local, || ring.kicks.load(Ordering::Relaxed) == 2).await;
         local.remove_source(id);
     });
+}
+
+/// A front-end may hand over what it likes as a queue's event descriptor.
+fn what_cannot_be_watched_costs_no_time(kind: Kind) {
+    let thread = kind.thread();
+    let (ring, id) = start(&thread);
+    on(&thread, move |local| async move {
+        local.watch(id, 3, Arc::new(OwnedFd::from(tempfile::tempfile().unwrap())));
+        let before = local.counters().passes;
+        local.sleep(Duration::from_millis(50)).await;
+        let passes = local.counters().passes - before;
+        assert!(passes < 100, "{passes} passes of the loop in 50 ms");
+    });
+    ring.ask(1);
+    ring.wait(1);
+    stop(&thread, id);
 }
 
 fn a_thread_ends_after_its_sources(kind: Kind) {

@@ -106,11 +106,16 @@ impl Clusters {
         Self::all(size, cluster, 0)
     }
 
-    /// What is dirty of `size` bytes, to copy; nobody wants the rest.
-    pub fn only(size: u64, cluster: u64, dirty: &Bitmap) -> Result<Self> {
-        dirty.check_size(size)?;
+    /// What is dirty of `size` bytes, to copy; nobody wants the rest. Whose bitmap `grows` may have more bytes than that
+    /// notes: they have changed.
+    pub fn only(size: u64, cluster: u64, dirty: &Bitmap, grows: bool) -> Result<Self> {
+        let grown = ByteRange::between(dirty.size(), size).filter(|_| grows);
+        if grown.is_none() {
+            dirty.check_size(size)?;
+        }
         let clusters = Self::all(size, cluster, u64::MAX)?;
-        dirty.dirty().for_each(|run| clusters.set(&clusters.around(run), Cluster::ToCopy));
+        let changed = dirty.dirty().chain(grown.filter(|grown| !grown.is_empty()));
+        changed.for_each(|run| clusters.set(&clusters.around(run), Cluster::ToCopy));
         Ok(clusters)
     }
 
@@ -532,11 +537,15 @@ mod tests {
     fn only_what_is_dirty_is_kept() {
         let dirty = Bitmap::new(200 * KIB, 512).unwrap();
         dirty.mark(range(100 * KIB, 129 * KIB));
-        let clusters = Arc::new(Clusters::only(200 * KIB, 64 * KIB, &dirty).unwrap());
+        let clusters = Arc::new(Clusters::only(200 * KIB, 64 * KIB, &dirty, false).unwrap());
         assert!(clusters.are_settled(range(0, 64 * KIB)) && clusters.are_settled(range(192 * KIB, 200 * KIB)));
         assert!(clusters.look(range(0, 1), &nobody()).is_none());
         assert_eq!(taken(&clusters, range(0, 200 * KIB)).range(), range(64 * KIB, 192 * KIB));
-        Clusters::only(201 * KIB, 64 * KIB, &dirty).err().unwrap();
+        Clusters::only(201 * KIB, 64 * KIB, &dirty, false).err().unwrap();
+        Clusters::only(199 * KIB, 64 * KIB, &dirty, true).err().unwrap();
+        let grown = Arc::new(Clusters::only(201 * KIB, 64 * KIB, &dirty, true).unwrap());
+        assert!(grown.are_settled(range(0, 64 * KIB)));
+        assert_eq!(taken(&grown, range(0, 201 * KIB)).range(), range(64 * KIB, 201 * KIB));
     }
 
     #[test]

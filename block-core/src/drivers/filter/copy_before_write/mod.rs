@@ -56,7 +56,7 @@ impl Open for CopyBeforeWriteOptions {
 
     async fn open(&self, site: Site<'_>) -> Result<Opened<Self::Driver>> {
         check_cluster_size(self.min_cluster_size.0).doing(|| "Cannot create block-copy-state")?;
-        let wanted = self.bitmap.clone().map(|named| Ok((site.bitmap(&named)?, named))).transpose()?;
+        let wanted = self.bitmap.clone().map(|named| Wanted::of(&site, named)).transpose()?;
         let driver = CopyBeforeWrite {
             file: site.child("file"),
             target: site.child("target"),
@@ -79,13 +79,28 @@ fn check_cluster_size(bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// A bitmap that says what is to be kept.
+struct Wanted {
+    named: BlockDirtyBitmap,
+    bits: Arc<Bitmap>,
+    /// Its node may have more bytes by now.
+    grows: bool,
+}
+
+impl Wanted {
+    fn of(site: &Site<'_>, named: BlockDirtyBitmap) -> Result<Self> {
+        let (bits, grows) = site.bitmap(&named)?;
+        Ok(Self { named, bits, grows })
+    }
+}
+
 /// The driver. What it keeps belongs to one size of its child, which therefore stays.
 pub struct CopyBeforeWrite {
     file: ChildId,
     target: ChildId,
     min_cluster_size: u64,
     /// What is to be kept, if not all.
-    wanted: Option<(Arc<Bitmap>, BlockDirtyBitmap)>,
+    wanted: Option<Wanted>,
     /// Made when the children are known: see [`CopyBeforeWrite::begin`].
     snapshot: OnceLock<Snapshot>,
 }
@@ -144,8 +159,8 @@ impl CopyBeforeWrite {
         let cluster = DEFAULT_CLUSTER.max(self.min_cluster_size).max(target.limits.compressed_cluster.into());
         let clusters = match &self.wanted {
             None => Clusters::new(file.size, cluster)?,
-            Some((bits, BlockDirtyBitmap { name, .. })) => Clusters::only(file.size, cluster, bits)
-                .doing(|| format!("Failed to merge bitmap '{name}' to internal copy-bitmap"))
+            Some(Wanted { named, bits, grows }) => Clusters::only(file.size, cluster, bits, *grows)
+                .doing(|| format!("Failed to merge bitmap '{}' to internal copy-bitmap", named.name))
                 .doing(|| "Cannot create block-copy-state")?,
         };
         let clusters = Arc::new(clusters);
@@ -361,7 +376,7 @@ impl Filter for CopyBeforeWrite {
         if own.min_cluster_size.0 != self.min_cluster_size {
             return Err(Error::new("Cannot change the option 'min-cluster-size'"));
         }
-        if own.bitmap.as_ref() != self.wanted.as_ref().map(|(_, named)| named) {
+        if own.bitmap.as_ref() != self.wanted.as_ref().map(|wanted| &wanted.named) {
             return Err(Error::new("Cannot change the option 'bitmap'"));
         }
         Ok(Conf::of(own))

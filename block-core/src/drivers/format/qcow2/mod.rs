@@ -277,8 +277,8 @@ impl Format for Image {
     }
 
     /// The tail of a cluster that was never written is not written either. A data file may be as short as it likes.
-    fn unit(&self) -> u64 {
-        if self.data.is_some() { i64::MAX as u64 } else { self.layout.cluster() }
+    fn unit(&self) -> Option<u64> {
+        self.data.is_none().then(|| self.layout.cluster())
     }
 
     async fn read_encoded(&self, _: &Shape, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<bool, IoError> {

@@ -2,7 +2,7 @@
 //!
 //! The kernel reports a failed write-back once and then calls the pages clean, so a second fdatasync would succeed
 //! over lost data. Hence the latch: after one failure every flush of this configuration fails, until a reopen makes
-//! a new one. For the same reason only one fdatasync runs at a time: of two at once, one would take the error and
+//! a new one (but not where the kernel could not even begin). For the same reason only one fdatasync runs at a time: of two at once, one would take the error and
 //! the other would succeed. Who comes meanwhile waits, and shares the next one.
 
 use std::future::{Future, poll_fn};
@@ -89,6 +89,8 @@ impl Turn<'_> {
                 let mut turns = self.flusher.turns();
                 turns.good = turns.good.max(self.number);
             }
+            // No fdatasync has run: nothing is known of the data, and nobody has taken the report.
+            Err(IoError::Os(libc::EAGAIN | libc::ECANCELED)) => {}
             Err(_) => self.flusher.latch(),
         }
     }
@@ -135,6 +137,23 @@ mod tests {
         assert_eq!(now(flusher.flush(ready(Ok(())))), Ok(()));
         assert_eq!(now(flusher.flush(ready(Err(IoError::Os(libc::EIO))))), Err(IoError::Os(libc::EIO)));
         assert_eq!(now(flusher.flush(ready(Ok(())))), Err(IoError::FlushLatched));
+    }
+
+    #[test]
+    fn a_flush_that_the_kernel_could_not_begin_says_nothing_of_the_data() {
+        let flusher = Flusher::default();
+        for errno in [libc::EAGAIN, libc::ECANCELED] {
+            let told = Cell::new(None);
+            let mut first = pin!(flusher.flush(when_told(&told)));
+            assert!(poll(first.as_mut()).is_pending());
+            let mut second = pin!(flusher.flush(ready(Ok(()))));
+            assert!(poll(second.as_mut()).is_pending());
+            told.set(Some(Err(IoError::Os(errno))));
+            assert_eq!(poll(first.as_mut()), Poll::Ready(Err(IoError::Os(errno))));
+            assert_eq!(poll(second.as_mut()), Poll::Ready(Ok(())), "it makes its own");
+        }
+        assert_eq!(now(flusher.flush(ready(Err(IoError::Os(libc::EINTR))))), Err(IoError::Os(libc::EINTR)));
+        assert_eq!(now(flusher.flush(ready(Ok(())))), Err(IoError::FlushLatched), "it had begun");
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::time::Duration;
 use super::Conf;
 use crate::base::{ByteRange, IoError, SECTOR};
 use crate::graph::{DirectRequest, IoCx, Settled};
-use crate::rt::{Engine, IoBuf, Op, TRIES, blocking, system_call};
+use crate::rt::{Engine, IoBuf, Op, TRIES, blocking_on, system_call};
 
 /// Fills `buf`; what is missing of the file's last sector is zeroes.
 pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -> Result<(), IoError> {
     // Where the file ended before the kernel looked: others may be moving the end.
     let end = conf.end();
-    let mut done = 0;
+    let (mut done, mut cut) = (0, 0);
     while done < at.len() {
         let rest = buf.slice(done, at.len() - done);
         let op = || Op::Read { fd: conf.fd.clone(), buf: rest.clone(), offset: at.start() + done };
@@ -21,8 +21,15 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
         }
         // With O_DIRECT only the end of the file cuts a block, and nothing can be read from within one.
         if !conf.is_aligned(done) {
-            check_end(conf, at.start() + done).await?;
-            break;
+            if !goes_on(conf, at.start() + done).await? {
+                break;
+            }
+            // It was the end, and somebody has moved it; or zeroes in place of what follows would be a lie.
+            if done <= cut {
+                return Err(IoError::Os(libc::EIO));
+            }
+            cut = done;
+            done = conf.aligned_down(done);
         }
     }
     if done < at.len() {
@@ -35,12 +42,11 @@ pub(super) async fn read(conf: &Conf, cx: IoCx<'_>, at: ByteRange, buf: IoBuf) -
     Ok(())
 }
 
-/// An error where `at` is not the file's end: zeroes in place of what follows would be a lie.
-async fn check_end(conf: &Conf, at: u64) -> Result<(), IoError> {
-    let fd = conf.fd.clone();
-    let stat = blocking(move || system_call(|| rustix::fs::fstat(&*fd))).await;
+/// The file does not end at `at`.
+async fn goes_on(conf: &Conf, at: u64) -> Result<bool, IoError> {
+    let stat = blocking_on(&conf.fd, |fd| system_call(|| rustix::fs::fstat(fd))).await;
     let stat = stat.map_err(|errno| IoError::from_errno(errno.raw_os_error()))?;
-    if stat.st_size.cast_unsigned() > at { Err(IoError::Os(libc::EIO)) } else { Ok(()) }
+    Ok(stat.st_size.cast_unsigned() > at)
 }
 
 /// Writes `buf`; `stable`: it is on the medium at the end.
@@ -75,7 +81,7 @@ pub(super) async fn sync(conf: &Conf, cx: IoCx<'_>) -> Result<(), IoError> {
 pub(super) async fn submit(engine: Engine, cx: IoCx<'_>, op: impl Fn() -> Op) -> Result<u64, i32> {
     for _ in 1..TRIES {
         match counted(cx.submit(engine, op()).await) {
-            Err(libc::EAGAIN) => cx.local().sleep(PAUSE).await,
+            Err(libc::EAGAIN | libc::ECANCELED) => cx.local().sleep(PAUSE).await,
             Err(errno) if passes(errno) => {}
             answer => return answer,
         }

@@ -3,7 +3,8 @@
 //!
 //! A shared lock on byte 100 + *i* says "I use permission *i*"; on byte 200 + *i*, "I bear no other user of it". They
 //! are locks of the open file description, on a descriptor of their own: two nodes of one process that have the same
-//! file are strangers to each other, as two processes are, and closing any other descriptor loses nothing.
+//! file are strangers to each other, as two processes are, and closing any other descriptor loses nothing. The price: where
+//! a network file system's server has forgotten a lock, the kernel stops nobody who moves data through another descriptor.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,29 +84,29 @@ impl Locks {
     /// Takes what `perms` needs on top of what is held, or nothing.
     pub(super) fn tighten(&self, perms: Perms, locking: Locking, filename: &str) -> Result<()> {
         let mut state = self.state();
-        if locking == Locking::Off || state.impossible {
+        if locking == Locking::Off || (locking == Locking::Auto && state.impossible) {
             return Ok(());
         }
         let held = state.held;
         let wanted = held.and(perms);
-        match self.acquire(held, wanted) {
-            Ok(()) => {}
+        let refused = self.acquire(held, wanted).and_then(|()| self.refusal(wanted));
+        if refused == Ok(None) {
+            (state.held, state.impossible) = (wanted, false);
+            return Ok(());
+        }
+        self.release(wanted, held);
+        match refused {
+            Ok(refusal) => {
+                let error = Error::new(format!("Is another process using the image [{filename}]?"));
+                Err(error).doing(|| refusal.unwrap_or_default())
+            }
             Err(errno) if locking == Locking::Auto && cannot_lock(errno) => {
                 tracing::warn!("'{filename}' is not locked: its file system cannot do it ({})", errno.desc());
                 state.impossible = true;
-                return Ok(());
+                Ok(())
             }
-            Err(errno) => {
-                self.release(wanted, held);
-                return Err(Error::new(errno.desc())).doing(|| format!("Failed to lock '{filename}'"));
-            }
+            Err(errno) => Err(Error::new(errno.desc())).doing(|| format!("Failed to lock '{filename}'")),
         }
-        if let Err(refusal) = self.check(wanted) {
-            self.release(wanted, held);
-            return Err(Error::new(format!("Is another process using the image [{filename}]?"))).doing(|| refusal);
-        }
-        state.held = wanted;
-        Ok(())
     }
 
     /// Gives back what `perms` does not need. What is not held is not taken.
@@ -131,19 +132,19 @@ impl Locks {
         }
     }
 
-    /// Whether others agree. Ours are in place already, so that of two who do this at once at least one is refused.
-    fn check(&self, wanted: Perms) -> Result<(), String> {
+    /// What others do not agree to. Ours are in place already, so that of two who do this at once at least one is refused.
+    fn refusal(&self, wanted: Perms) -> Result<Option<String>, Errno> {
         for (bit, name) in wanted.uses.bits() {
-            if self.is_taken(BEARS_NOT + i64::from(bit)) {
-                return Err(format!("Failed to get \"{name}\" lock"));
+            if self.is_taken(BEARS_NOT + i64::from(bit))? {
+                return Ok(Some(format!("Failed to get \"{name}\" lock")));
             }
         }
         for (bit, name) in PermSet::ALL.without(wanted.shares).bits() {
-            if self.is_taken(USES + i64::from(bit)) {
-                return Err(format!("Failed to get shared \"{name}\" lock"));
+            if self.is_taken(USES + i64::from(bit))? {
+                return Ok(Some(format!("Failed to get shared \"{name}\" lock")));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     fn set(&self, byte: i64, kind: i32) -> Result<(), Errno> {
@@ -151,11 +152,11 @@ impl Locks {
         system_call(|| fcntl(&self.fd, FcntlArg::F_OFD_SETLK(&range))).map(drop)
     }
 
-    /// Somebody else has the byte. Where that cannot be found out, nobody has.
-    fn is_taken(&self, byte: i64) -> bool {
+    /// Somebody else has the byte.
+    fn is_taken(&self, byte: i64) -> Result<bool, Errno> {
         let mut range = one_byte(byte, libc::F_WRLCK);
-        let asked = system_call(|| fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut range)));
-        asked.is_ok() && i32::from(range.l_type) != libc::F_UNLCK
+        system_call(|| fcntl(&self.fd, FcntlArg::F_OFD_GETLK(&mut range)))?;
+        Ok(i32::from(range.l_type) != libc::F_UNLCK)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -186,6 +187,7 @@ fn one_byte(byte: i64, kind: i32) -> libc::flock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rt::fault::{Fault, Faults, Plan};
     use std::fs::File;
     use std::path::Path;
 
@@ -249,6 +251,52 @@ mod tests {
         other.tighten(alone, Locking::On, "x").unwrap_err();
         drop(new);
         other.tighten(alone, Locking::On, "x").unwrap();
+    }
+
+    /// Whichever call fails, nobody has the image who was not told so, and no lock is left.
+    #[test]
+    fn what_cannot_be_found_out_about_others_is_a_refusal() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let alone = perms(PermSet::CONSISTENT_READ | PermSet::WRITE, PermSet::ALL.without(PermSet::WRITE));
+        let faults = Faults::default();
+        let _entered = faults.enter();
+        for nth in 1.. {
+            let (one, two) = (locks(file.path()), locks(file.path()));
+            faults.arm(Plan { nth, fault: Fault::Errno(libc::ENOLCK), lasting: false });
+            let taken = one.tighten(alone, Locking::On, "x");
+            let failed = !faults.disarm().is_empty();
+            assert_eq!(taken.is_err(), failed, "call {nth}: {taken:?}");
+            assert_eq!(two.tighten(alone, Locking::On, "x").is_ok(), failed, "call {nth}");
+            if !failed {
+                // Three bytes are locked, and three of others asked for.
+                assert_eq!(nth, 7);
+                break;
+            }
+        }
+    }
+
+    /// It may be that the file system cannot lock, or that it could not just then.
+    #[test]
+    fn who_insists_on_locks_tries_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let alone = perms(PermSet::WRITE, PermSet::ALL.without(PermSet::WRITE));
+        let faults = Faults::default();
+        let _entered = faults.enter();
+        for nth in 1..=4 {
+            let (one, two) = (locks(file.path()), locks(file.path()));
+            let fail = |nth| faults.arm(Plan { nth, fault: Fault::Errno(libc::ENOLCK), lasting: false });
+            fail(nth);
+            one.tighten(alone, Locking::Auto, "x").unwrap();
+            assert_eq!(faults.disarm().len(), 1);
+            one.tighten(alone, Locking::Auto, "x").unwrap();
+            two.tighten(alone, Locking::On, "x").expect("it has given up, and has left nothing");
+            two.relax(Perms::IDLE);
+            fail(1);
+            one.tighten(alone, Locking::On, "x").unwrap_err();
+            faults.disarm();
+            one.tighten(alone, Locking::On, "x").unwrap();
+            two.tighten(alone, Locking::On, "x").unwrap_err();
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::graph::{
     Direct, DirectPlan, DirectRequest, Driver, DriverInfo, End, Extent, Geometry, IoCx, NodeOptions, Perms,
     Preallocation, ReopenRequest, RingEntry, Settled, WriteFlags,
 };
-use crate::rt::{Engine, IoBuf, SharedFd, blocking};
+use crate::rt::{Elsewhere, Engine, IoBuf, SharedFd, blocking, blocking_on};
 
 pub use self::create::{CreateOptions, EXTENT_SIZE_HINT, create};
 pub use self::options::{Aio, FileOptions, HostDeviceOptions, Locking};
@@ -63,7 +63,7 @@ pub struct File {
 /// One way of having the file open. A reopen makes a new one, with a descriptor and latches of its own.
 pub struct Conf {
     options: FileOptions,
-    fd: SharedFd,
+    fd: Elsewhere<SharedFd>,
     /// In bytes, in whole sectors: a file's last sector may be incomplete, and reads as zeroes then. Moves with those who
     /// write past it; the file is never shorter.
     end: AtomicU64,
@@ -77,7 +77,7 @@ pub struct Conf {
     in_memory: bool,
     active: bool,
     /// `None`: other programs are told nothing.
-    claim: Option<Arc<Claim>>,
+    claim: Elsewhere<Option<Arc<Claim>>>,
 }
 
 /// What the file system or the device asks for, in bytes; powers of two.
@@ -189,8 +189,8 @@ impl Driver for File {
     }
 
     async fn truncate(&self, conf: &Conf, _cx: IoCx<'_>, size: u64, how: Preallocation) -> Result<Conf> {
-        let (kind, fd) = (self.kind, conf.fd.clone());
-        let size = blocking(move || resize::resize(kind, &fd, size, how)).await;
+        let kind = self.kind;
+        let size = blocking_on(&conf.fd, move |fd| resize::resize(kind, fd, size, how)).await;
         self.found.forget();
         let size = size?;
         Ok(conf.resized(size))
@@ -207,8 +207,7 @@ impl Driver for File {
         if self.kind == Kind::Device {
             return Err(IoError::Unsupported);
         }
-        let fd = conf.fd.clone();
-        let end = zero::inside(cx, move || resize::move_end(&fd, to, how)).await;
+        let end = zero::inside(cx, &conf.fd, move |fd| resize::move_end(fd, to, how)).await;
         self.found.forget();
         let end = end?;
         // Nobody writes where something is cut off; beyond a new end somebody may have written already.
@@ -230,8 +229,10 @@ impl Driver for File {
 
     async fn set_active(&self, conf: &Conf, common: NodeOptions, perms: Perms) -> Result<Option<Conf>> {
         let again = open::Again::of(conf, conf.options.clone(), common, self.locks.clone(), perms)?;
-        let kind = self.kind;
-        blocking(move || again.open(kind)).await.map(Some)
+        let (kind, flusher) = (self.kind, conf.flusher.clone());
+        let new = blocking(move || again.open(kind)).await?;
+        // What was lost is lost until an operator reopens the node.
+        Ok(Some(Conf { flusher, ..new }))
     }
 
     async fn tighten(&self, conf: &Conf, perms: Perms) -> Result<()> {
@@ -246,8 +247,7 @@ impl Driver for File {
     }
 
     async fn info(&self, conf: &Conf) -> DriverInfo {
-        let fd = conf.fd.clone();
-        let allocated = blocking(move || status::allocated(&fd)).await;
+        let allocated = blocking_on(&conf.fd, status::allocated).await;
         status::info(self.kind, &conf.options.filename, allocated, &self.counts)
     }
 
@@ -289,10 +289,10 @@ impl Conf {
     fn resized(&self, size: u64) -> Self {
         Self {
             options: self.options.clone(),
-            fd: self.fd.clone(),
+            fd: Elsewhere::new(self.fd.clone()),
             flusher: self.flusher.clone(),
             turned: self.turned.clone(),
-            claim: self.claim.clone(),
+            claim: Elsewhere::new(self.claim.clone()),
             end: AtomicU64::new(size),
             ..*self
         }

@@ -17,7 +17,7 @@ use super::options::{Aio, FileOptions, Locking};
 use super::{Alignment, Conf, Kind};
 use crate::base::{Error, Result, ResultExt, SECTOR, align_down, align_up};
 use crate::graph::{Limits, MAX_TRANSFER, NodeOptions, Perms};
-use crate::rt::{Engine, system_call};
+use crate::rt::{Elsewhere, Engine, system_call};
 
 /// A file that was found and is of the right kind; nothing can be read through it yet.
 pub(super) struct Found {
@@ -196,16 +196,12 @@ impl Again {
         if self.activated && options.drop_cache && !common.direct {
             drop_cache(&fd);
         }
-        let claim = match (wants_locks(&options, common), self.claim) {
-            (false, _) => None,
-            (true, Some(claim)) => Some(claim),
-            (true, None) => {
-                // Dropped with the configuration if it never comes into force.
-                let claim = Arc::new(Claim::new(self.locks));
-                claim.tighten(self.perms, options.locking, &options.filename)?;
-                Some(claim)
-            }
-        };
+        let claim = wants_locks(&options, common).then(|| {
+            // A new one is dropped with the configuration if it never comes into force.
+            let claim = self.claim.unwrap_or_else(|| Arc::new(Claim::new(self.locks)));
+            claim.tighten(self.perms, options.locking, &options.filename).map(|()| claim)
+        });
+        let claim = claim.transpose()?;
         conf(kind, options, common, fd, claim)
     }
 }
@@ -230,7 +226,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
     let in_memory = is_on(&fd, &[TMPFS]);
     let engine = if options.aio == Aio::Threads { Engine::Pool } else { Engine::Ring };
     Ok(Conf {
-        fd: Arc::new(fd),
+        fd: Elsewhere::new(Arc::new(fd)),
         end: size.into(),
         engine,
         alignment,
@@ -239,7 +235,7 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
         direct: common.direct,
         in_memory,
         active: common.active,
-        claim,
+        claim: Elsewhere::new(claim),
         options,
     })
 }
@@ -319,6 +315,7 @@ impl Alignment {
             request_alignment: self.request,
             memory_alignment: self.memory,
             max_transfer: align_down(MAX_TRANSFER, self.request.into()),
+            write_zeroes_alignment: self.discard,
             discard_alignment: self.discard,
             physical_block: self.physical,
             fua: true,
@@ -332,6 +329,7 @@ impl Alignment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::Command;
 
     #[test]
     fn a_name_with_a_nul_is_no_name() {
@@ -344,6 +342,26 @@ mod tests {
         let text = |error| reason(error).to_string();
         assert_eq!(text(io::Error::from_raw_os_error(libc::ENOENT)), "No such file or directory");
         assert_eq!(text(io::Error::other("odd (os error 2)")), "odd (os error 2)");
+    }
+
+    /// Also where requests need not be whole blocks, what is not a request to the file has to be.
+    #[test]
+    fn space_is_zeroed_and_given_back_in_whole_blocks() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let made =
+            Command::new("losetup").args(["--find", "--show", "--sector-size", "4096"]).arg(file.path()).output();
+        let made = made.expect("losetup is installed");
+        assert!(made.status.success(), "this test needs a loop device: {}", String::from_utf8_lossy(&made.stderr));
+        let path = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+        let device = Found::at(Kind::Device, &path).and_then(|found| found.open(false, false).map_err(reason));
+        let limits = device.and_then(|device| alignment(Kind::Device, &device, false)).map(Alignment::limits);
+        assert!(Command::new("losetup").args(["--detach", &path]).status().unwrap().success());
+        let limits = limits.unwrap();
+        assert_eq!(
+            (limits.request_alignment, limits.discard_alignment, limits.write_zeroes_alignment),
+            (1, 4096, 4096)
+        );
     }
 
     /// Trying may find more than is needed, and never less.

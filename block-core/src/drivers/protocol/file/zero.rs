@@ -14,7 +14,7 @@ use super::{Conf, Kind, io};
 use crate::base::{ByteRange, IoError, align_down, align_up};
 use crate::graph::{Extent, IoCx, Place, WriteFlags};
 use crate::rt::sync::oneshot;
-use crate::rt::{Op, blocking, ioctl, system_call};
+use crate::rt::{Op, SharedFd, blocking_on, ioctl, system_call};
 
 /// What the kernel is not asked again, and what has been seen of it. All false at the beginning.
 #[derive(Debug, Default)]
@@ -103,13 +103,12 @@ async fn hole(remembered: &Remembered, conf: &Conf, cx: IoCx<'_>, at: ByteRange)
 
 /// There is something else than zeroes at the beginning of the range. What cannot be read says nothing.
 async fn has_data(conf: &Conf, at: ByteRange) -> bool {
-    let fd = conf.fd.clone();
-    blocking(move || {
+    blocking_on(&conf.fd, move |fd| {
         let mut memory = [0; 2 * LOOK];
         let aligned = memory.as_ptr().align_offset(LOOK);
         let len = usize::try_from(at.len()).map_or(LOOK, |len| len.min(LOOK));
         let first = &mut memory[aligned..][..len];
-        system_call(|| pread(&fd, &mut *first, at.start())).is_ok() && first.iter().any(|byte| *byte != 0)
+        system_call(|| pread(fd, &mut *first, at.start())).is_ok() && first.iter().any(|byte| *byte != 0)
     })
     .await
 }
@@ -135,8 +134,7 @@ async fn discard_blocks(never: &AtomicBool, conf: &Conf, cx: IoCx<'_>, at: ByteR
     if never.load(Relaxed) {
         return Err(IoError::Unsupported);
     }
-    let fd = conf.fd.clone();
-    let result = inside(cx, move || system_call(|| ioctl::discard(&fd, at.start(), at.len()))).await;
+    let result = inside(cx, &conf.fd, move |fd| system_call(|| ioctl::discard(fd, at.start(), at.len()))).await;
     learn(never, result.map_err(|error| error.raw_os_error().unwrap_or(libc::EIO)))
 }
 
@@ -169,11 +167,15 @@ fn learn(never: &AtomicBool, result: Result<(), i32>) -> Result<(), IoError> {
 }
 
 /// Work on a helper thread that changes the file: the request is not over before it is, even if its future is dropped.
-pub(super) async fn inside<T: Send + 'static>(cx: IoCx<'_>, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) async fn inside<T: Send + 'static>(
+    cx: IoCx<'_>,
+    fd: &SharedFd,
+    work: impl FnOnce(&OwnedFd) -> T + Send + 'static,
+) -> T {
     let (done, result) = oneshot();
-    let counted = (cx.fork(), cx.hold());
+    let (counted, fd) = ((cx.fork(), cx.hold()), fd.clone());
     cx.local().spawn(async move {
-        let value = blocking(work).await;
+        let value = blocking_on(&fd, work).await;
         drop(counted);
         // The request may have been given up: then nobody waits.
         let _ = done.send(value);
@@ -191,10 +193,10 @@ pub(super) async fn map(kind: Kind, found: &Found, conf: &Conf, cx: IoCx<'_>, at
     if let Some(len) = found.data(at) {
         return Extent { len, ..all };
     }
-    let fd = conf.fd.clone();
     let unit = u64::from(conf.alignment.request);
     let here = conf.is_waitless() || cx.local().may_wait();
-    let extent = if here { find(&fd, at, unit) } else { blocking(move || find(&fd, at, unit)).await };
+    let extent =
+        if here { find(&conf.fd, at, unit) } else { blocking_on(&conf.fd, move |fd| find(fd, at, unit)).await };
     let Some(extent) = extent else { return all };
     if let Some(data) = ByteRange::new(at.start(), extent.len).filter(|_| extent.place == Place::Here) {
         found.keep(data);
