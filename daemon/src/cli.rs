@@ -6,12 +6,13 @@
 //! generated from [`definition`].
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, ValueHint};
 
-use crate::log::LogTarget;
+use crate::log::{self, LogTarget};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -95,13 +96,18 @@ impl std::fmt::Display for Step {
 
 /// Reads the command line, program name first. An error is the sentence to print.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Invocation, String> {
-    let matches = match definition().try_get_matches_from(arguments) {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let matches = match definition().try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
             return Ok(Invocation::Print(error.to_string()));
         }
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => return Err(no_text(&arguments)),
         Err(error) => return Err(sentence(&error)),
     };
+    if texts(&matches, "trace").any(|(_, text)| log::asks_for_help(&text)) {
+        return Ok(Invocation::Print(log::TRACE_HELP.to_owned()));
+    }
     let log = matches.get_one::<LogTarget>("log").copied().unwrap_or_default();
     Ok(Invocation::Run(Box::new(Plan {
         daemonize: matches.get_flag("daemonize"),
@@ -127,8 +133,9 @@ pub fn definition() -> Command {
         .args([
             setup(StepOption::Blockdev, "[driver=]DRIVER,node-name=NAME,...")
                 .help("Add a node to the block graph (keyval or JSON; `help`, or `DRIVER,help`, lists the options)"),
-            setup(StepOption::Chardev, "socket,id=ID,path=PATH,server=on,wait=off")
-                .help("Add a character device for a monitor: a unix socket, one that was inherited (fd=), or null"),
+            setup(StepOption::Chardev, "socket,id=ID,path=PATH,server=on,wait=off").help(
+                "Add a character device for a monitor: a unix socket, one that was inherited (fd=), stdio, or null",
+            ),
             setup(StepOption::Export, "[type=]vhost-user-blk,id=ID,node-name=NAME,addr.type=unix,addr.path=PATH,...")
                 .help("Export a node (keyval or JSON; `help` lists the options)"),
             setup(StepOption::Monitor, "[chardev=]ID[,mode=control][,pretty=on|off]")
@@ -164,7 +171,7 @@ pub fn definition() -> Command {
                 .short('T')
                 .value_name("[enable=]FILTER")
                 .action(ArgAction::Append)
-                .help("Log more, as `trellisd::control=debug`; may stand several times"),
+                .help("Log more, as `trellisd::control=debug`; may stand several times; `help` lists the targets"),
             Arg::new("version").long("version").short('V').action(ArgAction::Version).help("Print the version and end"),
         ])
 }
@@ -192,6 +199,24 @@ fn texts<'m>(matches: &'m ArgMatches, name: &'static str) -> impl Iterator<Item 
     indices.zip(texts)
 }
 
+/// Which option's argument is not UTF-8: clap does not say it. A pid file may have any name.
+fn no_text(arguments: &[OsString]) -> String {
+    let before = std::iter::once(None).chain(arguments.iter().map(Some));
+    let culprit = arguments.iter().zip(before).find_map(|(argument, before)| {
+        if argument.to_str().is_some() || before.is_some_and(|before| before == "--pidfile") {
+            return None;
+        }
+        let bytes = argument.as_bytes();
+        let own = bytes.starts_with(b"-").then(|| bytes.split(|byte| *byte == b'=').next().unwrap_or_default());
+        let name = own.or(before.map(|before| before.as_bytes())).unwrap_or_default();
+        Some(String::from_utf8_lossy(name).into_owned())
+    });
+    match culprit {
+        Some(name) if name.starts_with('-') => format!("option '{name}' expects an argument in UTF-8"),
+        _ => "the command line is not UTF-8".to_owned(),
+    }
+}
+
 /// What went wrong, in the words that scripts around qemu-storage-daemon know.
 fn sentence(error: &clap::Error) -> String {
     let of = |kind| match error.get(kind) {
@@ -210,7 +235,6 @@ fn sentence(error: &clap::Error) -> String {
         ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
             format!("option '{option}' does not accept value '{}'", of(ContextKind::InvalidValue))
         }
-        ErrorKind::InvalidUtf8 => "the command line is not UTF-8".to_owned(),
         ErrorKind::TooManyValues => format!("option '{option}' takes no argument"),
         _ => error.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
     }

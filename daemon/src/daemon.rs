@@ -35,7 +35,13 @@ pub struct Daemon {
     pub hub: Rc<Hub>,
     quitting: Cell<bool>,
     quit: Notify,
+    /// Commands that run.
+    running: Cell<usize>,
+    ran: Notify,
 }
+
+/// A command that runs, for as long as this is there.
+pub(crate) struct RunningCommand(Rc<Daemon>);
 
 impl Daemon {
     /// An empty daemon on this control thread.
@@ -56,10 +62,28 @@ impl Daemon {
             hub,
             quitting: Cell::new(false),
             quit: Notify::new(),
+            running: Cell::new(0),
+            ran: Notify::new(),
         })
     }
 
-    /// Asks for the end. It comes after what is going on has been answered.
+    /// Leave to run a command; `None` once the end has begun.
+    pub(crate) fn begin_command(self: &Rc<Self>) -> Option<RunningCommand> {
+        if self.quitting.get() {
+            return None;
+        }
+        self.running.set(self.running.get() + 1);
+        Some(RunningCommand(self.clone()))
+    }
+
+    /// Waits until no command runs.
+    pub(crate) async fn commands_end(&self) {
+        while self.running.get() > 0 {
+            self.ran.notified().await;
+        }
+    }
+
+    /// Asks for the end. It comes after what is going on has been answered; from now on no command begins.
     pub fn ask_to_quit(&self) {
         self.quitting.set(true);
         self.quit.notify_one();
@@ -70,5 +94,12 @@ impl Daemon {
         while !self.quitting.get() {
             self.quit.notified().await;
         }
+    }
+}
+
+impl Drop for RunningCommand {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        self.0.ran.notify_one();
     }
 }

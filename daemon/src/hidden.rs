@@ -18,6 +18,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::json;
 
 use crate::cli::{Plan, StepOption};
+use crate::log;
 use crate::object::{ObjectKind, ObjectOptions};
 
 /// Starts the program anew if its arguments have secrets in them, and returns if there are none, or if that cannot be done.
@@ -25,9 +26,9 @@ pub(crate) fn hide_secrets(arguments: &[OsString], plan: &Plan) {
     let (mut arguments, mut files) = (arguments.to_vec(), Vec::new());
     for step in plan.steps.iter().filter(|step| step.option == StepOption::Object) {
         let Some((id, secret, mut options)) = with_secret(&step.text) else { continue };
-        eprintln!(
-            "trellisd: the secret '{id}' stands on the command line, where whoever looked has seen it: use `file`"
-        );
+        log::complain(&format!(
+            "the secret '{id}' stands on the command line, where whoever looked has seen it: use `file`"
+        ));
         let Ok(number) = in_file(&secret) else { return };
         options["file"] = format!("{OWN_FILES}/{number}").into();
         let hidden = options.to_string();
@@ -38,7 +39,7 @@ pub(crate) fn hide_secrets(arguments: &[OsString], plan: &Plan) {
     let mut command = Command::new("/proc/self/exe");
     command.arg0(name).args(&arguments[1..]).env(MARK, files.join(","));
     let error = command.exec();
-    eprintln!("trellisd: the command line could not be hidden: {error}");
+    log::complain(&format!("the command line could not be hidden: {error}"));
 }
 
 /// What was hidden has been read, and is not needed any more.

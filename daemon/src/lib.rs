@@ -38,13 +38,12 @@ pub const PACKAGE: &str = concat!("trellisd ", env!("CARGO_PKG_VERSION"));
 
 /// The program, from its arguments to its exit code.
 pub fn main() -> ExitCode {
-    match setup::start(std::env::args_os()) {
-        Ok(code) => code,
-        Err(sentence) => {
-            eprintln!("trellisd: {sentence}");
-            ExitCode::FAILURE
-        }
-    }
+    let code = setup::start(std::env::args_os()).unwrap_or_else(|sentence| {
+        log::complain(&sentence);
+        ExitCode::FAILURE
+    });
+    log::flush();
+    code
 }
 
 /// What a command is answered when the graph, a driver or the kernel refused.

@@ -51,6 +51,8 @@ enum Flow {
     GoOn,
     /// Help was asked for, and printed.
     End,
+    /// A signal came.
+    Interrupted(&'static str),
 }
 
 async fn run(local: Rc<Local>, plan: Plan) -> Result<ExitCode> {
@@ -70,15 +72,21 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
         steps => steps.to_vec(),
     };
     let flow = match first(signals.next(), set_up(daemon, &steps)).await {
-        First::This(signal) => {
-            tracing::info!("{signal} came before everything was set up");
-            Flow::End
-        }
+        First::This(signal) => Flow::Interrupted(signal),
         First::That(flow) => flow?,
     };
     hidden::forget_secrets();
-    if flow == Flow::End {
-        return Ok(());
+    match flow {
+        Flow::GoOn => {}
+        Flow::End => return Ok(()),
+        // Whoever waits for the foreground would take its success for a daemon.
+        Flow::Interrupted(signal) if plan.daemonize => {
+            return Err(format!("{signal} came before everything was set up"));
+        }
+        Flow::Interrupted(signal) => {
+            tracing::info!("{signal} came before everything was set up");
+            return Ok(());
+        }
     }
     if let Some(path) = &plan.pidfile {
         held.pidfile = Some(PidFile::write(path).map_err(|error| error.full())?);
@@ -87,6 +95,8 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
         say(&scratch.to_string());
     }
     if plan.daemonize {
+        // What was logged so far belongs into the stderr that we had.
+        log::flush();
         background::settle().map_err(|error| error.full())?;
     }
     notify::ready("serving");
@@ -103,8 +113,8 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
 async fn set_up(daemon: &Rc<Daemon>, steps: &[Step]) -> Result<Flow> {
     for step in steps {
         let flow = obey(daemon, step).await.map_err(|error| format!("{step}: {error}"))?;
-        if flow == Flow::End {
-            return Ok(Flow::End);
+        if flow != Flow::GoOn {
+            return Ok(flow);
         }
     }
     Ok(Flow::GoOn)
@@ -120,7 +130,7 @@ async fn obey(daemon: &Rc<Daemon>, step: &Step) -> Result<Flow> {
         StepOption::Chardev => {
             let text = ChardevOptions::modernised(text);
             let Some(options) = read::<ChardevOptions>(&text, "backend")? else { return Ok(Flow::End) };
-            daemon.chardevs.add(options).map_err(|error| error.full())?;
+            daemon.chardevs.add(&daemon.local, options).await.map_err(|error| error.full())?;
         }
         StepOption::Export => {
             let Some(options) = read::<BlockExportOptions>(text, "type")? else { return Ok(Flow::End) };
@@ -128,7 +138,7 @@ async fn obey(daemon: &Rc<Daemon>, step: &Step) -> Result<Flow> {
         }
         StepOption::Monitor => {
             let Some(options) = read::<MonitorOptions>(text, "chardev")? else { return Ok(Flow::End) };
-            Monitors::add(daemon, options).await.map_err(|error| error.full())?;
+            Monitors::add(daemon, options).map_err(|error| error.full())?;
         }
         StepOption::Object => {
             let read = read::<ObjectOptions>(text, "qom-type").map_err(without_words);
@@ -174,8 +184,9 @@ fn help<T: Qapi>(asked: &ParsedOption, tag: &str) -> String {
 
 async fn serve_qmp(daemon: &Rc<Daemon>, place: &str) -> Result<()> {
     let id = daemon.chardevs.free_id("qmp");
-    daemon.chardevs.add(ChardevOptions::of_short_form(id.clone(), place)).map_err(|error| error.full())?;
-    Monitors::add(daemon, MonitorOptions::on(id)).await.map_err(|error| error.full())
+    let options = ChardevOptions::of_short_form(id.clone(), place);
+    daemon.chardevs.add(&daemon.local, options).await.map_err(|error| error.full())?;
+    Monitors::add(daemon, MonitorOptions::on(id)).map_err(|error| error.full())
 }
 
 /// The step that serves QMP at `place`.

@@ -4,9 +4,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -24,6 +26,37 @@ impl Server {
         let mut server = Self { child, folder };
         server.wait_for("q.sock");
         server
+    }
+
+    /// And where its log goes.
+    fn with_piped_stderr() -> (Self, ChildStderr) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = program(folder.path());
+        let mut child = command.args(["--qmp", "q.sock"]).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let mut server = Self { child, folder };
+        server.wait_for("q.sock");
+        (server, stderr)
+    }
+
+    /// Makes the image `NAME.qcow2` and opens it as the node `name`.
+    fn add_qcow2(&self, client: &mut Client, name: &str) {
+        let path = self.path(&format!("{name}.qcow2"));
+        let mut make = |options: Value| {
+            client.execute("blockdev-create", json!({ "job-id": "make", "options": options }));
+            within(LIMIT, || client.execute("query-jobs", json!({}))[0]["status"] == "concluded");
+            assert_eq!(client.execute("query-jobs", json!({}))[0].get("error"), None);
+            client.execute("job-dismiss", json!({ "id": "make" }));
+        };
+        make(json!({ "driver": "file", "filename": path, "size": 0 }));
+        let file = json!({ "driver": "file", "filename": path });
+        make(json!({ "driver": "qcow2", "file": file, "size": 1 << 20 }));
+        client.execute("blockdev-add", json!({ "driver": "qcow2", "node-name": name, "file": file }));
+    }
+
+    fn has_open(&self, name: &str) -> bool {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).into_iter().flatten();
+        open.flatten().any(|entry| std::fs::read_link(entry.path()).is_ok_and(|path| path == self.path(name)))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -488,6 +521,30 @@ fn large_and_odd_messages() {
     after.execute("query-version", json!({}));
 }
 
+#[test]
+fn requests_behind_large_answers_are_answered() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    for number in 0..200 {
+        client.execute("blockdev-add", json!({ "driver": "null-co", "node-name": format!("n{number}") }));
+    }
+    client.stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    client.send(r#"{"execute":"query-named-block-nodes"}{"execute":"query-version"}{"execute":"query-version"}"#);
+    assert_eq!(client.answer()["return"].as_array().unwrap().len(), 200);
+    assert_eq!(client.answer()["return"]["qemu"]["major"], 10);
+    assert_eq!(client.answer()["return"]["qemu"]["major"], 10);
+
+    let id = "i".repeat(70_000);
+    client.send(&format!(r#"{{"execute":"query-version","id":"{id}"}}{{"execute":"query-version"}}"#));
+    assert_eq!(client.answer()["id"], id);
+    assert_eq!(client.answer()["return"]["qemu"]["major"], 10);
+
+    client.send(&r#"{"execute":"x"}"#.repeat(3000));
+    for number in 0..3000 {
+        assert_eq!(client.answer()["error"]["class"], "CommandNotFound", "{number}");
+    }
+}
+
 /// QMP-25.
 #[test]
 fn connections_are_counted_and_given_back() {
@@ -609,6 +666,185 @@ fn a_second_signal_is_faster() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
+/// Whoever started us may read our stderr late, or never: then lines are lost, and counted, and nothing else is.
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let (mut server, mut stderr) = Server::with_piped_stderr();
+    for _ in 0..2000 {
+        Client::connect(&server.path("q.sock"));
+    }
+    server.client().execute("query-version", json!({}));
+    let start = Instant::now();
+    server.signal("TERM");
+    let ended = |server: &mut Server| server.child.try_wait().unwrap().is_some();
+    within(Duration::from_secs(2), || ended(&mut server));
+    assert!(start.elapsed() < Duration::from_secs(2));
+    let mut log = String::new();
+    stderr.read_to_string(&mut log).unwrap();
+    assert!(log.contains("a QMP client has connected"), "what fits into the pipe is there");
+
+    // The same with a reader who wakes up.
+    let (mut server, mut stderr) = Server::with_piped_stderr();
+    for _ in 0..6000 {
+        Client::connect(&server.path("q.sock"));
+    }
+    let reader = std::thread::Builder::new().spawn(move || {
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).unwrap();
+        log
+    });
+    server.client().execute("quit", json!({}));
+    within(LIMIT, || ended(&mut server));
+    let log = reader.unwrap().join().unwrap();
+    assert!(log.contains("lines of the log were dropped"), "it is told that lines are missing");
+    assert!(log.contains("a client asked us to quit") && log.contains("ending as asked"), "the last lines are there");
+}
+
+#[test]
+fn the_last_lines_of_the_log_are_written() {
+    for signals in [1, 2] {
+        let (mut server, mut stderr) = Server::with_piped_stderr();
+        let hour = 3_600_000_000_000_u64;
+        let mut client = server.client();
+        if signals == 2 {
+            client.execute("blockdev-add", json!({ "driver": "null-co", "node-name": "n", "latency-ns": hour }));
+        }
+        for _ in 0..signals {
+            server.signal("TERM");
+            #[expect(clippy::disallowed_methods, reason = "the second one is to be a second one")]
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        within(LIMIT, || server.child.try_wait().unwrap().is_some());
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).unwrap();
+        assert!(log.contains("SIGTERM: ending"), "{log}");
+        assert!(signals == 1 || log.contains("ending without waiting any longer"), "{log}");
+    }
+}
+
+/// One disk that hangs is no reason to lose what is in memory of the others: whoever started us may kill us soon.
+#[test]
+fn a_stuck_node_keeps_no_other_from_being_closed() {
+    let mut server = Server::start(&["--blockdev", "null-co,node-name=n,latency-ns=1000000000000"]);
+    let mut client = server.client();
+    server.add_qcow2(&mut client, "b");
+    let mut stuck = server.client();
+    stuck.send(
+        &json!({ "execute": "blockdev-add", "arguments": { "driver": "qcow2", "node-name": "q", "file": "n" } })
+            .to_string(),
+    );
+    client.execute("query-version", json!({}));
+    assert!(server.has_open("b.qcow2"));
+    server.signal("TERM");
+    within(Duration::from_secs(5), || !server.has_open("b.qcow2"));
+    assert!(server.child.try_wait().unwrap().is_none(), "it waits for the command");
+    server.signal("TERM");
+    let (code, folder) = server.ended();
+    assert_eq!(code, Some(1), "a node that cannot be closed is a failure");
+    assert!(!folder.path().join("q.sock").exists());
+}
+
+/// The same below a job that does not end, and where a second signal follows at once.
+#[test]
+fn a_stuck_job_keeps_no_node_from_being_closed() {
+    for signals in [1, 2] {
+        let mut server = Server::start(&["--blockdev", "null-co,node-name=n,latency-ns=1000000000000"]);
+        let mut client = server.client();
+        server.add_qcow2(&mut client, "b");
+        client.execute("block-dirty-bitmap-add", json!({ "node": "b", "name": "kept", "persistent": true }));
+        let options = json!({ "driver": "qcow2", "file": "n", "size": 1 << 20 });
+        client.execute("blockdev-create", json!({ "job-id": "j", "options": options }));
+        for _ in 0..signals {
+            server.signal("TERM");
+            #[expect(clippy::disallowed_methods, reason = "the second one is to be a second one")]
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        if signals == 1 {
+            within(Duration::from_secs(5), || !server.has_open("b.qcow2"));
+            assert!(server.child.try_wait().unwrap().is_none(), "it waits for the job");
+            server.signal("TERM");
+        }
+        let (code, folder) = server.ended();
+        assert_eq!(code, Some(1));
+        let next =
+            Server::start(&["--blockdev", &format!("file,node-name=f,filename={}/b.qcow2", folder.path().display())]);
+        let mut client = next.client();
+        client.execute("blockdev-add", json!({ "driver": "qcow2", "node-name": "b", "file": "f" }));
+        let nodes = client.execute("query-named-block-nodes", json!({}));
+        let bitmaps =
+            nodes.as_array().unwrap().iter().find_map(|node| node.get("dirty-bitmaps")).expect("it was stored");
+        assert_eq!((&bitmaps[0]["name"], bitmaps[0].get("inconsistent")), (&json!("kept"), None), "{signals} signals");
+    }
+}
+
+#[test]
+fn many_nodes_are_closed_soon() {
+    let mut server = Server::start(&[]);
+    let mut client = server.client();
+    for number in 0..8000 {
+        client.execute("blockdev-add", json!({ "driver": "null-co", "node-name": format!("n{number}") }));
+    }
+    let start = Instant::now();
+    server.signal("TERM");
+    within(LIMIT, || server.child.try_wait().unwrap().is_some());
+    assert!(start.elapsed() < Duration::from_secs(2), "it took {:?}", start.elapsed());
+}
+
+/// What is answered with success after that would be lost.
+#[test]
+fn behind_quit_nothing_is_run() {
+    let server = Server::start(&[]);
+    let mut client = server.client();
+    server.add_qcow2(&mut client, "b");
+    let bitmap = json!({ "node": "b", "name": "bitmap", "persistent": true });
+    let image = json!({ "driver": "file", "filename": server.path("new"), "size": 0 });
+    let commands = [
+        ("quit", json!({})),
+        ("blockdev-add", json!({ "driver": "null-co", "node-name": "late" })),
+        ("block-dirty-bitmap-add", bitmap),
+        ("blockdev-create", json!({ "job-id": "late", "options": image })),
+    ];
+    let text = commands.map(|(command, arguments)| json!({ "execute": command, "arguments": arguments }).to_string());
+    client.send(&text.concat());
+    assert_eq!(client.answer(), json!({ "return": {} }));
+    for _ in 1..text.len() {
+        assert_eq!(client.answer()["error"]["desc"], "The daemon is ending");
+    }
+    assert!(client.is_closed());
+    let (code, folder) = server.ended();
+    assert_eq!(code, Some(0));
+    assert!(!folder.path().join("new").exists());
+}
+
+#[test]
+fn the_umask_says_whether_the_group_may_connect() {
+    for (umask, mode) in [("077", 0o600), ("022", 0o660), ("007", 0o660), ("027", 0o660)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(format!("umask {umask}; exec \"$0\" --qmp q.sock")).arg(env!("CARGO_BIN_EXE_trellisd"));
+        let child = shell.current_dir(folder.path()).stdin(Stdio::null()).spawn().unwrap();
+        let mut server = Server { child, folder };
+        server.wait_for("q.sock");
+        let found = std::fs::metadata(server.path("q.sock")).unwrap().permissions().mode() & 0o777;
+        assert_eq!(found, mode, "umask {umask}: {found:o}");
+    }
+}
+
+#[test]
+fn a_start_without_a_place_for_its_error_fails_as_any_other() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["--nonsense"][..],
+        &["--blockdev", "null-co"],
+        &["--object", "secret,id=s,data=open", "--blockdev", "null-co"],
+        &["--daemonize", "--blockdev", "null-co"],
+    ] {
+        let status = program(folder.path()).args(arguments).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(1), "{arguments:?}: {status}");
+    }
+}
+
 #[test]
 fn the_service_manager_hears_of_readiness_life_and_end() {
     let folder = tempfile::tempdir().unwrap();
@@ -720,6 +956,70 @@ fn the_foreground_ends_when_the_background_is_ready() {
     assert!(stderr(&failed).contains("node-name"), "the reason is seen in the foreground");
 }
 
+/// Whoever started it would go on without a daemon.
+#[test]
+fn a_background_that_is_ended_while_it_is_set_up_is_no_success() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--daemonize", "--chardev", "socket,id=c,path=q.sock,server=on", "--monitor", "c"];
+    let mut foreground = program(folder.path()).args(arguments).spawn().unwrap();
+    within(LIMIT, || folder.path().join("q.sock").exists());
+    let children = format!("/proc/{0}/task/{0}/children", foreground.id());
+    let background = std::fs::read_to_string(children).unwrap();
+    assert!(Command::new("kill").args(["-s", "TERM", background.trim()]).status().unwrap().success());
+    within(LIMIT, || foreground.try_wait().unwrap().is_some());
+    assert_eq!(foreground.wait().unwrap().code(), Some(1));
+    let help = run(&["--daemonize", "--blockdev", "help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(!help.stdout.is_empty());
+}
+
+/// Where the directory alone is longer than a socket's address may be.
+#[test]
+fn sockets_in_a_long_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = folder.path().join("d".repeat(120));
+    std::fs::create_dir(&long).unwrap();
+    let export = "vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=e.sock";
+    let arguments = ["--pidfile", "x.pid", "--blockdev", "null-co,node-name=n", "--qmp", "q.sock", "--export", export];
+    let mut child = program(&long).args(arguments).spawn().unwrap();
+    within(LIMIT, || {
+        assert!(child.try_wait().unwrap().is_none(), "it ended");
+        long.join("x.pid").exists()
+    });
+    assert!(long.join("e.sock").exists() && long.join("q.sock").exists());
+    assert!(Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status().unwrap().success());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(std::fs::read_dir(&long).unwrap().count(), 0);
+}
+
+#[test]
+fn an_argument_that_is_no_text_is_named() {
+    let bad = std::ffi::OsStr::from_bytes(b"null-co,node-name=\xff");
+    let folder = tempfile::tempdir().unwrap();
+    let output = program(folder.path()).args(["--qmp", "q.sock", "--blockdev"]).arg(bad).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("option '--blockdev'"), "{}", stderr(&output));
+    let joined = std::ffi::OsStr::from_bytes(b"--export=\xff");
+    let output = program(folder.path()).arg(joined).output().unwrap();
+    assert!(stderr(&output).contains("option '--export'"), "{}", stderr(&output));
+}
+
+#[test]
+fn trace_help_is_printed() {
+    for word in ["help", "?"] {
+        let output = run(&["-T", word]);
+        assert_eq!(output.status.code(), Some(0), "{word}");
+        assert!(String::from_utf8(output.stdout).unwrap().contains("block_core"), "{word}");
+    }
+}
+
+#[test]
+fn a_trace_pattern_that_names_nothing_here_is_a_warning() {
+    let output = run(&["-T", "blk_*_complete", "--blockdev", "null-co"]);
+    assert!(stderr(&output).contains("blk_*_complete"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("node-name"), "the start goes on: {}", stderr(&output));
+}
+
 #[test]
 fn a_monitor_that_waits_holds_up_what_follows() {
     let folder = tempfile::tempdir().unwrap();
@@ -734,6 +1034,95 @@ fn a_monitor_that_waits_holds_up_what_follows() {
     within(LIMIT, || folder.path().join("x.pid").exists());
     client.execute("quit", json!({}));
     assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_chardev_that_waits_holds_up_what_follows() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["--chardev", "socket,id=c,path=q.sock,server=on", "--qmp", "later.sock", "--monitor", "c"];
+    let mut child = program(folder.path()).args(arguments).spawn().unwrap();
+    within(LIMIT, || folder.path().join("q.sock").exists());
+    #[expect(clippy::disallowed_methods, reason = "something must not happen meanwhile")]
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!folder.path().join("later.sock").exists());
+    let mut client = Client::connect(&folder.path().join("q.sock"));
+    assert!(folder.path().join("later.sock").exists());
+    client.say(r#"{"execute": "qmp_capabilities"}"#);
+    client.execute("quit", json!({}));
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_monitor_on_stdin_and_stdout() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = program(folder.path());
+    command.args(["--chardev", "stdio,id=c,signal=off", "--monitor", "c"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| {
+        let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        line
+    });
+    assert!(lines.next().unwrap()["QMP"].is_object());
+    let requests = r#"{"execute": "qmp_capabilities"}{"execute": "query-chardev"}{"execute": "query-qmp-schema"}{"execute": "quit"}"#;
+    child.stdin.take().unwrap().write_all(requests.as_bytes()).unwrap();
+    assert_eq!(lines.next().unwrap(), json!({ "return": {} }));
+    assert_eq!(lines.next().unwrap()["return"][0]["filename"], "stdio");
+    assert!(lines.next().unwrap()["return"].as_array().unwrap().len() > 100);
+    assert_eq!(lines.next().unwrap(), json!({ "return": {} }), "the last answer is written before it ends");
+    assert!(child.wait().unwrap().success());
+
+    let twice = run(&["--chardev", "stdio,id=c", "--chardev", "stdio,id=d"]);
+    assert!(stderr(&twice).contains("stdin and stdout"), "{}", stderr(&twice));
+    let daemon = run(&["--daemonize", "--chardev", "stdio,id=c"]);
+    assert_eq!(daemon.status.code(), Some(1));
+    assert!(stderr(&daemon).contains("--daemonize"), "{}", stderr(&daemon));
+}
+
+/// What qemu-storage-daemon takes we take, or `docs/control.md` says that we do not.
+#[test]
+fn chardevs_as_the_peer_takes_them() {
+    const BOTH: (bool, bool) = (true, true);
+    const THEY: (bool, bool) = (true, false);
+    const NEITHER: (bool, bool) = (false, false);
+    let table = [
+        ("socket,id=c,path=s,server=on,wait=off", BOTH),
+        ("socket,id=c,path=s,server,nowait", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,mux=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,telnet=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,websocket=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,delay=on", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,delay", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,nodelay=on", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,nodelay", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,abstract=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,abstract=off,tight=off", BOTH),
+        ("stdio,id=c", BOTH),
+        ("stdio,id=c,signal=off", BOTH),
+        ("null,id=c", BOTH),
+        ("null,id=c,mux=off", BOTH),
+        ("socket,id=c,path=s,server=on,wait=off,abstract=on", THEY),
+        ("socket,id=c,path=s,server=on,wait=off,telnet=on", THEY),
+        ("socket,id=c,path=s,server=on,wait=off,logfile=log", THEY),
+        ("ringbuf,id=c,size=64", THEY),
+        ("file,id=c,path=f", THEY),
+        ("socket,id=c,path=s,server=on,wait=off,tls-creds=t", NEITHER),
+        ("socket,id=c,path=s,server=on,wait=off,reconnect=1", NEITHER),
+        ("socket,id=c", NEITHER),
+        ("null", NEITHER),
+    ];
+    // Whoever takes it complains about what stands behind it.
+    let takes = |program: &str, line: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new(program);
+        command.args(["--chardev", line, "--monitor", "nobody"]).current_dir(folder.path()).stdin(Stdio::null());
+        let said = stderr(&command.output().expect("qemu-storage-daemon is what we are compared with"));
+        assert!(said.contains("nobody") || said.contains("--chardev") || said.contains("chardev"), "{line}: {said}");
+        said.contains("\"nobody\" not found")
+    };
+    for (line, expected) in table {
+        let found = (takes("qemu-storage-daemon", line), takes(env!("CARGO_BIN_EXE_trellisd"), line));
+        assert_eq!(found, expected, "{line}");
+    }
 }
 
 #[test]

@@ -124,6 +124,12 @@ impl Graph {
         shape.vertices.iter().filter_map(|(id, vertex)| report(&shape, *id, vertex)).collect()
     }
 
+    /// The nodes that an operator added and that nothing stands on.
+    pub fn unused(&self) -> Vec<NodeId> {
+        let unused = |vertex: &Vertex| vertex.parents.is_empty() && vertex.node().is_some_and(|node| node.explicit);
+        self.shape.borrow().vertices.iter().filter(|(_, vertex)| unused(vertex)).map(|(id, _)| *id).collect()
+    }
+
     /// One node.
     pub fn node(&self, id: NodeId) -> Option<NodeReport> {
         let shape = self.shape.borrow();

@@ -62,12 +62,19 @@ pub struct Jobs {
     /// Is told of every change of a job's state.
     news: Box<News>,
     changed: Notify,
+    /// No job begins any more.
+    closing: Cell<bool>,
 }
 
 impl Jobs {
     /// No jobs yet. `news` is told of every change of state, by the job's id.
     pub fn new(news: impl Fn(&str, Status) + 'static) -> Rc<Self> {
-        Rc::new(Self { all: RefCell::default(), news: Box::new(news), changed: Notify::new() })
+        Rc::new(Self {
+            all: RefCell::default(),
+            news: Box::new(news),
+            changed: Notify::new(),
+            closing: Cell::new(false),
+        })
     }
 
     /// All jobs, the youngest first.
@@ -110,8 +117,9 @@ impl Jobs {
         Ok(())
     }
 
-    /// Waits until all jobs are over, and forgets them: there is nobody left to do it.
+    /// Waits until all jobs are over, and forgets them: there is nobody left to do it. From now on none begins.
     pub async fn end_all(&self) {
+        self.closing.set(true);
         loop {
             let changed = self.changed.notified();
             let oldest = self.all.borrow().last().cloned();
@@ -128,6 +136,9 @@ impl Jobs {
     }
 
     fn created(&self, id: &str, kind: Kind) -> Result<Rc<Job>> {
+        if self.closing.get() {
+            return Err(Error::new("No job begins any more: everything is ending"));
+        }
         if !is_id(id) {
             return Err(Error::new(format!("Invalid job ID '{id}'")));
         }
@@ -273,6 +284,7 @@ mod tests {
             assert_eq!(jobs.all()[0].error.as_deref(), Some("Operation canceled"));
             jobs.end_all().await;
             assert!(jobs.all().is_empty());
+            jobs.start("late", Kind::Create, async { Ok(()) }).unwrap_err();
         });
     }
 

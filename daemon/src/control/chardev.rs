@@ -1,7 +1,7 @@
 //! Character devices, as far as monitors need them: a unix socket that we listen on or connect to, one that was passed
-//! to us, or nothing at all.
+//! to us, stdin and stdout, or nothing at all.
 //!
-//! TCP is refused: QMP knows no password, and whoever reaches the port would own every disk.
+//! TCP is refused, and so are abstract sockets: QMP knows no password, and whoever reaches them would own every disk.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -13,8 +13,9 @@ use block_core::rt::{Local, SharedFd};
 use qmp::Qapi;
 use rustix::net::{SocketFlags, accept_with, sockopt};
 
-use crate::process::inherited;
+use super::stdio::{self, Stdio};
 use crate::process::socket::{Listener, SocketFile, connect_to};
+use crate::process::{background, inherited};
 
 /// The argument of `--chardev`.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -34,10 +35,12 @@ pub enum ChardevBackend {
     Socket(SocketChardev),
     /// Nothing is ever read, and what is written is gone.
     Null(NullChardev),
+    /// Stdin and stdout.
+    Stdio(StdioChardev),
 }
 
 /// A unix socket.
-#[derive(Clone, Debug, PartialEq, Eq, Qapi)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Qapi)]
 pub struct SocketChardev {
     /// Where to listen or connect.
     pub path: Option<String>,
@@ -52,11 +55,53 @@ pub struct SocketChardev {
     pub host: Option<String>,
     /// Refused, as `host` is.
     pub port: Option<String>,
+    /// Refused where it is on: a socket that is no file lets everybody in.
+    #[qapi(rename = "abstract", default = false)]
+    pub is_abstract: bool,
+    /// Without effect: it says how the name of an abstract socket is written.
+    #[qapi(default = true)]
+    pub tight: bool,
+    /// Without effect, as with every unix socket: it is for TCP.
+    pub delay: Option<bool>,
+    /// Without effect, as `delay` is.
+    pub nodelay: Option<bool>,
+    /// Refused unless it is 0.
+    #[qapi(default = 0)]
+    pub reconnect: u32,
+    /// Refused unless it is 0.
+    #[qapi(default = 0)]
+    pub reconnect_ms: u32,
+    /// Refused where it is on.
+    #[qapi(default = false)]
+    pub telnet: bool,
+    /// Refused where it is on.
+    #[qapi(default = false)]
+    pub websocket: bool,
+    /// Refused where it is on: every monitor has its sessions.
+    #[qapi(default = false)]
+    pub mux: bool,
+    /// Refused.
+    pub tls_creds: Option<String>,
 }
 
 /// Nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Qapi)]
-pub struct NullChardev {}
+pub struct NullChardev {
+    /// Refused where it is on.
+    #[qapi(default = false)]
+    pub mux: bool,
+}
+
+/// Stdin and stdout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Qapi)]
+pub struct StdioChardev {
+    /// Without effect: keys that make signals keep doing so.
+    #[qapi(default = true)]
+    pub signal: bool,
+    /// Refused where it is on.
+    #[qapi(default = false)]
+    pub mux: bool,
+}
 
 /// An element of `query-chardev`.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -77,7 +122,10 @@ pub struct Chardevs(RefCell<Vec<Rc<Chardev>>>);
 pub struct Chardev {
     options: ChardevOptions,
     peer: Peer,
-    file: RefCell<Option<SocketFile>>,
+    /// The client that was waited for, until somebody serves it.
+    first: RefCell<Option<SharedFd>>,
+    /// What is to be undone at the end.
+    kept: RefCell<Option<Kept>>,
     claimed: Cell<bool>,
     connections: Cell<i32>,
 }
@@ -92,20 +140,28 @@ pub(super) enum Peer {
     Nobody,
 }
 
+/// What a character device leaves behind if it is not undone.
+enum Kept {
+    /// Its file.
+    File { _file: SocketFile },
+    /// Bytes on their way to stdout.
+    Stdio { _stdio: Stdio },
+}
+
 impl ChardevOptions {
     /// What `--qmp PATH` and `--qmp fd:NAME` stand for.
     pub fn of_short_form(id: String, place: &str) -> Self {
         let fd = place.strip_prefix("fd:").map(str::to_owned);
         let path = fd.is_none().then(|| place.to_owned());
-        let socket = SocketChardev { path, fd, server: true, wait: Some(false), host: None, port: None };
+        let socket = SocketChardev { path, fd, server: true, wait: Some(false), ..SocketChardev::default() };
         Self { id, backend: ChardevBackend::Socket(socket) }
     }
 
     /// `server` and `nowait` without a value are an old way to write `server=on` and `wait=off`, and still common.
     pub fn modernised(text: &str) -> String {
         let modern = |word: &str| match word {
-            "server" | "wait" | "delay" => format!("{word}=on"),
-            "noserver" | "nowait" | "nodelay" => format!("{}=off", &word[2..]),
+            "server" | "wait" | "delay" | "nodelay" => format!("{word}=on"),
+            "noserver" | "nowait" => format!("{}=off", &word[2..]),
             other => other.to_owned(),
         };
         let mut words = text.split(',');
@@ -115,21 +171,35 @@ impl ChardevOptions {
 }
 
 impl Chardevs {
-    /// Opens a character device.
-    pub fn add(&self, options: ChardevOptions) -> Result<()> {
+    /// Opens a character device. One that is to wait for its first client is waited for.
+    pub async fn add(&self, local: &Local, options: ChardevOptions) -> Result<()> {
+        self.check(&options)?;
+        let (peer, kept) = options.backend.open()?;
+        let chardev = Rc::new(Chardev {
+            options,
+            peer,
+            first: RefCell::default(),
+            kept: RefCell::new(kept),
+            claimed: Cell::new(false),
+            connections: Cell::new(0),
+        });
+        self.0.borrow_mut().push(chardev.clone());
+        let first = chardev.wait(local).await?;
+        *chardev.first.borrow_mut() = first;
+        Ok(())
+    }
+
+    fn check(&self, options: &ChardevOptions) -> Result<()> {
         if !block_core::catalog::is_identifier(&options.id) {
             return Err(Error::new("Parameter 'id' expects an identifier"));
         }
         if self.find(&options.id).is_some() {
             return Err(Error::new(format!("Chardev with id '{}' already exists", options.id)));
         }
-        let (peer, file) = match &options.backend {
-            ChardevBackend::Socket(socket) => socket.open()?,
-            ChardevBackend::Null(_) => (Peer::Nobody, None),
-        };
-        let chardev =
-            Chardev { options, peer, file: RefCell::new(file), claimed: Cell::new(false), connections: Cell::new(0) };
-        self.0.borrow_mut().push(Rc::new(chardev));
+        let is_stdio = |options: &ChardevOptions| matches!(options.backend, ChardevBackend::Stdio(_));
+        if is_stdio(options) && self.0.borrow().iter().any(|other| is_stdio(&other.options)) {
+            return Err(Error::new("Another character device has stdin and stdout"));
+        }
         Ok(())
     }
 
@@ -149,18 +219,55 @@ impl Chardevs {
         self.0.borrow().iter().map(|chardev| chardev.report()).collect()
     }
 
-    /// Forgets all of them, and removes their socket files, although monitors may still hold them.
+    /// Forgets all of them, and undoes what they leave behind, although monitors may still hold them.
     pub fn clear(&self) {
         for chardev in self.0.take() {
-            chardev.file.take();
+            chardev.kept.take();
+        }
+    }
+}
+
+impl ChardevBackend {
+    fn open(&self) -> Result<(Peer, Option<Kept>)> {
+        let mux = match self {
+            Self::Socket(socket) => socket.mux,
+            Self::Null(null) => null.mux,
+            Self::Stdio(stdio) => stdio.mux,
+        };
+        if mux {
+            return Err(Error::new("mux=on is not there: every client of a monitor has a session of its own"));
+        }
+        match self {
+            Self::Socket(socket) => socket.open(),
+            Self::Null(_) => Ok((Peer::Nobody, None)),
+            Self::Stdio(_) if background::is_background() => {
+                Err(Error::new("stdin and stdout are not there with --daemonize"))
+            }
+            Self::Stdio(_) => {
+                let (stream, stdio) = stdio::open()?;
+                Ok((Peer::Connected(stream), Some(Kept::Stdio { _stdio: stdio })))
+            }
         }
     }
 }
 
 impl SocketChardev {
-    fn open(&self) -> Result<(Peer, Option<SocketFile>)> {
+    fn open(&self) -> Result<(Peer, Option<Kept>)> {
         if self.host.is_some() || self.port.is_some() {
             return Err(Error::new("A QMP socket over TCP would be open to everybody: use path= or fd="));
+        }
+        if self.is_abstract {
+            return Err(Error::new("An abstract QMP socket would be open to everybody: use path= or fd="));
+        }
+        let missing = [
+            (self.reconnect > 0, "reconnect"),
+            (self.reconnect_ms > 0, "reconnect-ms"),
+            (self.telnet, "telnet"),
+            (self.websocket, "websocket"),
+            (self.tls_creds.is_some(), "tls-creds"),
+        ];
+        if let Some((_, name)) = missing.iter().find(|(asked, _)| *asked) {
+            return Err(Error::new(format!("'{name}' is not there yet")));
         }
         if !self.server && self.wait.is_some() {
             return Err(Error::new("'wait' option is incompatible with socket in client connect mode"));
@@ -173,15 +280,15 @@ impl SocketChardev {
         }
     }
 
-    fn open_path(&self, path: &Path) -> Result<(Peer, Option<SocketFile>)> {
+    fn open_path(&self, path: &Path) -> Result<(Peer, Option<Kept>)> {
         if !self.server {
             return Ok((Peer::Connected(connect_to(path)?), None));
         }
-        let listener = Listener::bind(path, Some(SOCKET_MODE))?;
-        Ok((Peer::Listening(listener.descriptor), listener.file))
+        let listener = Listener::bind(path, true)?;
+        Ok((Peer::Listening(listener.descriptor), listener.file.map(|file| Kept::File { _file: file })))
     }
 
-    fn open_passed(&self, word: &str) -> Result<(Peer, Option<SocketFile>)> {
+    fn open_passed(&self, word: &str) -> Result<(Peer, Option<Kept>)> {
         let descriptor = inherited::descriptor(word).doing(|| format!("Cannot use the descriptor '{word}'"))?;
         let listens = sockopt::socket_acceptconn(&descriptor)
             .map_err(|_| Error::new(format!("File descriptor '{word}' is not a socket")))?;
@@ -208,12 +315,20 @@ impl Chardev {
         &self.peer
     }
 
-    /// The client that is there already, or that has to be waited for.
-    pub(super) async fn first_peer(&self, local: &Local) -> Result<Option<SharedFd>> {
+    /// The client that is there already.
+    pub(super) fn first_peer(&self) -> Option<SharedFd> {
+        match &self.peer {
+            Peer::Connected(stream) => Some(stream.clone()),
+            Peer::Listening(_) => self.first.take(),
+            Peer::Nobody => None,
+        }
+    }
+
+    /// The first client, where it is to be waited for.
+    async fn wait(&self, local: &Local) -> Result<Option<SharedFd>> {
         let listener = match &self.peer {
-            Peer::Connected(stream) => return Ok(Some(stream.clone())),
             Peer::Listening(listener) if self.waits() => listener,
-            Peer::Listening(_) | Peer::Nobody => return Ok(None),
+            Peer::Connected(_) | Peer::Listening(_) | Peer::Nobody => return Ok(None),
         };
         tracing::info!("waiting for a client on {}", self.filename());
         loop {
@@ -242,6 +357,7 @@ impl Chardev {
     fn filename(&self) -> String {
         match &self.options.backend {
             ChardevBackend::Null(_) => "null".to_owned(),
+            ChardevBackend::Stdio(_) => "stdio".to_owned(),
             ChardevBackend::Socket(socket) => {
                 let prefix = if self.connections.get() == 0 && socket.server { "disconnected:" } else { "" };
                 let place = match (&socket.path, &socket.fd) {
@@ -259,11 +375,9 @@ fn on_off(switch: bool) -> &'static str {
     if switch { "on" } else { "off" }
 }
 
-/// Owner and group may connect.
-const SOCKET_MODE: u32 = 0o660;
-
 #[cfg(test)]
 mod tests {
+    use block_core::rt::run_control;
     use qmp::keyval::parse_option;
 
     use super::*;
@@ -272,25 +386,34 @@ mod tests {
         parse_option(&ChardevOptions::modernised(text), Some("backend"))?.into_typed()
     }
 
+    fn add(chardevs: &Chardevs, text: &str) -> Result<()> {
+        let options = read(text).unwrap();
+        run_control(async |local| chardevs.add(&local, options).await)
+    }
+
     #[test]
     fn the_usual_forms_are_read() {
         let socket = |text| match read(text).unwrap().backend {
             ChardevBackend::Socket(socket) => socket,
-            ChardevBackend::Null(_) => panic!("a socket was asked for"),
+            ChardevBackend::Null(_) | ChardevBackend::Stdio(_) => panic!("a socket was asked for"),
         };
         let modern = socket("socket,id=c,path=/run/q.sock,server=on,wait=off");
         assert_eq!(modern.path.as_deref(), Some("/run/q.sock"));
         assert_eq!((modern.server, modern.wait), (true, Some(false)));
         assert_eq!(socket("socket,id=c,path=/run/q.sock,server,nowait"), modern);
-        assert_eq!(read("null,id=n").unwrap().backend, ChardevBackend::Null(NullChardev {}));
+        assert_eq!(socket("socket,id=c,path=/run/q.sock,server,nowait,nodelay").nodelay, Some(true));
+        assert_eq!(read("null,id=n").unwrap().backend, ChardevBackend::Null(NullChardev::default()));
         assert_eq!(read("null").unwrap_err().desc, "Parameter 'id' is missing");
         assert_eq!(read("pty,id=p").unwrap_err().desc, "Parameter 'backend' does not accept value 'pty'");
     }
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let refused = |text: &str| Chardevs::default().add(read(text).unwrap()).unwrap_err().to_string();
+        let refused = |text: &str| add(&Chardevs::default(), text).unwrap_err().to_string();
         assert!(refused("socket,id=c,host=0.0.0.0,port=4444,server=on").contains("TCP"));
+        assert!(refused("socket,id=c,path=x,abstract=on,server=on").contains("everybody"));
+        assert_eq!(refused("socket,id=c,path=x,reconnect=1"), "'reconnect' is not there yet");
+        assert!(refused("null,id=c,mux=on").contains("mux"));
         assert!(refused("socket,id=c,path=x,wait=off").contains("'wait' option is incompatible"));
         assert!(refused("socket,id=c").contains("'path' or 'fd'"));
         assert!(refused("socket,id=1c,path=x,server=on").contains("identifier"));
@@ -300,8 +423,8 @@ mod tests {
     #[test]
     fn an_id_is_used_once() {
         let chardevs = Chardevs::default();
-        chardevs.add(read("null,id=n").unwrap()).unwrap();
-        assert!(chardevs.add(read("null,id=n").unwrap()).is_err());
+        add(&chardevs, "null,id=n").unwrap();
+        assert!(add(&chardevs, "null,id=n").is_err());
         let chardev = chardevs.find("n").unwrap();
         chardev.claim().unwrap();
         assert_eq!(chardev.claim().unwrap_err().to_string(), "chardev 'n' is already in use");

@@ -62,8 +62,8 @@ pub struct Monitors {
 }
 
 impl Monitors {
-    /// Serves QMP as `options` say. A chardev that is to wait for its first client is waited for.
-    pub async fn add(daemon: &Rc<Daemon>, options: MonitorOptions) -> Result<()> {
+    /// Serves QMP as `options` say.
+    pub fn add(daemon: &Rc<Daemon>, options: MonitorOptions) -> Result<()> {
         let chardev = daemon.chardevs.find(&options.chardev);
         let chardev = chardev.ok_or_else(|| Error::new(format!("chardev \"{}\" not found", options.chardev)))?;
         if options.mode == MonitorMode::Readline {
@@ -72,8 +72,7 @@ impl Monitors {
         daemon.monitors.name(options.id)?;
         chardev.claim()?;
         let layout = if options.pretty { Layout::Pretty } else { Layout::Compact };
-        let first = chardev.first_peer(&daemon.local).await?;
-        if let Some(stream) = first {
+        if let Some(stream) = chardev.first_peer() {
             start(daemon, &chardev, stream, layout);
         }
         let task = {

@@ -4,11 +4,9 @@
 //! While an answer waits to be read, nothing more is read from the client: its own socket holds it back.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::hint::black_box;
-use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
 
 use block_core::rt::sync::Notify;
 use block_core::rt::{Local, SharedFd};
@@ -20,6 +18,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 use super::event::Event;
 use super::outbox::Outbox;
 use crate::daemon::Daemon;
+use crate::first;
 use crate::log::Rarely;
 
 /// A connected client.
@@ -33,12 +32,6 @@ pub(super) struct Session {
     dropped_told: Rarely,
     /// A command ended, an event waits, or the end has come.
     news: Notify,
-}
-
-enum Next {
-    Readable,
-    Writable,
-    News,
 }
 
 impl Session {
@@ -61,12 +54,9 @@ impl Session {
     pub(super) async fn serve(self: &Rc<Self>, daemon: &Rc<Daemon>) {
         let greeting = self.protocol.borrow().greeting();
         self.outbox.borrow_mut().reply(&greeting);
-        while self.send() && !self.is_over() {
-            match self.next().await {
-                Next::Readable => self.receive(),
-                Next::Writable | Next::News => {}
-            }
-            self.act(daemon);
+        while self.work(daemon) && !self.is_over() {
+            self.something_happens().await;
+            self.receive();
         }
         // A descriptor that was passed to us stays open elsewhere; the client is to see the end all the same.
         let _ = shutdown(&self.stream, Shutdown::Both);
@@ -85,29 +75,43 @@ impl Session {
         self.news.notify_one();
     }
 
+    /// Does all that can be done without waiting, so that what is left is what [`Self::something_happens`] waits for. False:
+    /// there is nobody left to send to.
+    fn work(self: &Rc<Self>, daemon: &Rc<Daemon>) -> bool {
+        loop {
+            self.act(daemon);
+            let held_back = self.outbox.borrow().is_full();
+            if !self.send() {
+                return false;
+            }
+            // What was sent may have made room for the answer to a request that waits.
+            if !held_back || self.outbox.borrow().is_full() {
+                return true;
+            }
+        }
+    }
+
+    /// After [`Self::work`] an empty outbox also says that no request waits, but for one behind a command that runs.
     fn is_over(&self) -> bool {
         self.closing.get() && !self.running.get() && self.outbox.borrow().is_empty()
     }
 
-    async fn next(&self) -> Next {
-        let reads = !self.closing.get() && !self.outbox.borrow().is_full() && self.protocol.borrow().wants_input();
+    async fn something_happens(&self) {
         let writes = !self.outbox.borrow().is_empty();
-        let mut readable = pin!(if_some(reads.then(|| self.local.readable(&self.stream))));
-        let mut writable = pin!(if_some(writes.then(|| self.local.writable(&self.stream))));
-        let mut news = pin!(self.news.notified());
-        poll_fn(|cx| {
-            if news.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Next::News);
-            }
-            if writable.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(Next::Writable);
-            }
-            readable.as_mut().poll(cx).map(|()| Next::Readable)
-        })
-        .await
+        let readable = if_some(self.reads().then(|| self.local.readable(&self.stream)));
+        let writable = if_some(writes.then(|| self.local.writable(&self.stream)));
+        first(self.news.notified(), first(readable, writable)).await;
     }
 
+    fn reads(&self) -> bool {
+        !self.closing.get() && !self.outbox.borrow().is_full() && self.protocol.borrow().wants_input()
+    }
+
+    /// Takes what the client has sent, if anything.
     fn receive(&self) {
+        if !self.reads() {
+            return;
+        }
         let mut buffer = [0; CHUNK];
         match recv(&self.stream, &mut buffer, RecvFlags::DONTWAIT) {
             Ok((0, _)) => self.closing.set(true),
@@ -136,7 +140,10 @@ impl Session {
         self.running.set(true);
         let session = self.clone();
         let task = async move {
-            let outcome = daemon.commands.run(&daemon, &command, arguments).await;
+            let outcome = match daemon.begin_command() {
+                Some(_runs) => daemon.commands.run(&daemon, &command, arguments).await,
+                None => Err(qmp::Error::generic("The daemon is ending")),
+            };
             let line = session.protocol.borrow_mut().reply(outcome);
             session.outbox.borrow_mut().reply(&line);
             session.running.set(false);

@@ -2,12 +2,10 @@
 
 use std::path::PathBuf;
 
-use block_core::base::ResultExt;
 use qmp::schema::Size;
 use qmp::{Error, Qapi, Result};
 
 use super::vhost_user::{Address, VhostUserOptions};
-use crate::refused;
 
 /// An export.
 #[derive(Clone, Debug, PartialEq, Eq, Qapi)]
@@ -111,6 +109,12 @@ pub struct InetAddress {
 pub struct UnixAddress {
     /// The path.
     pub path: String,
+    /// Refused where it is true: a socket that is no file lets everybody in.
+    #[qapi(rename = "abstract", default = false)]
+    pub is_abstract: bool,
+    /// Without effect: it says how the name of an abstract socket is written.
+    #[qapi(default = true)]
+    pub tight: bool,
 }
 
 /// A virtio socket's address.
@@ -150,11 +154,10 @@ impl VhostUserBlkOptions {
 impl ExportAddress {
     fn for_server(&self) -> Result<Address> {
         match self {
-            // We may have left the directory in which we were started when the socket is removed.
-            Self::Unix(UnixAddress { path }) => std::path::absolute(PathBuf::from(path))
-                .doing(|| format!("Failed to bind socket to {path}"))
-                .map(Address::Unix)
-                .map_err(refused),
+            Self::Unix(UnixAddress { is_abstract: true, .. }) => {
+                Err(Error::generic("An abstract socket would be open to everybody: use a path"))
+            }
+            Self::Unix(UnixAddress { path, is_abstract: false, tight: _ }) => Ok(Address::Unix(PathBuf::from(path))),
             Self::Fd(FdAddress { str: word }) => Ok(Address::Fd(word.clone())),
             Self::Inet(_) | Self::Vsock(_) => {
                 Err(Error::generic("Only socket address types 'unix' and 'fd' are supported"))
@@ -194,6 +197,14 @@ mod tests {
         let ExportKind::VhostUserBlk(own) = options.kind;
         let refused = own.for_server(&options.common).unwrap_err();
         assert_eq!(refused.desc, "Only socket address types 'unix' and 'fd' are supported");
+        let open = "vhost-user-blk,id=e0,node-name=n0,addr.type=unix,addr.path=x,addr.tight=on,addr.abstract=";
+        let on = |switch: &str| {
+            let options = read(&format!("{open}{switch}")).unwrap();
+            let ExportKind::VhostUserBlk(own) = options.kind;
+            own.for_server(&options.common)
+        };
+        assert!(on("off").is_ok());
+        assert!(on("on").unwrap_err().desc.contains("everybody"));
         let unknown = read("fuse,id=e0,node-name=n0").unwrap_err();
         assert_eq!(unknown.desc, "Parameter 'type' does not accept value 'fuse'");
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use block_core::base::{Error, Result, ResultExt};
 use block_core::rt::SharedFd;
+use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with};
 
 /// A socket that connections come from.
@@ -28,11 +29,16 @@ pub struct SocketFile {
 
 impl Listener {
     /// Listens at `path`. A socket of ours that nobody listens on any more gives way; anything else is left as it is.
-    /// Without `mode` the umask says who may connect.
-    pub fn bind(path: &Path, mode: Option<u32>) -> Result<Self> {
+    /// Without `group` the umask says who may connect. With it the group may, unless the umask keeps all from it: the usual
+    /// 022 is not meant for sockets, on which who may only read can do nothing.
+    pub fn bind(path: &Path, group: bool) -> Result<Self> {
         let doing = || format!("Failed to bind socket to {}", path.display());
         let address = address(path)?;
         let socket = stream_socket().doing(doing)?;
+        if group {
+            // The file is made with this and the umask, so that nobody else ever sees it open to more.
+            fchmod(&socket, Mode::from_raw_mode(GROUP_MODE)).doing(doing)?;
+        }
         match bind(&socket, &address) {
             Err(rustix::io::Errno::ADDRINUSE) => {
                 remove_stale(path, &address)?;
@@ -42,8 +48,8 @@ impl Listener {
         }
         // Before `listen` nobody can connect, so the mode is in force from the first connection on.
         let file = SocketFile::of(path).doing(doing)?;
-        if let Some(mode) = mode {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).doing(doing)?;
+        if group && std::fs::symlink_metadata(path).doing(doing)?.mode() & GROUP_READS != 0 {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(GROUP_MODE)).doing(doing)?;
         }
         listen(&socket, BACKLOG).doing(|| format!("Failed to listen on {}", path.display()))?;
         Ok(Self { descriptor: Arc::new(socket), file: Some(file) })
@@ -115,6 +121,9 @@ impl Drop for SocketFile {
 /// `sun_path` holds 108 bytes, the last of which is NUL.
 const MAX_PATH: usize = 107;
 const BACKLOG: i32 = 128;
+/// Owner and group may connect.
+const GROUP_MODE: u32 = 0o660;
+const GROUP_READS: u32 = 0o040;
 
 #[cfg(test)]
 mod tests {
@@ -127,10 +136,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("q.sock");
         let other = UnixListener::bind(&path).unwrap();
-        let refused = Listener::bind(&path, None).unwrap_err().to_string();
+        let refused = Listener::bind(&path, false).unwrap_err().to_string();
         assert!(refused.ends_with("another process listens there"), "{refused}");
         drop(other);
-        let ours = Listener::bind(&path, Some(0o660)).unwrap();
+        let ours = Listener::bind(&path, true).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
         drop(ours);
         assert!(!path.exists());
@@ -141,7 +150,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         std::fs::write(&path, "data").unwrap();
-        assert!(Listener::bind(&path, None).unwrap_err().to_string().contains("not a socket"));
+        assert!(Listener::bind(&path, false).unwrap_err().to_string().contains("not a socket"));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "data");
     }
 
@@ -149,7 +158,7 @@ mod tests {
     fn a_successor_s_socket_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("q.sock");
-        let ours = Listener::bind(&path, None).unwrap();
+        let ours = Listener::bind(&path, false).unwrap();
         std::fs::remove_file(&path).unwrap();
         let successor = UnixListener::bind(&path).unwrap();
         drop(ours);
@@ -167,7 +176,7 @@ mod tests {
         let _fills_the_backlog = std::os::unix::net::UnixStream::connect(&path).unwrap();
         let (done, waits) = std::sync::mpsc::channel();
         let asked = path.clone();
-        std::thread::Builder::new().spawn(move || done.send(Listener::bind(&asked, None).is_err())).unwrap();
+        std::thread::Builder::new().spawn(move || done.send(Listener::bind(&asked, false).is_err())).unwrap();
         assert_eq!(waits.recv_timeout(std::time::Duration::from_secs(10)), Ok(true));
         assert!(path.exists());
     }
@@ -175,6 +184,6 @@ mod tests {
     #[test]
     fn a_path_that_does_not_fit_is_refused_before_anything_happens() {
         let long = format!("/tmp/{}", "a".repeat(200));
-        assert!(Listener::bind(Path::new(&long), None).unwrap_err().to_string().contains("too long"));
+        assert!(Listener::bind(Path::new(&long), false).unwrap_err().to_string().contains("too long"));
     }
 }

@@ -19,7 +19,7 @@ impl Listening {
     /// See the module's head.
     pub(super) fn open(address: &Address) -> Result<Self> {
         let listener = match address {
-            Address::Unix(path) => Listener::bind(path, None)?,
+            Address::Unix(path) => Listener::bind(path, false)?,
             Address::Fd(word) => {
                 let socket = inherited(word)?;
                 rustix::io::ioctl_fionbio(&socket, true).doing(|| "preparing the export's socket")?;
