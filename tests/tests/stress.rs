@@ -523,7 +523,9 @@ impl Plumber<'_> {
             ("x-blockdev-replace", replace)
         };
         let reply = self.flushing(command, &arguments);
-        let moved = reply["error"]["desc"].as_str().is_some_and(|desc| desc.contains(&format!("Export '{disk}'")));
+        let desc = reply["error"]["desc"].as_str().unwrap_or_default();
+        let moved =
+            desc.contains(&format!("Export '{disk}'")) || desc.contains("was removed while this command waited");
         let is_done = moved || is_in_the_way(&reply) || reply.get("return").is_some();
         assert!(is_done, "{command} {arguments}: {reply}");
     }

@@ -99,7 +99,10 @@ impl<'d> GraphEdit<'d> {
 
     /// The child that QMP calls `name` and that has to be there.
     pub(super) fn named_child(&self, parent: NodeId, name: &str) -> Result<ChildId> {
-        let missing = || Error::new(format!("Node '{}' does not have child '{name}'", self.name(parent)));
+        let missing = || match self.vertex(parent) {
+            Some(_) => Error::new(format!("Node '{}' does not have child '{name}'", self.name(parent))),
+            None => Error::new("The user of the node was removed while this command waited"),
+        };
         self.child_named(parent, name).ok_or_else(missing)
     }
 
