@@ -6,12 +6,11 @@
 //! - `thread` starts and ends threads; `run` is their loop; `local` is what code on such a thread can ask for.
 //! - `uring` and `epoll` are the two drivers behind `driver`; `pool` runs what blocks, `elsewhere` leaves it ends that may.
 //! - `exec`, `timer`, `inflight`, `readiness` and `source` hold what waits: tasks, sleeps, operations, descriptors, queues.
-//! - `bell` signals to strangers, who cannot make it wait.
+//! - `notifier` signals to strangers, who cannot make it wait.
 //! - `fault` is where all that can fail passes, and where tests have it fail.
 //! - `kept` is memory for secrets, and what is done so that they are nowhere else.
 //! - `wake` (over the queue in `shim`) is the lock-free hand-over between threads, model-checked in `tests/rt_loom.rs`.
 
-mod bell;
 mod buf;
 mod driver;
 mod elsewhere;
@@ -25,6 +24,7 @@ pub mod ioctl;
 mod kept;
 pub mod keyring;
 mod local;
+mod notifier;
 mod op;
 mod polling;
 mod pool;
@@ -44,7 +44,6 @@ mod uring;
 pub mod wake;
 mod words;
 
-pub use bell::Bell;
 pub use buf::{IoBuf, STEP, Segment};
 pub use elsewhere::Elsewhere;
 pub use fault::{TRIES, system_call};
@@ -53,6 +52,7 @@ pub use heap::trim_heap;
 pub use inflight::OpFuture;
 pub use kept::{Kept, KeptBytes, WipingHeap, burn_stack, leave_no_dumps};
 pub use local::{Local, LoopCounters};
+pub use notifier::Notifier;
 pub use op::{Counted, DirectOp, Engine, Hold, Op};
 pub use polling::PollParams;
 pub use pool::{blocking, blocking_long, blocking_on};

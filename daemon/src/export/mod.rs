@@ -8,8 +8,6 @@ pub mod vhost_user;
 mod watch;
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
-use std::pin::pin;
 use std::rc::Rc;
 
 use block_core::graph::{Graph, NodeId, PermSet, Perms};
@@ -26,7 +24,7 @@ use crate::commands::no_such_device;
 use crate::control::Event;
 use crate::daemon::Daemon;
 use crate::object::IoThreadObject;
-use crate::{all, refused};
+use crate::{all, first, refused};
 use vhost_user::{QueueReport, VhostUserExport};
 use watch::{Found, Watch};
 
@@ -183,12 +181,7 @@ async fn stop_drained(daemon: &Daemon, root: NodeId, server: VhostUserExport) {
         let _drained = permit.drain(&[root]).await;
         std::future::pending::<()>().await;
     };
-    let (mut drained, mut stopped) = (pin!(drained), pin!(server.stop()));
-    poll_fn(|cx| {
-        let _ = drained.as_mut().poll(cx);
-        stopped.as_mut().poll(cx)
-    })
-    .await;
+    first(drained, server.stop()).await;
 }
 
 /// An id that is taken while its export is set up, and given back if nothing comes of it.

@@ -41,13 +41,10 @@ mod vring;
 mod wire;
 
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use block_core::base::{Error, Result};
@@ -57,6 +54,7 @@ use block_core::rt::{Local, Remote, SharedFd};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
+use crate::first;
 use device::ExportShared;
 use listen::Listening;
 use session::Link;
@@ -162,10 +160,12 @@ async fn next_frontend(listening: &Listening, gate: &Gate) -> Option<UnixStream>
         match listening.accept() {
             Ok(frontend) => return Some(frontend),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                first_of(local.readable(listening.socket()), gate.close.notified()).await;
+                first(local.readable(listening.socket()), gate.close.notified()).await;
             }
             // Descriptors or memory are short, or the frontend went away: there may be better times.
-            Err(_) => first_of(local.sleep(Duration::from_millis(50)), gate.close.notified()).await,
+            Err(_) => {
+                first(local.sleep(Duration::from_millis(50)), gate.close.notified()).await;
+            }
         }
     }
     None
@@ -208,13 +208,4 @@ async fn serve(frontend: UnixStream, shared: &Arc<ExportShared>, link: &Arc<Link
         tracing::warn!(export = shared.options.id, "a frontend was disconnected: {why}");
     }
     Ok(())
-}
-
-async fn first_of(one: impl Future, other: impl Future) {
-    let (mut one, mut other) = (pin!(one), pin!(other));
-    poll_fn(|cx| {
-        let ready = one.as_mut().poll(cx).is_ready() || other.as_mut().poll(cx).is_ready();
-        if ready { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
 }

@@ -15,7 +15,6 @@ use block_core::rt::sync::{Notify, yield_now};
 use block_core::rt::{Local, Source, SourceId, WatchId};
 
 use super::chain::{Broken, Chain};
-use super::first_of;
 use super::memory::{Mapped, Transfers};
 use super::moderation::{Moderation, Moment};
 use super::place::Place;
@@ -95,7 +94,7 @@ impl Queue {
         let place = Place::find(&map, &settings);
         let watch = self.watch_kick(&settings);
         // Whoever served the ring before us may have died between an answer and its call.
-        settings.call.iter().for_each(|call| call.ring());
+        settings.call.iter().for_each(|call| call.notify());
         let serving = Serving {
             settings,
             map,
@@ -135,7 +134,7 @@ impl Queue {
         let now = &serving.settings;
         if old.call.as_ref().map(Arc::as_ptr) != now.call.as_ref().map(Arc::as_ptr) {
             // What was signalled to the old one may never have been looked at.
-            now.call.iter().for_each(|call| call.ring());
+            now.call.iter().for_each(|call| call.notify());
         }
     }
 
@@ -240,7 +239,7 @@ impl Queue {
         }
         let queue = self.strong();
         self.local.spawn(async move {
-            first_of(queue.lane.opened(), queue.removed.notified()).await;
+            crate::first(queue.lane.opened(), queue.removed.notified()).await;
             queue.shut_out.set(false);
             queue.local.make_ready(queue.source());
         });
@@ -255,7 +254,7 @@ impl Queue {
         if self.traits.lines.allows() {
             tracing::warn!(queue = self.traits.name, "the guest broke the queue, which stops: {reason}");
         }
-        serving.settings.err.iter().for_each(|err| err.ring());
+        serving.settings.err.iter().for_each(|err| err.notify());
         if serving.is_poisoned() {
             (self.traits.hang_up)();
         }
@@ -322,7 +321,7 @@ impl Queue {
             && let Some(call) = &serving.settings.call
         {
             self.stats.interrupted();
-            call.ring();
+            call.notify();
         }
     }
 

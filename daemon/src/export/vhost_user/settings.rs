@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use block_core::rt::{Bell, SharedFd};
+use block_core::rt::{Notifier, SharedFd};
 
 use super::limit::Limit;
 use super::memory::{DirtyLog, MemoryMap, Piece};
@@ -21,8 +21,8 @@ pub(super) struct Settings {
     pub(super) base: u16,
     pub(super) features: RingFeatures,
     pub(super) kick: Option<SharedFd>,
-    pub(super) call: Option<Arc<Bell>>,
-    pub(super) err: Option<Arc<Bell>>,
+    pub(super) call: Option<Arc<Notifier>>,
+    pub(super) err: Option<Arc<Notifier>>,
     pub(super) memory: Arc<MemoryMap>,
     /// `Some` while writes to guest memory are logged.
     pub(super) log: Option<Arc<DirtyLog>>,

@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use block_core::rt::Bell;
+use block_core::rt::Notifier;
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
@@ -76,9 +76,9 @@ impl RingControl {
         });
     }
 
-    fn bell(&self, file: Option<File>) -> Option<Arc<Bell>> {
-        let bell = file.map(|file| Bell::new(file.into())).transpose();
-        self.or_hang_up(bell).flatten().map(Arc::new)
+    fn notifier(&self, file: Option<File>) -> Option<Arc<Notifier>> {
+        let notifier = file.map(|file| Notifier::new(file.into())).transpose();
+        self.or_hang_up(notifier).flatten().map(Arc::new)
     }
 
     /// Descriptors or memory are short. Better no session than one whose queue nobody serves.
@@ -202,12 +202,12 @@ impl VringT<GuestMemory> for Vring {
     }
 
     fn set_call(&self, file: Option<File>) {
-        let bell = self.ring.bell(file);
-        self.ring.change(|state| state.settings.call = bell);
+        let notifier = self.ring.notifier(file);
+        self.ring.change(|state| state.settings.call = notifier);
     }
 
     fn set_err(&self, file: Option<File>) {
-        let bell = self.ring.bell(file);
-        self.ring.change(|state| state.settings.err = bell);
+        let notifier = self.ring.notifier(file);
+        self.ring.change(|state| state.settings.err = notifier);
     }
 }

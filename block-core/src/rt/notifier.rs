@@ -17,7 +17,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 /// See the module's head.
-pub struct Bell {
+pub struct Notifier {
     fd: OwnedFd,
     way: Way,
 }
@@ -31,7 +31,7 @@ enum Way {
     Write,
 }
 
-impl Bell {
+impl Notifier {
     /// Fails where the descriptor is neither eventfd, pipe nor socket, or where descriptors or memory are short.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let way = match FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) {
@@ -49,7 +49,7 @@ impl Bell {
 
     /// One signal. Never fails: what cannot be delivered is the stranger's loss. A counter at its end counts as delivered,
     /// a pipe without reader too.
-    pub fn ring(&self) {
+    pub fn notify(&self) {
         match &self.way {
             Way::Ring(ring) => count_one(&mut ring.lock().unwrap_or_else(PoisonError::into_inner)),
             Way::Pipe => {
@@ -74,9 +74,9 @@ impl Bell {
     }
 }
 
-impl std::fmt::Debug for Bell {
+impl std::fmt::Debug for Notifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Bell").field(&self.fd).finish()
+        f.debug_tuple("Notifier").field(&self.fd).finish()
     }
 }
 
@@ -114,11 +114,11 @@ mod tests {
 
     const FULL: u64 = u64::MAX - 1;
 
-    fn counter(flags: EventfdFlags, value: u64) -> (OwnedFd, Bell) {
+    fn counter(flags: EventfdFlags, value: u64) -> (OwnedFd, Notifier) {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | flags).unwrap();
         rustix::io::write(&fd, &value.to_ne_bytes()).unwrap();
-        let bell = Bell::new(fd.try_clone().unwrap()).unwrap();
-        (fd, bell)
+        let notifier = Notifier::new(fd.try_clone().unwrap()).unwrap();
+        (fd, notifier)
     }
 
     fn count(fd: &OwnedFd) -> u64 {
@@ -129,19 +129,19 @@ mod tests {
 
     #[test]
     fn every_signal_is_counted() {
-        let (fd, bell) = counter(EventfdFlags::NONBLOCK, 5);
-        bell.ring();
-        bell.ring();
+        let (fd, notifier) = counter(EventfdFlags::NONBLOCK, 5);
+        notifier.notify();
+        notifier.notify();
         assert_eq!(count(&fd), 7);
-        bell.ring();
+        notifier.notify();
         assert_eq!(count(&fd), 1);
     }
 
     #[test]
     fn a_full_counter_does_not_stop_us() {
         for flags in [EventfdFlags::empty(), EventfdFlags::NONBLOCK] {
-            let (fd, bell) = counter(flags, FULL);
-            bell.ring();
+            let (fd, notifier) = counter(flags, FULL);
+            notifier.notify();
             assert!(count(&fd) >= FULL);
         }
     }
@@ -149,8 +149,8 @@ mod tests {
     /// A write would wait for ever sooner or later, whether it looks at the flag itself or the kernel's ring does.
     #[test]
     fn a_flag_that_comes_and_goes_does_not_stop_us() {
-        let (fd, bell) = counter(EventfdFlags::NONBLOCK, FULL);
-        assert!(matches!(bell.way, Way::Ring(_)), "this test needs io_uring");
+        let (fd, notifier) = counter(EventfdFlags::NONBLOCK, FULL);
+        assert!(matches!(notifier.way, Way::Ring(_)), "this test needs io_uring");
         let over = AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -161,7 +161,7 @@ mod tests {
             });
             let end = Instant::now() + Duration::from_millis(300);
             while Instant::now() < end {
-                bell.ring();
+                notifier.notify();
             }
             over.store(true, Ordering::Relaxed);
         });
@@ -172,21 +172,21 @@ mod tests {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
         let (peer, socket) = std::os::unix::net::UnixStream::pair().unwrap();
         for (fd, other) in [(writer, reader), (socket.into(), peer.into())] {
-            let bell = Bell::new(fd).unwrap();
-            bell.ring();
+            let notifier = Notifier::new(fd).unwrap();
+            notifier.notify();
             assert_eq!(count(&other), 1);
             for _ in 0..100_000 {
-                bell.ring();
+                notifier.notify();
             }
             assert_eq!(count(&other), 1);
             drop(other);
-            bell.ring();
+            notifier.notify();
         }
     }
 
     #[test]
     fn what_is_no_signal_is_refused() {
         let file = tempfile::tempfile().unwrap();
-        assert!(Bell::new(file.into()).is_err());
+        assert!(Notifier::new(file.into()).is_err());
     }
 }
