@@ -5,11 +5,15 @@
 //! many in flight the device is busy anyway: a poll pays only where it costs less processor than a wake-up (about 1 us of
 //! the default limit), and a sleep makes better batches. Where devices are slow on average they are not polled for at all:
 //! the time is spent elsewhere; a guest still is, where it is so quick that a poll costs less processor than a sleep.
+//!
+//! The limit is meant for a request. A guest that comes with many at a time is worth a longer wait, since one wake-up less
+//! is one less for all of them, and two that are quick and sleep in turn pay two for each burst: neither ever finds the
+//! other awake. So the limit counts for each visit of a burst, up to four.
 
 /// How an IOThread polls and submits. The defaults are QEMU's; all can be changed while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PollParams {
-    /// Longest poll before a sleep, in nanoseconds; 0 turns polling off.
+    /// Longest poll before a sleep, in nanoseconds; four times as long after a burst of requests. 0 turns polling off.
     pub poll_max_ns: u64,
     /// Factor by which the budget grows; 0 means 2.
     pub poll_grow: u64,
@@ -51,15 +55,6 @@ impl Awaited {
             _ => Self::Many,
         }
     }
-
-    /// The part of `poll_max_ns` that a wait may take to be polled for.
-    fn share(self) -> u64 {
-        match self {
-            Self::Guest => 1,
-            Self::One => 2,
-            Self::Many => 32,
-        }
-    }
 }
 
 /// The learned state of one thread.
@@ -69,6 +64,8 @@ pub(super) struct Polling {
     budgets: [Budget; Awaited::COUNT],
     /// Average of the waits for devices, in eighths of nanoseconds; a wait for the guest counts as none.
     device_wait: u64,
+    /// Visits since the last wait for the guest that was longer than a cheap poll, up to [`LONGEST_BURST`].
+    burst: u64,
 }
 
 /// What one kind of wait is allowed now.
@@ -102,7 +99,7 @@ struct Budget {
 
 impl Polling {
     pub(super) fn new(params: PollParams) -> Self {
-        Self { params, budgets: Default::default(), device_wait: 0 }
+        Self { params, budgets: Default::default(), device_wait: 0, burst: 0 }
     }
 
     /// New limits: what was learned under the old ones is forgotten.
@@ -110,7 +107,12 @@ impl Polling {
         *self = Self::new(params);
     }
 
-    /// How long to poll now, in nanoseconds; 0 is "sleep at once". Never above `poll_max_ns`.
+    /// So many visits to sources were made before the wait that comes now.
+    pub(super) fn visited(&mut self, visits: u32) {
+        self.burst = (self.burst + u64::from(visits)).min(LONGEST_BURST);
+    }
+
+    /// How long to poll now, in nanoseconds; 0 is "sleep at once". Never above `poll_max_ns`, but for bursts.
     pub(super) fn budget(&self, awaited: Awaited) -> u64 {
         self.budgets[awaited as usize].ns.min(self.limit(awaited).ns)
     }
@@ -120,8 +122,10 @@ impl Polling {
         let slow = self.device_wait / 8 > max / SLOW_SHARE;
         let ns = match awaited {
             Awaited::Guest if slow => max.min(CHEAP_NS),
+            Awaited::Guest => max.saturating_mul(self.burst.max(1)),
             Awaited::One | Awaited::Many if slow => 0,
-            Awaited::Guest | Awaited::One | Awaited::Many => max / awaited.share(),
+            Awaited::One => max / 2,
+            Awaited::Many => max / 32,
         };
         Limit { ns, cheap: slow, probes: awaited == Awaited::Guest }
     }
@@ -137,6 +141,9 @@ impl Polling {
         self.device_wait = self.device_wait - self.device_wait / 8 + sample;
         let limit = self.limit(awaited);
         self.budgets[awaited as usize].learn(gap_ns, polled_ns, limit, self.params);
+        if awaited == Awaited::Guest && gap_ns > CHEAP_NS {
+            self.burst = 0;
+        }
     }
 }
 
@@ -195,7 +202,7 @@ impl Budget {
 
     fn grow(&mut self, factor: u64, limit: u64) {
         let factor = if factor == 0 { 2 } else { factor };
-        let grown = if self.ns == 0 { FIRST_NS } else { self.ns.saturating_mul(factor) };
+        let grown = if self.ns == 0 { FIRST_NS.max(limit / 8) } else { self.ns.saturating_mul(factor) };
         self.ns = grown.min(limit);
     }
 
@@ -208,7 +215,10 @@ impl Budget {
 const SLOW_SHARE: u64 = 4;
 /// A poll of this length costs about what going to sleep and being woken does.
 const CHEAP_NS: u64 = 8_000;
-/// The first budget, in nanoseconds.
+/// Visits beyond this make no poll longer. A visit takes a few requests; four of them are worth a wait of 131 us by default,
+/// which is longer than it takes to wake a halted processor in a virtual machine.
+const LONGEST_BURST: u64 = 4;
+/// The first budget, in nanoseconds; an eighth of the limit where that is more, so that it is not given up on the way there.
 const FIRST_NS: u64 = 4_000;
 /// So many misses among eight polls turn polling off for a while.
 const MOSTLY: u32 = 5;
@@ -253,11 +263,40 @@ mod tests {
                 play(&mut polling, Awaited::Guest, gap);
                 play(&mut polling, Awaited::One, gap / 30);
                 play(&mut polling, Awaited::Many, gap / 30);
-                for awaited in [Awaited::Guest, Awaited::One, Awaited::Many] {
-                    assert!(polling.budget(awaited) <= max / awaited.share());
+                for (awaited, share) in [(Awaited::Guest, 1), (Awaited::One, 2), (Awaited::Many, 32)] {
+                    assert!(polling.budget(awaited) <= max / share);
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_guest_that_comes_with_many_is_waited_for_longer() {
+        const GAP: u64 = 100_000;
+        let caught = |visits| {
+            let mut polling = Polling::new(PollParams::default());
+            let waits = std::iter::repeat_with(|| {
+                polling.visited(visits);
+                play(&mut polling, Awaited::Guest, GAP)
+            });
+            waits.take(500).filter(|polled| *polled == GAP).count()
+        };
+        assert_eq!([1, 2, 3].map(caught), [0; 3]);
+        assert!(caught(4) > 400, "{}", caught(4));
+    }
+
+    #[test]
+    fn a_burst_ends_with_a_wait() {
+        let mut polling = Polling::new(PollParams::default());
+        polling.visited(3);
+        play(&mut polling, Awaited::Guest, CHEAP_NS);
+        polling.visited(3);
+        assert_eq!(polling.limit(Awaited::Guest).ns, 4 * 32_768, "the guest came back at once: the same burst");
+        play(&mut polling, Awaited::Guest, CHEAP_NS + 1);
+        polling.visited(1);
+        assert_eq!(polling.limit(Awaited::Guest).ns, 32_768);
+        polling.visited(u32::MAX);
+        assert_eq!([Awaited::One, Awaited::Many].map(|awaited| polling.limit(awaited).ns), [16_384, 1024]);
     }
 
     #[test]

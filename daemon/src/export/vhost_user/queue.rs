@@ -29,6 +29,14 @@ use super::visit::{Job, Spent, Visit};
 /// on a disk that answers at once, 64 made the guest wait for the last of 32 requests before it heard of the first.
 const BUDGET: u16 = 8;
 
+/// Where no more than [`FEW`] wait, answers that were there at once are shown after so many chains, and not only at the end of
+/// the visit: a guest that is about to sleep finds them in its last look, and so does not sleep while we are the faster. The
+/// guest reads the line that such a store writes, so that one for each answer was slower than one for two.
+const SHOWN_TOGETHER: u16 = 2;
+
+/// A guest with more requests than this under way has answers to look at in any case.
+const FEW: u16 = 4 * BUDGET;
+
 /// See the module's head. What is not private is for [`Visit`].
 pub(super) struct Queue {
     me: Weak<Self>,
@@ -219,11 +227,14 @@ impl Queue {
             transfers,
             spent: Spent::default(),
         };
-        for _ in 0..waiting.min(BUDGET) {
+        for taken in 1..=waiting.min(BUDGET) {
             if visit.slots.is_full() {
                 return Ok(false);
             }
             visit.one(chain)?;
+            if waiting <= FEW && taken % SHOWN_TOGETHER == 0 {
+                visit.settings.publish(visit.ring);
+            }
             if visit.spent.is_enough() {
                 break;
             }
@@ -303,11 +314,7 @@ impl Queue {
     fn publish_now(&self, state: &mut State) {
         let Some(serving) = &mut state.serving else { return };
         let Ok(ring) = serving.place.ring() else { return };
-        let from = ring.published();
-        ring.publish();
-        if let (Some(log), Some(used)) = (&serving.settings.log, serving.settings.log_used) {
-            ring.used_ranges(from).for_each(|(at, len)| log.mark(used.saturating_add(at), len));
-        }
+        serving.settings.publish(ring);
         let at = Moment {
             began: self.local.batch_time(),
             untold: ring.unannounced(),
@@ -443,9 +450,6 @@ impl Serving {
     /// Asks the driver for kicks, or tells it that none are needed. Before the first one the ring is not touched.
     fn want_kicks(&self, wanted: bool) {
         let Some(ring) = self.place.here().filter(|_| self.kicked) else { return };
-        let offset = ring.want_kicks(wanted);
-        if let (Some(offset), Some(log), Some(used)) = (offset, &self.settings.log, self.settings.log_used) {
-            log.mark(used.saturating_add(offset), 2);
-        }
+        self.settings.log_used(ring.want_kicks(wanted));
     }
 }

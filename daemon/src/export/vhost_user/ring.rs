@@ -277,8 +277,8 @@ impl Ring {
     }
 
     /// Asks the driver for kicks, or tells it that none are needed. After asking, look at [`Ring::waiting`] again.
-    /// Gives the offset in the used ring of the word that was written, if one was.
-    pub(super) fn want_kicks(&self, wanted: bool) -> Option<u64> {
+    /// What was written to the used ring, if anything was: offset and length in bytes.
+    pub(super) fn want_kicks(&self, wanted: bool) -> Option<(u64, u64)> {
         let event = 4 + 8 * usize::from(self.size);
         let (at, value) = match (self.features.event_idx, wanted) {
             // The driver has crossed the event, and without an update does not cross it again.
@@ -290,7 +290,7 @@ impl Ring {
         };
         self.used(at).store(value.to_le(), Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        Some(at as u64)
+        Some((at as u64, 2))
     }
 
     #[inline]

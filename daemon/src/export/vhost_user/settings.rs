@@ -7,7 +7,7 @@ use block_core::rt::{Notifier, SharedFd};
 use super::limit::Limit;
 use super::memory::{DirtyLog, MemoryMap, Piece};
 use super::request::ID_LEN;
-use super::ring::{Addresses, RingFeatures};
+use super::ring::{Addresses, Ring, RingFeatures};
 
 /// What the control side knows about a queue. Plain data: a queue is started from it, and its base is written back.
 #[derive(Clone)]
@@ -36,6 +36,21 @@ impl Settings {
         if let Some(log) = &self.log {
             pieces.iter().for_each(|piece| log.mark(piece.gpa, piece.len));
         }
+    }
+
+    /// The used ring was written here: offset and length in bytes.
+    pub(super) fn log_used(&self, written: impl IntoIterator<Item = (u64, u64)>) {
+        if let (Some(log), Some(used)) = (&self.log, self.log_used) {
+            written.into_iter().for_each(|(at, len)| log.mark(used.saturating_add(at), len));
+        }
+    }
+
+    /// Shows the driver everything that was given back so far, and logs that.
+    #[inline]
+    pub(super) fn publish(&self, ring: &mut Ring) {
+        let from = ring.published();
+        ring.publish();
+        self.log_used(ring.used_ranges(from));
     }
 }
 

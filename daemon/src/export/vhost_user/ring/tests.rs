@@ -247,7 +247,7 @@ fn without_event_indexes_the_flag_decides() {
     bench.ring.give_back(head, 1);
     bench.ring.publish();
     assert!(!bench.ring.announce());
-    assert_eq!(bench.ring.want_kicks(false), Some(0));
+    assert_eq!(bench.ring.want_kicks(false), Some((0, 2)));
     assert_eq!(bench.driver.get::<2>(bench.driver.at.used), NO_NOTIFY.to_le_bytes());
     bench.ring.want_kicks(true);
     assert_eq!(bench.driver.get::<2>(bench.driver.at.used), [0; 2]);
@@ -289,7 +289,7 @@ fn with_event_indexes_the_event_decides_and_the_flag_is_ignored() {
     assert!(publish_one(3), "3 -> 4 does");
     let at = 4 + 8 * 8;
     for (wanted, event) in [(true, 4u16), (false, 3), (true, 4)] {
-        assert_eq!(bench.ring.want_kicks(wanted), Some(at));
+        assert_eq!(bench.ring.want_kicks(wanted), Some((at, 2)));
         assert_eq!(bench.driver.get::<2>(bench.driver.at.used + at), event.to_le_bytes(), "4 is the next: {wanted}");
     }
     bench.driver.offer(&[HEADER, STATUS]);
