@@ -358,9 +358,9 @@ pub(super) fn threads() -> usize {
 }
 
 /// Jobs of all files at once, but for those that are always admitted.
-const MAX_OF_FILES: usize = 64;
+const MAX_OF_FILES: usize = 96;
 /// Of them, those of one file.
-const MAX_OF_FILE: usize = 32;
+const MAX_OF_FILE: usize = 64;
 /// Jobs of one file that are admitted whatever others do.
 const ALWAYS: usize = 2;
 /// Calls that are no file's, at once.
