@@ -1078,6 +1078,38 @@ fn a_monitor_on_stdin_and_stdout() {
     assert!(stderr(&daemon).contains("--daemonize"), "{}", stderr(&daemon));
 }
 
+/// The socket is somebody else's, and stays; so does the word about the thread, which changes nothing.
+#[test]
+fn an_export_on_a_socket_that_was_inherited() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = UnixListener::bind(folder.path().join("e.sock")).unwrap();
+    let mut server = Command::new("sh");
+    server.args(["-c", "exec \"$0\" \"$@\" 7<&0", env!("CARGO_BIN_EXE_trellisd"), "--qmp", "q.sock"]);
+    server.args(["--blockdev", "null-co,node-name=n,size=1M,read-zeroes=on", "--object", "iothread,id=t"]);
+    server.args(["--export", "vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=7,iothread=t,fixed-iothread=on"]);
+    server.current_dir(folder.path()).stdin(Stdio::from(std::os::fd::OwnedFd::from(socket)));
+    let mut server = Server { child: server.spawn().unwrap(), folder };
+    server.wait_for("q.sock");
+    // VHOST_USER_GET_FEATURES of version 1, and its answer with 8 bytes of payload.
+    let ask = |mut frontend: UnixStream| {
+        frontend.set_read_timeout(Some(LIMIT)).unwrap();
+        frontend.write_all(&[1u32, 1, 0].map(u32::to_le_bytes).concat()).unwrap();
+        let mut answer = [0; 20];
+        frontend.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[..12], [1u32, 5, 8].map(u32::to_le_bytes).concat());
+        u64::from_le_bytes(answer[12..].try_into().unwrap())
+    };
+    for _ in 0..3 {
+        let features = ask(UnixStream::connect(server.path("e.sock")).unwrap());
+        assert_ne!(features & 1 << 32, 0, "VIRTIO_F_VERSION_1 in {features:#x}");
+    }
+    let mut client = server.client();
+    client.execute("block-export-del", json!({ "id": "e", "mode": "hard" }));
+    assert!(server.path("e.sock").exists(), "whoever made the socket removes it");
+    client.execute("quit", json!({}));
+    assert!(server.child.wait().unwrap().success());
+}
+
 /// What qemu-storage-daemon takes we take, or `docs/control.md` says that we do not.
 #[test]
 fn chardevs_as_the_peer_takes_them() {

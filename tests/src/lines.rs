@@ -37,7 +37,15 @@ impl Lines {
     /// # Errors
     /// Those of `write`.
     pub fn send(&mut self, line: &str) -> io::Result<()> {
-        self.stream.write_all(format!("{line}\n").as_bytes())
+        self.send_bytes(format!("{line}\n").as_bytes())
+    }
+
+    /// Sends just these bytes.
+    ///
+    /// # Errors
+    /// Those of `write`.
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.stream.write_all(bytes)
     }
 
     /// The next line, without its end (LF or CRLF).

@@ -4,18 +4,19 @@
 //! |---|---|
 //! | BLK-13 | the largest request is 4 GiB − 512, since more than 2³² bytes is a broken chain (VQ-31) |
 //! | BLK-29 | 256 MiB, 1 GiB in the long form; the node is a file on tmpfs, which cannot zero a range in place |
-//! | BLK-36 | copy-on-read, throttle and encryption are later features |
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 #![expect(clippy::cast_possible_truncation, reason = "indices and lengths of tests are short")]
 
 use serde_json::json;
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use trellis_tests::scene::{DISK, IOERR, OK_WRITE, SECTORS, Scene, UNSUPP, expect_queue_works, long};
 use trellis_tests::vhost_user::client::{Client, DATA, Done, FEATURES, POISON, Setup, default_memory, slot};
 use trellis_tests::vhost_user::memory::RegionSpec;
 use trellis_tests::vhost_user::protocol::{blk_header, blk_segment, config, feature, kind, status};
 use trellis_tests::vhost_user::ring::{Desc, readable, writable};
+use trellis_tests::vhost_user::wire::pause;
 
 #[test]
 fn blk_01_read_at_capacity() {
@@ -420,6 +421,66 @@ fn refused_segment(kind: u32, segment: [u8; 16], answer: Done) {
         assert_eq!(client.read(0, 0, 4096).1, [0x42; 4096], "a refused request had an effect");
         assert_eq!(client.read(0, SECTORS - 8, 4096).1, [0x43; 4096], "a refused request had an effect");
     });
+}
+
+/// A sector in the middle of a cluster, where a node has to copy, to wait, or to encrypt more than the guest asked for.
+#[test]
+fn blk_36_one_sector_of_a_cluster() {
+    const PLACE: u64 = 131;
+    let mut scene = Scene::new();
+    let server = scene.server();
+    let path = |name: &str| server.dir().join(name);
+    let base: Vec<u8> = (0..1 << 20).map(|at: u32| (at / 512) as u8).collect();
+    std::fs::write(path("base"), &base).unwrap();
+    let make = |arguments: &[&str]| {
+        let mut program = Command::new("qemu-img");
+        program.arg("create").arg("-q").args(arguments).current_dir(server.dir());
+        assert!(program.status().expect("qemu-img is installed (qemu-utils)").success());
+    };
+    make(&["-f", "qcow2", "-F", "raw", "-b", "base", "top"]);
+    let quick = "key-secret=s,iter-time=10";
+    make(&["-f", "luks", "--object", "secret,id=s,data=word", "-o", quick, "safe", "1M"]);
+    server.qmp("object-add", &json!({ "qom-type": "secret", "id": "s", "data": "word" }));
+    server.qmp("object-add", &json!({ "qom-type": "throttle-group", "id": "g", "limits": { "iops-total": 1000 } }));
+    let file = |name: &str| json!({ "driver": "file", "filename": path(name) });
+    let top = json!({ "driver": "qcow2", "file": file("top"), "backing": file("base") });
+    let nodes = [
+        (json!({ "driver": "copy-on-read", "node-name": "x", "file": top }), &base[..]),
+        (json!({ "driver": "luks", "node-name": "x", "key-secret": "s", "file": file("safe") }), &[]),
+        (json!({ "driver": "throttle", "node-name": "x", "throttle-group": "g", "file": file("base") }), &base[..]),
+    ];
+    for (node, holds) in nodes {
+        server.qmp("blockdev-add", &node);
+        let socket = path("x.sock");
+        let addr = json!({ "type": "unix", "path": socket });
+        let export = json!({ "type": "vhost-user-blk", "id": "x", "node-name": "x", "writable": true, "addr": addr });
+        server.qmp("block-export-add", &export);
+        let mut client = Client::start(&socket, &Setup::default());
+        let at = PLACE as usize * 512;
+        if !holds.is_empty() {
+            let (done, bytes) = client.read(0, PLACE, 512);
+            assert_eq!(done.status, status::OK, "{node}");
+            assert_eq!(bytes, holds[at..at + 512], "{node}");
+        }
+        let neighbours = [PLACE - 1, PLACE + 1].map(|sector| client.read(0, sector, 512).1);
+        assert_eq!(client.write(0, PLACE, &[0x77; 512]), OK_WRITE, "{node}");
+        assert_eq!(client.read(0, PLACE, 512).1, [0x77; 512], "{node}");
+        assert_eq!([PLACE - 1, PLACE + 1].map(|sector| client.read(0, sector, 512).1), neighbours, "{node}");
+        drop(client);
+        server.qmp("block-export-del", &json!({ "id": "x", "mode": "hard" }));
+        let removed = || {
+            let message = json!({ "execute": "blockdev-del", "arguments": { "node-name": "x" } });
+            server.qmp_raw(&message).get("return").is_some()
+        };
+        let end = Instant::now() + Duration::from_secs(10);
+        while !removed() {
+            assert!(Instant::now() < end, "the node stays: {node}");
+            pause(Duration::from_millis(10));
+        }
+    }
+    server.qmp("object-del", &json!({ "id": "g" }));
+    server.qmp("object-del", &json!({ "id": "s" }));
+    scene.still_good();
 }
 
 fn unsupported(kinds: &[u32]) {

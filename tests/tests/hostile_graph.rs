@@ -9,17 +9,16 @@
 //! | GR-13 | against `qemu-io`; it has no name in the refusal, as the kernel tells none for such locks |
 //! | GR-14 | no descriptor can be passed for an image, and no NFS is here: a second descriptor of our own is closed |
 //! | GR-20 | in `graph_change.rs`, and in `block-core/tests/change.rs` |
-//! | GR-21 | an overlay of another size, in `block-core/tests/change.rs`; snapshots come with qcow2 |
+//! | GR-21 | in `block-core/tests/change.rs` |
 //! | GR-22 | with a child that `x-blockdev-change` adds; a replaced one in `block-core/tests/change.rs` |
 //! | GR-23 | "during mirror" waits for jobs; below used data is defined: it is cut off, as by `truncate` |
-//! | GR-27 | luks is a later driver |
-//! | GR-30 | no cluster size exists yet that a block could exceed |
+//! | GR-27 | in `block-core/tests/luks/refusing.rs` and `luks.rs` |
+//! | GR-30 | a block of more than a cluster is several clusters: taken, as by the peer |
 //! | GR-32 | an export has no `share-rw` and bears all others, as the peer's: two writable ones are taken, in two daemons too |
 //! | GR-34 | another user's socket needs root: nobody else can make one |
-//! | GR-35 to GR-41, GR-43 | there are no jobs yet |
-//! | GR-42 | bitmaps: in `fleecing.rs` and `block-core/tests/dirty_bitmaps.rs`; `busy` and `inconsistent` wait for jobs and qcow2 |
+//! | GR-35 to GR-41, GR-43 | of jobs there is `blockdev-create` (`jobs.rs`); those that copy between nodes come later |
+//! | GR-42 | bitmaps: in `fleecing.rs` and `block-core/tests/dirty_bitmaps.rs`; `inconsistent` in `persistent_bitmaps.rs`, `busy` waits for the jobs that use them |
 //! | GR-44, GR-45 | NBD and FUSE exports are later features |
-//! | GR-46 | no driver reads a header yet: a qcow2 header is data of a raw node, and its names are not followed |
 //! | QMP-22, QMP-25 | in `daemon/tests/monitor.rs` |
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 #![expect(clippy::cast_possible_truncation, reason = "offsets and counts of tests are short")]
@@ -1081,6 +1080,30 @@ fn gr_30_queues_and_blocks_that_no_device_has() {
 }
 
 #[test]
+fn gr_30_blocks_of_more_than_a_cluster() {
+    on_a_scene(|scene| {
+        let path = scene.server().dir().join("small.qcow2");
+        let mut make = Command::new("qemu-img");
+        make.args(["create", "-q", "-f", "qcow2", "-o", "cluster_size=512"]).arg(&path).arg("1M");
+        assert!(make.status().expect("qemu-img is installed (qemu-utils)").success());
+        let server = scene.server();
+        let file = json!({ "driver": "file", "filename": path });
+        server.qmp("blockdev-add", &json!({ "driver": "qcow2", "node-name": "x", "file": file }));
+        let socket = server.dir().join("x.sock");
+        let blocks = json!({ "writable": true, "logical-block-size": 4096 });
+        server.qmp("block-export-add", &with(export("x", "x", &socket), &blocks));
+        let mut client = Client::start(&socket, &Setup::default());
+        assert_eq!(client.write(0, 8, &[0x5a; 4096]), OK_WRITE);
+        assert_eq!(client.read(0, 8, 4096).1, [0x5a; 4096]);
+        assert_eq!(client.read(0, 16, 4096).1, [0; 4096]);
+        assert_eq!(client.write(0, 9, &[1; 512]), IOERR, "less than a block");
+        drop(client);
+        server.qmp("block-export-del", &json!({ "id": "x", "mode": "hard" }));
+        delete(server, "x");
+    });
+}
+
+#[test]
 fn gr_31_an_address_that_is_no_local_socket() {
     on_a_scene(|scene| {
         let server = scene.server();
@@ -1246,6 +1269,8 @@ fn gr_46_names_in_an_image_are_not_followed() {
             let named = with(raw.clone(), &json!({ option: "disk-a" }));
             refused(server, "blockdev-add", &named, &format!("Parameter '{option}' is unexpected"));
         }
+        let named = json!({ "driver": "qcow2", "node-name": "x", "file": file("below", &path) });
+        refused(server, "blockdev-add", &named, "secret.img");
         server.qmp("blockdev-add", &raw);
         assert_eq!(size_of(server, "x"), header.len().next_multiple_of(512) as u64);
         let open = fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap();

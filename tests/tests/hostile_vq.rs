@@ -3,7 +3,7 @@
 //! | row | here as, or why not |
 //! |---|---|
 //! | VQ-24 | the limit is the queue size (1024 here), as conformance row 46 has it |
-//! | VQ-34, VQ-36 | replicas (checksums, encryption, mirror) are later features; one plain disk here |
+//! | VQ-34, VQ-36 | one plain disk here; that replicas are written from one copy is `all_copies_get_the_same_bytes` of quorum |
 //! | VQ-41, VQ-42 | packed rings are a later feature |
 //! | VQ-43 | a server that maps every region for writing refuses a sealed file as it refuses a read-only one (MEM-11); it may also take it and fail the read |
 #![expect(clippy::cast_possible_truncation, reason = "indices and lengths of tests are short")]

@@ -37,6 +37,8 @@ pub struct Local {
     /// An I/O thread: guests wait where it does.
     pub(super) is_io: Cell<bool>,
     pub(super) counters: Cell<LoopCounters>,
+    /// That sources have taken since the thread last had nothing to do.
+    pub(super) requests: Cell<u32>,
     /// Passes that may leave their submission to the sleep that follows.
     pub(super) lazy: Cell<u32>,
     /// Who may do what keeps the processor busy, see [`IoBuf::fill_in_steps`](super::IoBuf::fill_in_steps).
@@ -75,6 +77,7 @@ impl Local {
             may_wait: Cell::new(false),
             is_io: Cell::new(false),
             counters: Cell::default(),
+            requests: Cell::default(),
             lazy: Cell::new(0),
             long_work: LocalMutex::new(()),
             reaped: RefCell::default(),
@@ -176,6 +179,12 @@ impl Local {
     /// Has the source visited in this pass (or the next, from inside its own `run`), and published after it.
     pub fn make_ready(&self, id: SourceId) {
         self.sources.make_ready(id);
+    }
+
+    /// A source has taken so many requests: how long the next ones are polled for depends on it.
+    #[inline]
+    pub fn requests_taken(&self, count: u32) {
+        self.requests.set(self.requests.get().saturating_add(count));
     }
 
     /// When this pass of the loop began: one reading of the clock for all that happens in it.

@@ -6,9 +6,9 @@
 //! the default limit), and a sleep makes better batches. Where devices are slow on average they are not polled for at all:
 //! the time is spent elsewhere; a guest still is, where it is so quick that a poll costs less processor than a sleep.
 //!
-//! The limit is meant for a request. A guest that comes with many at a time is worth a longer wait, since one wake-up less
-//! is one less for all of them, and two that are quick and sleep in turn pay two for each burst: neither ever finds the
-//! other awake. So the limit counts for each visit of a burst, up to four.
+//! The limit is meant for few requests. A guest that comes with many at a time is worth a longer wait, since one wake-up
+//! less is one less for all of them, and two that are quick and sleep in turn pay two for each burst: neither ever finds the
+//! other awake. So the limit counts for each eight requests of a burst, up to four times.
 
 /// How an IOThread polls and submits. The defaults are QEMU's; all can be changed while it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +64,8 @@ pub(super) struct Polling {
     budgets: [Budget; Awaited::COUNT],
     /// Average of the waits for devices, in eighths of nanoseconds; a wait for the guest counts as none.
     device_wait: u64,
-    /// Visits since the last wait for the guest that was longer than a cheap poll, up to [`LONGEST_BURST`].
-    burst: u64,
+    /// Requests since the last wait for the guest that was longer than a cheap poll.
+    burst: u32,
 }
 
 /// What one kind of wait is allowed now.
@@ -107,9 +107,9 @@ impl Polling {
         *self = Self::new(params);
     }
 
-    /// So many visits to sources were made before the wait that comes now.
-    pub(super) fn visited(&mut self, visits: u32) {
-        self.burst = (self.burst + u64::from(visits)).min(LONGEST_BURST);
+    /// So many requests were taken before the wait that comes now.
+    pub(super) fn served(&mut self, requests: u32) {
+        self.burst = self.burst.saturating_add(requests);
     }
 
     /// How long to poll now, in nanoseconds; 0 is "sleep at once". Never above `poll_max_ns`, but for bursts.
@@ -122,7 +122,7 @@ impl Polling {
         let slow = self.device_wait / 8 > max / SLOW_SHARE;
         let ns = match awaited {
             Awaited::Guest if slow => max.min(CHEAP_NS),
-            Awaited::Guest => max.saturating_mul(self.burst.max(1)),
+            Awaited::Guest => max.saturating_mul(u64::from(self.burst / A_FEW).clamp(1, LONGEST)),
             Awaited::One | Awaited::Many if slow => 0,
             Awaited::One => max / 2,
             Awaited::Many => max / 32,
@@ -215,9 +215,10 @@ impl Budget {
 const SLOW_SHARE: u64 = 4;
 /// A poll of this length costs about what going to sleep and being woken does.
 const CHEAP_NS: u64 = 8_000;
-/// Visits beyond this make no poll longer. A visit takes a few requests; four of them are worth a wait of 131 us by default,
-/// which is longer than it takes to wake a halted processor in a virtual machine.
-const LONGEST_BURST: u64 = 4;
+/// So many requests in a row are worth one limit.
+const A_FEW: u32 = 8;
+/// The most limits: 131 us by default, which is longer than it takes to wake a halted processor in a virtual machine.
+const LONGEST: u64 = 4;
 /// The first budget, in nanoseconds; an eighth of the limit where that is more, so that it is not given up on the way there.
 const FIRST_NS: u64 = 4_000;
 /// So many misses among eight polls turn polling off for a while.
@@ -273,29 +274,29 @@ mod tests {
     #[test]
     fn a_guest_that_comes_with_many_is_waited_for_longer() {
         const GAP: u64 = 100_000;
-        let caught = |visits| {
+        let caught = |requests| {
             let mut polling = Polling::new(PollParams::default());
             let waits = std::iter::repeat_with(|| {
-                polling.visited(visits);
+                polling.served(requests);
                 play(&mut polling, Awaited::Guest, GAP)
             });
             waits.take(500).filter(|polled| *polled == GAP).count()
         };
-        assert_eq!([1, 2, 3].map(caught), [0; 3]);
-        assert!(caught(4) > 400, "{}", caught(4));
+        assert_eq!([0, 1, 31].map(caught), [0; 3]);
+        assert!(caught(32) > 400, "{}", caught(32));
     }
 
     #[test]
     fn a_burst_ends_with_a_wait() {
         let mut polling = Polling::new(PollParams::default());
-        polling.visited(3);
+        polling.served(20);
         play(&mut polling, Awaited::Guest, CHEAP_NS);
-        polling.visited(3);
+        polling.served(20);
         assert_eq!(polling.limit(Awaited::Guest).ns, 4 * 32_768, "the guest came back at once: the same burst");
         play(&mut polling, Awaited::Guest, CHEAP_NS + 1);
-        polling.visited(1);
+        polling.served(15);
         assert_eq!(polling.limit(Awaited::Guest).ns, 32_768);
-        polling.visited(u32::MAX);
+        polling.served(u32::MAX);
         assert_eq!([Awaited::One, Awaited::Many].map(|awaited| polling.limit(awaited).ns), [16_384, 1024]);
     }
 

@@ -164,7 +164,7 @@ impl Local {
         let awaited = Awaited::of(self.sources.in_flight() + self.inflight().count());
         // Without a hot source and without operations there is nothing that a poll could see before a sleep would.
         let learns = self.sources.any_hot();
-        self.polling.borrow_mut().visited(self.sources.take_visits());
+        self.polling.borrow_mut().served(self.requests.take());
         let budget = if learns { self.polling.borrow().budget(awaited) } else { 0 };
         let began = self.now.get();
         if budget > 0 {

@@ -39,8 +39,6 @@ pub(super) struct Sources {
     /// To be published at the end of this pass.
     touched: RefCell<Vec<u32>>,
     in_flight: Cell<usize>,
-    /// Since they were last asked for.
-    visits: Cell<u32>,
 }
 
 struct Entry {
@@ -131,17 +129,11 @@ impl Sources {
             if heated {
                 source.suppress(true);
             }
-            self.visits.set(self.visits.get().wrapping_add(1));
             if source.run() {
                 self.make_ready(SourceId(key));
             }
         }
         count > 0
-    }
-
-    /// How many visits there were since this was asked last.
-    pub(super) fn take_visits(&self) -> u32 {
-        self.visits.take()
     }
 
     /// True where a hot source has work: one look at memory each.

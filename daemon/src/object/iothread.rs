@@ -13,7 +13,7 @@ use super::{not_found, property};
 #[qapi(name = "IothreadProperties")]
 pub struct IoThreadOptions {
     /// The longest busy wait for the next request, in nanoseconds; 0 turns busy waiting off. After a burst of requests it is
-    /// up to four times as long.
+    /// up to four times as long: once for each eight of them.
     #[qapi(default = 32768)]
     pub poll_max_ns: i64,
     /// The factor by which busy waiting grows where it pays; 0 means 2.

@@ -4,6 +4,7 @@
 use super::ops::until;
 use super::{Kind, PATIENCE, on, on_every_engine};
 use crate::rt::fd::signal;
+use crate::rt::sync::Notify;
 use crate::rt::{DirectOp, IoThread, Local, PollParams, SharedFd, Source, SourceId, eventfd, run_control};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -25,6 +26,7 @@ on_every_engine! {
     what_cannot_be_watched_costs_no_time
     a_thread_ends_after_its_sources
     quick_answers_are_polled_for
+    a_guest_that_comes_with_many_is_polled_for_longer
     without_polling_nothing_is_polled
 }
 
@@ -379,6 +381,65 @@ fn quick_answers_are_polled_for(kind: Kind) {
         local.watch(id, 0, quick.kick.clone());
         local.make_ready(id);
         until(&local, || local.counters().polls_hit > 10).await;
+        local.remove_source(id);
+    });
+}
+
+/// A guest that comes with many requests at a time, a while after the last ones; kicks at once before a sleep.
+struct Bursts {
+    kick: SharedFd,
+    since: Cell<Instant>,
+    runs: Cell<u32>,
+    over: Notify,
+}
+
+impl Bursts {
+    const LIMIT: Duration = Duration::from_millis(2);
+    const GAP: Duration = Duration::from_millis(5);
+    const HITS: u64 = 3;
+}
+
+impl Source for Bursts {
+    fn kicked(&self, _: u32) {}
+
+    fn run(&self) -> bool {
+        let local = Local::current();
+        local.requests_taken(32);
+        self.since.set(Instant::now());
+        self.runs.set(self.runs.get() + 1);
+        if local.counters().polls_hit >= Self::HITS || self.runs.get() == 200 {
+            self.over.notify_one();
+        }
+        false
+    }
+
+    fn complete(&self, _: u32, _: i32) {}
+
+    fn publish(&self) {}
+
+    fn has_work(&self) -> bool {
+        self.since.get().elapsed() > Self::GAP
+    }
+
+    fn suppress(&self, on: bool) {
+        if !on {
+            signal(&self.kick);
+        }
+    }
+}
+
+fn a_guest_that_comes_with_many_is_polled_for_longer(kind: Kind) {
+    let limit = u64::try_from(Bursts::LIMIT.as_nanos()).unwrap();
+    let thread = kind.thread_with(PollParams { poll_max_ns: limit, ..PollParams::default() });
+    on(&thread, |local| async move {
+        let since = Cell::new(Instant::now());
+        let kick = Arc::new(eventfd().unwrap());
+        let bursts = Rc::new(Bursts { kick, since, runs: Cell::new(0), over: Notify::new() });
+        let id = local.add_source(bursts.clone());
+        local.watch(id, 0, bursts.kick.clone());
+        local.make_ready(id);
+        bursts.over.notified().await;
+        assert!(local.counters().polls_hit >= Bursts::HITS, "{:?} in {} bursts", local.counters(), bursts.runs.get());
         local.remove_source(id);
     });
 }

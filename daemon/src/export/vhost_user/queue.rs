@@ -227,17 +227,17 @@ impl Queue {
             transfers,
             spent: Spent::default(),
         };
-        for taken in 1..=waiting.min(BUDGET) {
-            if visit.slots.is_full() {
-                return Ok(false);
-            }
+        let mut taken = 0;
+        while taken < waiting.min(BUDGET) && !visit.slots.is_full() && !visit.spent.is_enough() {
             visit.one(chain)?;
+            taken += 1;
             if waiting <= FEW && taken % SHOWN_TOGETHER == 0 {
                 visit.settings.publish(visit.ring);
             }
-            if visit.spent.is_enough() {
-                break;
-            }
+        }
+        self.local.requests_taken(taken.into());
+        if visit.slots.is_full() {
+            return Ok(false);
         }
         let waiting = visit.ring.waiting();
         serving.left = waiting.unwrap_or(0);

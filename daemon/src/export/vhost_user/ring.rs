@@ -231,12 +231,17 @@ impl Ring {
     }
 
     /// Shows the driver everything given back so far. Whether it is called for it is [`Ring::announce`].
+    /// Gives what was written to the used ring, for the dirty log: offset and length in bytes.
     #[inline]
-    pub(super) fn publish(&mut self) {
-        if self.published != self.next_used {
+    pub(super) fn publish(&mut self) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let (from, size) = (self.published, self.size);
+        let count = self.next_used.wrapping_sub(from);
+        if count > 0 {
             self.published = self.next_used;
             self.used(2).store(self.published.to_le(), Ordering::Release);
         }
+        let elements = (0..count).map(move |i| (4 + 8 * u64::from(from.wrapping_add(i) & (size - 1)), 8));
+        elements.chain((count > 0).then_some((2, 2)))
     }
 
     /// How many published answers the driver has not been called for, nor found not to want it.
@@ -261,19 +266,6 @@ impl Ring {
         } else {
             u16::from_le(self.avail(0).load(Ordering::Relaxed)) & NO_INTERRUPT == 0
         }
-    }
-
-    /// What was written to the used ring since its index was `from`: offset and length in bytes, for the dirty log.
-    pub(super) fn used_ranges(&self, from: u16) -> impl Iterator<Item = (u64, u64)> {
-        let size = self.size;
-        let count = self.next_used.wrapping_sub(from);
-        let elements = (0..count).map(move |i| (4 + 8 * u64::from(from.wrapping_add(i) & (size - 1)), 8));
-        elements.chain([(2, 2)])
-    }
-
-    /// `used.idx` as the driver sees it.
-    pub(super) fn published(&self) -> u16 {
-        self.published
     }
 
     /// Asks the driver for kicks, or tells it that none are needed. After asking, look at [`Ring::waiting`] again.

@@ -48,9 +48,7 @@ impl Settings {
     /// Shows the driver everything that was given back so far, and logs that.
     #[inline]
     pub(super) fn publish(&self, ring: &mut Ring) {
-        let from = ring.published();
-        ring.publish();
-        self.log_used(ring.used_ranges(from));
+        self.log_used(ring.publish());
     }
 }
 
