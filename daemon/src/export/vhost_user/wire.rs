@@ -23,6 +23,10 @@ pub(super) const MAX_FDS: usize = 32;
 /// How long a message that has begun may take, and how long a frontend may leave a reply unread.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long the next message is looked for before its thread sleeps. A frontend that sets a device up sends twenty, each after
+/// the reply to the last, and to wake a thread on a halted processor takes longer than to handle a message.
+const EAGER: Duration = Duration::from_micros(100);
+
 const HEADER: usize = 12;
 const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
@@ -159,13 +163,13 @@ impl Input<'_> {
     /// `false` where the stream ended before the first byte of a message.
     fn fill(&mut self, mut out: &mut [u8]) -> Result<bool, WireError> {
         while !out.is_empty() {
-            // Between two messages there is nothing to wait for but the next one.
-            if self.deadline.is_some() {
-                self.wait()?;
-            }
             let count = match self.receive_some(out) {
                 Err(WireError::Cut) if self.deadline.is_none() => return Ok(false),
                 other => other?,
+            };
+            let Some(count) = count else {
+                self.wait()?;
+                continue;
             };
             if count == 0 {
                 return if self.deadline.is_none() { Ok(false) } else { Err(WireError::Cut) };
@@ -176,27 +180,42 @@ impl Input<'_> {
         Ok(true)
     }
 
+    /// Until there is more, or the other side has gone. Between two messages there is no limit.
     fn wait(&self) -> Result<(), WireError> {
+        let eager_until = Instant::now() + EAGER;
+        while Instant::now() < eager_until {
+            if self.is_readable(Some(&Timespec::default()))? {
+                return Ok(());
+            }
+            // It may need this processor to go on.
+            std::thread::yield_now();
+        }
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map(|left| Timespec::try_from(left).expect("ten seconds fit"));
+        if self.is_readable(timeout.as_ref())? { Ok(()) } else { Err(WireError::Late) }
+    }
+
+    /// `false` where time ran out. A signal begins the time anew: there are few.
+    fn is_readable(&self, timeout: Option<&Timespec>) -> Result<bool, WireError> {
         loop {
-            let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let timeout = left.map(|left| Timespec::try_from(left).expect("ten seconds fit"));
             let mut fds = [PollFd::new(self.stream, PollFlags::IN)];
-            match poll(&mut fds, timeout.as_ref()) {
-                Ok(0) => return Err(WireError::Late),
-                Ok(_) => return Ok(()),
+            match poll(&mut fds, timeout) {
+                Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(WireError::Io(error.into())),
             }
         }
     }
 
-    fn receive_some(&mut self, out: &mut [u8]) -> Result<usize, WireError> {
+    /// `None` where there is nothing now.
+    fn receive_some(&mut self, out: &mut [u8]) -> Result<Option<usize>, WireError> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let flags = RecvFlags::CMSG_CLOEXEC;
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let received = loop {
             match rustix::net::recvmsg(self.stream, &mut [IoSliceMut::new(out)], &mut control, flags) {
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(None),
                 other => break other.map_err(io::Error::from)?,
             }
         };
@@ -208,7 +227,7 @@ impl Input<'_> {
         if received.flags.contains(ReturnFlags::CTRUNC) || self.fds.len() > MAX_FDS {
             return Err(WireError::Fds);
         }
-        Ok(received.bytes)
+        Ok(Some(received.bytes))
     }
 }
 
