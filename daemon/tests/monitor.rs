@@ -1085,7 +1085,7 @@ fn an_export_on_a_socket_that_was_inherited() {
     let socket = UnixListener::bind(folder.path().join("e.sock")).unwrap();
     let mut server = Command::new("sh");
     server.args(["-c", "exec \"$0\" \"$@\" 7<&0", env!("CARGO_BIN_EXE_trellisd"), "--qmp", "q.sock"]);
-    server.args(["--blockdev", "null-co,node-name=n,size=1M,read-zeroes=on", "--object", "iothread,id=t"]);
+    server.args(["--blockdev", "null-co,node-name=n,size=1048576,read-zeroes=on", "--object", "iothread,id=t"]);
     server.args(["--export", "vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=7,iothread=t,fixed-iothread=on"]);
     server.current_dir(folder.path()).stdin(Stdio::from(std::os::fd::OwnedFd::from(socket)));
     let mut server = Server { child: server.spawn().unwrap(), folder };
