@@ -258,14 +258,16 @@ mod tests {
 
     #[test]
     fn the_budget_never_passes_the_limit() {
-        for max in [0, 1, 5_000, 32_768] {
+        for (max, burst) in [(0, 0), (1, 0), (5_000, 0), (32_768, 0), (0, 100), (1, 100), (32_768, 100)] {
+            let most = if burst > 0 { LONGEST * max } else { max };
             let mut polling = Polling::new(PollParams { poll_max_ns: max, poll_grow: 1000, ..PollParams::default() });
             for gap in (0..100_000).step_by(777) {
+                polling.served(burst);
                 play(&mut polling, Awaited::Guest, gap);
                 play(&mut polling, Awaited::One, gap / 30);
                 play(&mut polling, Awaited::Many, gap / 30);
-                for (awaited, share) in [(Awaited::Guest, 1), (Awaited::One, 2), (Awaited::Many, 32)] {
-                    assert!(polling.budget(awaited) <= max / share);
+                for (awaited, most) in [(Awaited::Guest, most), (Awaited::One, max / 2), (Awaited::Many, max / 32)] {
+                    assert!(polling.budget(awaited) <= most);
                 }
             }
         }

@@ -450,6 +450,6 @@ impl Serving {
     /// Asks the driver for kicks, or tells it that none are needed. Before the first one the ring is not touched.
     fn want_kicks(&self, wanted: bool) {
         let Some(ring) = self.place.here().filter(|_| self.kicked) else { return };
-        self.settings.log_used(ring.want_kicks(wanted));
+        self.settings.log_ring(ring.want_kicks(wanted));
     }
 }

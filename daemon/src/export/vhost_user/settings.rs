@@ -39,7 +39,7 @@ impl Settings {
     }
 
     /// The used ring was written here: offset and length in bytes.
-    pub(super) fn log_used(&self, written: impl IntoIterator<Item = (u64, u64)>) {
+    pub(super) fn log_ring(&self, written: impl IntoIterator<Item = (u64, u64)>) {
         if let (Some(log), Some(used)) = (&self.log, self.log_used) {
             written.into_iter().for_each(|(at, len)| log.mark(used.saturating_add(at), len));
         }
@@ -48,7 +48,7 @@ impl Settings {
     /// Shows the driver everything that was given back so far, and logs that.
     #[inline]
     pub(super) fn publish(&self, ring: &mut Ring) {
-        self.log_used(ring.publish());
+        self.log_ring(ring.publish());
     }
 }
 
