@@ -1,13 +1,11 @@
 //! The socket on which frontends connect: makes it, or takes one that listens already.
 
-use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use block_core::base::{Error, Result, ResultExt};
 use block_core::rt::SharedFd;
-use rustix::net::{AddressFamily, SocketFlags};
+use rustix::net::AddressFamily;
 
 use super::options::Address;
 use crate::process::socket::Listener;
@@ -29,12 +27,7 @@ impl Listening {
         Ok(Self(listener))
     }
 
-    /// The next frontend, `WouldBlock` where there is none yet.
-    pub(super) fn accept(&self) -> io::Result<UnixStream> {
-        Ok(rustix::net::accept_with(self.socket(), SocketFlags::CLOEXEC)?.into())
-    }
-
-    /// To wait for the next frontend with.
+    /// To let frontends in by.
     pub(super) fn socket(&self) -> &SharedFd {
         &self.0.descriptor
     }
@@ -55,7 +48,7 @@ fn inherited(word: &str) -> Result<OwnedFd> {
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::Path;
 
     fn open(path: &Path) -> Result<Listening> {

@@ -5,14 +5,15 @@
 //!     │                     (vhost-user-backend)             ▼
 //!     └──────────── guest memory ── ring ── queue ── port    data: the IOThread of each queue
 //! ```
-//! [`VhostUserExport`] is what the daemon has of it, on the control thread: it lets frontends in, one at a time. The
-//! control side tells a queue what to do by message and waits; the data side takes no lock and knows no socket.
+//! [`VhostUserExport`] is what the daemon has of it, on the control thread, which keeps a session waiting for the next
+//! frontend. The control side tells a queue what to do by message and waits; the data side takes no lock and knows no socket.
 
 mod backend;
 mod chain;
 mod config_space;
 mod descriptors;
 mod device;
+mod door;
 mod engine;
 mod filter;
 #[cfg(fuzzing)]
@@ -40,24 +41,18 @@ mod visit;
 mod vring;
 mod wire;
 
-use std::cell::Cell;
 use std::io;
-use std::os::unix::net::UnixStream;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
-use block_core::base::{Error, Result};
+use block_core::base::{Error, Result, ResultExt};
 use block_core::port::PortHandle;
-use block_core::rt::sync::{Notify, oneshot};
-use block_core::rt::{Local, Remote, SharedFd};
-use rustix::io::Errno;
-use rustix::net::RecvFlags;
+use block_core::rt::sync::{Receiver, Sender, oneshot};
+use block_core::rt::{Local, Remote};
 
-use crate::first;
 use device::ExportShared;
+use door::{BETTER_TIMES, Door};
 use listen::Listening;
-use session::Link;
+use session::Ended;
 
 pub use options::{Address, MAX_BLOCK, MAX_QUEUES, VhostUserOptions};
 pub use stats::QueueReport;
@@ -65,16 +60,9 @@ pub use stats::QueueReport;
 /// A running export. Lives on the control thread.
 pub struct VhostUserExport {
     shared: Arc<ExportShared>,
-    link: Arc<Link>,
-    gate: Rc<Gate>,
-}
-
-/// How the export tells its door-keeper to close, and the other way round.
-struct Gate {
-    closing: Cell<bool>,
-    close: Notify,
-    closed: Cell<bool>,
-    all_out: Notify,
+    door: Arc<Door>,
+    /// Dropped by the other side when all is over.
+    over: Receiver<()>,
 }
 
 /// What queries tell about an export.
@@ -99,33 +87,26 @@ impl VhostUserExport {
         }
         let listening = Listening::open(&options.addr)?;
         let shared = Arc::new(ExportShared::new(options, port, threads));
-        let link = Arc::<Link>::default();
-        let gate = Rc::new(Gate {
-            closing: Cell::new(false),
-            close: Notify::new(),
-            closed: Cell::new(false),
-            all_out: Notify::new(),
-        });
-        let local = Local::current();
-        local.spawn(keep_door(listening, shared.clone(), link.clone(), gate.clone()));
-        Ok(Self { shared, link, gate })
+        let door = Door::new(listening.socket().clone()).doing(|| "preparing the export")?;
+        let door = Arc::new(door);
+        let session = start_session(&shared, &door).doing(|| "preparing the export")?;
+        let (running, over) = oneshot();
+        Local::current().spawn(keep_serving(listening, shared.clone(), door.clone(), session, running));
+        Ok(Self { shared, door, over })
     }
 
     /// Throws the frontend out, if there is one, waits for what it has under way, and removes the socket. The port has
     /// no lanes of this export afterwards. Whether a connected frontend forbids that is the caller's decision
     /// ([`ExportReport::connected`]).
     pub async fn stop(self) {
-        self.gate.closing.set(true);
-        self.gate.close.notify_all();
-        self.link.hang_up();
-        while !self.gate.closed.get() {
-            self.gate.all_out.notified().await;
-        }
+        self.door.close();
+        // Nothing is ever sent.
+        let _ = self.over.await;
     }
 
     /// The port's news: size or limits have changed. Never waits.
     pub fn resized(&self) {
-        self.link.config_changed();
+        self.door.config_changed();
     }
 
     /// The export's options.
@@ -136,76 +117,47 @@ impl VhostUserExport {
     /// For queries.
     pub fn report(&self) -> ExportReport {
         let queues = self.shared.stats.iter().map(|stats| stats.report()).collect();
-        ExportReport { connected: self.link.is_connected(), queues }
+        ExportReport { connected: self.door.is_connected(), queues }
     }
 }
 
-/// Lets one frontend after the other in, until the gate closes. The next one waits in the socket's backlog.
-async fn keep_door(listening: Listening, shared: Arc<ExportShared>, link: Arc<Link>, gate: Rc<Gate>) {
-    while let Some(frontend) = next_frontend(&listening, &gate).await {
-        if let Err(error) = one_session(frontend, &shared, &link, &gate).await
+/// Has a session ready for the next frontend whenever the last one is over, until the door closes.
+async fn keep_serving(
+    listening: Listening,
+    shared: Arc<ExportShared>,
+    door: Arc<Door>,
+    mut session: Receiver<Ended>,
+    _running: Sender<()>,
+) {
+    loop {
+        if let Ok(why) = session.await
             && shared.thrown_out.allows()
         {
-            tracing::warn!(export = shared.options.id, "a frontend could not be served: {error}");
+            tracing::warn!(export = shared.options.id, "a frontend was disconnected: {why}");
         }
+        let Some(next) = next_session(&shared, &door).await else { break };
+        session = next;
     }
     drop(listening);
-    gate.closed.set(true);
-    gate.all_out.notify_all();
 }
 
-async fn next_frontend(listening: &Listening, gate: &Gate) -> Option<UnixStream> {
-    let local = Local::current();
-    while !gate.closing.get() {
-        match listening.accept() {
-            Ok(frontend) => return Some(frontend),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                first(local.readable(listening.socket()), gate.close.notified()).await;
+/// `None` where the door is closed.
+async fn next_session(shared: &Arc<ExportShared>, door: &Arc<Door>) -> Option<Receiver<Ended>> {
+    while !door.is_closed() {
+        match start_session(shared, door) {
+            Ok(session) => return Some(session),
+            Err(error) if shared.thrown_out.allows() => {
+                tracing::warn!(export = shared.options.id, "no frontend can be served now: {error}");
             }
-            // Descriptors or memory are short, or the frontend went away: there may be better times.
-            Err(_) => {
-                first(local.sleep(Duration::from_millis(50)), gate.close.notified()).await;
-            }
+            Err(_) => {}
         }
+        Local::current().sleep(BETTER_TIMES).await;
     }
     None
 }
 
-/// Serves a frontend from its first word on. Whoever comes and goes without one costs no more than that.
-async fn one_session(
-    frontend: UnixStream,
-    shared: &Arc<ExportShared>,
-    link: &Arc<Link>,
-    gate: &Gate,
-) -> io::Result<()> {
-    frontend.set_nonblocking(false)?;
-    let socket: SharedFd = Arc::new(frontend.try_clone()?.into());
-    link.begin(socket.clone());
-    if gate.closing.get() {
-        link.hang_up();
-    }
-    let served = if speaks(&socket).await { serve(frontend, shared, link).await } else { Ok(()) };
-    link.end();
-    served
-}
-
-/// `false` where the frontend goes before it says anything.
-async fn speaks(frontend: &SharedFd) -> bool {
-    loop {
-        match rustix::net::recv(frontend, &mut [0u8], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            Err(Errno::AGAIN | Errno::INTR) => Local::current().readable(frontend).await,
-            answer => return matches!(answer, Ok((1, _))),
-        };
-    }
-}
-
-async fn serve(frontend: UnixStream, shared: &Arc<ExportShared>, link: &Arc<Link>) -> io::Result<()> {
+fn start_session(shared: &Arc<ExportShared>, door: &Arc<Door>) -> io::Result<Receiver<Ended>> {
     let (over, ended) = oneshot();
-    session::start(frontend, shared, link, over)?;
-    if let Ok(why) = ended.await
-        && shared.thrown_out.allows()
-    {
-        tracing::warn!(export = shared.options.id, "a frontend was disconnected: {why}");
-    }
-    Ok(())
+    session::start(shared, door, over)?;
+    Ok(ended)
 }

@@ -1,83 +1,29 @@
 //! One frontend's session, on the thread of its protocol engine: takes its messages, has them judged, carries out the
 //! verdicts.
 //!
-//! It is resumed by the engine (`engine.rs`) and goes on until the engine has something to do. A session ends at any byte:
-//! then its queues are stopped, what they had under way is waited for, memory is unmapped and every descriptor closed,
-//! before the next frontend is let in.
+//! It is made before its frontend comes, and waits for it at the door. It is resumed by the engine (`engine.rs`) and goes
+//! on until the engine has something to do. A session ends at any byte: then its queues are stopped, what they had under
+//! way is waited for, memory is unmapped and every descriptor closed, before the next session lets somebody in.
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use block_core::rt::SharedFd;
 use block_core::rt::sync::Sender;
-use rustix::net::Shutdown;
 
 use super::device::{Device, ExportShared};
+use super::door::Door;
 use super::engine::Engine;
 use super::filter::Filter;
 use super::memory::MemoryMap;
-use super::message::{BACKEND_CONFIG_CHANGE, Kind};
+use super::message::Kind;
 use super::regions::Region;
 use super::verdict::{Effect, Verdict};
-use super::wire::{Message, PATIENCE, WireError, receive, reply, tell};
+use super::wire::{Message, WireError, receive, reply};
 
 const APPLIED: [u8; 8] = 0u64.to_ne_bytes();
 const NOT_APPLIED: [u8; 8] = 1u64.to_ne_bytes();
-
-/// What other threads can do to the session of an export, if there is one.
-#[derive(Default)]
-pub(super) struct Link(Mutex<Option<Live>>);
-
-struct Live {
-    frontend: SharedFd,
-    channel: Option<OwnedFd>,
-}
-
-impl Link {
-    /// A frontend is there.
-    pub(super) fn begin(&self, frontend: SharedFd) {
-        *self.lock() = Some(Live { frontend, channel: None });
-    }
-
-    /// The session is over.
-    pub(super) fn end(&self) {
-        *self.lock() = None;
-    }
-
-    /// True while a frontend is connected.
-    pub(super) fn is_connected(&self) -> bool {
-        self.lock().is_some()
-    }
-
-    /// Ends the session, wherever it is.
-    pub(super) fn hang_up(&self) {
-        if let Some(live) = &*self.lock() {
-            // Fails only where the other side was faster.
-            let _ = rustix::net::shutdown(&live.frontend, Shutdown::Both);
-        }
-    }
-
-    /// Tells the frontend that the config space has changed, if it gave us a channel. Asks for no answer, and never
-    /// waits: a frontend that does not read loses the news, not the others their disk.
-    pub(super) fn config_changed(&self) {
-        if let Some(channel) = self.lock().as_ref().and_then(|live| live.channel.as_ref()) {
-            let _ = tell(channel, BACKEND_CONFIG_CHANGE);
-        }
-    }
-
-    fn set_channel(&self, channel: OwnedFd) {
-        if let Some(live) = &mut *self.lock() {
-            live.channel = Some(channel);
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Live>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Why a session ended before the frontend wanted it to.
 #[derive(Debug)]
@@ -103,16 +49,10 @@ impl std::fmt::Display for Ended {
     }
 }
 
-/// Starts to serve a frontend that has begun to speak. `over` gets the reason where it is not the frontend's own will, or
-/// is dropped, when nothing of the session is left. Does not wait.
-pub(super) fn start(
-    frontend: UnixStream,
-    export: &Arc<ExportShared>,
-    link: &Arc<Link>,
-    over: Sender<Ended>,
-) -> io::Result<()> {
-    frontend.set_write_timeout(Some(PATIENCE))?;
-    let for_queues = link.clone();
+/// Makes a session and its thread, which wait for a frontend. `over` gets the reason where the session ended against that
+/// one's will, or is dropped, when nothing of the session is left. Does not wait.
+pub(super) fn start(export: &Arc<ExportShared>, door: &Arc<Door>, over: Sender<Ended>) -> io::Result<()> {
+    let for_queues = door.clone();
     let hang_up = Arc::new(move || for_queues.hang_up());
     let device = Arc::new(Device::new(export.clone(), hang_up));
     let filter = Filter::new(device.features(), device.rings().len(), export.quota.clone());
@@ -123,9 +63,8 @@ pub(super) fn start(
         engine,
         device,
         _afterwards: TrimHeap,
-        frontend,
-        link: link.clone(),
-        over: Over { to: Some(over), why: Some(Ended::Engine) },
+        frontend: None,
+        over: Over { door: door.clone(), to: Some(over), why: Some(Ended::Engine) },
     })
 }
 
@@ -162,8 +101,8 @@ pub(super) struct Session {
     /// The queues are taken off their threads with it.
     device: Arc<Device>,
     _afterwards: TrimHeap,
-    frontend: UnixStream,
-    link: Arc<Link>,
+    /// `None` before the first word.
+    frontend: Option<Arc<UnixStream>>,
     over: Over,
 }
 
@@ -187,12 +126,14 @@ impl Drop for TrimHeap {
 
 /// Dropped last: tells that nothing is left.
 struct Over {
+    door: Arc<Door>,
     to: Option<Sender<Ended>>,
     why: Option<Ended>,
 }
 
 impl Drop for Over {
     fn drop(&mut self) {
+        self.door.let_out();
         if let (Some(to), Some(why)) = (self.to.take(), self.why.take()) {
             // Whoever is gone does not want to know.
             let _ = to.send(why);
@@ -214,10 +155,26 @@ impl Session {
     fn try_turn(&mut self) -> Result<bool, Ended> {
         self.settle()?;
         while self.owed.is_none() {
-            let Some(message) = receive(&self.frontend)? else { return Ok(false) };
+            let Some(message) = self.next_message()? else { return Ok(false) };
             self.handle(message)?;
         }
         Ok(true)
+    }
+
+    /// `None` where the frontend has gone, or none comes any more.
+    fn next_message(&mut self) -> Result<Option<Message>, Ended> {
+        if let Some(frontend) = &self.frontend {
+            return Ok(receive(frontend)?);
+        }
+        while let Some(frontend) = self.over.door.let_in() {
+            if let Some(message) = receive(&frontend)? {
+                self.frontend = Some(frontend);
+                return Ok(Some(message));
+            }
+            // Whoever comes and goes without a word costs no more than that.
+            self.over.door.let_out();
+        }
+        Ok(None)
     }
 
     /// The engine has done what it was asked.
@@ -266,7 +223,8 @@ impl Session {
     }
 
     fn reply(&self, request: u32, body: &[u8]) -> Result<(), Ended> {
-        Ok(reply(&self.frontend, request, body)?)
+        let frontend = self.frontend.as_ref().expect("who replies was asked");
+        Ok(reply(frontend, request, body)?)
     }
 
     fn acknowledge(&self, request: u32, acknowledge: bool) -> Result<(), Ended> {
@@ -283,7 +241,7 @@ impl Session {
             Effect::Memory(map) => self.device.set_memory(map),
             Effect::Log(log) => self.device.set_log(log),
             Effect::Writeback(on) => self.device.set_writeback(on),
-            Effect::Channel(channel) => self.link.set_channel(channel),
+            Effect::Channel(channel) => self.over.door.set_channel(channel),
         }
     }
 }
