@@ -6,7 +6,10 @@
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 #![expect(clippy::cast_possible_truncation, reason = "payloads of tests are short")]
 
+use serde_json::json;
+use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use trellis_tests::scene::{
     Scene, expect_disconnect, expect_disconnect_within, expect_hang_up_unread, expect_nack, expect_queue_works, repeats,
@@ -18,7 +21,7 @@ use trellis_tests::vhost_user::protocol::{
     single_region, vring_state,
 };
 use trellis_tests::vhost_user::ring::RingPlace;
-use trellis_tests::vhost_user::wire::{Wire, eventfd, memfd, pause};
+use trellis_tests::vhost_user::wire::{Wire, eventfd, lingering_socket, memfd, pause, while_it_stands_still};
 
 #[test]
 fn msg_01_payload_size_u32_max() {
@@ -240,7 +243,7 @@ fn msg_20_gated_messages_without_their_feature() {
     let region = client.memory().regions()[0].entry();
     let file = client.memory().regions()[0].file();
     let inflight = memfd(4096);
-    let channel = std::os::unix::net::UnixStream::pair().unwrap();
+    let channel = UnixStream::pair().unwrap();
     let inflight_payload = [&log_base(4096, 0)[..], &[1, 0, 0, 1, 0, 0, 0, 0]].concat();
     let cases: [(u32, Vec<u8>, Vec<BorrowedFd<'_>>); 11] = [
         (request::GET_CONFIG, config_payload(0, 8, 0, &[0; 8]), vec![]),
@@ -266,7 +269,7 @@ fn msg_20_gated_messages_without_their_feature() {
 fn msg_21_messages_of_other_device_types() {
     let mut scene = Scene::new();
     let client = scene.negotiated();
-    let socket = std::os::unix::net::UnixStream::pair().unwrap();
+    let socket = UnixStream::pair().unwrap();
     expect_nack(&client, request::SEND_RARP, &[0; 8], &[]);
     expect_nack(&client, request::NET_SET_MTU, &1500_u64.to_le_bytes(), &[]);
     expect_nack(&client, request::SET_VRING_ENDIAN, &vring_state(0, 1), &[]);
@@ -317,6 +320,111 @@ fn msg_25_session_cut_at_every_byte() {
         }
     }
     scene.still_good();
+}
+
+/// Not in the table: descriptors whose closing takes as long as a frontend likes, wherever one of them is closed: refused with
+/// a message, on a channel that is replaced, with an urgent byte, more than a message may have, unread behind a bad one, and
+/// with a frontend that is never let in.
+#[test]
+fn descriptors_that_linger_keep_nobody_waiting() {
+    let mut scene = Scene::new();
+    let mut unread = Vec::new();
+    let client = scene.mapped();
+    for (request, len) in [
+        (request::SET_VRING_KICK, 8),
+        (request::SET_VRING_CALL, 8),
+        (request::SET_LOG_BASE, 16),
+        (request::ADD_MEM_REG, 40),
+        (request::SET_BACKEND_REQ_FD, 0),
+    ] {
+        unread.push(send_lingering(&mut scene, client.wire(), request, len));
+        assert_ne!(client.reply_to(request).u64(), 0, "request {request}");
+    }
+    for _ in 0..2 {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        unread.push(send_lingering(&mut scene, &Wire::from_stream(theirs), request::GET_FEATURES, 0));
+        while_it_stands_still(scene.server().pid(), || {
+            client.wire().send_need_reply(request::SET_BACKEND_REQ_FD, &[], &[ours.as_fd()]).unwrap();
+            drop(ours);
+        });
+        assert_eq!(client.reply_to(request::SET_BACKEND_REQ_FD).u64(), 0);
+    }
+    drop(client);
+    let mut end_with = |deed: &dyn Fn(&Wire, BorrowedFd<'_>)| {
+        let wire = scene.wire();
+        let (socket, other) = lingering_socket();
+        unread.push(other);
+        while_it_stands_still(scene.server().pid(), || {
+            deed(&wire, socket.as_fd());
+            drop(socket);
+        });
+        expect_disconnect(&wire);
+    };
+    let bad_header = Header { request: request::GET_FEATURES, flags: 0, size: 0 };
+    end_with(&|wire, socket| {
+        wire.send_urgent(&[socket]).unwrap();
+        wire.send_with(bad_header, &[], &[]).unwrap();
+    });
+    end_with(&|wire, socket| {
+        let event = eventfd();
+        let mut fds = [event.as_fd(); 100];
+        fds[99] = socket;
+        wire.send(request::GET_FEATURES, &[], &fds).unwrap();
+    });
+    end_with(&|wire, socket| {
+        wire.send_with(bad_header, &[], &[]).unwrap();
+        wire.send(request::GET_FEATURES, &[], &[socket]).unwrap();
+    });
+
+    expect_queue_works(&mut scene.client(), 0);
+    scene.neighbour_works();
+    let first = scene.client();
+    let never_let_in = scene.wire();
+    unread.push(send_lingering(&mut scene, &never_let_in, request::GET_FEATURES, 0));
+    let deleted = scene.server().qmp("block-export-del", &json!({"id": "a", "mode": "hard"}));
+    assert_eq!(deleted, json!({}));
+    drop((first, never_let_in));
+    scene.neighbour_works();
+    scene.server().qmp("quit", &json!({}));
+    let ended = scene.server().ends_within(Duration::from_secs(5)).expect("it ends, whatever lingers");
+    assert!(ended.success(), "{ended}");
+    drop(unread);
+}
+
+/// A frontend cannot have as many descriptors closed as it likes; what waits is closed when the one before is.
+#[test]
+fn what_waits_to_be_closed_is_limited_and_leaves_nothing_behind() {
+    let mut scene = Scene::new();
+    let client = scene.mapped();
+    let unread = send_lingering(&mut scene, client.wire(), request::SET_VRING_CALL, 8);
+    assert_ne!(client.reply_to(request::SET_VRING_CALL).u64(), 0);
+    let (refused, _peer) = UnixStream::pair().unwrap();
+    let mut count = 0;
+    while client.wire().send_need_reply(request::SET_VRING_CALL, &[0; 8], &[refused.as_fd()]).is_ok()
+        && matches!(client.wire().recv(), Ok(Some(_)))
+    {
+        count += 1;
+        assert!(count < 1000, "it goes on for ever");
+    }
+    assert!(count > 10, "thrown out after {count}");
+    drop(client);
+    let ticks = scene.server().cpu_ticks();
+    pause(Duration::from_millis(300));
+    let ticks = scene.server().cpu_ticks() - ticks;
+    assert!(ticks < 5, "{ticks} hundredths of a second of computing while nobody can be let in");
+    drop(unread);
+    scene.still_good();
+}
+
+/// Sends a request of `len` zeroes with a socket of which the server has the only descriptor then. It lingers for as long as
+/// what is returned is there.
+fn send_lingering(scene: &mut Scene, wire: &Wire, request: u32, len: usize) -> TcpStream {
+    let (socket, unread) = lingering_socket();
+    while_it_stands_still(scene.server().pid(), || {
+        wire.send_need_reply(request, &vec![0; len], &[socket.as_fd()]).unwrap();
+        drop(socket);
+    });
+    unread
 }
 
 #[test]

@@ -285,7 +285,7 @@ impl SocketChardev {
             return Ok((Peer::Connected(connect_to(path)?), None));
         }
         let listener = Listener::bind(path, true)?;
-        Ok((Peer::Listening(listener.descriptor), listener.file.map(|file| Kept::File { _file: file })))
+        Ok((Peer::Listening(Arc::new(listener.descriptor)), listener.file.map(|file| Kept::File { _file: file })))
     }
 
     fn open_passed(&self, word: &str) -> Result<(Peer, Option<Kept>)> {

@@ -154,7 +154,7 @@ pub async fn remove(daemon: &Rc<Daemon>, id: &str, hard: bool) -> Result<()> {
     let Some(server) = export.running.borrow().as_ref().map(|running| running.server.clone()) else {
         return Err(Error::generic(format!("Export '{id}' is still being set up")));
     };
-    if !hard && server.borrow().as_ref().is_some_and(|server| server.report().connected) {
+    if !hard && server.borrow().as_ref().is_some_and(|server| !server.close_if_unused()) {
         return Err(Error::generic(format!("export '{id}' still in use: use mode=hard to disconnect its guest")));
     }
     export.stopping.set(true);

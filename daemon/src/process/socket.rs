@@ -2,6 +2,7 @@
 //! only what is ours.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 #[derive(Debug)]
 pub struct Listener {
     /// Not blocking.
-    pub descriptor: SharedFd,
+    pub descriptor: OwnedFd,
     /// Absent where the socket was passed to us: its file belongs to who passed it.
     pub file: Option<SocketFile>,
 }
@@ -52,7 +53,7 @@ impl Listener {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(GROUP_MODE)).doing(doing)?;
         }
         listen(&socket, BACKLOG).doing(|| format!("Failed to listen on {}", path.display()))?;
-        Ok(Self { descriptor: Arc::new(socket), file: Some(file) })
+        Ok(Self { descriptor: socket, file: Some(file) })
     }
 }
 
@@ -75,7 +76,7 @@ fn address(path: &Path) -> Result<SocketAddrUnix> {
     SocketAddrUnix::new(path).doing(|| format!("'{}' is no socket path", path.display()))
 }
 
-fn stream_socket() -> rustix::io::Result<std::os::fd::OwnedFd> {
+fn stream_socket() -> rustix::io::Result<OwnedFd> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)
 }
 

@@ -8,6 +8,7 @@ use super::protocol::{Header, flags};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
@@ -66,13 +67,22 @@ impl Wire {
 
     /// Sends `bytes` in one call with `fds` as its ancillary data; how many bytes the kernel took.
     pub fn send_some(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<usize> {
+        self.send_flagged(bytes, fds, 0)
+    }
+
+    fn send_flagged(&self, bytes: &[u8], fds: &[BorrowedFd<'_>], flags: i32) -> io::Result<usize> {
         let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let mut control = control_block(&raw);
         let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
         let message = message_header(&mut part, &mut control);
         // SAFETY: `message` points at `part`, `bytes` and `control`, which live to the end of this function.
-        let sent = unsafe { libc::sendmsg(self.stream.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+        let sent = unsafe { libc::sendmsg(self.stream.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | flags) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Sends a byte as urgent (unix(7), `MSG_OOB`), with `fds`.
+    pub fn send_urgent(&self, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.send_flagged(&[0], fds, libc::MSG_OOB).map(drop)
     }
 
     /// Sends all of `bytes`; `fds` go with the first of them.
@@ -244,6 +254,38 @@ pub fn seal_future_writes(fd: BorrowedFd<'_>) {
 pub fn pipe() -> (OwnedFd, OwnedFd) {
     let (reader, writer) = io::pipe().expect("a pipe can be made");
     (reader.into(), writer.into())
+}
+
+/// A socket whose last close takes ten minutes (socket(7), `SO_LINGER`), for the other end does not read what it has sent.
+/// It takes no time once that other end is closed.
+pub fn lingering_socket() -> (OwnedFd, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a loopback device");
+    let address = listener.local_addr().expect("a listener has an address");
+    let mut socket = TcpStream::connect(address).expect("the listener has a backlog");
+    let (unread, _) = listener.accept().expect("somebody has connected");
+    set_nonblocking(socket.as_fd(), true);
+    while socket.write(&[0; 65536]).is_ok() {}
+    set_nonblocking(socket.as_fd(), false);
+    let linger = libc::linger { l_onoff: 1, l_linger: 600 };
+    let len = size_of::<libc::linger>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_LINGER);
+    // SAFETY: `linger` is a whole one of `len` bytes that lives through the call.
+    let done = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const linger).cast(), len) };
+    assert!(done == 0, "setting SO_LINGER: {}", io::Error::last_os_error());
+    (socket.into(), unread)
+}
+
+/// Has process `pid` stand still while `deed` is done.
+pub fn while_it_stands_still<T>(pid: u32, deed: impl FnOnce() -> T) -> T {
+    let tell = |signal| {
+        // SAFETY: plain integers.
+        let done = unsafe { libc::kill(pid.cast_signed(), signal) };
+        assert!(done == 0, "signal {signal}: {}", io::Error::last_os_error());
+    };
+    tell(libc::SIGSTOP);
+    let result = deed();
+    tell(libc::SIGCONT);
+    result
 }
 
 /// Limits the address space of process `pid` to `bytes`; `None` lifts the limit.

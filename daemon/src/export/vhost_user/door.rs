@@ -1,15 +1,17 @@
 //! The way into an export: its sessions wait here for the next frontend, and other threads reach the one that is inside.
+//!
+//! Nothing is closed under the lock, which the control thread and IOThreads take.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use block_core::rt::SharedFd;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::net::sockopt::{Timeout, set_socket_oobinline, set_socket_timeout};
 use rustix::net::{Shutdown, SocketFlags};
 
+use super::descriptors::{Bin, Received};
 use super::message::BACKEND_CONFIG_CHANGE;
 use super::wire::{PATIENCE, tell};
 
@@ -18,8 +20,9 @@ pub(super) const BETTER_TIMES: Duration = Duration::from_millis(50);
 
 /// See the module's head. One frontend is inside at a time; the next one waits in the socket's backlog.
 pub(super) struct Door {
-    /// Listens, and does not block.
-    socket: SharedFd,
+    /// Listens, and does not block. Who waits in its backlog may have sent something already.
+    socket: Received,
+    bin: Arc<Bin>,
     /// Readable from [`Door::close`] on.
     closing: OwnedFd,
     inside: Mutex<Inside>,
@@ -32,41 +35,64 @@ struct Inside {
 }
 
 struct Visitor {
-    frontend: Arc<UnixStream>,
-    channel: Option<OwnedFd>,
+    frontend: Arc<Received>,
+    channel: Option<Received>,
 }
 
 impl Door {
     /// An open door, for who connects to this listening socket. Fails where descriptors are short.
-    pub(super) fn new(socket: SharedFd) -> io::Result<Self> {
+    pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
         let closing = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { socket, closing, inside: Mutex::default() })
+        let bin = Arc::<Bin>::default();
+        Ok(Self { socket: Received::new(socket, &bin), bin, closing, inside: Mutex::default() })
+    }
+
+    /// Where what its frontends send is closed.
+    pub(super) fn bin(&self) -> &Arc<Bin> {
+        &self.bin
     }
 
     /// Waits for the next frontend, on the thread of its session. `None` where the door is closed.
-    pub(super) fn let_in(&self) -> Option<Arc<UnixStream>> {
+    pub(super) fn let_in(&self) -> Option<Arc<Received>> {
         while !self.is_closed() {
-            match self.accept() {
-                Ok(frontend) => return self.enter(frontend),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(None),
-                // Descriptors or memory are short, or the frontend went away: there may be better times.
-                Err(_) => self.wait(Some(BETTER_TIMES)),
+            if !self.bin.is_full() && self.somebody_knocks() {
+                match self.accept() {
+                    Ok(frontend) => return self.enter(frontend),
+                    // Whoever shares the socket was faster.
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                    // Descriptors or memory are short, or the frontend went away.
+                    Err(_) => {}
+                }
             }
+            self.wait(&mut [PollFd::new(&self.closing, PollFlags::IN)], Some(BETTER_TIMES));
         }
         None
     }
 
     /// The frontend has gone, or is to go.
     pub(super) fn let_out(&self) {
-        self.lock().visitor = None;
+        self.hang_up();
+        let gone = self.lock().visitor.take();
+        drop(gone);
     }
 
     /// Nobody gets in any more, and who is inside is thrown out.
     pub(super) fn close(&self) {
         self.lock().closed = true;
-        // An event counter takes a one.
-        let _ = rustix::io::write(&self.closing, &1u64.to_ne_bytes());
+        self.wake();
         self.hang_up();
+    }
+
+    /// [`Door::close`], unless somebody is inside: then `false`.
+    pub(super) fn close_if_empty(&self) -> bool {
+        let mut inside = self.lock();
+        inside.closed |= inside.visitor.is_none();
+        let closed = inside.closed;
+        drop(inside);
+        if closed {
+            self.wake();
+        }
+        closed
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -95,36 +121,48 @@ impl Door {
     }
 
     /// Where the frontend wants to be told.
-    pub(super) fn set_channel(&self, channel: OwnedFd) {
-        if let Some(visitor) = &mut self.lock().visitor {
-            visitor.channel = Some(channel);
-        }
+    pub(super) fn set_channel(&self, channel: Received) {
+        let mut inside = self.lock();
+        let old = inside.visitor.as_mut().and_then(|visitor| visitor.channel.replace(channel));
+        drop(inside);
+        drop(old);
     }
 
-    fn accept(&self) -> io::Result<UnixStream> {
-        let frontend = UnixStream::from(rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?);
-        frontend.set_write_timeout(Some(PATIENCE))?;
+    /// Waits until somebody does, or the door closes. `false` where the socket is of no use, or the door closed.
+    fn somebody_knocks(&self) -> bool {
+        let mut both = [PollFd::new(&self.closing, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
+        self.wait(&mut both, None);
+        // A socket that was shut down (whoever shares it can do that) hangs up for ever.
+        both[1].revents() == PollFlags::IN
+    }
+
+    fn wait(&self, fds: &mut [PollFd<'_>], at_most: Option<Duration>) {
+        let timeout = at_most.map(|limit| Timespec::try_from(limit).expect("less than a second"));
+        // An error is an interruption: the caller looks again.
+        let _ = poll(fds, timeout.as_ref());
+    }
+
+    fn accept(&self) -> io::Result<OwnedFd> {
+        let frontend = rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?;
+        set_socket_timeout(&frontend, Timeout::Send, Some(PATIENCE))?;
+        // Else an urgent byte is passed over, and what came along with it closed, by whoever receives the next one.
+        set_socket_oobinline(&frontend, true)?;
         Ok(frontend)
     }
 
-    fn enter(&self, frontend: UnixStream) -> Option<Arc<UnixStream>> {
+    fn enter(&self, frontend: OwnedFd) -> Option<Arc<Received>> {
+        let frontend = Arc::new(Received::new(frontend, &self.bin));
         let mut inside = self.lock();
         if inside.closed {
             return None;
         }
-        let frontend = Arc::new(frontend);
         inside.visitor = Some(Visitor { frontend: frontend.clone(), channel: None });
         Some(frontend)
     }
 
-    /// Until somebody knocks or the door closes.
-    fn wait(&self, at_most: Option<Duration>) {
-        let timeout = at_most.map(|limit| Timespec::try_from(limit).expect("less than a second"));
-        let mut both = [PollFd::new(&self.closing, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
-        // In better times the socket is looked at again; that somebody knocks on it does not make them better.
-        let fds = if at_most.is_some() { &mut both[..1] } else { &mut both[..] };
-        // An error is an interruption: the caller looks again.
-        let _ = poll(fds, timeout.as_ref());
+    /// Whoever waits looks whether the door is closed. An event counter takes a one.
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.closing, &1u64.to_ne_bytes());
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside> {
@@ -135,7 +173,7 @@ impl Door {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::path::PathBuf;
     use std::thread::JoinHandle;
     use std::time::Instant;
@@ -154,13 +192,26 @@ mod tests {
             let path = directory.path().join("s");
             let listener = UnixListener::bind(&path).unwrap();
             listener.set_nonblocking(true).unwrap();
-            let door = Arc::new(Door::new(Arc::new(listener.into())).unwrap());
-            Self { _directory: directory, path, door }
+            Self { _directory: directory, path, door: Arc::new(Door::new(listener.into()).unwrap()) }
         }
 
-        fn session(&self) -> JoinHandle<Option<Arc<UnixStream>>> {
-            let door = self.door.clone();
-            std::thread::Builder::new().spawn(move || door.let_in()).unwrap()
+        fn session(&self) -> JoinHandle<Option<Arc<Received>>> {
+            wait_at(&self.door)
+        }
+    }
+
+    fn wait_at(door: &Arc<Door>) -> JoinHandle<Option<Arc<Received>>> {
+        let door = door.clone();
+        let session = std::thread::Builder::new().spawn(move || door.let_in()).unwrap();
+        rest(Duration::from_millis(50));
+        assert!(!session.is_finished());
+        session
+    }
+
+    fn rest(time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            std::thread::park_timeout(Duration::from_millis(5));
         }
     }
 
@@ -171,12 +222,15 @@ mod tests {
         assert!(!house.door.is_connected());
         let mut frontend = UnixStream::connect(&house.path).unwrap();
         let inside = session.join().unwrap().expect("the door is open");
-        assert!(house.door.is_connected());
+        assert!(house.door.is_connected() && !house.door.close_if_empty());
         house.door.hang_up();
         assert_eq!(frontend.read(&mut [0]).unwrap(), 0);
         drop(inside);
         house.door.let_out();
         assert!(!house.door.is_connected());
+        let session = house.session();
+        assert!(house.door.close_if_empty());
+        assert!(session.join().unwrap().is_none());
     }
 
     #[test]
@@ -192,24 +246,27 @@ mod tests {
         assert!(!house.door.is_connected());
     }
 
+    /// Whoever shares an inherited socket can shut it down: then it is readable for ever, and nobody comes.
     #[test]
     fn a_socket_that_lets_nobody_in_is_tried_again_at_leisure() {
+        let listener = UnixListener::bind(tempfile::tempdir().unwrap().path().join("s")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        rustix::net::shutdown(&listener, Shutdown::Both).unwrap();
         let (no_listener, _other) = UnixStream::pair().unwrap();
-        let door = Arc::new(Door::new(Arc::new(no_listener.into())).unwrap());
-        let session = std::thread::Builder::new().spawn({
-            let door = door.clone();
-            move || {
-                assert!(door.let_in().is_none());
-                std::fs::read_to_string("/proc/thread-self/schedstat").unwrap()
-            }
-        });
-        let closes_at = Instant::now() + Duration::from_millis(200);
-        while Instant::now() < closes_at {
-            std::thread::park_timeout(Duration::from_millis(10));
+        for socket in [OwnedFd::from(listener), no_listener.into()] {
+            let door = Arc::new(Door::new(socket).unwrap());
+            let session = std::thread::Builder::new().spawn({
+                let door = door.clone();
+                move || {
+                    assert!(door.let_in().is_none());
+                    std::fs::read_to_string("/proc/thread-self/schedstat").unwrap()
+                }
+            });
+            rest(Duration::from_millis(200));
+            door.close();
+            let schedstat = session.unwrap().join().unwrap();
+            let cpu_ns: u64 = schedstat.split(' ').next().unwrap().parse().unwrap();
+            assert!(cpu_ns < 20_000_000, "{cpu_ns} ns of 200 ms");
         }
-        door.close();
-        let schedstat = session.unwrap().join().unwrap();
-        let cpu_ns: u64 = schedstat.split(' ').next().unwrap().parse().unwrap();
-        assert!(cpu_ns < 20_000_000, "{cpu_ns} ns of 200 ms");
     }
 }

@@ -4,11 +4,9 @@
 //! cannot do, or what needs none of its state, is answered here. Pure but for looking at descriptors: a message and what
 //! came before it in, a verdict (`verdict.rs`) out; `session.rs` carries it out.
 
-use std::os::fd::OwnedFd;
-
 use super::backend::PROTOCOL_FEATURES;
 use super::config_space::{CONFIG_LEN, F_LOG_ALL, F_PROTOCOL_FEATURES, F_VERSION_1, WRITEBACK};
-use super::descriptors::{is_eventfd, is_signal, is_unix_stream};
+use super::descriptors::{Received, is_eventfd, is_signal, is_unix_stream};
 use super::memory::{DirtyLog, Quota, SharedFile, SharedMap};
 use super::message::{Kind, u32_at, u64_at};
 use super::regions::{MAX_SLOTS, MAX_TABLE, REGION_LEN, Refusal, Region, Regions};
@@ -90,7 +88,7 @@ impl Filter {
         &mut self,
         kind: Kind,
         body: &[u8],
-        fds: &mut Vec<OwnedFd>,
+        fds: &mut Vec<Received>,
         config: &[u8; CONFIG_LEN],
     ) -> Result<Verdict, Refusal> {
         match kind {
@@ -203,7 +201,7 @@ impl Filter {
         Ok(self.other_memory())
     }
 
-    fn add_region(&mut self, body: &[u8], fds: &[OwnedFd]) -> Result<Verdict, Refusal> {
+    fn add_region(&mut self, body: &[u8], fds: &[Received]) -> Result<Verdict, Refusal> {
         let [file] = fds else { return Err("a memory region comes with exactly one descriptor") };
         let region = Region::parse(&body[8..])?;
         self.inside_log(&[region])?;
@@ -230,7 +228,7 @@ impl Filter {
         Ok(())
     }
 
-    fn set_log_base(&mut self, body: &[u8], fds: &[OwnedFd]) -> Result<Verdict, Refusal> {
+    fn set_log_base(&mut self, body: &[u8], fds: &[Received]) -> Result<Verdict, Refusal> {
         let [file] = fds else { return Err("a log comes with exactly one descriptor") };
         let file = SharedFile::new(file, u64_at(body, 8), u64_at(body, 0))?;
         let log = DirtyLog::new(SharedMap::new(&file, &self.quota)?);
@@ -315,7 +313,7 @@ impl Filter {
         Ok(Verdict::Pass)
     }
 
-    fn set_kick(&mut self, body: &[u8], fds: &[OwnedFd]) -> Result<Verdict, Refusal> {
+    fn set_kick(&mut self, body: &[u8], fds: &[Received]) -> Result<Verdict, Refusal> {
         let word = u64_at(body, 0);
         let (_, ring) = self.ring(word & 0xff)?;
         if word & NO_FD != 0 {
@@ -329,7 +327,7 @@ impl Filter {
         Ok(Verdict::Pass)
     }
 
-    fn set_notifier(&mut self, body: &[u8], fds: &[OwnedFd]) -> Result<Verdict, Refusal> {
+    fn set_notifier(&mut self, body: &[u8], fds: &[Received]) -> Result<Verdict, Refusal> {
         let word = u64_at(body, 0);
         self.ring(word & 0xff)?;
         match (word & NO_FD != 0, fds) {
@@ -342,7 +340,7 @@ impl Filter {
 }
 
 /// By guest address, each with its descriptor.
-fn sort(regions: &mut [Region], fds: &mut Vec<OwnedFd>) -> Result<(), Refusal> {
+fn sort(regions: &mut [Region], fds: &mut Vec<Received>) -> Result<(), Refusal> {
     if regions.len() != fds.len() {
         return Err("memory regions and descriptors do not match");
     }
@@ -357,7 +355,7 @@ fn sort(regions: &mut [Region], fds: &mut Vec<OwnedFd>) -> Result<(), Refusal> {
 
 const NO_RING: Refusal = "there is no such ring";
 
-fn set_channel(fds: &mut Vec<OwnedFd>) -> Result<Verdict, Refusal> {
+fn set_channel(fds: &mut Vec<Received>) -> Result<Verdict, Refusal> {
     let (Some(fd), true) = (fds.pop(), fds.is_empty()) else { return Err("a channel is exactly one descriptor") };
     if is_unix_stream(&fd) {
         Ok(Verdict::DoneAfter(Effect::Channel(fd)))

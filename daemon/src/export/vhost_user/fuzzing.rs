@@ -4,10 +4,12 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::config_space::CONFIG_LEN;
+use super::descriptors::Received;
 use super::filter::Filter;
 use super::memory::Quota;
 use super::wire::receive;
@@ -20,9 +22,10 @@ pub fn messages(bytes: &[u8]) {
     }
     let _ = theirs.shutdown(Shutdown::Write);
     let mut filter = Filter::new(u64::MAX, 4, Quota::default());
-    while let Ok(Some(mut message)) = receive(&ours) {
+    let bin = Arc::default();
+    while let Ok(Some(mut message)) = receive(&ours, &bin) {
         let fds = message.body.first().map_or(0, |byte| byte & 3);
-        message.fds.extend((0..fds).filter_map(|_| descriptor()));
+        message.fds.extend((0..fds).filter_map(|_| descriptor()).map(|fd| Received::new(fd, &bin)));
         let _ = filter.judge(&mut message, &[0; CONFIG_LEN]);
         let _ = filter.wants_ack(&message);
     }

@@ -49,9 +49,9 @@ use block_core::port::PortHandle;
 use block_core::rt::sync::{Receiver, Sender, oneshot};
 use block_core::rt::{Local, Remote};
 
+use crate::process::socket::{Listener, SocketFile};
 use device::ExportShared;
 use door::{BETTER_TIMES, Door};
-use listen::Listening;
 use session::Ended;
 
 pub use options::{Address, MAX_BLOCK, MAX_QUEUES, VhostUserOptions};
@@ -79,29 +79,33 @@ impl VhostUserExport {
     /// them until [`VhostUserExport::stop`] has ended. Runs on the control thread.
     ///
     /// # Errors
-    /// A sentence: an option that makes no sense, or a socket that cannot be had.
+    /// A sentence: an option that makes no sense, or a socket or a thread that cannot be had.
     pub fn start(options: VhostUserOptions, port: PortHandle, threads: Vec<Remote>) -> Result<Self> {
         options.check()?;
         if threads.len() != usize::from(options.num_queues) {
             return Err(Error::new("each queue needs exactly one I/O thread"));
         }
-        let listening = Listening::open(&options.addr)?;
+        let Listener { descriptor, file } = listen::open(&options.addr)?;
         let shared = Arc::new(ExportShared::new(options, port, threads));
-        let door = Door::new(listening.socket().clone()).doing(|| "preparing the export")?;
-        let door = Arc::new(door);
-        let session = start_session(&shared, &door).doing(|| "preparing the export")?;
+        let door = Arc::new(Door::new(descriptor).doing(|| "preparing the export's socket")?);
+        let session = start_session(&shared, &door).doing(|| "starting the export's session")?;
         let (running, over) = oneshot();
-        Local::current().spawn(keep_serving(listening, shared.clone(), door.clone(), session, running));
+        Local::current().spawn(keep_serving(file, shared.clone(), door.clone(), session, running));
         Ok(Self { shared, door, over })
     }
 
     /// Throws the frontend out, if there is one, waits for what it has under way, and removes the socket. The port has
     /// no lanes of this export afterwards. Whether a connected frontend forbids that is the caller's decision
-    /// ([`ExportReport::connected`]).
+    /// ([`VhostUserExport::close_if_unused`]).
     pub async fn stop(self) {
         self.door.close();
         // Nothing is ever sent.
         let _ = self.over.await;
+    }
+
+    /// Lets nobody in any more, unless a frontend is connected: then `false`, and nothing has changed.
+    pub fn close_if_unused(&self) -> bool {
+        self.door.close_if_empty()
     }
 
     /// The port's news: size or limits have changed. Never waits.
@@ -123,7 +127,7 @@ impl VhostUserExport {
 
 /// Has a session ready for the next frontend whenever the last one is over, until the door closes.
 async fn keep_serving(
-    listening: Listening,
+    file: Option<SocketFile>,
     shared: Arc<ExportShared>,
     door: Arc<Door>,
     mut session: Receiver<Ended>,
@@ -138,16 +142,18 @@ async fn keep_serving(
         let Some(next) = next_session(&shared, &door).await else { break };
         session = next;
     }
-    drop(listening);
+    drop(file);
 }
 
 /// `None` where the door is closed.
 async fn next_session(shared: &Arc<ExportShared>, door: &Arc<Door>) -> Option<Receiver<Ended>> {
+    let mut told = false;
     while !door.is_closed() {
         match start_session(shared, door) {
             Ok(session) => return Some(session),
-            Err(error) if shared.thrown_out.allows() => {
-                tracing::warn!(export = shared.options.id, "no frontend can be served now: {error}");
+            Err(error) if !told => {
+                tracing::warn!(export = shared.options.id, "no frontend can be served until this is over: {error}");
+                told = true;
             }
             Err(_) => {}
         }

@@ -1,6 +1,6 @@
 //! The frontend's memory table as the message filter keeps it: checked and mapped before the protocol engine hears of it.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::memory::{MemoryMap, Quota, SharedFile, SharedMap};
@@ -66,7 +66,7 @@ impl Regions {
     }
 
     /// A new table in the place of the old one, with the file of each region. On refusal the old one stays.
-    pub(super) fn replace(&mut self, regions: &[Region], files: &[OwnedFd]) -> Result<(), Refusal> {
+    pub(super) fn replace(&mut self, regions: &[Region], files: &[impl AsFd]) -> Result<(), Refusal> {
         for (index, region) in regions.iter().enumerate() {
             no_overlap(region, regions[..index].iter())?;
         }
@@ -75,12 +75,12 @@ impl Regions {
     }
 
     /// One region more.
-    pub(super) fn add(&mut self, region: Region, file: &OwnedFd) -> Result<(), Refusal> {
+    pub(super) fn add(&mut self, region: Region, file: impl AsFd) -> Result<(), Refusal> {
         if self.table.len() >= MAX_SLOTS {
             return Err("there are too many memory regions");
         }
         no_overlap(&region, self.announced())?;
-        self.table.extend(self.mapped(&[region], std::slice::from_ref(file))?);
+        self.table.extend(self.mapped(&[region], &[file])?);
         Ok(())
     }
 
@@ -121,7 +121,7 @@ impl Regions {
         self.table.iter().map(|(region, _)| region)
     }
 
-    fn mapped(&self, regions: &[Region], files: &[OwnedFd]) -> Result<Vec<(Region, Arc<SharedMap>)>, Refusal> {
+    fn mapped(&self, regions: &[Region], files: &[impl AsFd]) -> Result<Vec<(Region, Arc<SharedMap>)>, Refusal> {
         if regions.len() != files.len() {
             return Err("memory regions and descriptors do not match");
         }
@@ -141,7 +141,7 @@ fn no_overlap<'r>(region: &Region, mut others: impl Iterator<Item = &'r Region>)
     if others.any(|other| region.overlaps(other)) { Err("memory regions overlap") } else { Ok(()) }
 }
 
-fn shared_file<'f>(region: &Region, file: &'f OwnedFd) -> Result<SharedFile<'f>, Refusal> {
+fn shared_file<'f>(region: &Region, file: &'f impl AsFd) -> Result<SharedFile<'f>, Refusal> {
     let file = SharedFile::new(file, region.offset, region.len)?;
     // The engine unmaps what it was told, and not the rest of a page.
     if file.has_whole_pages() { Ok(file) } else { Err("a memory region has a part of a page of its file") }
@@ -153,6 +153,8 @@ fn inside(start: u64, total: u64, at: u64, len: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use super::*;
 
     fn file(len: u64) -> OwnedFd {
@@ -182,7 +184,7 @@ mod tests {
         let twice = [region(0, 8192), region(4096, 4096)];
         assert!(regions.replace(&twice, &[file(8192), file(8192)]).is_err());
         assert!(regions.replace(&[region(0, 8192)], &[file(4096)]).is_err(), "larger than its file");
-        assert!(regions.replace(&[region(0, 4096)], &[]).is_err());
+        assert!(regions.replace(&[region(0, 4096)], &[] as &[OwnedFd]).is_err());
         assert!(regions.holds_guest(0, 4096) && !regions.holds_guest(0, 4097) && regions.end() == 4096);
     }
 

@@ -7,11 +7,11 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block_core::rt::sync::Sender;
 
+use super::descriptors::Received;
 use super::device::{Device, ExportShared};
 use super::door::Door;
 use super::engine::Engine;
@@ -64,7 +64,8 @@ pub(super) fn start(export: &Arc<ExportShared>, door: &Arc<Door>, over: Sender<E
         device,
         _afterwards: TrimHeap,
         frontend: None,
-        over: Over { door: door.clone(), to: Some(over), why: Some(Ended::Engine) },
+        visit: Visit { door: door.clone() },
+        over: Over { to: Some(over), why: Some(Ended::Engine) },
     })
 }
 
@@ -102,7 +103,8 @@ pub(super) struct Session {
     device: Arc<Device>,
     _afterwards: TrimHeap,
     /// `None` before the first word.
-    frontend: Option<Arc<UnixStream>>,
+    frontend: Option<Arc<Received>>,
+    visit: Visit,
     over: Over,
 }
 
@@ -124,16 +126,25 @@ impl Drop for TrimHeap {
     }
 }
 
+/// Dropped: the frontend is out, whose place nobody else had until now.
+struct Visit {
+    door: Arc<Door>,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.door.let_out();
+    }
+}
+
 /// Dropped last: tells that nothing is left.
 struct Over {
-    door: Arc<Door>,
     to: Option<Sender<Ended>>,
     why: Option<Ended>,
 }
 
 impl Drop for Over {
     fn drop(&mut self) {
-        self.door.let_out();
         if let (Some(to), Some(why)) = (self.to.take(), self.why.take()) {
             // Whoever is gone does not want to know.
             let _ = to.send(why);
@@ -163,16 +174,20 @@ impl Session {
 
     /// `None` where the frontend has gone, or none comes any more.
     fn next_message(&mut self) -> Result<Option<Message>, Ended> {
+        let door = &self.visit.door;
         if let Some(frontend) = &self.frontend {
-            return Ok(receive(frontend)?);
+            if door.bin().is_full() {
+                return Err(Ended::Verdict("it sends descriptors faster than they can be closed"));
+            }
+            return Ok(receive(frontend, door.bin())?);
         }
-        while let Some(frontend) = self.over.door.let_in() {
-            if let Some(message) = receive(&frontend)? {
+        while let Some(frontend) = door.let_in() {
+            if let Some(message) = receive(&frontend, door.bin())? {
                 self.frontend = Some(frontend);
                 return Ok(Some(message));
             }
             // Whoever comes and goes without a word costs no more than that.
-            self.over.door.let_out();
+            door.let_out();
         }
         Ok(None)
     }
@@ -241,7 +256,7 @@ impl Session {
             Effect::Memory(map) => self.device.set_memory(map),
             Effect::Log(log) => self.device.set_log(log),
             Effect::Writeback(on) => self.device.set_writeback(on),
-            Effect::Channel(channel) => self.over.door.set_channel(channel),
+            Effect::Channel(channel) => self.visit.door.set_channel(channel),
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What the message filter says about a message, for the session to carry out. Plain data.
 
-use std::os::fd::OwnedFd;
-
+use super::descriptors::Received;
 use super::memory::{DirtyLog, MemoryMap};
 use super::regions::Region;
 
@@ -41,7 +40,7 @@ pub(super) enum Effect {
     /// The driver's word about the write cache.
     Writeback(bool),
     /// The channel on which we may speak first.
-    Channel(OwnedFd),
+    Channel(Received),
 }
 
 impl std::fmt::Debug for Effect {

@@ -3,10 +3,11 @@
 //! Only framing is judged here, because a stream that lost its framing cannot be answered; what a message says is
 //! `filter.rs`.
 
-use std::io::{self, IoSlice, IoSliceMut, Write};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,10 +17,14 @@ use rustix::net::{
     SendFlags,
 };
 
+use super::descriptors::{Bin, Received};
+
 /// Bytes of a body at the most: more than any good message has, so that an absurd table can still be refused.
 pub(super) const MAX_BODY: usize = 64 << 10;
 /// Descriptors with a message at the most.
 pub(super) const MAX_FDS: usize = 32;
+/// As many as the kernel takes (unix(7), "SCM_RIGHTS"): those for which there is no room it closes itself, on our thread.
+const ALL_FDS: usize = 253;
 /// How long a message that has begun may take, and how long a frontend may leave a reply unread.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -38,7 +43,7 @@ pub(super) struct Message {
     pub(super) request: u32,
     pub(super) need_reply: bool,
     pub(super) body: Vec<u8>,
-    pub(super) fds: Vec<OwnedFd>,
+    pub(super) fds: Vec<Received>,
 }
 
 /// Why a stream cannot go on.
@@ -81,21 +86,22 @@ impl From<io::Error> for WireError {
     }
 }
 
-/// The next request of a frontend; `None` where it went away between two. Waits for ever for a message to begin.
-pub(super) fn receive(stream: &UnixStream) -> Result<Option<Message>, WireError> {
-    receive_with(stream, 0)
+/// The next request of a frontend; `None` where it went away between two. Waits for ever for a message to begin. `bin`
+/// closes what comes along.
+pub(super) fn receive(stream: impl AsFd, bin: &Arc<Bin>) -> Result<Option<Message>, WireError> {
+    receive_with(stream.as_fd(), 0, bin)
 }
 
 /// The next reply, from the protocol engine.
 pub(super) fn receive_reply(stream: &UnixStream) -> Result<Option<Message>, WireError> {
-    receive_with(stream, REPLY)
+    receive_with(stream.as_fd(), REPLY, &Arc::default())
 }
 
 /// A reply to `request`.
-pub(super) fn reply(stream: &UnixStream, request: u32, body: &[u8]) -> Result<(), WireError> {
+pub(super) fn reply(stream: impl AsFd, request: u32, body: &[u8]) -> Result<(), WireError> {
     let mut bytes = header(request, VERSION | REPLY, body);
     bytes.extend_from_slice(body);
-    Ok((&*stream).write_all(&bytes)?)
+    send_all(stream.as_fd(), &bytes)
 }
 
 /// Requests, in one piece. Only the first has descriptors.
@@ -116,7 +122,18 @@ pub(super) fn send(stream: &UnixStream, messages: &[Message]) -> Result<(), Wire
     }
     let sent = rustix::net::sendmsg(stream, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL);
     let sent = sent.map_err(io::Error::from)?;
-    Ok((&*stream).write_all(&bytes[sent..])?)
+    send_all(stream.as_fd(), &bytes[sent..])
+}
+
+fn send_all(stream: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), WireError> {
+    while !bytes.is_empty() {
+        match rustix::net::send(stream, bytes, SendFlags::NOSIGNAL) {
+            Ok(sent) => bytes = &bytes[sent..],
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(io::Error::from(error).into()),
+        }
+    }
+    Ok(())
 }
 
 /// Tells the other side something without ever waiting for it: the bytes, or nothing, go into the socket's buffer.
@@ -132,8 +149,8 @@ fn header(request: u32, flags: u32, body: &[u8]) -> Vec<u8> {
     [request, flags, size].into_iter().flat_map(u32::to_ne_bytes).collect()
 }
 
-fn receive_with(stream: &UnixStream, direction: u32) -> Result<Option<Message>, WireError> {
-    let mut input = Input { stream, fds: Vec::new(), deadline: None };
+fn receive_with(stream: BorrowedFd<'_>, direction: u32, bin: &Arc<Bin>) -> Result<Option<Message>, WireError> {
+    let mut input = Input { stream, bin, fds: Vec::new(), deadline: None };
     let mut header = [0; HEADER];
     if !input.fill(&mut header)? {
         return Ok(None);
@@ -153,8 +170,9 @@ fn receive_with(stream: &UnixStream, direction: u32) -> Result<Option<Message>, 
 
 /// A message on its way in. What it brings is closed with it.
 struct Input<'s> {
-    stream: &'s UnixStream,
-    fds: Vec<OwnedFd>,
+    stream: BorrowedFd<'s>,
+    bin: &'s Arc<Bin>,
+    fds: Vec<Received>,
     /// From the first byte on.
     deadline: Option<Instant>,
 }
@@ -198,7 +216,7 @@ impl Input<'_> {
     /// `false` where time ran out. A signal begins the time anew: there are few.
     fn is_readable(&self, timeout: Option<&Timespec>) -> Result<bool, WireError> {
         loop {
-            let mut fds = [PollFd::new(self.stream, PollFlags::IN)];
+            let mut fds = [PollFd::from_borrowed_fd(self.stream, PollFlags::IN)];
             match poll(&mut fds, timeout) {
                 Ok(ready) => return Ok(ready > 0),
                 Err(Errno::INTR) => {}
@@ -209,7 +227,7 @@ impl Input<'_> {
 
     /// `None` where there is nothing now.
     fn receive_some(&mut self, out: &mut [u8]) -> Result<Option<usize>, WireError> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(ALL_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
         let received = loop {
@@ -221,7 +239,7 @@ impl Input<'_> {
         };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.fds.extend(fds);
+                self.fds.extend(fds.map(|fd| Received::new(fd, self.bin)));
             }
         }
         if received.flags.contains(ReturnFlags::CTRUNC) || self.fds.len() > MAX_FDS {
@@ -233,6 +251,8 @@ impl Input<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     fn raw(request: u32, flags: u32, size: u32, body: &[u8]) -> Vec<u8> {
@@ -244,7 +264,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         (&theirs).write_all(bytes).unwrap();
         drop(theirs);
-        receive(&ours)
+        receive(&ours, &Arc::default())
     }
 
     #[test]
@@ -271,9 +291,10 @@ mod tests {
     fn descriptors_come_along_and_too_many_end_the_stream() {
         for (count, good) in [(1, true), (MAX_FDS, true)] {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            let fds = (0..count).map(|_| ours.as_fd().try_clone_to_owned().unwrap()).collect();
+            let copy = || Received::new(ours.as_fd().try_clone_to_owned().unwrap(), &Arc::default());
+            let fds = (0..count).map(|_| copy()).collect();
             send(&theirs, &[Message { request: 5, need_reply: false, body: vec![1], fds }]).unwrap();
-            assert_eq!(receive(&ours).unwrap().map(|message| message.fds.len()) == Some(count), good);
+            assert_eq!(receive(&ours, &Arc::default()).unwrap().map(|message| message.fds.len()) == Some(count), good);
         }
         let (ours, theirs) = UnixStream::pair().unwrap();
         let many: Vec<BorrowedFd<'_>> = (0..=MAX_FDS).map(|_| ours.as_fd()).collect();
@@ -282,6 +303,6 @@ mod tests {
         assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
         let bytes = raw(5, 1, 0, &[]);
         rustix::net::sendmsg(&theirs, &[IoSlice::new(&bytes)], &mut control, SendFlags::empty()).unwrap();
-        assert!(matches!(receive(&ours), Err(WireError::Fds)));
+        assert!(matches!(receive(&ours, &Arc::default()), Err(WireError::Fds)));
     }
 }

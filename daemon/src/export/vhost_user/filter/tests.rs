@@ -3,7 +3,9 @@
 use super::*;
 use crate::export::vhost_user::config_space::{F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, features};
 use rustix::event::{EventfdFlags, eventfd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 const GOOD: u64 = F_VERSION_1 | F_PROTOCOL_FEATURES | F_FLUSH | F_CONFIG_WCE;
 const USER: u64 = 0x7000_0000_0000;
@@ -43,6 +45,7 @@ impl Bench {
     }
 
     fn say(&mut self, request: u32, body: &[u8], fds: Vec<OwnedFd>) -> Is {
+        let fds = fds.into_iter().map(|fd| Received::new(fd, &Arc::default())).collect();
         let mut message = Message { request, need_reply: true, body: body.to_vec(), fds };
         match self.0.judge(&mut message, &[0; CONFIG_LEN]) {
             Verdict::Relay => Is::Relay,
@@ -222,6 +225,7 @@ fn kicks_are_eventfds_and_calls_are_signals() {
         assert_eq!(call(0, vec![rustix::pipe::pipe().unwrap().1]), Is::Pass);
         assert_eq!(call(NO_FD, Vec::new()), Is::Pass);
         assert_eq!(call(0, vec![file(8)]), Is::Refused);
+        assert_eq!(call(0, vec![socket()]), Is::Refused, "its closing may wait");
         assert_eq!(call(2, vec![event()]), Is::Refused);
         assert_eq!(call(NO_FD, vec![event()]), Is::Dropped);
         assert_eq!(call(0, vec![event(), event()]), Is::Dropped);
@@ -257,8 +261,12 @@ fn slots_take_exactly_one_descriptor() {
 #[test]
 fn descriptors_that_nobody_asked_for_go_no_further() {
     let mut bench = Bench::new();
-    let mut message =
-        Message { request: Kind::GET_FEATURES as u32, need_reply: false, body: Vec::new(), fds: vec![event()] };
+    let mut message = Message {
+        request: Kind::GET_FEATURES as u32,
+        need_reply: false,
+        body: Vec::new(),
+        fds: vec![Received::new(event(), &Arc::default())],
+    };
     assert!(matches!(bench.0.judge(&mut message, &[0; CONFIG_LEN]), Verdict::Answer(_)));
     assert!(message.fds.is_empty());
 }

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "maps and unmaps shared memory")]
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags};
@@ -30,7 +30,7 @@ impl Quota {
 
 /// A part of a file that is memory, as a frontend announces it: not empty, and inside the file.
 pub(in super::super) struct SharedFile<'f> {
-    file: &'f OwnedFd,
+    file: BorrowedFd<'f>,
     offset: u64,
     len: usize,
     /// Bytes of a page of its mapping.
@@ -39,7 +39,8 @@ pub(in super::super) struct SharedFile<'f> {
 
 impl<'f> SharedFile<'f> {
     /// Refuses what is not a file in memory (memfd, tmpfs, hugetlbfs) that holds the range and may be written.
-    pub(in super::super) fn new(file: &'f OwnedFd, offset: u64, len: u64) -> Result<Self, Refusal> {
+    pub(in super::super) fn new(file: &'f impl AsFd, offset: u64, len: u64) -> Result<Self, Refusal> {
+        let file = file.as_fd();
         // First, because it asks no file system: one that lets us wait (FUSE, NFS) could do so at each page fault too.
         // Only memory has seals, even if there is none on it (fcntl(2), F_GET_SEALS).
         rustix::fs::fcntl_get_seals(file).map_err(|_| "shared memory is no file in memory")?;
@@ -178,6 +179,8 @@ fn page_size(file: impl AsFd) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::OwnedFd;
+
     use super::*;
     use rustix::fs::MemfdFlags;
 
@@ -196,7 +199,7 @@ mod tests {
         assert!(SharedFile::new(&memory, u64::MAX, 4096).is_err());
         let named = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         named.as_file().set_len(4096).unwrap();
-        assert!(SharedFile::new(&named.as_file().try_clone().unwrap().into(), 0, 4096).is_ok());
+        assert!(SharedFile::new(named.as_file(), 0, 4096).is_ok());
         let read_only = std::fs::File::open(named.path()).unwrap();
         let open = |path: &str| OwnedFd::from(std::fs::File::open(path).unwrap());
         let others =
@@ -212,7 +215,7 @@ mod tests {
         let beside = std::env::current_exe().unwrap();
         let disk = tempfile::tempfile_in(beside.parent().unwrap()).unwrap();
         disk.set_len(4096).unwrap();
-        let refused = SharedFile::new(&disk.into(), 0, 4096).err();
+        let refused = SharedFile::new(&disk, 0, 4096).err();
         assert_eq!(refused, Some("shared memory is no file in memory"));
     }
 

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -10,6 +11,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::driver::Driver;
 use crate::export::vhost_user::config_space::{F_EVENT_IDX, F_INDIRECT, F_PROTOCOL_FEATURES, F_VERSION_1};
+use crate::export::vhost_user::descriptors::Received;
 use crate::export::vhost_user::message::{Kind, u64_at};
 use crate::export::vhost_user::wire::{Message, receive_reply, send};
 
@@ -135,6 +137,7 @@ impl Frontend {
     }
 
     pub(super) fn try_tell(&self, kind: Kind, body: Vec<u8>, fds: Vec<OwnedFd>) -> u64 {
+        let fds = fds.into_iter().map(|fd| Received::new(fd, &Arc::default())).collect();
         send(&self.stream, &[Message { request: kind as u32, need_reply: true, body, fds }]).unwrap();
         u64_at(&receive_reply(&self.stream).unwrap().unwrap().body, 0)
     }
