@@ -173,16 +173,18 @@ impl Scene {
     /// Descriptors, mappings and memory once they have stopped falling; a client's end is noticed a little later.
     fn settled(&self) -> Baseline {
         let end = Instant::now() + Duration::from_secs(2);
+        let unmeasured = self.before.fds == 0;
         loop {
             pause(Duration::from_millis(20));
+            // For a moment after a client's end there is less than while the server waits for the next one.
+            let idles = unmeasured && self.idles();
             let now = Baseline {
                 fds: self.server.fds(),
                 maps: self.server.shared_maps(),
                 rss_kib: self.server.rss_anon_kib(),
             };
-            let unmeasured = self.before.fds == 0;
             let back = now.fds <= self.before.fds && now.maps <= self.before.maps;
-            if Instant::now() > end || (!unmeasured && back) || (unmeasured && self.idles()) {
+            if Instant::now() > end || (!unmeasured && back) || idles {
                 return now;
             }
         }

@@ -53,6 +53,20 @@ struct Baseline {
 }
 
 impl Baseline {
+    /// Once it has stayed the same: an export that has just come or gone has one descriptor more or less for a moment.
+    fn settled(server: &Watched) -> Self {
+        let end = Instant::now() + Duration::from_secs(2);
+        let mut now = Self::of(server);
+        loop {
+            pause(Duration::from_millis(10));
+            let next = Self::of(server);
+            if next == now || Instant::now() > end {
+                return next;
+            }
+            now = next;
+        }
+    }
+
     fn of(server: &Watched) -> Self {
         let mut nodes = server.qmp("query-named-block-nodes", &json!({ "flat": true }));
         // The space that a file takes is its guests' doing.
@@ -80,7 +94,7 @@ fn locks_of(pid: u32) -> usize {
 /// Runs a case. Everything must be as before afterwards: nodes, exports, locks, descriptors, and guests that work.
 fn on_a_scene(case: impl FnOnce(&mut Scene)) {
     let mut scene = Scene::new();
-    let before = Baseline::of(scene.server());
+    let before = Baseline::settled(scene.server());
     case(&mut scene);
     expect_same(scene.server(), &before);
     expect_good_command(scene.server());
@@ -107,7 +121,7 @@ fn expect_good_command(server: &Watched) {
 /// A command that is refused with `sentence` in its description, and changes nothing.
 #[track_caller]
 fn refused(server: &Watched, command: &str, arguments: &Value, sentence: &str) {
-    let before = Baseline::of(server);
+    let before = Baseline::settled(server);
     let desc = refusal(server, command, arguments);
     assert!(desc.contains(sentence), "{command} {}: {desc}", shortened(arguments));
     expect_same(server, &before);

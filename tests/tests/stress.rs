@@ -41,7 +41,7 @@ fn no_byte_is_lost_while_everything_changes() {
     // Threads and pools that a first client makes the server keep are no leak.
     let mut shadows: Vec<_> = DISKS.iter().map(|_| Shadow::new()).collect();
     stage.play(&mut shadows, Random(seed ^ 0x5eed), Duration::from_secs(1));
-    let before = settled_fds(&server, usize::MAX);
+    let before = settled_fds(&server);
     let memory = server.rss_anon_kib();
     let done = stage.play(&mut shadows, Random(seed), length());
     eprintln!("seed {seed}, {:?}: {done:?}", length());
@@ -53,7 +53,7 @@ fn no_byte_is_lost_while_everything_changes() {
     assert!(done.errors > 0, "no injected error reached a guest: {done:?}");
     // Takes the events that wait for this client; the server watches for room in its socket until then.
     server.qmp("query-version", &json!({}));
-    let after = settled_fds(&server, before);
+    let after = settled_fds(&server);
     assert!(after <= before, "{after} descriptors where there were {before}");
     let more = server.rss_anon_kib().saturating_sub(memory);
     assert!(more < MORE_KIB, "{more} KiB more than in the beginning");
@@ -566,14 +566,19 @@ fn add(stage: &Stage, id: &str, node: &str, socket: &str) -> Value {
         "iothread": "shared", "addr": { "type": "unix", "path": stage.path(socket, "sock") } })
 }
 
-/// Descriptors once they have stopped falling, or are no more than `aim`.
-fn settled_fds(server: &Watched, aim: usize) -> usize {
-    let (mut least, end) = (server.fds(), Instant::now() + Duration::from_secs(2));
-    while Instant::now() < end && (least > aim || aim == usize::MAX) {
-        pause(Duration::from_millis(50));
-        least = least.min(server.fds());
+/// Descriptors once they have stayed the same for half a second: for a moment after a guest's end there are fewer, until the
+/// session for the next one is there.
+fn settled_fds(server: &Watched) -> usize {
+    let (mut count, mut since) = (server.fds(), Instant::now());
+    let end = since + Duration::from_secs(5);
+    while since.elapsed() < Duration::from_millis(500) && Instant::now() < end {
+        pause(Duration::from_millis(20));
+        let now = server.fds();
+        if now != count {
+            (count, since) = (now, Instant::now());
+        }
     }
-    least
+    count
 }
 
 /// xorshift64*.

@@ -142,16 +142,16 @@ impl Door {
         let _ = poll(fds, timeout.as_ref());
     }
 
-    fn accept(&self) -> io::Result<OwnedFd> {
-        let frontend = rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?;
+    fn accept(&self) -> io::Result<Received> {
+        let frontend = Received::new(rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC)?, &self.bin);
         set_socket_timeout(&frontend, Timeout::Send, Some(PATIENCE))?;
         // Else an urgent byte is passed over, and what came along with it closed, by whoever receives the next one.
         set_socket_oobinline(&frontend, true)?;
         Ok(frontend)
     }
 
-    fn enter(&self, frontend: OwnedFd) -> Option<Arc<Received>> {
-        let frontend = Arc::new(Received::new(frontend, &self.bin));
+    fn enter(&self, frontend: Received) -> Option<Arc<Received>> {
+        let frontend = Arc::new(frontend);
         let mut inside = self.lock();
         if inside.closed {
             return None;
