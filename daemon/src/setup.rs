@@ -19,6 +19,7 @@ use crate::process::pidfile::PidFile;
 use crate::process::signals::{self, Signals};
 use crate::process::{background, inherited, raise_file_limit};
 use crate::scratch::Scratch;
+use crate::shutdown::Why;
 use crate::{First, first, hidden, log, notify, shutdown};
 
 type Result<T, E = String> = std::result::Result<T, E>;
@@ -60,12 +61,13 @@ async fn run(local: Rc<Local>, plan: Plan) -> Result<ExitCode> {
     let daemon = Daemon::new(local);
     let mut held = Held::default();
     let outcome = live(&daemon, &signals, &plan, &mut held).await;
-    let code = shutdown::run(&daemon, &signals, held).await;
-    outcome.map(|()| code)
+    let why = outcome.as_ref().copied().unwrap_or(Why::OwnWill);
+    let code = shutdown::run(&daemon, &signals, held, why).await;
+    outcome.map(|_| code)
 }
 
 /// From the first step to the wish that all of it should end.
-async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut Held) -> Result<()> {
+async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut Held) -> Result<Why> {
     let steps = match plan.steps.as_slice() {
         [] if inherited::has_name(ACTIVATED) => vec![qmp_on(&format!("fd:{ACTIVATED}"))],
         [] => held.scratch.insert(Scratch::make().map_err(|error| error.full())?).steps(),
@@ -78,14 +80,14 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
     hidden::forget_secrets();
     match flow {
         Flow::GoOn => {}
-        Flow::End => return Ok(()),
+        Flow::End => return Ok(Why::OwnWill),
         // Whoever waits for the foreground would take its success for a daemon.
         Flow::Interrupted(signal) if plan.daemonize => {
             return Err(format!("{signal} came before everything was set up"));
         }
         Flow::Interrupted(signal) => {
             tracing::info!("{signal} came before everything was set up");
-            return Ok(());
+            return Ok(Why::Signal);
         }
     }
     if let Some(path) = &plan.pidfile {
@@ -103,10 +105,15 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
     notify::keep_watchdog(&daemon.local);
     export::keep_watch(daemon);
     match first(signals.next(), daemon.asked_to_quit()).await {
-        First::This(signal) => tracing::info!("{signal}: ending"),
-        First::That(()) => tracing::info!("ending as asked"),
+        First::This(signal) => {
+            tracing::info!("{signal}: ending");
+            Ok(Why::Signal)
+        }
+        First::That(()) => {
+            tracing::info!("ending as asked");
+            Ok(Why::OwnWill)
+        }
     }
-    Ok(())
 }
 
 /// Obeys the steps in order, up to the first that fails.

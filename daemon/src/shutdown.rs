@@ -22,10 +22,10 @@ use crate::process::signals::Signals;
 use crate::setup::Held;
 use crate::{First, all, export, first, log, notify, timeout};
 
-/// Ends everything. `held` is removed last.
-pub(crate) async fn run(daemon: &Rc<Daemon>, signals: &Signals, held: Held) -> ExitCode {
+/// Ends everything. `held` is removed last. `why` it ends says whether the next signal is the second one.
+pub(crate) async fn run(daemon: &Rc<Daemon>, signals: &Signals, held: Held, why: Why) -> ExitCode {
     notify::stopping();
-    match first(orderly(daemon), hurried(daemon, signals)).await {
+    match first(orderly(daemon), hurried(daemon, signals, why)).await {
         First::This(all_is_well) => {
             daemon.chardevs.clear();
             daemon.objects.clear();
@@ -40,6 +40,14 @@ pub(crate) async fn run(daemon: &Rc<Daemon>, signals: &Signals, held: Held) -> E
             std::process::exit(1);
         }
     }
+}
+
+/// Why the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    Signal,
+    /// A command asked for it, or the start failed.
+    OwnWill,
 }
 
 /// False: something was not closed as it should be, and may be lost.
@@ -155,7 +163,10 @@ impl Nodes {
 }
 
 /// Ends after a second signal and a little patience.
-async fn hurried(daemon: &Daemon, signals: &Signals) {
+async fn hurried(daemon: &Daemon, signals: &Signals, why: Why) {
+    if why == Why::OwnWill {
+        tracing::info!("{}: ending already", signals.next().await);
+    }
     let signal = signals.next().await;
     tracing::warn!("{signal} came again: ending within {} s", PATIENCE.as_secs());
     daemon.local.sleep(PATIENCE).await;

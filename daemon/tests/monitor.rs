@@ -563,6 +563,23 @@ fn connections_are_counted_and_given_back() {
     server.client().execute("query-version", json!({}));
 }
 
+/// A health check with a time-out must not lock everybody out while a disk hangs.
+#[test]
+fn clients_that_have_left_take_no_place() {
+    let hour = 3_600_000_000_000_u64;
+    let server = Server::start(&["--blockdev", &format!("null-co,node-name=stuck,latency-ns={hour}")]);
+    for number in 0..70 {
+        let mut client = server.client();
+        let add = json!({ "driver": "qcow2", "node-name": format!("q{number}"), "file": "stuck" });
+        client.send(&json!({ "execute": "blockdev-add", "arguments": add }).to_string());
+    }
+    let mut half_closed = server.client();
+    half_closed.send(r#"{"execute": "query-version"}"#);
+    half_closed.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(half_closed.answer()["return"]["qemu"]["major"], 10);
+    server.client().execute("query-version", json!({}));
+}
+
 /// QMP-23.
 #[test]
 fn of_two_clients_that_want_the_same_one_is_refused() {
@@ -664,6 +681,21 @@ fn a_second_signal_is_faster() {
     assert_eq!(code, Some(1), "a flush that did not finish is a failure");
     assert!(start.elapsed() < Duration::from_secs(5));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// `systemctl stop` after `quit` is not a second wish.
+#[test]
+fn a_signal_after_quit_is_the_first_one() {
+    let hour = 3_600_000_000_000_u64;
+    let mut server = Server::start(&["--blockdev", &format!("null-co,node-name=stuck,latency-ns={hour}")]);
+    server.client().send(r#"{"execute": "quit"}"#);
+    for _ in 0..2 {
+        #[expect(clippy::disallowed_methods, reason = "something must not happen meanwhile")]
+        std::thread::sleep(Duration::from_millis(2500));
+        assert!(server.child.try_wait().unwrap().is_none(), "it waits for the flush of its node");
+        server.signal("TERM");
+    }
+    assert_eq!(server.ended().0, Some(1));
 }
 
 /// Whoever started us may read our stderr late, or never: then lines are lost, and counted, and nothing else is.

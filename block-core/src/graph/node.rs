@@ -60,6 +60,19 @@ pub enum NodeEvent {
     },
 }
 
+impl NodeEvent {
+    /// The name of the node that it happened to.
+    pub fn node(&self) -> &str {
+        match self {
+            Self::WriteThreshold { node, .. }
+            | Self::IoError { node, .. }
+            | Self::QuorumReportBad { node, .. }
+            | Self::ImageCorrupted { node, .. }
+            | Self::QuorumFailure { node, .. } => node,
+        }
+    }
+}
+
 /// What the copies in a quorum were asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuorumOp {

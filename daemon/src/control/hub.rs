@@ -1,7 +1,10 @@
 //! Tells events to all sessions that negotiated. Those that a guest can cause at will are thinned out first.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::poll_fn;
+use std::mem::{Discriminant, discriminant};
 use std::rc::{Rc, Weak};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -9,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use block_core::graph::{EventSink, NodeEvent};
 use block_core::rt::Local;
-use block_core::rt::sync::{Notify, WakerSet};
+use block_core::rt::sync::{Notify, WakerSet, yield_now};
 use qmp::wire::EventLimiter;
 
 use super::event::Event;
@@ -28,8 +31,40 @@ pub struct Hub {
 /// Events on their way from other threads.
 #[derive(Default)]
 struct Letters {
-    waiting: Mutex<Vec<NodeEvent>>,
+    waiting: Mutex<Pile>,
     arrived: WakerSet,
+}
+
+/// In order. Of one kind and node only the first and the last: a guest can cause some as often as it likes, and more is
+/// not told of them anyway.
+#[derive(Default)]
+struct Pile {
+    letters: Vec<NodeEvent>,
+    /// Where the last one is.
+    last: HashMap<(Discriminant<NodeEvent>, String), Last>,
+}
+
+enum Last {
+    IsFirst,
+    IsAt(usize),
+}
+
+impl Pile {
+    fn push(&mut self, letter: NodeEvent) {
+        match self.last.entry((discriminant(&letter), letter.node().to_owned())) {
+            Entry::Vacant(none) => {
+                none.insert(Last::IsFirst);
+                self.letters.push(letter);
+            }
+            Entry::Occupied(mut last) => match *last.get() {
+                Last::IsFirst => {
+                    last.insert(Last::IsAt(self.letters.len()));
+                    self.letters.push(letter);
+                }
+                Last::IsAt(place) => self.letters[place] = letter,
+            },
+        }
+    }
 }
 
 impl Hub {
@@ -81,10 +116,12 @@ impl Hub {
             let mut key = None;
             let letters = poll_fn(|cx| {
                 key = Some(self.letters.arrived.register(cx.waker()));
-                let letters = std::mem::take(&mut *self.letters.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-                if letters.is_empty() { Poll::Pending } else { Poll::Ready(letters) }
+                let pile = std::mem::take(&mut *self.letters.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+                if pile.letters.is_empty() { Poll::Pending } else { Poll::Ready(pile.letters) }
             });
             letters.await.into_iter().for_each(|letter| self.tell(Event::of_node(letter)));
+            // There may be some again already: commands and signals have their turn first.
+            yield_now().await;
         }
     }
 
@@ -106,6 +143,7 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixStream;
 
+    use block_core::base::IoError;
     use block_core::rt::{blocking, run_control};
     use qmp::wire::Layout;
     use serde_json::Value;
@@ -141,6 +179,46 @@ mod tests {
             (client, lines)
         })
         .await
+    }
+
+    #[test]
+    fn of_a_flood_the_first_and_the_last_wait_for_each_kind_and_node() {
+        let error = |node: &str, write| NodeEvent::IoError { node: node.to_owned(), write, error: IoError::NoSpace };
+        let mut pile = Pile::default();
+        for round in 0..100 {
+            pile.push(write_beyond(round));
+            pile.push(error("n0", round == 99));
+            pile.push(error("n1", round == 0));
+        }
+        let expected = [
+            write_beyond(0),
+            error("n0", false),
+            error("n1", true),
+            write_beyond(99),
+            error("n0", true),
+            error("n1", false),
+        ];
+        assert_eq!(pile.letters, expected);
+    }
+
+    /// The letter box is never empty; what else the thread has to do is done all the same.
+    #[test]
+    fn a_flood_without_an_end_leaves_turns_to_others() {
+        run_control(async |local| {
+            let daemon = Daemon::new(local.clone());
+            let sink = daemon.hub.sink();
+            let (over, ends) = std::sync::mpsc::channel::<()>();
+            let flood = std::thread::Builder::new().spawn(move || {
+                while ends.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
+                    (0..100).for_each(|threshold| sink(write_beyond(threshold)));
+                }
+            });
+            for _ in 0..20 {
+                local.sleep(Duration::from_millis(5)).await;
+            }
+            drop(over);
+            flood.unwrap().join().unwrap();
+        });
     }
 
     #[test]

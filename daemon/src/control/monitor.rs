@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use block_core::base::{Error, Result};
 use block_core::rt::SharedFd;
-use block_core::rt::sync::Notify;
+use block_core::rt::sync::{Notify, yield_now};
 use qmp::Qapi;
 use qmp::wire::Layout;
 use rustix::io::Errno;
@@ -59,6 +59,7 @@ pub struct Monitors {
     /// A session ended.
     ended: Notify,
     turned_away: Rarely,
+    not_taken: Rarely,
 }
 
 impl Monitors {
@@ -106,7 +107,10 @@ impl Monitors {
     }
 
     fn has_room(&self) -> bool {
-        let has_room = self.sessions.borrow().len() < MAX_SESSIONS;
+        let sessions = self.sessions.borrow();
+        // Those whose client has gone while its command hangs take no place from others, as long as they are not too many.
+        let here = || sessions.iter().filter(|session| !session.is_abandoned()).count();
+        let has_room = sessions.len() < MAX_SESSIONS || (sessions.len() < MAX_LEFT_BEHIND && here() < MAX_SESSIONS);
         if !has_room && let Some(more) = self.turned_away.now() {
             tracing::warn!("a QMP client was turned away, {more} more before it: {MAX_SESSIONS} are connected");
         }
@@ -119,12 +123,18 @@ async fn take_peers(daemon: &Rc<Daemon>, chardev: &Rc<Chardev>, layout: Layout) 
     let Peer::Listening(listener) = chardev.peer() else { return };
     loop {
         match accept_with(&**listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok(stream) => start(daemon, chardev, Arc::new(stream), layout),
+            Ok(stream) => {
+                start(daemon, chardev, Arc::new(stream), layout);
+                // Whoever connects as fast as it goes does not keep others from their turn.
+                yield_now().await;
+            }
             Err(Errno::AGAIN) => daemon.local.readable(listener).await,
             Err(Errno::INTR | Errno::CONNABORTED) => {}
             Err(error) => {
                 // Out of descriptors or memory: the client waits in the backlog until there are some again.
-                tracing::warn!("could not take a QMP client: {error}");
+                if let Some(more) = daemon.monitors.not_taken.now() {
+                    tracing::warn!("could not take a QMP client: {error}; {more} more times before");
+                }
                 daemon.local.sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -154,4 +164,6 @@ fn start(daemon: &Rc<Daemon>, chardev: &Rc<Chardev>, stream: SharedFd, layout: L
 
 /// Clients at once, over all monitors.
 const MAX_SESSIONS: usize = 64;
+/// The same, with those that have gone while a command of theirs goes on.
+const MAX_LEFT_BEHIND: usize = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

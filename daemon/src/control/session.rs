@@ -12,6 +12,7 @@ use block_core::rt::sync::Notify;
 use block_core::rt::{Local, SharedFd};
 use qmp::schema::Value;
 use qmp::wire::{Action, Layout, VersionInfo};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
@@ -94,6 +95,12 @@ impl Session {
     /// After [`Self::work`] an empty outbox also says that no request waits, but for one behind a command that runs.
     fn is_over(&self) -> bool {
         self.closing.get() && !self.running.get() && self.outbox.borrow().is_empty()
+    }
+
+    /// The client has gone for good, and does not wait for answers: not one that has only said all that it has to say.
+    pub(super) fn is_abandoned(&self) -> bool {
+        let mut fds = [PollFd::new(&self.stream, PollFlags::empty())];
+        poll(&mut fds, Some(&Timespec::default())).is_ok() && fds[0].revents().contains(PollFlags::HUP)
     }
 
     async fn something_happens(&self) {

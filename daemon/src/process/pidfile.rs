@@ -13,7 +13,7 @@ use rustix::fs::{FlockOperation, fcntl_lock};
 pub struct PidFile {
     path: PathBuf,
     /// Keeps the lock.
-    _file: File,
+    file: File,
 }
 
 impl PidFile {
@@ -25,12 +25,16 @@ impl PidFile {
         file.set_len(0)
             .and_then(|()| file.write_all(format!("{}\n", std::process::id()).as_bytes()))
             .doing(|| format!("Cannot write the pid file '{}'", path.display()))?;
-        Ok(Self { path, _file: file })
+        Ok(Self { path, file })
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
+        if !is_at(&self.file, &self.path).unwrap_or(false) {
+            // Somebody removed it, and what may stand there now is another's.
+            return;
+        }
         if let Err(error) = std::fs::remove_file(&self.path) {
             tracing::warn!("could not remove the pid file '{}': {error}", self.path.display());
         }
@@ -72,6 +76,18 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         drop(pidfile);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn another_s_file_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.pid");
+        let pidfile = PidFile::write(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        drop(PidFile::write(&path).unwrap());
+        std::fs::write(&path, "another\n").unwrap();
+        drop(pidfile);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "another\n");
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Writer {
     fn new_line(&mut self) {
         if self.layout == Layout::Pretty {
             self.out.push('\n');
-            self.out.extend(std::iter::repeat_n("    ", self.depth));
+            self.out.extend(std::iter::repeat_n("    ", self.depth.min(MAX_INDENT)));
         }
     }
 
@@ -100,12 +100,20 @@ impl Writer {
             '\t' => self.out.push_str("\\t"),
             other => {
                 for unit in other.encode_utf16(&mut [0; 2]) {
-                    self.out.push_str(&format!("\\u{unit:04X}"));
+                    self.out.push_str("\\u");
+                    let digit = |shift: u32| char::from(HEX[usize::from(*unit >> shift & 0xf)]);
+                    self.out.extend([12, 8, 4, 0].map(digit));
                 }
             }
         }
     }
 }
+
+const HEX: &[u8; 16] = b"0123456789ABCDEF";
+
+/// Levels of nesting that are shown by indentation at the most, or what a client nests deeply would become a thousand times as
+/// long.
+const MAX_INDENT: usize = 16;
 
 fn is_plain(c: char) -> bool {
     matches!(c, ' '..='~') && c != '"' && c != '\\'
@@ -116,6 +124,15 @@ mod tests {
     use serde_json::json;
 
     use super::{Layout, to_line};
+
+    #[test]
+    fn what_is_nested_deeply_does_not_grow_with_its_depth() {
+        let ones = serde_json::Value::from(vec![1; 1000]);
+        let nested = (0..1000).fold(ones, |inner, _| vec![inner].into());
+        assert!(to_line(&nested, Layout::Pretty).len() < 250_000);
+        let line = String::from_utf8(to_line(&json!([[1]]), Layout::Pretty)).unwrap();
+        assert_eq!(line, "[\n    [\n        1\n    ]\n]\r\n");
+    }
 
     #[test]
     fn answers_are_ascii_and_end_in_cr_lf() {
