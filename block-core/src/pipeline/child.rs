@@ -48,7 +48,9 @@ impl<'g> Child<'g> {
         if at.is_empty() {
             return self.made_stable(flags).await;
         }
-        if let Some(may_unmap) = self.detects_zeroes().filter(|_| !flags.compressed && buf.is_zero()) {
+        if let Some(may_unmap) = self.detects_zeroes().filter(|_| !flags.compressed)
+            && buf.is_zero_in_steps().await
+        {
             let flags = WriteFlags { may_unmap, ..flags };
             Box::pin(zeroes::write(self, at, flags)).await?;
         } else {

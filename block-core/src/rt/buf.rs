@@ -181,15 +181,25 @@ impl IoBuf {
 
     /// True where every byte was 0 when it was looked at.
     pub fn is_zero(&self) -> bool {
-        let mut chunk = [0u8; 4096];
-        let mut at = 0;
-        while at < self.len {
-            let len = usize::try_from(self.len - at).unwrap_or(usize::MAX).min(chunk.len());
-            self.read_at(at, &mut chunk[..len]);
-            if chunk[..len].iter().fold(0, |any, byte| any | byte) != 0 {
+        self.segments.iter().all(|segment| segment.is_zero())
+    }
+
+    /// The same for what may be long: takes turns as [`Self::fill_in_steps`] does.
+    pub async fn is_zero_in_steps(&self) -> bool {
+        let first = self.len.min(STEP);
+        self.slice(0, first).is_zero() && (first == self.len || Box::pin(self.is_zero_in_turns(first)).await)
+    }
+
+    async fn is_zero_in_turns(&self, mut done: u64) -> bool {
+        while done < self.len {
+            let local = Local::current();
+            let _turn = local.long_work.lock().await;
+            yield_now().await;
+            let step = (self.len - done).min(STEP);
+            if !self.slice(done, step).is_zero() {
                 return false;
             }
-            at += len as u64;
+            done += step;
         }
         true
     }
@@ -245,6 +255,21 @@ impl IoBuf {
 }
 
 impl Segment {
+    fn is_zero(self) -> bool {
+        let mut chunk = [0u8; 4096];
+        let mut at = 0;
+        while at < self.len() {
+            let len = (self.len() - at).min(chunk.len());
+            // SAFETY: a part of the segment, which is valid by the contract of `from_segments`, and as much of `chunk`.
+            unsafe { std::ptr::copy_nonoverlapping(self.ptr().wrapping_add(at), chunk.as_mut_ptr(), len) };
+            if chunk[..len].iter().fold(0, |any, byte| any | byte) != 0 {
+                return false;
+            }
+            at += len;
+        }
+        true
+    }
+
     #[expect(clippy::cast_possible_truncation, reason = "both lie inside the segment, whose length is a usize")]
     fn part(self, from: u64, len: u64) -> Self {
         Self::new(self.ptr().wrapping_add(from as usize), len as usize)
@@ -318,6 +343,22 @@ mod tests {
         let buf = IoBuf::from_slice(&[1, 2, 3, 4]).unwrap();
         buf.slice(1, 3).copy_from(&buf.slice(0, 3));
         assert_eq!(buf.to_vec(), [1, 1, 2, 3]);
+    }
+
+    #[test]
+    fn zeroes_are_told_in_steps_as_well() {
+        crate::rt::run_control(async |_| {
+            let (page, other) = (IoBuf::alloc(4096, 512).unwrap(), IoBuf::alloc(4096, 512).unwrap());
+            let mut pages = vec![page; 3 * usize::try_from(STEP).unwrap() / 4096];
+            assert!(IoBuf::concat(&pages).is_zero_in_steps().await);
+            other.write_at(4095, &[1]);
+            for place in [0, 256, pages.len() - 1] {
+                let before = std::mem::replace(&mut pages[place], other.clone());
+                assert!(!IoBuf::concat(&pages).is_zero_in_steps().await, "{place}");
+                pages[place] = before;
+            }
+            assert!(IoBuf::empty().is_zero_in_steps().await);
+        });
     }
 
     #[test]

@@ -1,28 +1,24 @@
 //! Descriptors that somebody has sent us: what they are, and how to close them without waiting for whoever sent them.
 //!
 //! close(2) may take as long as a stranger likes: a socket lingers (socket(7), `SO_LINGER`), a file in user space is
-//! flushed by its server, and a unix socket is closed with all that is on its way in it. So only what is known to close
-//! at once is closed where it is dropped.
+//! flushed by its server, a unix socket is closed with all that is on its way in it, and whatever epoll takes (eventfds and
+//! pipes among it) waits for an epoll set that the stranger has put it in. So only memory is closed where it is dropped.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::net::sockopt::{socket_domain, socket_type};
-use rustix::net::{AddressFamily, RecvFlags, SocketType};
+use rustix::net::{AddressFamily, SocketType};
 
-/// Descriptors of an export that may wait to be closed. Who sends more is not served before they are.
+/// Descriptors of an export that may wait to be closed. Who sends more is not listened to before they are.
 const MAX_WAITING: usize = 64;
 
-/// An eventfd, by what the kernel calls it.
+/// An eventfd, by what the kernel calls it. Asks no file system, so it does not wait.
 pub(super) fn is_eventfd(fd: impl AsFd) -> bool {
-    kernel_name(fd) == b"anon_inode:[eventfd]"
-}
-
-/// Something whose write cannot change a file: an eventfd, or a pipe without a name.
-pub(super) fn is_signal(fd: impl AsFd) -> bool {
-    let name = kernel_name(fd);
-    name == b"anon_inode:[eventfd]" || name.starts_with(b"pipe:[")
+    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()), Vec::new());
+    link.is_ok_and(|link| link.as_bytes() == b"anon_inode:[eventfd]")
 }
 
 /// A connected or unconnected unix stream socket.
@@ -30,24 +26,9 @@ pub(super) fn is_unix_stream(fd: impl AsFd) -> bool {
     socket_domain(&fd) == Ok(AddressFamily::UNIX) && socket_type(&fd) == Ok(SocketType::STREAM)
 }
 
-/// Asks no file system, so it does not wait. A file's name begins with a slash.
-fn kernel_name(fd: impl AsFd) -> Vec<u8> {
-    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()), Vec::new());
-    link.map(std::ffi::CString::into_bytes).unwrap_or_default()
-}
-
-/// Memory (only that has seals, even if there is none on it: fcntl(2), F_GET_SEALS), signals, and connections on which
-/// nothing is left and nothing can come.
-fn closes_at_once(fd: &OwnedFd) -> bool {
-    rustix::fs::fcntl_get_seals(fd).is_ok() || is_signal(fd) || is_exhausted(fd)
-}
-
-/// Where the end has been read, urgent bytes may still be there (unix(7), "MSG_OOB").
-fn is_exhausted(fd: &OwnedFd) -> bool {
-    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    is_unix_stream(fd)
-        && matches!(rustix::net::recv(fd, &mut [0u8], flags), Ok((0, _)))
-        && rustix::io::ioctl_fionread(fd) == Ok(0)
+/// Only memory has seals, even if there is none on it (fcntl(2), F_GET_SEALS).
+fn is_memory(fd: &OwnedFd) -> bool {
+    rustix::fs::fcntl_get_seals(fd).is_ok()
 }
 
 /// A descriptor in whose closing a stranger has a say. Dropping it never waits.
@@ -74,56 +55,105 @@ impl AsFd for Received {
 impl Drop for Received {
     fn drop(&mut self) {
         match self.fd.take() {
-            Some(fd) if !closes_at_once(&fd) => self.bin.take(fd),
+            Some(fd) if !is_memory(&fd) => self.bin.put(Box::new(fd)),
             _ => {}
         }
     }
 }
 
-/// Where an export's descriptors are closed that may take long: one after the other, on a thread that is there for as
-/// long as there are some, and that nobody waits for.
-#[derive(Debug, Default)]
-pub(super) struct Bin(Mutex<Rubbish>);
+/// Where what takes long to close is closed: one after the other, on a thread that is there for as long as there is some, and
+/// that nobody waits for. Each export has one.
+#[derive(Default)]
+pub(super) struct Bin {
+    rubbish: Mutex<Rubbish>,
+    has_room: Condvar,
+}
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Rubbish {
-    waiting: VecDeque<OwnedFd>,
+    waiting: VecDeque<Box<dyn Waste>>,
     is_being_emptied: bool,
 }
 
+trait Waste: Send {
+    fn get_rid(self: Box<Self>);
+}
+
+impl Waste for OwnedFd {
+    fn get_rid(self: Box<Self>) {
+        drop(self);
+    }
+}
+
+/// Others have it for a moment yet.
+struct Shared<T>(Arc<T>);
+
+impl<T: Send + Sync> Waste for Shared<T> {
+    fn get_rid(self: Box<Self>) {
+        while Arc::strong_count(&self.0) > 1 {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+}
+
 impl Bin {
-    /// True where so many wait that no more should be accepted.
+    /// Drops what other threads are letting go of, after they have: none of them is to be the last.
+    pub(super) fn put_last<T: Send + Sync + 'static>(self: &Arc<Self>, shared: Option<Arc<T>>) {
+        if let Some(shared) = shared {
+            self.put(Box::new(Shared(shared)));
+        }
+    }
+
+    /// True where so much waits that no more should be accepted.
     pub(super) fn is_full(&self) -> bool {
         self.lock().waiting.len() >= MAX_WAITING
     }
 
-    fn take(self: &Arc<Self>, fd: OwnedFd) {
+    /// Waits until it is not full, or the time is over.
+    pub(super) fn wait_for_room(&self, at_most: Duration) {
+        let is_full = |rubbish: &mut Rubbish| rubbish.waiting.len() >= MAX_WAITING;
+        // Poison says nothing here: what a thread that panicked leaves is as good as before.
+        drop(self.has_room.wait_timeout_while(self.lock(), at_most, is_full));
+    }
+
+    fn put(self: &Arc<Self>, waste: Box<dyn Waste>) {
         let mut rubbish = self.lock();
-        rubbish.waiting.push_back(fd);
+        rubbish.waiting.push_back(waste);
         if !rubbish.is_being_emptied {
             let bin = self.clone();
             let thread = std::thread::Builder::new().name("vhu-close".into()).spawn(move || bin.empty());
-            // Without a thread they wait for the next one to come.
             rubbish.is_being_emptied = thread.is_ok();
+            if thread.is_err() && rubbish.waiting.len() >= MAX_WAITING {
+                // Threads are short as well. To wait is better than to be full for ever.
+                drop(rubbish);
+                self.empty();
+            }
         }
     }
 
     fn empty(&self) {
-        while let Some(fd) = self.next() {
-            drop(fd);
+        while let Some(waste) = self.next() {
+            waste.get_rid();
         }
     }
 
     /// `None` where there is nothing more to do for the thread.
-    fn next(&self) -> Option<OwnedFd> {
+    fn next(&self) -> Option<Box<dyn Waste>> {
         let mut rubbish = self.lock();
         let next = rubbish.waiting.pop_front();
         rubbish.is_being_emptied = next.is_some();
+        self.has_room.notify_all();
         next
     }
 
     fn lock(&self) -> MutexGuard<'_, Rubbish> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rubbish.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Bin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bin").field("waiting", &self.lock().waiting.len()).finish()
     }
 }
 
@@ -132,11 +162,10 @@ mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{MemfdFlags, memfd_create};
-    use rustix::net::SendFlags;
     use rustix::net::sockopt::set_socket_linger;
 
     use super::*;
@@ -184,28 +213,30 @@ mod tests {
     }
 
     #[test]
-    fn memory_signals_and_ended_connections_need_no_thread() {
+    fn memory_needs_no_thread() {
         let bin = Arc::new(Bin::default());
-        let memory = memfd_create("memory", MemfdFlags::CLOEXEC).unwrap();
-        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
-        for fd in [memory, event, reader, writer] {
-            assert!(closes_at_once(&fd), "{fd:?}");
-            drop(Received::new(fd, &bin));
-        }
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let ours = OwnedFd::from(ours);
-        assert!(!closes_at_once(&ours), "more may come");
-        (&theirs).write_all(b"x").unwrap();
-        rustix::net::send(&theirs, b"y", SendFlags::OOB).unwrap();
-        drop(theirs);
-        assert!(!closes_at_once(&ours), "a byte is there");
-        let _ = rustix::net::recv(&ours, &mut [0u8], RecvFlags::empty()).unwrap();
-        assert!(!closes_at_once(&ours), "an urgent byte is there");
-        let _ = rustix::net::recv(&ours, &mut [0u8], RecvFlags::OOB).unwrap();
-        drop(Received::new(ours, &bin));
+        drop(Received::new(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap(), &bin));
         assert!(!bin.lock().is_being_emptied && bin.lock().waiting.is_empty());
         let file: OwnedFd = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap().into();
-        assert!(!closes_at_once(&file) && !is_signal(&file) && !is_eventfd(&file));
+        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        assert!(!is_memory(&file) && !is_eventfd(&file) && !is_memory(&event) && is_eventfd(&event));
+    }
+
+    #[test]
+    fn what_others_still_have_is_dropped_after_them() {
+        struct Tells(std::sync::mpsc::Sender<std::thread::ThreadId>);
+        impl Drop for Tells {
+            fn drop(&mut self) {
+                let _ = self.0.send(std::thread::current().id());
+            }
+        }
+        let (told, tells) = std::sync::mpsc::channel();
+        let bin = Arc::new(Bin::default());
+        let mine = Arc::new(Tells(told));
+        bin.put_last(Some(mine.clone()));
+        assert!(tells.recv_timeout(Duration::from_millis(50)).is_err());
+        drop(mine);
+        let by = tells.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_ne!(by, std::thread::current().id());
     }
 }

@@ -10,6 +10,7 @@ use block_core::rt::Remote;
 use super::config_space::{
     CONFIG_LEN, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT, F_LOG_ALL, Shape, config, features,
 };
+use super::descriptors::Bin;
 use super::limit::Limit;
 use super::memory::{DirtyLog, MemoryMap, Quota};
 use super::options::VhostUserOptions;
@@ -48,6 +49,7 @@ impl ExportShared {
 pub(super) struct Device {
     export: Arc<ExportShared>,
     rings: Vec<Arc<RingControl>>,
+    bin: Arc<Bin>,
     state: Mutex<State>,
 }
 
@@ -64,7 +66,7 @@ struct State {
 
 impl Device {
     /// A device whose queues stand on their threads, stopped.
-    pub(super) fn new(export: Arc<ExportShared>, hang_up: Arc<dyn Fn() + Send + Sync>) -> Self {
+    pub(super) fn new(export: Arc<ExportShared>, hang_up: Arc<dyn Fn() + Send + Sync>, bin: &Arc<Bin>) -> Self {
         let no_memory = Arc::new(MemoryMap::empty());
         let mut rings = Vec::new();
         for (index, (thread, stats)) in export.threads.iter().zip(&export.stats).enumerate() {
@@ -77,7 +79,8 @@ impl Device {
                 hang_up: hang_up.clone(),
             };
             let queue = QueueRef::new(thread.clone(), export.port.clone(), traits, stats.clone());
-            rings.push(Arc::new(RingControl::new(queue, first_settings(no_memory.clone()), hang_up.clone())));
+            let settings = first_settings(no_memory.clone());
+            rings.push(Arc::new(RingControl::new(queue, settings, hang_up.clone(), bin.clone())));
         }
         let state = State {
             features: 0,
@@ -86,7 +89,7 @@ impl Device {
             log: None,
             memory: no_memory,
         };
-        Self { export, rings, state: Mutex::new(state) }
+        Self { export, rings, bin: bin.clone(), state: Mutex::new(state) }
     }
 
     pub(super) fn rings(&self) -> &[Arc<RingControl>] {
@@ -138,8 +141,10 @@ impl Device {
     /// Another dirty log. Used while F_LOG_ALL is acked.
     pub(super) fn set_log(&self, log: DirtyLog) {
         let mut state = self.lock();
-        state.log = Some(Arc::new(log));
+        let old = state.log.replace(Arc::new(log));
         self.apply(&state);
+        // Unmapping takes a lock that the frontend can hold.
+        self.bin.put_last(old);
     }
 
     /// Where writes to a ring's used part are logged, if they are.

@@ -1,6 +1,6 @@
 //! The way into an export: its sessions wait here for the next frontend, and other threads reach the one that is inside.
 //!
-//! Nothing is closed under the lock, which the control thread and IOThreads take.
+//! Nothing that may take long is done under the lock, which the control thread and IOThreads take.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -36,7 +36,7 @@ struct Inside {
 
 struct Visitor {
     frontend: Arc<Received>,
-    channel: Option<Received>,
+    channel: Option<Arc<Received>>,
 }
 
 impl Door {
@@ -106,24 +106,26 @@ impl Door {
 
     /// Ends the session, wherever it is.
     pub(super) fn hang_up(&self) {
-        if let Some(visitor) = &self.lock().visitor {
+        let frontend = self.lock().visitor.as_ref().map(|visitor| visitor.frontend.clone());
+        if let Some(frontend) = frontend {
             // Fails only where the other side was faster.
-            let _ = rustix::net::shutdown(&visitor.frontend, Shutdown::Both);
+            let _ = rustix::net::shutdown(&frontend, Shutdown::Both);
         }
     }
 
     /// Tells the frontend that the config space has changed, if it gave us a channel. Asks for no answer, and never
     /// waits: a frontend that does not read loses the news, not the others their disk.
     pub(super) fn config_changed(&self) {
-        if let Some(channel) = self.lock().visitor.as_ref().and_then(|visitor| visitor.channel.as_ref()) {
-            let _ = tell(channel, BACKEND_CONFIG_CHANGE);
+        let channel = self.lock().visitor.as_ref().and_then(|visitor| visitor.channel.clone());
+        if let Some(channel) = channel {
+            let _ = tell(&channel, BACKEND_CONFIG_CHANGE);
         }
     }
 
     /// Where the frontend wants to be told.
     pub(super) fn set_channel(&self, channel: Received) {
         let mut inside = self.lock();
-        let old = inside.visitor.as_mut().and_then(|visitor| visitor.channel.replace(channel));
+        let old = inside.visitor.as_mut().and_then(|visitor| visitor.channel.replace(Arc::new(channel)));
         drop(inside);
         drop(old);
     }

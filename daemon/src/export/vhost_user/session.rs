@@ -13,7 +13,7 @@ use block_core::rt::sync::Sender;
 
 use super::descriptors::Received;
 use super::device::{Device, ExportShared};
-use super::door::Door;
+use super::door::{BETTER_TIMES, Door};
 use super::engine::Engine;
 use super::filter::Filter;
 use super::memory::MemoryMap;
@@ -54,7 +54,7 @@ impl std::fmt::Display for Ended {
 pub(super) fn start(export: &Arc<ExportShared>, door: &Arc<Door>, over: Sender<Ended>) -> io::Result<()> {
     let for_queues = door.clone();
     let hang_up = Arc::new(move || for_queues.hang_up());
-    let device = Arc::new(Device::new(export.clone(), hang_up));
+    let device = Arc::new(Device::new(export.clone(), hang_up, door.bin()));
     let filter = Filter::new(device.features(), device.rings().len(), export.quota.clone());
     let name = format!("vhu-{}", export.options.id);
     Engine::start(name, &device.clone(), |engine| Session {
@@ -176,8 +176,9 @@ impl Session {
     fn next_message(&mut self) -> Result<Option<Message>, Ended> {
         let door = &self.visit.door;
         if let Some(frontend) = &self.frontend {
-            if door.bin().is_full() {
-                return Err(Ended::Verdict("it sends descriptors faster than they can be closed"));
+            // It sends descriptors faster than they can be closed.
+            while door.bin().is_full() && !door.is_closed() {
+                door.bin().wait_for_room(BETTER_TIMES);
             }
             return Ok(receive(frontend, door.bin())?);
         }

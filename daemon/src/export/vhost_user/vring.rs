@@ -12,9 +12,11 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block_core::rt::Notifier;
+use rustix::event::{EventfdFlags, eventfd};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
+use super::descriptors::Bin;
 use super::queue_ref::QueueRef;
 use super::ring::Addresses;
 use super::settings::Settings;
@@ -27,6 +29,8 @@ pub(super) struct RingControl {
     queue: QueueRef,
     /// Ends the session: the ring cannot be served as the frontend was told.
     hang_up: Arc<dyn Fn() + Send + Sync>,
+    /// Descriptors that the queue's thread has had are closed by others.
+    bin: Arc<Bin>,
     state: Mutex<State>,
 }
 
@@ -46,9 +50,14 @@ pub(super) struct State {
 }
 
 impl RingControl {
-    pub(super) fn new(queue: QueueRef, settings: Settings, hang_up: Arc<dyn Fn() + Send + Sync>) -> Self {
+    pub(super) fn new(
+        queue: QueueRef,
+        settings: Settings,
+        hang_up: Arc<dyn Fn() + Send + Sync>,
+        bin: Arc<Bin>,
+    ) -> Self {
         let (ready, enabled, placed, negotiated, live) = (false, false, false, false, false);
-        Self { queue, hang_up, state: Mutex::new(State { settings, ready, enabled, placed, negotiated, live }) }
+        Self { queue, hang_up, bin, state: Mutex::new(State { settings, ready, enabled, placed, negotiated, live }) }
     }
 
     /// Changes the settings and brings the queue in line with them. In force when this returns: a queue that is no
@@ -69,11 +78,16 @@ impl RingControl {
 
     /// Stops the queue, whatever was asked before, and lets go of its descriptors.
     pub(super) fn shut(&self) {
+        let (mut kick, mut call, mut err) = (None, None, None);
         self.change(|state| {
             state.ready = false;
             state.enabled = false;
-            (state.settings.kick, state.settings.call, state.settings.err) = (None, None, None);
+            kick = state.settings.kick.take();
+            (call, err) = (state.settings.call.take(), state.settings.err.take());
         });
+        self.bin.put_last(kick);
+        self.bin.put_last(call);
+        self.bin.put_last(err);
     }
 
     fn notifier(&self, file: Option<File>) -> Option<Arc<Notifier>> {
@@ -195,19 +209,25 @@ impl VringT<GuestMemory> for Vring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        let ours = file.as_ref().map(File::try_clone).transpose();
-        let ours = self.ring.or_hang_up(ours).flatten();
-        self.ring.change(|state| state.settings.kick = ours.map(|file| Arc::new(OwnedFd::from(file))));
-        self.shadow.set_kick(file);
+        let ours = file.map(|file| Arc::new(OwnedFd::from(file)));
+        // The engine wants to see that there is one. It gets one in whose closing nobody has a say.
+        let shadow = ours.as_ref().map(|_| eventfd(0, EventfdFlags::CLOEXEC).map(File::from)).transpose();
+        let shadow = self.ring.or_hang_up(shadow.map_err(io::Error::from)).flatten();
+        let mut old = ours;
+        self.ring.change(|state| std::mem::swap(&mut state.settings.kick, &mut old));
+        self.ring.bin.put_last(old);
+        self.shadow.set_kick(shadow);
     }
 
     fn set_call(&self, file: Option<File>) {
-        let notifier = self.ring.notifier(file);
-        self.ring.change(|state| state.settings.call = notifier);
+        let mut old = self.ring.notifier(file);
+        self.ring.change(|state| std::mem::swap(&mut state.settings.call, &mut old));
+        self.ring.bin.put_last(old);
     }
 
     fn set_err(&self, file: Option<File>) {
-        let notifier = self.ring.notifier(file);
-        self.ring.change(|state| state.settings.err = notifier);
+        let mut old = self.ring.notifier(file);
+        self.ring.change(|state| std::mem::swap(&mut state.settings.err, &mut old));
+        self.ring.bin.put_last(old);
     }
 }

@@ -118,24 +118,26 @@ extern "C" fn on_bus(_signal: libc::c_int, info: *mut libc::siginfo_t, _context:
 }
 
 fn patch(address: usize) -> bool {
-    let mut page = None;
+    let mut lost = None;
     for area in &AREAS[..USED.load(Ordering::Acquire)] {
         let len = area.len.load(Ordering::Acquire);
         let start = area.start.load(Ordering::Relaxed);
         if address.wrapping_sub(start) < len {
             // Two maps may share an area; each has its own entry.
             area.poisoned.store(true, Ordering::Relaxed);
-            page = Some(area.page.load(Ordering::Relaxed));
+            lost = Some((area.page.load(Ordering::Relaxed), start + len));
         }
     }
-    let Some(page) = page else { return false };
+    let Some((page, end)) = lost else { return false };
     PATCHED.fetch_add(1, Ordering::Release);
     let protection = libc::PROT_READ | libc::PROT_WRITE;
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-    let base = (address & !(page - 1)) as *mut libc::c_void;
-    // SAFETY: the page is inside an area whose owner registered it and keeps it mapped meanwhile; nothing but guest
-    // memory, which is reached through raw pointers only, is replaced.
-    let mapped = unsafe { libc::mmap(base, page, protection, flags, -1, 0) };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let base = address & !(page - 1);
+    // To the end of the area: page by page, whoever loses many would use up the mappings that a process may have
+    // (vm.max_map_count), and the next loss would end it. What is behind the page is not trusted any more either.
+    // SAFETY: from the page on all is inside an area whose owner registered it and keeps it mapped meanwhile; nothing but
+    // guest memory, which is reached through raw pointers only, is replaced.
+    let mapped = unsafe { libc::mmap(base as *mut libc::c_void, end - base, protection, flags, -1, 0) };
     mapped != libc::MAP_FAILED
 }
 
@@ -143,6 +145,32 @@ fn patch(address: usize) -> bool {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+
+    /// Each page that is lost alone must not be a mapping of its own: a process may have 65530.
+    #[test]
+    fn many_lost_pages_are_few_mappings() {
+        const PAGES: usize = 70_000;
+        let file = rustix::fs::memfd_create("bus", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(file.as_fd(), PAGES as u64 * 4096).unwrap();
+        let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
+        let flags = rustix::mm::MapFlags::SHARED | rustix::mm::MapFlags::NORESERVE;
+        // SAFETY: a fresh mapping of the test's own file; it is leaked.
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), PAGES * 4096, protection, flags, &file, 0) }.unwrap();
+        let guard = Guard::new(base as usize, PAGES * 4096, 4096).unwrap();
+        rustix::fs::ftruncate(file.as_fd(), 0).unwrap();
+        let touch = |page: usize| {
+            let at = base.cast::<u8>().wrapping_add(page * 4096);
+            // SAFETY: inside the mapping; what is lost of it is replaced.
+            unsafe { at.write_volatile(1) };
+        };
+        // The worst order first: none is behind one that was lost before.
+        (0..PAGES).rev().step_by(2).for_each(touch);
+        (0..PAGES).for_each(touch);
+        assert!(guard.is_poisoned());
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(maps.lines().count() < 1000, "{} mappings", maps.lines().count());
+    }
 
     #[test]
     fn a_shrunk_file_poisons_its_area_and_no_other() {
