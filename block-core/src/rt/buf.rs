@@ -186,8 +186,10 @@ impl IoBuf {
 
     /// The same for what may be long: takes turns as [`Self::fill_in_steps`] does.
     pub async fn is_zero_in_steps(&self) -> bool {
-        let first = self.len.min(STEP);
-        self.slice(0, first).is_zero() && (first == self.len || Box::pin(self.is_zero_in_turns(first)).await)
+        if self.len <= STEP {
+            return self.is_zero();
+        }
+        self.slice(0, STEP).is_zero() && Box::pin(self.is_zero_in_turns(STEP)).await
     }
 
     async fn is_zero_in_turns(&self, mut done: u64) -> bool {

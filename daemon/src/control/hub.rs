@@ -201,26 +201,6 @@ mod tests {
         assert_eq!(pile.letters, expected);
     }
 
-    /// The letter box is never empty; what else the thread has to do is done all the same.
-    #[test]
-    fn a_flood_without_an_end_leaves_turns_to_others() {
-        run_control(async |local| {
-            let daemon = Daemon::new(local.clone());
-            let sink = daemon.hub.sink();
-            let (over, ends) = std::sync::mpsc::channel::<()>();
-            let flood = std::thread::Builder::new().spawn(move || {
-                while ends.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
-                    (0..100).for_each(|threshold| sink(write_beyond(threshold)));
-                }
-            });
-            for _ in 0..20 {
-                local.sleep(Duration::from_millis(5)).await;
-            }
-            drop(over);
-            flood.unwrap().join().unwrap();
-        });
-    }
-
     #[test]
     fn a_flood_from_other_threads_is_told_at_once_and_then_by_its_last() {
         run_control(async |local| {
