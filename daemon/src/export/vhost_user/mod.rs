@@ -80,12 +80,12 @@ impl VhostUserExport {
     ///
     /// # Errors
     /// A sentence: an option that makes no sense, or a socket or a thread that cannot be had.
-    pub fn start(options: VhostUserOptions, port: PortHandle, threads: Vec<Remote>) -> Result<Self> {
+    pub async fn start(options: VhostUserOptions, port: PortHandle, threads: Vec<Remote>) -> Result<Self> {
         options.check()?;
         if threads.len() != usize::from(options.num_queues) {
             return Err(Error::new("each queue needs exactly one I/O thread"));
         }
-        let Listener { descriptor, file } = listen::open(&options.addr)?;
+        let Listener { descriptor, file } = listen::open(&options.addr).await?;
         let shared = Arc::new(ExportShared::new(options, port, threads));
         let door = Arc::new(Door::new(descriptor).doing(|| "preparing the export's socket")?);
         let session = start_session(&shared, &door).doing(|| "starting the export's session")?;
