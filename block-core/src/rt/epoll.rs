@@ -37,13 +37,8 @@ impl Epoll {
         let fd = epoll::create(true)?;
         // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let this = Self {
-            fd,
-            shared: shared.clone(),
-            watched: HashMap::new(),
-            stash: Vec::new(),
-            refused: VecDeque::new(),
-        };
+        let this =
+            Self { fd, shared: shared.clone(), watched: HashMap::new(), stash: Vec::new(), refused: VecDeque::new() };
         this.add(shared.signal_fd().as_raw_fd(), Events::EPOLLIN | Events::EPOLLET, Token::Mail)?;
         Ok(this)
     }

@@ -66,6 +66,6 @@ mod tests {
         let (one, _two) = UnixStream::pair().unwrap();
         assert!(!can_be_called(&one.into()));
         let opens = |word: &str| inherited(word).is_ok();
-        assert!(!opens("-1") && !opens("nobody") && opens(&number));
+        assert!(!opens("-1") && !opens("nobody") && !opens(&number), "nobody passed us these");
     }
 }
