@@ -15,7 +15,7 @@ mod limit;
 mod parser;
 mod session;
 
-pub use format::{Layout, to_line};
+pub use format::{Layout, ListReply, to_line};
 pub use limit::EventLimiter;
 pub use parser::{Event, MAX_MESSAGE_BYTES, MAX_MESSAGE_TOKENS, MAX_NESTING, Parser, SyntaxError, parse_text};
 pub use session::{

@@ -14,7 +14,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::parser::{Event, Parser, SyntaxError};
-use super::{Layout, to_line};
+use super::{Layout, ListReply, to_line};
 use crate::schema::{At, Members, Mode, Qapi};
 use crate::{Error, ErrorClass, Result};
 
@@ -177,6 +177,20 @@ impl Session {
     pub fn reply(&mut self, outcome: Result<Value>) -> Vec<u8> {
         let running = self.running.take().expect("a reply belongs to a command that was handed out");
         self.reply_line(running.id, outcome)
+    }
+
+    /// Begins the reply to the command that runs, where its answer is a long list: [`Self::end_list`] ends it.
+    pub fn begin_list(&self) -> ListReply {
+        ListReply::begin(self.layout)
+    }
+
+    /// The last bytes of such a reply.
+    ///
+    /// # Panics
+    /// If no command runs.
+    pub fn end_list(&mut self, list: ListReply) -> Vec<u8> {
+        let running = self.running.take().expect("a reply belongs to a command that was handed out");
+        list.end(running.id.as_ref())
     }
 
     /// An event's bytes, where the client has negotiated and so gets events. `time` counts from 1970.
