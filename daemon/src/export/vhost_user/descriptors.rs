@@ -61,18 +61,22 @@ impl Drop for Received {
     }
 }
 
-/// Where what takes long to close is closed: one after the other, on a thread that is there for as long as there is some, and
-/// that nobody waits for. Each export has one.
+/// Where what takes long to close is closed: one after the other, on a thread that nobody waits for. Each export has one.
 #[derive(Default)]
 pub(super) struct Bin {
     rubbish: Mutex<Rubbish>,
     has_room: Condvar,
+    has_waste: Condvar,
 }
+
+/// How long its thread stays when there is nothing to close: a frontend that comes and goes has some all the time, and to
+/// make a thread takes longer than to close an eventfd.
+const IDLE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Rubbish {
     waiting: VecDeque<Box<dyn Waste>>,
-    is_being_emptied: bool,
+    has_thread: bool,
 }
 
 trait Waste: Send {
@@ -119,29 +123,34 @@ impl Bin {
     fn put(self: &Arc<Self>, waste: Box<dyn Waste>) {
         let mut rubbish = self.lock();
         rubbish.waiting.push_back(waste);
-        if !rubbish.is_being_emptied {
+        if rubbish.has_thread {
+            self.has_waste.notify_one();
+        } else {
             let bin = self.clone();
-            let thread = std::thread::Builder::new().name("vhu-close".into()).spawn(move || bin.empty());
-            rubbish.is_being_emptied = thread.is_ok();
+            let thread = std::thread::Builder::new().name("vhu-close".into()).spawn(move || bin.empty(IDLE));
+            rubbish.has_thread = thread.is_ok();
             if thread.is_err() && rubbish.waiting.len() >= MAX_WAITING {
                 // Threads are short as well. To wait is better than to be full for ever.
                 drop(rubbish);
-                self.empty();
+                self.empty(Duration::ZERO);
             }
         }
     }
 
-    fn empty(&self) {
-        while let Some(waste) = self.next() {
+    /// Until nothing has come for so long.
+    fn empty(&self, patience: Duration) {
+        while let Some(waste) = self.next(patience) {
             waste.get_rid();
         }
     }
 
-    /// `None` where there is nothing more to do for the thread.
-    fn next(&self) -> Option<Box<dyn Waste>> {
-        let mut rubbish = self.lock();
+    /// `None` where nothing comes for so long; then there is no thread any more.
+    fn next(&self, patience: Duration) -> Option<Box<dyn Waste>> {
+        let is_empty = |rubbish: &mut Rubbish| rubbish.waiting.is_empty();
+        let waited = self.has_waste.wait_timeout_while(self.lock(), patience, is_empty);
+        let (mut rubbish, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let next = rubbish.waiting.pop_front();
-        rubbish.is_being_emptied = next.is_some();
+        rubbish.has_thread = next.is_some();
         self.has_room.notify_all();
         next
     }
@@ -205,7 +214,7 @@ mod tests {
         }
         assert!(bin.is_full());
         let patience = Instant::now() + Duration::from_secs(10);
-        while bin.lock().is_being_emptied {
+        while bin.lock().has_thread {
             assert!(Instant::now() < patience);
             std::thread::yield_now();
         }
@@ -216,7 +225,7 @@ mod tests {
     fn memory_needs_no_thread() {
         let bin = Arc::new(Bin::default());
         drop(Received::new(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap(), &bin));
-        assert!(!bin.lock().is_being_emptied && bin.lock().waiting.is_empty());
+        assert!(!bin.lock().has_thread && bin.lock().waiting.is_empty());
         let file: OwnedFd = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap().into();
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         assert!(!is_memory(&file) && !is_eventfd(&file) && !is_memory(&event) && is_eventfd(&event));
