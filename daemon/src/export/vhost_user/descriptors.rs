@@ -15,10 +15,20 @@ use rustix::net::{AddressFamily, SocketType};
 /// Descriptors of an export that may wait to be closed. Who sends more is not listened to before they are.
 const MAX_WAITING: usize = 64;
 
-/// An eventfd, by what the kernel calls it. Asks no file system, so it does not wait.
+/// An eventfd, by what the kernel calls it.
 pub(super) fn is_eventfd(fd: impl AsFd) -> bool {
+    kernels_name(fd) == b"anon_inode:[eventfd]"
+}
+
+/// A pipe without a name.
+pub(super) fn is_pipe(fd: impl AsFd) -> bool {
+    kernels_name(fd).starts_with(b"pipe:[")
+}
+
+/// Asks no file system, so it does not wait. What has a path begins with a slash.
+fn kernels_name(fd: impl AsFd) -> Vec<u8> {
     let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()), Vec::new());
-    link.is_ok_and(|link| link.as_bytes() == b"anon_inode:[eventfd]")
+    link.map(std::ffi::CString::into_bytes).unwrap_or_default()
 }
 
 /// A connected or unconnected unix stream socket.
@@ -61,7 +71,8 @@ impl Drop for Received {
     }
 }
 
-/// Where what takes long to close is closed: one after the other, on a thread that nobody waits for. Each export has one.
+/// Where is done, to strangers' descriptors, what may take long: one after the other, on a thread that nobody waits for. Each
+/// export has one.
 #[derive(Default)]
 pub(super) struct Bin {
     rubbish: Mutex<Rubbish>,
@@ -79,7 +90,9 @@ struct Rubbish {
     has_thread: bool,
 }
 
-trait Waste: Send {
+/// Something to be done that may take as long as a stranger likes.
+pub(super) trait Waste: Send {
+    /// Does it.
     fn get_rid(self: Box<Self>);
 }
 
@@ -121,6 +134,14 @@ impl Bin {
     }
 
     fn put(self: &Arc<Self>, waste: Box<dyn Waste>) {
+        if !self.take(waste) && self.is_full() {
+            // Threads are short as well. To wait is better than to be full for ever.
+            self.empty(Duration::ZERO);
+        }
+    }
+
+    /// Never waits. `false` where threads are short: it is done when there is one again, after something else has come.
+    pub(super) fn take(self: &Arc<Self>, waste: Box<dyn Waste>) -> bool {
         let mut rubbish = self.lock();
         rubbish.waiting.push_back(waste);
         if rubbish.has_thread {
@@ -129,12 +150,8 @@ impl Bin {
             let bin = self.clone();
             let thread = std::thread::Builder::new().name("vhu-close".into()).spawn(move || bin.empty(IDLE));
             rubbish.has_thread = thread.is_ok();
-            if thread.is_err() && rubbish.waiting.len() >= MAX_WAITING {
-                // Threads are short as well. To wait is better than to be full for ever.
-                drop(rubbish);
-                self.empty(Duration::ZERO);
-            }
         }
+        rubbish.has_thread
     }
 
     /// Until nothing has come for so long.
