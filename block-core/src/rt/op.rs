@@ -71,6 +71,8 @@ pub struct DirectOp {
     pub iovecs: *const libc::iovec,
     /// Entries of the scatter list, 1 to 1024.
     pub count: u32,
+    /// Bytes in all of them together.
+    pub len: u64,
     /// First byte in the file.
     pub offset: u64,
     /// Nothing is waited for: not a matter for the ring, whose completion it gets all the same.
@@ -160,7 +162,7 @@ fn movement(fd: &SharedFd, buf: &IoBuf, offset: u64) -> DirectOp {
     let count = u32::try_from(segments.len().min(MAX_IOVECS)).unwrap_or(u32::MAX);
     // `Segment` is a transparent iovec.
     let iovecs = segments.as_ptr().cast();
-    DirectOp { write: false, dsync: false, fd: fd.as_raw_fd(), iovecs, count, offset, at_once: false }
+    DirectOp { write: false, dsync: false, fd: fd.as_raw_fd(), iovecs, count, len: buf.len(), offset, at_once: false }
 }
 
 const MAX_IOVECS: usize = 1024;

@@ -21,6 +21,8 @@ pub(super) struct Uring {
     /// Completions of what was done at once, and those that had to be taken to make room for a submission.
     stash: Vec<Completion>,
     max_batch: usize,
+    /// Bytes of what waits for the next system call, and may be copied in it.
+    inline: u64,
 }
 
 impl Uring {
@@ -32,7 +34,8 @@ impl Uring {
         }
         let ring = build()?;
         check(&ring)?;
-        let mut this = Self { ring: Ring::new(ring), shared: shared.clone(), stash: Vec::new(), max_batch: usize::MAX };
+        let mut this =
+            Self { ring: Ring::new(ring), shared: shared.clone(), stash: Vec::new(), max_batch: usize::MAX, inline: 0 };
         this.watch_mail();
         Ok(this)
     }
@@ -48,10 +51,23 @@ impl Uring {
             let result = pool::carry_out(&RawOp::Move(*op));
             return self.stash.push(Completion { token: token.pack(), result, more: false });
         }
-        self.push(movement(op).user_data(token.pack()));
+        let entry = movement(op).user_data(token.pack());
+        let is_for_workers = self.is_left_to_workers(op.len);
+        self.push(if is_for_workers { entry.flags(squeue::Flags::ASYNC) } else { entry });
         if self.ring.submission().len() >= self.max_batch {
             self.flush();
         }
+    }
+
+    /// What the page cache has is copied by whoever submits, whose other guests wait meanwhile: not much of it by us.
+    #[inline]
+    fn is_left_to_workers(&mut self, bytes: u64) -> bool {
+        let inline = self.inline.saturating_add(bytes);
+        let is_much = inline > MAX_INLINE;
+        if !is_much {
+            self.inline = inline;
+        }
+        is_much
     }
 
     pub(super) fn run(&mut self, op: &RawOp, token: Token) {
@@ -121,6 +137,7 @@ impl Uring {
         if !self.stash.is_empty() {
             return self.flush();
         }
+        self.inline = 0;
         let result = match timeout {
             None => self.ring.submitter.submit_and_wait(1),
             Some(timeout) => {
@@ -160,6 +177,7 @@ impl Uring {
     }
 
     fn enter(&mut self) {
+        self.inline = 0;
         match self.ring.submitter.submit() {
             Ok(_) => {}
             Err(error) if is_transient(&error) => self.make_room(),
@@ -287,12 +305,25 @@ fn check(ring: &IoUring) -> io::Result<()> {
 const ENTRIES: u32 = 512;
 /// Completion entries. Where more come at once the kernel keeps them back and says so.
 const COMPLETIONS: u32 = 4096;
+/// Bytes that may be copied in one system call of the thread itself: half a millisecond to a millisecond.
+const MAX_INLINE: u64 = 4 << 20;
 /// What Linux moves at most in one call (MAX_RW_COUNT).
 const MAX_RW: u32 = 0x7fff_f000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_much_to_copy_in_one_submission_is_left_to_workers() {
+        let mut ring = Uring::new(&Arc::new(Shared::new().unwrap())).unwrap();
+        let mut left = |sizes: &[u64]| sizes.iter().map(|len| ring.is_left_to_workers(*len)).collect::<Vec<_>>();
+        let half = MAX_INLINE / 2;
+        assert_eq!(left(&[half, half + 1, 4096, half, half - 4096, 1]), [false, true, false, true, false, true]);
+        ring.flush();
+        let mut left = |len| ring.is_left_to_workers(len);
+        assert_eq!([left(u64::MAX), left(MAX_INLINE), left(1)], [true, false, true], "the next submission");
+    }
 
     /// The kernel ends the watch of the mailbox where it has no room for another completion, and that is when room is made.
     #[test]

@@ -102,6 +102,7 @@ fn a_direct_operation_fails_too(kind: Kind) {
                 fd,
                 iovecs: &raw const iovec,
                 count: 1,
+                len: 8,
                 offset: 0,
                 at_once: false,
             };

@@ -20,6 +20,7 @@ on_every_engine! {
     no_request_is_lost_between_polling_and_sleeping
     two_busy_sources_take_turns
     a_busy_source_does_not_starve_the_rest
+    long_tasks_leave_turns_to_sources
     a_kick_before_the_watch_counts
     an_ended_watch_kicks_no_more
     a_watch_that_the_kernel_ended_is_armed_again
@@ -116,6 +117,7 @@ impl Queue {
             fd: self.file.as_raw_fd(),
             iovecs: &self.iovecs[slot as usize],
             count: 1,
+            len: BLOCK as u64,
             offset: u64::from(slot) * BLOCK as u64,
             at_once: slot.is_multiple_of(3),
         };
@@ -270,6 +272,28 @@ fn a_busy_source_does_not_starve_the_rest(kind: Kind) {
     }
     receiver.recv_timeout(PATIENCE).expect("a timer starved");
     stop(&thread, id);
+}
+
+fn long_tasks_leave_turns_to_sources(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        let (busy, id) = Busy::start(&local);
+        let done = Rc::new(Cell::new(0));
+        for _ in 0..64 {
+            let done = done.clone();
+            local.spawn(async move {
+                let end = Instant::now() + Duration::from_millis(1);
+                while Instant::now() < end {
+                    std::hint::spin_loop();
+                }
+                done.set(done.get() + 1);
+            });
+        }
+        let before = busy.visits.get();
+        until(&local, || done.get() == 64).await;
+        let visits = busy.visits.get() - before;
+        assert!(visits >= 12, "{visits} visits beside 64 polls of a millisecond");
+        local.remove_source(id);
+    });
 }
 
 fn a_kick_before_the_watch_counts(kind: Kind) {
@@ -475,6 +499,7 @@ fn a_source_is_not_removed_under_the_kernel() {
             fd: reader.as_raw_fd(),
             iovecs,
             count: 1,
+            len: 8,
             offset: u64::MAX,
             at_once: false,
         };

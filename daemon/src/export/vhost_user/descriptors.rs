@@ -15,10 +15,20 @@ use rustix::net::{AddressFamily, SocketType};
 /// Descriptors of an export that may wait to be closed. Who sends more is not listened to before they are.
 const MAX_WAITING: usize = 64;
 
-/// An eventfd, by what the kernel calls it. Asks no file system, so it does not wait.
+/// An eventfd, by what the kernel calls it.
 pub(super) fn is_eventfd(fd: impl AsFd) -> bool {
+    kernels_name(fd) == b"anon_inode:[eventfd]"
+}
+
+/// A pipe without a name.
+pub(super) fn is_pipe(fd: impl AsFd) -> bool {
+    kernels_name(fd).starts_with(b"pipe:[")
+}
+
+/// Asks no file system, so it does not wait. What has a path begins with a slash.
+fn kernels_name(fd: impl AsFd) -> Vec<u8> {
     let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()), Vec::new());
-    link.is_ok_and(|link| link.as_bytes() == b"anon_inode:[eventfd]")
+    link.map(std::ffi::CString::into_bytes).unwrap_or_default()
 }
 
 /// A connected or unconnected unix stream socket.
@@ -61,21 +71,28 @@ impl Drop for Received {
     }
 }
 
-/// Where what takes long to close is closed: one after the other, on a thread that is there for as long as there is some, and
-/// that nobody waits for. Each export has one.
+/// Where is done, to strangers' descriptors, what may take long: one after the other, on a thread that nobody waits for. Each
+/// export has one.
 #[derive(Default)]
 pub(super) struct Bin {
     rubbish: Mutex<Rubbish>,
     has_room: Condvar,
+    has_waste: Condvar,
 }
+
+/// How long its thread stays when there is nothing to close: a frontend that comes and goes has some all the time, and to
+/// make a thread takes longer than to close an eventfd.
+const IDLE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Rubbish {
     waiting: VecDeque<Box<dyn Waste>>,
-    is_being_emptied: bool,
+    has_thread: bool,
 }
 
-trait Waste: Send {
+/// Something to be done that may take as long as a stranger likes.
+pub(super) trait Waste: Send {
+    /// Does it.
     fn get_rid(self: Box<Self>);
 }
 
@@ -107,12 +124,8 @@ impl Bin {
     /// Does something that a stranger can make take long: to wake who waits for a descriptor of his. Where no thread is to be
     /// had it is done here, since others rely on it.
     pub(super) fn run(self: &Arc<Self>, errand: impl FnOnce() + Send + 'static) {
-        self.put(Box::new(errand));
-        let mut rubbish = self.lock();
-        if !rubbish.is_being_emptied && !rubbish.waiting.is_empty() {
-            rubbish.is_being_emptied = true;
-            drop(rubbish);
-            self.empty();
+        if !self.take(Box::new(errand)) {
+            self.empty(Duration::ZERO);
         }
     }
 
@@ -136,31 +149,40 @@ impl Bin {
     }
 
     fn put(self: &Arc<Self>, waste: Box<dyn Waste>) {
-        let mut rubbish = self.lock();
-        rubbish.waiting.push_back(waste);
-        if !rubbish.is_being_emptied {
-            let bin = self.clone();
-            let thread = std::thread::Builder::new().name("vhu-close".into()).spawn(move || bin.empty());
-            rubbish.is_being_emptied = thread.is_ok();
-            if thread.is_err() && rubbish.waiting.len() >= MAX_WAITING {
-                // Threads are short as well. To wait is better than to be full for ever.
-                drop(rubbish);
-                self.empty();
-            }
+        if !self.take(waste) && self.is_full() {
+            // Threads are short as well. To wait is better than to be full for ever.
+            self.empty(Duration::ZERO);
         }
     }
 
-    fn empty(&self) {
-        while let Some(waste) = self.next() {
+    /// Never waits. `false` where threads are short: it is done when there is one again, after something else has come.
+    pub(super) fn take(self: &Arc<Self>, waste: Box<dyn Waste>) -> bool {
+        let mut rubbish = self.lock();
+        rubbish.waiting.push_back(waste);
+        if rubbish.has_thread {
+            self.has_waste.notify_one();
+        } else {
+            let bin = self.clone();
+            let thread = std::thread::Builder::new().name("vhu-close".into()).spawn(move || bin.empty(IDLE));
+            rubbish.has_thread = thread.is_ok();
+        }
+        rubbish.has_thread
+    }
+
+    /// Until nothing has come for so long.
+    fn empty(&self, patience: Duration) {
+        while let Some(waste) = self.next(patience) {
             waste.get_rid();
         }
     }
 
-    /// `None` where there is nothing more to do for the thread.
-    fn next(&self) -> Option<Box<dyn Waste>> {
-        let mut rubbish = self.lock();
+    /// `None` where nothing comes for so long; then there is no thread any more.
+    fn next(&self, patience: Duration) -> Option<Box<dyn Waste>> {
+        let is_empty = |rubbish: &mut Rubbish| rubbish.waiting.is_empty();
+        let waited = self.has_waste.wait_timeout_while(self.lock(), patience, is_empty);
+        let (mut rubbish, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let next = rubbish.waiting.pop_front();
-        rubbish.is_being_emptied = next.is_some();
+        rubbish.has_thread = next.is_some();
         self.has_room.notify_all();
         next
     }
@@ -224,7 +246,7 @@ mod tests {
         }
         assert!(bin.is_full());
         let patience = Instant::now() + Duration::from_secs(10);
-        while bin.lock().is_being_emptied {
+        while bin.lock().has_thread {
             assert!(Instant::now() < patience);
             std::thread::yield_now();
         }
@@ -235,7 +257,7 @@ mod tests {
     fn memory_needs_no_thread() {
         let bin = Arc::new(Bin::default());
         drop(Received::new(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap(), &bin));
-        assert!(!bin.lock().is_being_emptied && bin.lock().waiting.is_empty());
+        assert!(!bin.lock().has_thread && bin.lock().waiting.is_empty());
         let file: OwnedFd = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap().into();
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         assert!(!is_memory(&file) && !is_eventfd(&file) && !is_memory(&event) && is_eventfd(&event));

@@ -64,6 +64,7 @@ impl Transfers {
             fd: target.fd,
             iovecs: transfer.iovecs.as_ptr(),
             count: u32::try_from(transfer.iovecs.len()).expect("a chain has few pieces"),
+            len: pieces.iter().map(|piece| piece.len).sum(),
             offset: target.offset,
             at_once: target.at_once,
         };
