@@ -69,9 +69,9 @@ impl Scene {
         Self::open(builder, ",writable=on,num-queues=2,iothread=both", ",iothread=both", false)
     }
 
-    /// As [`Scene::new`], with one IOThread for both exports and this file for a disk.
-    pub fn file_on_one_thread(file: &Path) -> Self {
-        let node = format!("driver=file,node-name=disk-a,aio=io_uring,filename={}", file.display());
+    /// As [`Scene::new`], with one IOThread for both exports and this file for a disk; `options` are the node's.
+    pub fn file_on_one_thread(file: &Path, options: &str) -> Self {
+        let node = format!("driver=file,node-name=disk-a,aio=io_uring,filename={}{options}", file.display());
         let builder = Watched::builder().arg("--object", "iothread,id=both").arg("--blockdev", &node);
         Self::open(builder, ",writable=on,num-queues=2,iothread=both", ",iothread=both", true)
     }

@@ -88,6 +88,7 @@ impl Tasks {
 
     /// Polls each task that is ready now, once, or as many as there is time for: the others keep their place. True where
     /// there was one.
+    #[inline(never)]
     pub(super) fn run(&self, until: Instant) -> bool {
         let count = self.ready.borrow().len();
         for turn in 1..=count {

@@ -42,7 +42,7 @@ impl Local {
         let left_over = self.driver().borrow_mut().pending() > 0;
         let mut worked = self.read_mail();
         worked |= self.expire_timers();
-        worked |= self.tasks.run(self.now.get() + TASKS_TIME);
+        worked |= self.tasks.any_ready() && self.tasks.run(self.now.get() + TASKS_TIME);
         worked |= self.sources.visit();
         worked |= self.submit_and_reap(left_over, worked);
         self.sources.publish();

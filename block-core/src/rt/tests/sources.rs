@@ -5,7 +5,7 @@ use super::ops::until;
 use super::{Kind, PATIENCE, on, on_every_engine};
 use crate::rt::fd::signal;
 use crate::rt::sync::Notify;
-use crate::rt::{DirectOp, IoThread, Local, PollParams, SharedFd, Source, SourceId, eventfd, run_control};
+use crate::rt::{DirectOp, Engine, IoThread, Local, PollParams, SharedFd, Source, SourceId, eventfd, run_control};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::Write;
@@ -119,7 +119,7 @@ impl Queue {
             count: 1,
             len: BLOCK as u64,
             offset: u64::from(slot) * BLOCK as u64,
-            at_once: slot.is_multiple_of(3),
+            engine: [Engine::AtOnce, Engine::Ring, Engine::Cached][slot as usize % 3],
         };
         // SAFETY: file, list and block live as long as the queue, which is removed (and checked) after its last
         // completion; a slot is not free before that.
@@ -501,7 +501,7 @@ fn a_source_is_not_removed_under_the_kernel() {
             count: 1,
             len: 8,
             offset: u64::MAX,
-            at_once: false,
+            engine: Engine::Ring,
         };
         // SAFETY: the memory is never freed; the pipe's end may be closed under the read, which then fails.
         unsafe { local.push_direct(id, 0, op) };

@@ -21,6 +21,7 @@ impl Call {
     /// descriptors or memory are short.
     pub(super) fn new(fd: OwnedFd, bin: &Arc<Bin>) -> io::Result<Self> {
         if is_pipe(&fd) {
+            bin.needed()?;
             return Ok(Self::Pipe(Arc::new(Pipe { fd, bin: bin.clone(), is_called: AtomicBool::new(false) })));
         }
         Notifier::new(fd).map(Self::Event)
@@ -49,8 +50,14 @@ impl Pipe {
     #[cold]
     fn notify(self: &Arc<Self>) {
         if !self.is_called.swap(true, Ordering::AcqRel) {
-            self.bin.take(Box::new(self.clone()));
+            self.bin.put_first(Box::new(self.clone()));
         }
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        self.bin.needed_no_more();
     }
 }
 

@@ -5,6 +5,7 @@
 //! pipes among it) waits for an epoll set that the stranger has put it in. So only memory is closed where it is dropped.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -88,6 +89,8 @@ const IDLE: Duration = Duration::from_secs(1);
 struct Rubbish {
     waiting: VecDeque<Box<dyn Waste>>,
     has_thread: bool,
+    /// Who cannot do without the thread.
+    needed_by: usize,
 }
 
 /// Something to be done that may take as long as a stranger likes.
@@ -124,8 +127,12 @@ impl Bin {
     /// Does something that a stranger can make take long: to wake who waits for a descriptor of his. Where no thread is to be
     /// had it is done here, since others rely on it.
     pub(super) fn run(self: &Arc<Self>, errand: impl FnOnce() + Send + 'static) {
-        if !self.take(Box::new(errand)) {
-            self.empty(Duration::ZERO);
+        let mut rubbish = self.lock();
+        rubbish.waiting.push_back(Box::new(errand));
+        let is_short = self.wake(&mut rubbish).is_err();
+        drop(rubbish);
+        if is_short {
+            self.empty();
         }
     }
 
@@ -149,42 +156,75 @@ impl Bin {
     }
 
     fn put(self: &Arc<Self>, waste: Box<dyn Waste>) {
-        if !self.take(waste) && self.is_full() {
-            // Threads are short as well. To wait is better than to be full for ever.
-            self.empty(Duration::ZERO);
+        let mut rubbish = self.lock();
+        rubbish.waiting.push_back(waste);
+        let is_short = self.wake(&mut rubbish).is_err();
+        if is_short && rubbish.waiting.len() >= MAX_WAITING {
+            // To wait is better than to be full for ever.
+            drop(rubbish);
+            self.empty();
         }
     }
 
-    /// Never waits. `false` where threads are short: it is done when there is one again, after something else has come.
-    pub(super) fn take(self: &Arc<Self>, waste: Box<dyn Waste>) -> bool {
+    /// The thread is there, and stays until [`Bin::needed_no_more`]. Fails where threads are short.
+    pub(super) fn needed(self: &Arc<Self>) -> io::Result<()> {
         let mut rubbish = self.lock();
-        rubbish.waiting.push_back(waste);
+        self.wake(&mut rubbish)?;
+        rubbish.needed_by += 1;
+        Ok(())
+    }
+
+    /// One of those who needed it does not any more.
+    pub(super) fn needed_no_more(&self) {
+        self.lock().needed_by -= 1;
+        self.has_waste.notify_one();
+    }
+
+    /// Before all that waits. For who needs the thread: never waits, never fails.
+    pub(super) fn put_first(&self, waste: Box<dyn Waste>) {
+        self.lock().waiting.push_front(waste);
+        self.has_waste.notify_one();
+    }
+
+    /// Has the thread look, which is made where there is none. Fails where threads are short.
+    fn wake(self: &Arc<Self>, rubbish: &mut Rubbish) -> io::Result<()> {
         if rubbish.has_thread {
             self.has_waste.notify_one();
         } else {
             let bin = self.clone();
-            let thread = std::thread::Builder::new().name("vhu-close".into()).spawn(move || bin.empty(IDLE));
-            rubbish.has_thread = thread.is_ok();
+            let life = move || while bin.turn() {};
+            std::thread::Builder::new().name("vhu-close".into()).spawn(life)?;
+            rubbish.has_thread = true;
         }
-        rubbish.has_thread
+        Ok(())
     }
 
-    /// Until nothing has come for so long.
-    fn empty(&self, patience: Duration) {
-        while let Some(waste) = self.next(patience) {
+    /// One thing less, when there is one. `false` where nothing has come for long: there is no thread any more.
+    fn turn(&self) -> bool {
+        let mut rubbish = self.lock();
+        while rubbish.needed_by > 0 && rubbish.waiting.is_empty() {
+            rubbish = self.has_waste.wait(rubbish).unwrap_or_else(PoisonError::into_inner);
+        }
+        let waited = self.has_waste.wait_timeout_while(rubbish, IDLE, |rubbish| rubbish.waiting.is_empty());
+        let (mut rubbish, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        rubbish.has_thread = !rubbish.waiting.is_empty() || rubbish.needed_by > 0;
+        let (next, goes_on) = (rubbish.waiting.pop_front(), rubbish.has_thread);
+        self.has_room.notify_all();
+        drop(rubbish);
+        if let Some(waste) = next {
             waste.get_rid();
         }
+        goes_on
     }
 
-    /// `None` where nothing comes for so long; then there is no thread any more.
-    fn next(&self, patience: Duration) -> Option<Box<dyn Waste>> {
-        let is_empty = |rubbish: &mut Rubbish| rubbish.waiting.is_empty();
-        let waited = self.has_waste.wait_timeout_while(self.lock(), patience, is_empty);
-        let (mut rubbish, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let next = rubbish.waiting.pop_front();
-        rubbish.has_thread = next.is_some();
-        self.has_room.notify_all();
-        next
+    /// On the caller's own thread.
+    fn empty(&self) {
+        loop {
+            let next = self.lock().waiting.pop_front();
+            self.has_room.notify_all();
+            let Some(waste) = next else { return };
+            waste.get_rid();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Rubbish> {
@@ -232,7 +272,7 @@ mod tests {
         drop(Received::new(slow, &bin));
         drop(Received::new(ours.into(), &bin));
         assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
-        assert_eq!(std::io::Read::read(&mut theirs, &mut [0]).unwrap(), 0);
+        assert_eq!(io::Read::read(&mut theirs, &mut [0]).unwrap(), 0);
         assert!(start.elapsed() > Duration::from_millis(500), "{:?}: the first did not linger", start.elapsed());
     }
 
@@ -251,6 +291,23 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(!bin.is_full() && bin.lock().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_thread_that_is_needed_stays_and_goes_when_it_is_not() {
+        let bin = Arc::new(Bin::default());
+        bin.needed().unwrap();
+        let start = Instant::now();
+        while start.elapsed() < IDLE + Duration::from_millis(500) {
+            assert!(bin.lock().has_thread);
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        bin.needed_no_more();
+        while Arc::strong_count(&bin) > 1 {
+            assert!(start.elapsed() < Duration::from_secs(10), "the thread stays");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        assert!(!bin.lock().has_thread);
     }
 
     #[test]

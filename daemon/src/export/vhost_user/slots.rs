@@ -77,6 +77,14 @@ impl Slots {
         index
     }
 
+    /// A request of the direct path goes on as a task, and counts as one.
+    pub(super) fn is_task_now(&mut self, slot: u32) {
+        let place = &mut self.slots[slot as usize];
+        let weight = task_weight(&place.pieces);
+        self.weight = self.weight - place.weight + weight;
+        place.weight = weight;
+    }
+
     /// The request's data in guest memory.
     pub(super) fn pieces(&self, slot: u32) -> &[Piece] {
         &self.slots[slot as usize].pieces

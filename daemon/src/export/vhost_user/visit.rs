@@ -123,11 +123,11 @@ impl Visit<'_> {
     fn direct(&mut self, passed: Passed, request: DirectRequest, pieces: &[Piece], reply: Reply) {
         let (write, len) = (request.write, request.at.len());
         match passed {
-            Passed::Ring(RingEntry { fd, offset, dsync, at_once }, passage) => {
+            Passed::Ring(RingEntry { fd, offset, dsync, engine }, passage) => {
                 self.spent.bytes += len;
                 let kernel = Some(InKernel { passage, started: self.queue.local.batch_time() });
                 let slot = self.slots.take(Flight { reply, map: self.map.clone(), kernel }, pieces);
-                let target = Target { write, dsync, fd, offset, at_once };
+                let target = Target { write, dsync, fd, offset, engine };
                 let source = (&*self.queue.local, self.queue.source());
                 self.transfers.push(slot, target, self.map, pieces, source);
             }
