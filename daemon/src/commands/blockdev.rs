@@ -89,7 +89,7 @@ struct BlockDeviceInfo {
     ro: bool,
     /// Its driver.
     drv: String,
-    /// What a person would call the image that this one stands on.
+    /// What a person would call the image that this one stands on; absent where it stands on none here.
     #[qapi(rename = "backing_file")]
     backing_file: Option<String>,
     /// How many images lie below it, those that filters let through among them; 0 where that was not asked for.
@@ -148,7 +148,7 @@ struct ImageInfo {
     filename: String,
     /// Its driver.
     format: String,
-    /// Whether it was not closed in good order.
+    /// Whether it was not closed in good order; absent where it is no file.
     dirty_flag: Option<bool>,
     /// Bytes that it occupies.
     actual_size: Option<i64>,
@@ -160,7 +160,7 @@ struct ImageInfo {
     encrypted: Option<bool>,
     /// What the image says that it stands on.
     backing_filename: Option<String>,
-    /// The same, from where the daemon is.
+    /// The same, from where the daemon is. What it stands on here may be another one.
     full_backing_filename: Option<String>,
     /// The format of that, as the image says.
     backing_filename_format: Option<String>,
@@ -226,7 +226,11 @@ async fn query_named_block_nodes(daemon: Rc<Daemon>, arguments: QueryNodesArgume
     for node in daemon.graph.nodes().into_iter().rev() {
         // A node that goes away meanwhile is none to report.
         let Some(image) = ImageInfo::of(&daemon, &node).await else { continue };
-        let mut info = BlockDeviceInfo::of(&node, image);
+        let attached = match child(&node, "backing").and_then(|id| daemon.graph.node(id)) {
+            Some(below) => named_info(&daemon, &below).await.map(|below| below.filename),
+            None => None,
+        };
+        let mut info = BlockDeviceInfo::of(&node, image, attached);
         if !arguments.flat {
             let below = images_below(&daemon, &node).await;
             info.backing_file_depth = signed(below.len() as u64);
@@ -262,14 +266,14 @@ async fn query_block(_: Rc<Daemon>, _: Empty) -> Result<Vec<Value>> {
 }
 
 impl BlockDeviceInfo {
-    fn of(node: &NodeReport, image: ImageInfo) -> Self {
+    fn of(node: &NodeReport, image: ImageInfo, backing_file: Option<String>) -> Self {
         let options = &node.options;
         Self {
             file: image.filename.clone(),
             node_name: Some(node.name.clone()),
             ro: options.read_only,
             drv: image.format.clone(),
-            backing_file: image.full_backing_filename.clone(),
+            backing_file,
             backing_file_depth: 0,
             active: options.active,
             encrypted: image.encrypted == Some(true),
@@ -297,25 +301,22 @@ impl ImageInfo {
     /// Without the images below.
     async fn of(daemon: &Daemon, node: &NodeReport) -> Option<Self> {
         let info = named_info(daemon, node).await?;
-        let attached = match child(node, "backing").and_then(|id| daemon.graph.node(id)) {
-            Some(below) => named_info(daemon, &below).await.map(|below| below.filename),
-            None => None,
-        };
+        let (dirty_flag, cluster_size) = layout(daemon, node, &info).await;
         let (backing_filename, backing_filename_format) =
             info.backing.map_or((None, None), |(name, format)| (Some(name), format));
-        let named = backing_filename.as_deref().map(|name| beside(&info.filename, name));
+        let full_backing_filename = backing_filename.as_deref().map(|name| beside(&info.filename, name));
         let snapshots: Vec<_> =
             daemon.graph.snapshots(node.id).unwrap_or_default().into_iter().map(SnapshotInfo::of).collect();
         Some(Self {
             filename: info.filename,
             format: info.driver.to_owned(),
-            dirty_flag: info.dirty,
+            dirty_flag,
             actual_size: info.allocated.map(signed),
             virtual_size: signed(node.geometry.size),
-            cluster_size: info.cluster_size.map(signed),
+            cluster_size: cluster_size.map(signed),
             encrypted: info.encrypted.then_some(true),
             backing_filename,
-            full_backing_filename: attached.filter(|name| !name.is_empty()).or(named),
+            full_backing_filename,
             backing_filename_format,
             snapshots: Some(snapshots).filter(|all| !all.is_empty()),
             backing_image: None,
@@ -328,6 +329,24 @@ impl ImageInfo {
 fn beside(base: &str, name: &str) -> String {
     let folder = Path::new(base).parent().unwrap_or(Path::new(""));
     folder.join(name).to_string_lossy().into_owned()
+}
+
+/// Whether the image was closed in good order, and its clusters. What only hands requests on says what lies below it says.
+async fn layout(daemon: &Daemon, node: &NodeReport, info: &DriverInfo) -> (Option<bool>, Option<u64>) {
+    let mut known = (info.dirty, info.cluster_size);
+    let mut below = bearer(node, info.driver);
+    while let Some(id) = below.take_if(|_| known == (None, None)) {
+        let (Some(lower), Some(info)) = (daemon.graph.node(id), daemon.graph.info(id).await) else { break };
+        known = (info.dirty, info.cluster_size);
+        below = bearer(&lower, info.driver);
+    }
+    known
+}
+
+/// What a node says it is laid out as.
+fn bearer(node: &NodeReport, driver: &str) -> Option<NodeId> {
+    let is_thin = matches!(driver, "raw" | "luks");
+    node.filtered.or_else(|| file_below(node).filter(|_| is_thin))
 }
 
 /// What the driver says about a node. A node without a file of its own is called after what it lies on.

@@ -151,7 +151,7 @@ async fn chain_stats(daemon: &Daemon, top: NodeReport) -> BlockStats {
     let mut chain = Vec::new();
     let mut next = Some(top);
     while let Some(node) = next.take_if(|_| chain.len() < MAX_CHAIN) {
-        next = file_below(&node).and_then(|id| daemon.graph.node(id));
+        next = node.filtered.or_else(|| file_below(&node)).and_then(|id| daemon.graph.node(id));
         let statistics = daemon.graph.info(node.id).await.and_then(|info| info.statistics);
         chain.push((node, statistics));
     }
