@@ -147,6 +147,7 @@ impl Session {
         self.running.set(true);
         let session = self.clone();
         let task = async move {
+            daemon.is_set_up().await;
             let outcome = match daemon.begin_command() {
                 Some(_runs) => daemon.commands.run(&daemon, &command, arguments).await,
                 None => Err(qmp::Error::generic("The daemon is ending")),
