@@ -5,7 +5,7 @@
 //! `cargo run --release -p block-core --example rt_bench [READS [FOLDER]]`
 #![expect(unsafe_code, reason = "both sides hand raw memory to the kernel")]
 
-use block_core::rt::{DirectOp, IoThread, Local, PollParams, Source, SourceId};
+use block_core::rt::{DirectOp, Engine, IoThread, Local, PollParams, Source, SourceId};
 use io_uring::{IoUring, opcode, types};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
@@ -106,7 +106,16 @@ impl Source for Reader {
             self.left.set(self.left.get() - 1);
             let mut walk = self.walk.get();
             let (fd, iovecs) = (self.file.as_raw_fd(), &raw const self.buffers[slot as usize]);
-            let op = DirectOp { write: false, dsync: false, fd, iovecs, count: 1, offset: walk.next(), at_once: false };
+            let op = DirectOp {
+                write: false,
+                dsync: false,
+                fd,
+                iovecs,
+                count: 1,
+                len: 4096,
+                offset: walk.next(),
+                engine: Engine::Ring,
+            };
             self.walk.set(walk);
             // SAFETY: the source, with file and list, is removed after its last completion; the buffers stay for ever.
             unsafe { self.local.push_direct(id, slot, op) };

@@ -23,7 +23,7 @@ use block_core::drivers::protocol::file::{CreateOptions, create};
 use block_core::graph::{DirectRequest, Graph, Passed, PermSet, Perms, Preallocation, RingEntry, Settled, WriteFlags};
 use block_core::port::Port;
 use block_core::rt::fault::{Fault, Faults, Plan};
-use block_core::rt::{IoBuf, run_control};
+use block_core::rt::{Engine, IoBuf, run_control};
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use serde_json::{Value, json};
 
@@ -646,20 +646,23 @@ fn only_the_ring_has_a_direct_path() {
 }
 
 #[test]
-fn only_small_reads_of_what_is_in_memory_are_done_at_once() {
+fn small_reads_of_what_is_in_memory_are_done_at_once_and_o_direct_leaves_nothing_to_copy() {
     let (memory, disk) = (tempfile::tempdir_in("/dev/shm").unwrap(), tempfile::tempdir_in("/var/tmp").unwrap());
-    for (dir, in_memory) in [(memory, true), (disk, false)] {
+    for (dir, in_memory, direct) in [(&memory, true, false), (&disk, false, false), (&disk, false, true)] {
         let path = image(dir.path(), "x.img", 1 << 20, 0);
         run_control(async |local| {
             let graph = graph();
-            let node = add(&graph, with(file("n", &path), &json!({ "aio": "io_uring" }))).await.unwrap();
-            let port = attach(&graph, node, writer()).await.unwrap();
+            let node =
+                add(&graph, with(file("n", &path), &json!({ "aio": "io_uring", "cache": { "direct": direct } })));
+            let port = attach(&graph, node.await.unwrap(), writer()).await.unwrap();
             let lane = port.handle().lane(&local);
             let pin = enter(&lane).await;
+            let otherwise = if direct { Engine::Ring } else { Engine::Cached };
             for (write, len, small_read) in [(false, 65536, true), (false, 131_072, false), (true, 4096, false)] {
                 let request = DirectRequest { write, at: range(0, len), fua: false, memory_bits: 4096 };
                 let Passed::Ring(entry, _) = lane.direct(&pin, request).unwrap() else { panic!("no ring") };
-                assert_eq!(entry.at_once, in_memory && small_read, "{path} {write} {len}");
+                let expected = if in_memory && small_read { Engine::AtOnce } else { otherwise };
+                assert_eq!(entry.engine, expected, "{path} {write} {len}");
             }
         });
     }

@@ -8,7 +8,7 @@ use crate::vhost_user::protocol::{feature, protocol_feature, request, status};
 use crate::vhost_user::wire::{Wire, hung_up_within, pause, readable_within};
 use crate::watched::{Builder, Watched};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Size of the disk under attack, in bytes.
@@ -67,6 +67,13 @@ impl Scene {
         let node = format!("driver=null-co,node-name=disk-a,size={size},read-zeroes=on{options}");
         let builder = Watched::builder().arg("--object", "iothread,id=both").arg("--blockdev", &node);
         Self::open(builder, ",writable=on,num-queues=2,iothread=both", ",iothread=both", false)
+    }
+
+    /// As [`Scene::new`], with one IOThread for both exports and this file for a disk; `options` are the node's.
+    pub fn file_on_one_thread(file: &Path, options: &str) -> Self {
+        let node = format!("driver=file,node-name=disk-a,aio=io_uring,filename={}{options}", file.display());
+        let builder = Watched::builder().arg("--object", "iothread,id=both").arg("--blockdev", &node);
+        Self::open(builder, ",writable=on,num-queues=2,iothread=both", ",iothread=both", true)
     }
 
     /// Export `a` is a read-only one.

@@ -102,6 +102,11 @@ impl Watched {
         fs::read_dir(self.proc("fd")).map_or(0, Iterator::count)
     }
 
+    /// Threads, those that the kernel works for it with among them.
+    pub fn threads(&self) -> usize {
+        fs::read_dir(self.proc("task")).map_or(0, Iterator::count)
+    }
+
     /// Mappings of memory files, which is what front-ends share; stacks and heaps are not counted.
     pub fn shared_maps(&self) -> usize {
         let maps = fs::read_to_string(self.proc("maps")).unwrap_or_default();

@@ -23,7 +23,7 @@ use super::passage::DirectPlan;
 use super::permission::{Perms, Role};
 use super::snapshots::{SnapshotChange, SnapshotInfo, Snapshotted};
 use crate::base::{ByteRange, Error, IoError};
-use crate::rt::{IoBuf, blocking};
+use crate::rt::{Engine, IoBuf, blocking};
 
 /// How a write is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -110,8 +110,8 @@ pub struct RingEntry {
     pub offset: u64,
     /// The write carries `RWF_DSYNC`.
     pub dsync: bool,
-    /// The bytes are in memory, so nothing is waited for: the thread fetches them itself.
-    pub at_once: bool,
+    /// How the ring goes about it; not [`Engine::Pool`].
+    pub engine: Engine,
 }
 
 /// How a direct request is answered.

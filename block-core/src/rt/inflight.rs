@@ -76,7 +76,7 @@ impl InFlight {
         let token = Token::Op(slot);
         match (answer, engine) {
             (Some(result), _) => local.shared().post(Message::Completed { token, result }),
-            (None, Engine::Ring | Engine::AtOnce) => local.driver().borrow_mut().run(raw, token),
+            (None, Engine::Ring | Engine::Cached | Engine::AtOnce) => local.driver().borrow_mut().run(raw, token),
             (None, Engine::Pool) => pool::run(raw, token, local.shared().clone()),
         }
         OpFuture { local, slot: Some(slot) }

@@ -43,8 +43,7 @@ impl Notifier {
         Ok(Self { fd, way })
     }
 
-    /// One signal. Never fails: what cannot be delivered is the stranger's loss. A counter at its end counts as delivered,
-    /// a pipe without reader too.
+    /// One signal. Never fails: what cannot be delivered is the stranger's loss. A counter at its end counts as delivered.
     pub fn notify(&self) {
         match &self.way {
             Way::Ring(ring) => count_one(&mut ring.lock().unwrap_or_else(PoisonError::into_inner)),

@@ -10,6 +10,9 @@ use std::rc::Rc;
 pub enum Engine {
     /// The thread's own ring; where io_uring is refused, the pool.
     Ring,
+    /// The ring, for a file whose bytes the page cache may have: where much is moved in one submission, the kernel's own
+    /// threads copy it. Where io_uring is refused, the pool.
+    Cached,
     /// The thread itself, on the spot, for what waits for nothing; where io_uring is refused, the pool.
     AtOnce,
     /// A helper thread that may block.
@@ -71,10 +74,12 @@ pub struct DirectOp {
     pub iovecs: *const libc::iovec,
     /// Entries of the scatter list, 1 to 1024.
     pub count: u32,
+    /// Bytes in all of them together.
+    pub len: u64,
     /// First byte in the file.
     pub offset: u64,
-    /// Nothing is waited for: not a matter for the ring, whose completion it gets all the same.
-    pub at_once: bool,
+    /// How the ring goes about it; not [`Engine::Pool`]. Where that is [`Engine::AtOnce`] it gets a ring's completion all the same.
+    pub engine: Engine,
 }
 
 /// Something that counts what is in flight, so that it can be waited for.
@@ -138,13 +143,12 @@ impl RawOp {
 impl Op {
     /// The plain form. It points into `self`: valid while `self` is neither moved nor dropped.
     pub(super) fn raw(&self, engine: Engine) -> RawOp {
-        let at_once = engine == Engine::AtOnce;
         match self {
             Self::Read { fd, buf, offset } => {
-                RawOp::Move(DirectOp { write: false, dsync: false, at_once, ..movement(fd, buf, *offset) })
+                RawOp::Move(DirectOp { write: false, dsync: false, engine, ..movement(fd, buf, *offset) })
             }
             Self::Write { fd, buf, offset, dsync } => {
-                RawOp::Move(DirectOp { write: true, dsync: *dsync, at_once, ..movement(fd, buf, *offset) })
+                RawOp::Move(DirectOp { write: true, dsync: *dsync, engine, ..movement(fd, buf, *offset) })
             }
             Self::Sync { fd, data_only } => RawOp::Sync { fd: fd.as_raw_fd(), data_only: *data_only },
             Self::Fallocate { fd, mode, offset, len } => {
@@ -160,7 +164,16 @@ fn movement(fd: &SharedFd, buf: &IoBuf, offset: u64) -> DirectOp {
     let count = u32::try_from(segments.len().min(MAX_IOVECS)).unwrap_or(u32::MAX);
     // `Segment` is a transparent iovec.
     let iovecs = segments.as_ptr().cast();
-    DirectOp { write: false, dsync: false, fd: fd.as_raw_fd(), iovecs, count, offset, at_once: false }
+    DirectOp {
+        write: false,
+        dsync: false,
+        fd: fd.as_raw_fd(),
+        iovecs,
+        count,
+        len: buf.len(),
+        offset,
+        engine: Engine::Ring,
+    }
 }
 
 const MAX_IOVECS: usize = 1024;

@@ -42,7 +42,7 @@ impl Local {
         let left_over = self.driver().borrow_mut().pending() > 0;
         let mut worked = self.read_mail();
         worked |= self.expire_timers();
-        worked |= self.tasks.run();
+        worked |= self.tasks.any_ready() && self.tasks.run(self.now.get() + TASKS_TIME);
         worked |= self.sources.visit();
         worked |= self.submit_and_reap(left_over, worked);
         self.sources.publish();
@@ -228,5 +228,7 @@ struct Run {
 }
 
 const LAZY: u32 = 15;
+/// What tasks have of one pass; then queues and completions have their turn, and the other tasks go on in the next one.
+const TASKS_TIME: Duration = Duration::from_millis(1);
 const MAIL_BATCH: usize = 1024;
 const LOOKS_PER_CLOCK: usize = 8;

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "a ring entry carries raw pointers, whose owners are named at each push")]
 
 use super::driver::{Completion, Interest};
-use super::op::{DirectOp, RawOp};
+use super::op::{DirectOp, Engine, RawOp};
 use super::pool;
 use super::thread::Shared;
 use super::token::Token;
@@ -21,6 +21,10 @@ pub(super) struct Uring {
     /// Completions of what was done at once, and those that had to be taken to make room for a submission.
     stash: Vec<Completion>,
     max_batch: usize,
+    /// There are workers for what is much to copy, and not too many.
+    has_copiers: bool,
+    /// Bytes of what waits for the next system call, and may be copied in it.
+    inline: u64,
 }
 
 impl Uring {
@@ -32,7 +36,16 @@ impl Uring {
         }
         let ring = build()?;
         check(&ring)?;
-        let mut this = Self { ring: Ring::new(ring), shared: shared.clone(), stash: Vec::new(), max_batch: usize::MAX };
+        // What is left to workers from the start counts as work without a bound. Before Linux 5.15 it has none.
+        let has_copiers = ring.submitter().register_iowq_max_workers(&mut [0, MAX_COPIERS]).is_ok();
+        let mut this = Self {
+            ring: Ring::new(ring),
+            shared: shared.clone(),
+            stash: Vec::new(),
+            max_batch: usize::MAX,
+            has_copiers,
+            inline: 0,
+        };
         this.watch_mail();
         Ok(this)
     }
@@ -44,14 +57,27 @@ impl Uring {
 
     #[inline]
     pub(super) fn transfer(&mut self, op: &DirectOp, token: Token) {
-        if op.at_once {
+        if op.engine == Engine::AtOnce {
             let result = pool::carry_out(&RawOp::Move(*op));
             return self.stash.push(Completion { token: token.pack(), result, more: false });
         }
-        self.push(movement(op).user_data(token.pack()));
+        let entry = movement(op).user_data(token.pack());
+        let is_for_workers = op.engine == Engine::Cached && self.has_copiers && self.is_left_to_workers(op.len);
+        self.push(if is_for_workers { entry.flags(squeue::Flags::ASYNC) } else { entry });
         if self.ring.submission().len() >= self.max_batch {
             self.flush();
         }
+    }
+
+    /// What the page cache has is copied by whoever submits, whose other guests wait meanwhile: not much of it by us.
+    #[inline]
+    fn is_left_to_workers(&mut self, bytes: u64) -> bool {
+        let inline = self.inline.saturating_add(bytes);
+        let is_much = inline > MAX_INLINE;
+        if !is_much {
+            self.inline = inline;
+        }
+        is_much
     }
 
     pub(super) fn run(&mut self, op: &RawOp, token: Token) {
@@ -133,6 +159,7 @@ impl Uring {
             Err(error) if is_transient(&error) || error.raw_os_error() == Some(libc::ETIME) => {}
             Err(error) => panic!("io_uring_enter: {error}"),
         }
+        self.entered();
     }
 
     fn watch_mail(&mut self) {
@@ -159,12 +186,21 @@ impl Uring {
         stash.extend(ring.completion().map(completion));
     }
 
+    /// What was copied, if the kernel has taken it.
+    #[inline]
+    fn entered(&mut self) {
+        if self.pending() == 0 {
+            self.inline = 0;
+        }
+    }
+
     fn enter(&mut self) {
         match self.ring.submitter.submit() {
             Ok(_) => {}
             Err(error) if is_transient(&error) => self.make_room(),
             Err(error) => panic!("io_uring_enter: {error}"),
         }
+        self.entered();
     }
 }
 
@@ -287,12 +323,27 @@ fn check(ring: &IoUring) -> io::Result<()> {
 const ENTRIES: u32 = 512;
 /// Completion entries. Where more come at once the kernel keeps them back and says so.
 const COMPLETIONS: u32 = 4096;
+/// Bytes that may be copied in one system call of the thread itself: half a millisecond to a millisecond.
+const MAX_INLINE: u64 = 4 << 20;
+/// Workers that copy: each has a stack, and a place in the unit's `TasksMax`.
+const MAX_COPIERS: u32 = 4;
 /// What Linux moves at most in one call (MAX_RW_COUNT).
 const MAX_RW: u32 = 0x7fff_f000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_much_to_copy_in_one_submission_is_left_to_workers() {
+        let mut ring = Uring::new(&Arc::new(Shared::new().unwrap())).unwrap();
+        let mut left = |sizes: &[u64]| sizes.iter().map(|len| ring.is_left_to_workers(*len)).collect::<Vec<_>>();
+        let half = MAX_INLINE / 2;
+        assert_eq!(left(&[half, half + 1, 4096, half, half - 4096, 1]), [false, true, false, true, false, true]);
+        ring.flush();
+        let mut left = |len| ring.is_left_to_workers(len);
+        assert_eq!([left(u64::MAX), left(MAX_INLINE), left(1)], [true, false, true], "the next submission");
+    }
 
     /// The kernel ends the watch of the mailbox where it has no room for another completion, and that is when room is made.
     #[test]

@@ -102,8 +102,9 @@ fn a_direct_operation_fails_too(kind: Kind) {
                 fd,
                 iovecs: &raw const iovec,
                 count: 1,
+                len: 8,
                 offset: 0,
-                at_once: false,
+                engine: Engine::Ring,
             };
             // SAFETY: file, list and block live until the completion has been seen below.
             unsafe { local.push_direct(id, 0, op) };

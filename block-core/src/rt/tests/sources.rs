@@ -5,7 +5,7 @@ use super::ops::until;
 use super::{Kind, PATIENCE, on, on_every_engine};
 use crate::rt::fd::signal;
 use crate::rt::sync::Notify;
-use crate::rt::{DirectOp, IoThread, Local, PollParams, SharedFd, Source, SourceId, eventfd, run_control};
+use crate::rt::{DirectOp, Engine, IoThread, Local, PollParams, SharedFd, Source, SourceId, eventfd, run_control};
 use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::Write;
@@ -20,6 +20,7 @@ on_every_engine! {
     no_request_is_lost_between_polling_and_sleeping
     two_busy_sources_take_turns
     a_busy_source_does_not_starve_the_rest
+    long_tasks_leave_turns_to_sources
     a_kick_before_the_watch_counts
     an_ended_watch_kicks_no_more
     a_watch_that_the_kernel_ended_is_armed_again
@@ -116,8 +117,9 @@ impl Queue {
             fd: self.file.as_raw_fd(),
             iovecs: &self.iovecs[slot as usize],
             count: 1,
+            len: BLOCK as u64,
             offset: u64::from(slot) * BLOCK as u64,
-            at_once: slot.is_multiple_of(3),
+            engine: [Engine::AtOnce, Engine::Ring, Engine::Cached][slot as usize % 3],
         };
         // SAFETY: file, list and block live as long as the queue, which is removed (and checked) after its last
         // completion; a slot is not free before that.
@@ -270,6 +272,28 @@ fn a_busy_source_does_not_starve_the_rest(kind: Kind) {
     }
     receiver.recv_timeout(PATIENCE).expect("a timer starved");
     stop(&thread, id);
+}
+
+fn long_tasks_leave_turns_to_sources(kind: Kind) {
+    on(&kind.thread(), |local| async move {
+        let (busy, id) = Busy::start(&local);
+        let done = Rc::new(Cell::new(0));
+        for _ in 0..64 {
+            let done = done.clone();
+            local.spawn(async move {
+                let end = Instant::now() + Duration::from_millis(1);
+                while Instant::now() < end {
+                    std::hint::spin_loop();
+                }
+                done.set(done.get() + 1);
+            });
+        }
+        let before = busy.visits.get();
+        until(&local, || done.get() == 64).await;
+        let visits = busy.visits.get() - before;
+        assert!(visits >= 12, "{visits} visits beside 64 polls of a millisecond");
+        local.remove_source(id);
+    });
 }
 
 fn a_kick_before_the_watch_counts(kind: Kind) {
@@ -475,8 +499,9 @@ fn a_source_is_not_removed_under_the_kernel() {
             fd: reader.as_raw_fd(),
             iovecs,
             count: 1,
+            len: 8,
             offset: u64::MAX,
-            at_once: false,
+            engine: Engine::Ring,
         };
         // SAFETY: the memory is never freed; the pipe's end may be closed under the read, which then fails.
         unsafe { local.push_direct(id, 0, op) };

@@ -146,6 +146,11 @@ impl Chain {
         Ok(())
     }
 
+    /// How many descriptors were read, empty ones among them.
+    pub(super) fn descriptors(&self) -> u32 {
+        self.descriptors
+    }
+
     /// Its first descriptor's index, by which it is given back.
     pub(super) fn head(&self) -> u16 {
         self.head

@@ -5,6 +5,7 @@
 //! pipes among it) waits for an epoll set that the stranger has put it in. So only memory is closed where it is dropped.
 
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,10 +16,20 @@ use rustix::net::{AddressFamily, SocketType};
 /// Descriptors of an export that may wait to be closed. Who sends more is not listened to before they are.
 const MAX_WAITING: usize = 64;
 
-/// An eventfd, by what the kernel calls it. Asks no file system, so it does not wait.
+/// An eventfd, by what the kernel calls it.
 pub(super) fn is_eventfd(fd: impl AsFd) -> bool {
+    kernels_name(fd) == b"anon_inode:[eventfd]"
+}
+
+/// A pipe without a name.
+pub(super) fn is_pipe(fd: impl AsFd) -> bool {
+    kernels_name(fd).starts_with(b"pipe:[")
+}
+
+/// Asks no file system, so it does not wait. What has a path begins with a slash.
+fn kernels_name(fd: impl AsFd) -> Vec<u8> {
     let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()), Vec::new());
-    link.is_ok_and(|link| link.as_bytes() == b"anon_inode:[eventfd]")
+    link.map(std::ffi::CString::into_bytes).unwrap_or_default()
 }
 
 /// A connected or unconnected unix stream socket.
@@ -61,21 +72,30 @@ impl Drop for Received {
     }
 }
 
-/// Where what takes long to close is closed: one after the other, on a thread that is there for as long as there is some, and
-/// that nobody waits for. Each export has one.
+/// Where is done, to strangers' descriptors, what may take long: one after the other, on a thread that nobody waits for. Each
+/// export has one.
 #[derive(Default)]
 pub(super) struct Bin {
     rubbish: Mutex<Rubbish>,
     has_room: Condvar,
+    has_waste: Condvar,
 }
+
+/// How long its thread stays when there is nothing to close: a frontend that comes and goes has some all the time, and to
+/// make a thread takes longer than to close an eventfd.
+const IDLE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Rubbish {
     waiting: VecDeque<Box<dyn Waste>>,
-    is_being_emptied: bool,
+    has_thread: bool,
+    /// Who cannot do without the thread.
+    needed_by: usize,
 }
 
-trait Waste: Send {
+/// Something to be done that may take as long as a stranger likes.
+pub(super) trait Waste: Send {
+    /// Does it.
     fn get_rid(self: Box<Self>);
 }
 
@@ -119,31 +139,73 @@ impl Bin {
     fn put(self: &Arc<Self>, waste: Box<dyn Waste>) {
         let mut rubbish = self.lock();
         rubbish.waiting.push_back(waste);
-        if !rubbish.is_being_emptied {
-            let bin = self.clone();
-            let thread = std::thread::Builder::new().name("vhu-close".into()).spawn(move || bin.empty());
-            rubbish.is_being_emptied = thread.is_ok();
-            if thread.is_err() && rubbish.waiting.len() >= MAX_WAITING {
-                // Threads are short as well. To wait is better than to be full for ever.
-                drop(rubbish);
-                self.empty();
-            }
+        let is_short = self.wake(&mut rubbish).is_err();
+        if is_short && rubbish.waiting.len() >= MAX_WAITING {
+            // To wait is better than to be full for ever.
+            drop(rubbish);
+            self.empty();
         }
     }
 
-    fn empty(&self) {
-        while let Some(waste) = self.next() {
+    /// The thread is there, and stays until [`Bin::needed_no_more`]. Fails where threads are short.
+    pub(super) fn needed(self: &Arc<Self>) -> io::Result<()> {
+        let mut rubbish = self.lock();
+        self.wake(&mut rubbish)?;
+        rubbish.needed_by += 1;
+        Ok(())
+    }
+
+    /// One of those who needed it does not any more.
+    pub(super) fn needed_no_more(&self) {
+        self.lock().needed_by -= 1;
+        self.has_waste.notify_one();
+    }
+
+    /// Before all that waits. For who needs the thread: never waits, never fails.
+    pub(super) fn put_first(&self, waste: Box<dyn Waste>) {
+        self.lock().waiting.push_front(waste);
+        self.has_waste.notify_one();
+    }
+
+    /// Has the thread look, which is made where there is none. Fails where threads are short.
+    fn wake(self: &Arc<Self>, rubbish: &mut Rubbish) -> io::Result<()> {
+        if rubbish.has_thread {
+            self.has_waste.notify_one();
+        } else {
+            let bin = self.clone();
+            let life = move || while bin.turn() {};
+            std::thread::Builder::new().name("vhu-close".into()).spawn(life)?;
+            rubbish.has_thread = true;
+        }
+        Ok(())
+    }
+
+    /// One thing less, when there is one. `false` where nothing has come for long: there is no thread any more.
+    fn turn(&self) -> bool {
+        let mut rubbish = self.lock();
+        while rubbish.needed_by > 0 && rubbish.waiting.is_empty() {
+            rubbish = self.has_waste.wait(rubbish).unwrap_or_else(PoisonError::into_inner);
+        }
+        let waited = self.has_waste.wait_timeout_while(rubbish, IDLE, |rubbish| rubbish.waiting.is_empty());
+        let (mut rubbish, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        rubbish.has_thread = !rubbish.waiting.is_empty() || rubbish.needed_by > 0;
+        let (next, goes_on) = (rubbish.waiting.pop_front(), rubbish.has_thread);
+        self.has_room.notify_all();
+        drop(rubbish);
+        if let Some(waste) = next {
             waste.get_rid();
         }
+        goes_on
     }
 
-    /// `None` where there is nothing more to do for the thread.
-    fn next(&self) -> Option<Box<dyn Waste>> {
-        let mut rubbish = self.lock();
-        let next = rubbish.waiting.pop_front();
-        rubbish.is_being_emptied = next.is_some();
-        self.has_room.notify_all();
-        next
+    /// On the caller's own thread.
+    fn empty(&self) {
+        loop {
+            let next = self.lock().waiting.pop_front();
+            self.has_room.notify_all();
+            let Some(waste) = next else { return };
+            waste.get_rid();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Rubbish> {
@@ -191,7 +253,7 @@ mod tests {
         drop(Received::new(slow, &bin));
         drop(Received::new(ours.into(), &bin));
         assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
-        assert_eq!(std::io::Read::read(&mut theirs, &mut [0]).unwrap(), 0);
+        assert_eq!(io::Read::read(&mut theirs, &mut [0]).unwrap(), 0);
         assert!(start.elapsed() > Duration::from_millis(500), "{:?}: the first did not linger", start.elapsed());
     }
 
@@ -205,7 +267,7 @@ mod tests {
         }
         assert!(bin.is_full());
         let patience = Instant::now() + Duration::from_secs(10);
-        while bin.lock().is_being_emptied {
+        while bin.lock().has_thread {
             assert!(Instant::now() < patience);
             std::thread::yield_now();
         }
@@ -213,10 +275,27 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_that_is_needed_stays_and_goes_when_it_is_not() {
+        let bin = Arc::new(Bin::default());
+        bin.needed().unwrap();
+        let start = Instant::now();
+        while start.elapsed() < IDLE + Duration::from_millis(500) {
+            assert!(bin.lock().has_thread);
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        bin.needed_no_more();
+        while Arc::strong_count(&bin) > 1 {
+            assert!(start.elapsed() < Duration::from_secs(10), "the thread stays");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        assert!(!bin.lock().has_thread);
+    }
+
+    #[test]
     fn memory_needs_no_thread() {
         let bin = Arc::new(Bin::default());
         drop(Received::new(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap(), &bin));
-        assert!(!bin.lock().is_being_emptied && bin.lock().waiting.is_empty());
+        assert!(!bin.lock().has_thread && bin.lock().waiting.is_empty());
         let file: OwnedFd = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap().into();
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         assert!(!is_memory(&file) && !is_eventfd(&file) && !is_memory(&event) && is_eventfd(&event));

@@ -6,7 +6,7 @@
 
 use super::backend::PROTOCOL_FEATURES;
 use super::config_space::{CONFIG_LEN, F_LOG_ALL, F_PROTOCOL_FEATURES, F_VERSION_1, WRITEBACK};
-use super::descriptors::{Received, is_eventfd, is_unix_stream};
+use super::descriptors::{Received, is_eventfd, is_pipe, is_unix_stream};
 use super::memory::{DirtyLog, Quota, SharedFile, SharedMap};
 use super::message::{Kind, u32_at, u64_at};
 use super::regions::{MAX_SLOTS, MAX_TABLE, REGION_LEN, Refusal, Region, Regions};
@@ -332,8 +332,8 @@ impl Filter {
         self.ring(word & 0xff)?;
         match (word & NO_FD != 0, fds) {
             (true, []) => Ok(Verdict::Pass),
-            (false, [fd]) if is_eventfd(fd) => Ok(Verdict::Pass),
-            (false, [_]) => Err("a call descriptor is no eventfd"),
+            (false, [fd]) if is_eventfd(fd) || is_pipe(fd) => Ok(Verdict::Pass),
+            (false, [_]) => Err("a call descriptor is neither an eventfd nor a pipe"),
             _ => Ok(Verdict::Drop("a call came with the wrong number of descriptors")),
         }
     }

@@ -9,6 +9,7 @@
 //! frontend. The control side tells a queue what to do by message and waits; the data side takes no lock and knows no socket.
 
 mod backend;
+mod call;
 mod chain;
 mod config_space;
 mod descriptors;

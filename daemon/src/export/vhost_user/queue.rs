@@ -342,6 +342,7 @@ impl Queue {
         match self.lane.settle(pin, request, result) {
             Settled::Failed(_) => self.finish(state, slot, Status::IoErr),
             Settled::Again => {
+                state.slots.is_task_now(slot);
                 let buffer = map.buffer(state.slots.pieces(slot));
                 self.spawn(slot, pin.another(), Job::from_direct(request, buffer));
             }

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use block_core::rt::{Notifier, SharedFd};
+use block_core::rt::SharedFd;
 
+use super::call::Call;
 use super::limit::Limit;
 use super::memory::{DirtyLog, MemoryMap, Piece};
 use super::request::ID_LEN;
@@ -21,8 +22,8 @@ pub(super) struct Settings {
     pub(super) base: u16,
     pub(super) features: RingFeatures,
     pub(super) kick: Option<SharedFd>,
-    pub(super) call: Option<Arc<Notifier>>,
-    pub(super) err: Option<Arc<Notifier>>,
+    pub(super) call: Option<Arc<Call>>,
+    pub(super) err: Option<Arc<Call>>,
     pub(super) memory: Arc<MemoryMap>,
     /// `Some` while writes to guest memory are logged.
     pub(super) log: Option<Arc<DirtyLog>>,

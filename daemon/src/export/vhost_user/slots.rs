@@ -45,10 +45,10 @@ struct Slot {
 /// Pieces under way in one queue before it takes nothing more (3 MiB of lists). Chains may share descriptors, so a
 /// guest's own memory is no bound: 32768 chains of as many pieces fit into one ring.
 const MAX_PIECES: usize = 1 << 16;
-/// A task takes memory however short its list is; it counts for this many pieces at least.
-const TASK_PIECES: usize = 16;
-/// And it takes time: 4 GiB under way are as much as a queue may have.
-const BYTES_A_PIECE: u64 = 1 << 16;
+/// A task takes memory however short its list is; it counts for this many pieces at least. 1024 are as many as a queue has.
+const TASK_PIECES: usize = 64;
+/// It may have to copy its data to memory of ours, too: 64 MiB are as much as a queue may have under way, and one request.
+const BYTES_A_PIECE: u64 = 1 << 10;
 /// A longer list is not kept by a free slot.
 pub(super) const KEPT_PIECES: usize = 32;
 
@@ -75,6 +75,14 @@ impl Slots {
         slot.pieces.extend_from_slice(pieces);
         self.weight += slot.weight;
         index
+    }
+
+    /// A request of the direct path goes on as a task, and counts as one.
+    pub(super) fn is_task_now(&mut self, slot: u32) {
+        let place = &mut self.slots[slot as usize];
+        let weight = task_weight(&place.pieces);
+        self.weight = self.weight - place.weight + weight;
+        place.weight = weight;
     }
 
     /// The request's data in guest memory.

@@ -52,21 +52,21 @@ pub(super) struct Visit<'v> {
 /// What a visit has cost so far: requests alone say little about the time that they take.
 #[derive(Default)]
 pub(super) struct Spent {
-    /// Bytes cleared.
+    /// Bytes cleared, or moved by the kernel, which may copy them as they are submitted.
     bytes: u64,
-    pieces: usize,
+    descriptors: u32,
 }
 
 impl Spent {
     /// Other queues have their turn. What a visit costs beyond this is one request.
     pub(super) fn is_enough(&self) -> bool {
-        self.bytes >= ENOUGH_BYTES || self.pieces >= ENOUGH_PIECES
+        self.bytes >= ENOUGH_BYTES || self.descriptors >= ENOUGH_DESCRIPTORS
     }
 }
 
 const ENOUGH_BYTES: u64 = 4 << 20;
 /// Each costs a look into the memory table, and two copies.
-const ENOUGH_PIECES: usize = 4096;
+const ENOUGH_DESCRIPTORS: u32 = 4096;
 
 impl Visit<'_> {
     /// Takes the next chain and does with it what it asks for.
@@ -82,7 +82,7 @@ impl Visit<'_> {
         if self.map.is_poisoned() {
             return Err(Broken::MemoryLost);
         }
-        self.spent.pieces += readable.0.len() + writable.0.len();
+        self.spent.descriptors += chain.descriptors();
         let (fua, reply) = (self.settings.fua, Reply { head: chain.head(), status, written: 0 });
         let zeroes = |unmap| WriteFlags { fua, may_unmap: unmap, ..WriteFlags::default() };
         match parsed {
@@ -123,10 +123,11 @@ impl Visit<'_> {
     fn direct(&mut self, passed: Passed, request: DirectRequest, pieces: &[Piece], reply: Reply) {
         let (write, len) = (request.write, request.at.len());
         match passed {
-            Passed::Ring(RingEntry { fd, offset, dsync, at_once }, passage) => {
+            Passed::Ring(RingEntry { fd, offset, dsync, engine }, passage) => {
+                self.spent.bytes += len;
                 let kernel = Some(InKernel { passage, started: self.queue.local.batch_time() });
                 let slot = self.slots.take(Flight { reply, map: self.map.clone(), kernel }, pieces);
-                let target = Target { write, dsync, fd, offset, at_once };
+                let target = Target { write, dsync, fd, offset, engine };
                 let source = (&*self.queue.local, self.queue.source());
                 self.transfers.push(slot, target, self.map, pieces, source);
             }

@@ -11,11 +11,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use block_core::rt::Notifier;
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
+use super::call::Call;
 use super::descriptors::Bin;
 use super::queue_ref::QueueRef;
 use super::ring::Addresses;
@@ -90,9 +90,9 @@ impl RingControl {
         self.bin.put_last(err);
     }
 
-    fn notifier(&self, file: Option<File>) -> Option<Arc<Notifier>> {
-        let notifier = file.map(|file| Notifier::new(file.into())).transpose();
-        self.or_hang_up(notifier).flatten().map(Arc::new)
+    fn call(&self, file: Option<File>) -> Option<Arc<Call>> {
+        let call = file.map(|file| Call::new(file.into(), &self.bin)).transpose();
+        self.or_hang_up(call).flatten().map(Arc::new)
     }
 
     /// Descriptors or memory are short. Better no session than one whose queue nobody serves.
@@ -220,13 +220,13 @@ impl VringT<GuestMemory> for Vring {
     }
 
     fn set_call(&self, file: Option<File>) {
-        let mut old = self.ring.notifier(file);
+        let mut old = self.ring.call(file);
         self.ring.change(|state| std::mem::swap(&mut state.settings.call, &mut old));
         self.ring.bin.put_last(old);
     }
 
     fn set_err(&self, file: Option<File>) {
-        let mut old = self.ring.notifier(file);
+        let mut old = self.ring.call(file);
         self.ring.change(|state| std::mem::swap(&mut state.settings.err, &mut old));
         self.ring.bin.put_last(old);
     }

@@ -79,9 +79,17 @@ pub(super) async fn sync(conf: &Conf, cx: IoCx<'_>) -> Result<(), IoError> {
 /// Has an operation carried out: again where the kernel could not just now, but not for ever. The answer is a count, or
 /// a positive errno.
 pub(super) async fn submit(engine: Engine, cx: IoCx<'_>, op: impl Fn() -> Op) -> Result<u64, i32> {
+    // A thread with one purpose is not kept from others by a long copy.
+    let mut engine = if engine == Engine::Cached && cx.local().may_wait() { Engine::Ring } else { engine };
     for _ in 1..TRIES {
         match counted(cx.submit(engine, op()).await) {
-            Err(libc::EAGAIN | libc::ECANCELED) => cx.local().sleep(PAUSE).await,
+            Err(errno @ (libc::EAGAIN | libc::ECANCELED)) => {
+                // The kernel has no thread for it. Without one it takes longer, and does not fail.
+                if errno == libc::ECANCELED && engine == Engine::Cached {
+                    engine = Engine::Ring;
+                }
+                cx.local().sleep(PAUSE).await;
+            }
             Err(errno) if passes(errno) => {}
             answer => return answer,
         }

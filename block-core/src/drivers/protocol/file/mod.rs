@@ -130,13 +130,13 @@ impl Driver for File {
     fn direct(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest) -> Option<DirectPlan> {
         let moves_end = request.write && request.at.end() > conf.end();
         let refuses = request.write && conf.turned.is_read_only();
-        if conf.engine != Engine::Ring || moves_end || refuses {
+        if conf.engine == Engine::Pool || moves_end || refuses {
             return None;
         }
         let dsync = request.write && request.fua;
-        let at_once = !request.write && conf.reader(request.at.len()) == Engine::AtOnce;
+        let engine = if request.write { conf.engine } else { conf.reader(request.at.len()) };
         let (fd, offset) = (conf.fd.as_raw_fd(), request.at.start());
-        Some(DirectPlan::new(Direct::Ring(RingEntry { fd, offset, dsync, at_once })))
+        Some(DirectPlan::new(Direct::Ring(RingEntry { fd, offset, dsync, engine })))
     }
 
     fn settle(&self, conf: &Conf, _cx: IoCx<'_>, request: DirectRequest, result: i32) -> Settled {
@@ -271,7 +271,7 @@ impl Conf {
 
     /// Nothing waits for a medium, and nobody has asked for helper threads.
     fn is_waitless(&self) -> bool {
-        self.in_memory && self.engine == Engine::Ring
+        self.in_memory && self.engine != Engine::Pool
     }
 
     /// Who reads so many bytes.
@@ -281,8 +281,7 @@ impl Conf {
 
     /// Who writes so many bytes. The ring has a worker write to the page cache, whom to wake takes longer than the copy.
     fn writer(&self, cx: IoCx<'_>, bytes: u64) -> Engine {
-        let is_cached = !self.direct && self.engine == Engine::Ring;
-        if is_cached && cx.local().may_wait() { Engine::AtOnce } else { self.reader(bytes) }
+        if self.engine == Engine::Cached && cx.local().may_wait() { Engine::AtOnce } else { self.reader(bytes) }
     }
 
     /// The same, after the size has changed to `size` bytes.

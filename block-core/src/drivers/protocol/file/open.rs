@@ -224,7 +224,11 @@ fn conf(kind: Kind, options: FileOptions, common: NodeOptions, fd: OwnedFd, clai
     let alignment = alignment(kind, &fd, common.direct).doing(unusable)?;
     let size = size(kind, &fd).doing(unusable)?;
     let in_memory = is_on(&fd, &[TMPFS]);
-    let engine = if options.aio == Aio::Threads { Engine::Pool } else { Engine::Ring };
+    let engine = match options.aio {
+        Aio::Threads => Engine::Pool,
+        _ if common.direct => Engine::Ring,
+        _ => Engine::Cached,
+    };
     Ok(Conf {
         fd: Elsewhere::new(Arc::new(fd)),
         end: size.into(),

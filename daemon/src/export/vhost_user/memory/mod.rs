@@ -116,6 +116,11 @@ impl MemoryMap {
         {
             return Some(piece(region, last, gpa, len));
         }
+        self.translate_elsewhere(gpa, len, hint)
+    }
+
+    #[cold]
+    fn translate_elsewhere(&self, gpa: u64, len: u64, hint: &Cell<usize>) -> Option<Piece> {
         let index = self.regions.partition_point(|region| region.gpa <= gpa).checked_sub(1)?;
         let region = &self.regions[index];
         if gpa - region.gpa >= region.len {

@@ -7,7 +7,7 @@
 
 use std::rc::Rc;
 
-use block_core::rt::{DirectOp, IoBuf, Local, Segment, SourceId};
+use block_core::rt::{DirectOp, Engine, IoBuf, Local, Segment, SourceId};
 
 use super::super::slots::KEPT_PIECES;
 use super::{Mapped, Piece};
@@ -34,8 +34,8 @@ pub(in super::super) struct Target {
     pub(in super::super) fd: std::os::fd::RawFd,
     /// Where in the file, in bytes.
     pub(in super::super) offset: u64,
-    /// Nothing is waited for.
-    pub(in super::super) at_once: bool,
+    /// How the ring goes about it.
+    pub(in super::super) engine: Engine,
 }
 
 impl Transfers {
@@ -64,8 +64,9 @@ impl Transfers {
             fd: target.fd,
             iovecs: transfer.iovecs.as_ptr(),
             count: u32::try_from(transfer.iovecs.len()).expect("a chain has few pieces"),
+            len: pieces.iter().map(|piece| piece.len).sum(),
             offset: target.offset,
-            at_once: target.at_once,
+            engine: target.engine,
         };
         let (local, source) = to;
         // SAFETY: list and memory stay until `over` (or for ever, see Drop); the caller's pinned view keeps the fd.
