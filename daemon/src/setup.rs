@@ -26,6 +26,7 @@ type Result<T, E = String> = std::result::Result<T, E>;
 
 /// Runs the program. An error is the sentence to print.
 pub(crate) fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<ExitCode> {
+    inherited::remember();
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let plan = match cli::parse(arguments.clone())? {
         Invocation::Print(text) => {

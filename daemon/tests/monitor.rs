@@ -511,7 +511,7 @@ fn a_message_without_end_is_cut_off() {
 fn large_and_odd_messages() {
     let server = Server::start(&[]);
     let mut client = server.client();
-    let id = json!({ "deep": ["x".repeat(1 << 20)] });
+    let id = json!({ "deep": ["x".repeat((1 << 20) - 100)] });
     let answer = client.say(&json!({ "execute": "query-version", "id": id }).to_string());
     assert_eq!(answer["id"], id);
     let many = format!("{{\"execute\": \"query-version\", \"arguments\": [{}]}}", "1,".repeat(1_100_000));
@@ -1140,6 +1140,26 @@ fn an_export_on_a_socket_that_was_inherited() {
     assert!(server.path("e.sock").exists(), "whoever made the socket removes it");
     client.execute("quit", json!({}));
     assert!(server.child.wait().unwrap().success());
+}
+
+/// A guest at the socket of QMP, or at that of another guest's disk, would be served what is not its own.
+#[test]
+fn no_export_takes_a_socket_of_the_daemon_s_own() {
+    let server = Server::start(&["--blockdev", "null-co,node-name=n"]);
+    let mut client = server.client();
+    let mut export = |id: &str, addr: Value| {
+        let export = json!({ "type": "vhost-user-blk", "id": id, "node-name": "n", "addr": addr });
+        client.say(&json!({ "execute": "block-export-add", "arguments": export }).to_string())
+    };
+    let other = server.path("e.sock");
+    assert_eq!(export("e", json!({ "type": "unix", "path": other })), json!({ "return": {} }));
+    for number in 3..100 {
+        let answer = export("f", json!({ "type": "fd", "str": number.to_string() }));
+        let refused = answer["error"]["desc"].as_str().unwrap_or_else(|| panic!("descriptor {number}: {answer}"));
+        assert!(refused.contains(&format!("descriptor '{number}'")), "{refused}");
+        // What we were passed by whoever runs the test is none.
+        assert!(refused.contains("passed") || refused.ends_with("is not a listening unix socket"), "{refused}");
+    }
 }
 
 /// What qemu-storage-daemon takes we take, or `docs/control.md` says that we do not.

@@ -4,6 +4,7 @@
 //! may become other nodes of the graph, and a filter above a node that is in use is inserted and taken out so.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use qmp::schema::Union;
@@ -13,6 +14,7 @@ use super::children::{GivenChild, GivenNode};
 use super::options::BlockdevOptions;
 use crate::base::{Error, Result};
 use crate::graph::{Change, Graph, NodeId, NodeOptions, NodeReport, Permit, Reopen, Step};
+use crate::rt::sync::Turns;
 
 /// Reopens the nodes that the entries name. A child that was defined in place may be given in place again; then it is
 /// reopened too.
@@ -23,8 +25,10 @@ pub async fn reopen(permit: &mut Permit, list: Vec<BlockdevOptions>) -> Result<(
 
 /// The same as steps of a transaction.
 pub async fn reopen_steps(graph: &Rc<Graph>, list: &[BlockdevOptions]) -> Result<Vec<Box<dyn Step>>> {
-    let mut reopening = Reopening { graph: graph.clone(), all: Vec::new(), current: Vec::new() };
+    let mut reopening = Reopening { graph: graph.clone(), all: Vec::new(), read: BTreeSet::new(), current: Vec::new() };
+    let mut turns = Turns::begin();
     for options in list {
+        turns.step().await;
         let Some(name) = &options.common.node_name else { return Err(Error::new("node-name not specified")) };
         let missing = || Error::new(format!("Failed to find node with node-name='{name}'"));
         let id = reopening.graph.find(name).ok_or_else(missing)?;
@@ -32,6 +36,7 @@ pub async fn reopen_steps(graph: &Rc<Graph>, list: &[BlockdevOptions]) -> Result
         reopening.node(id, options, None)?;
     }
     for (reopen, driver) in &reopening.all {
+        turns.step().await;
         check_driver(graph, reopen.node, driver).await?;
     }
     Ok(reopening.all.into_iter().map(|(reopen, _)| reopen.step()).collect())
@@ -47,6 +52,8 @@ pub(super) struct Reopening {
     graph: Rc<Graph>,
     /// What is to be reopened, with the driver that the options are for.
     all: Vec<(Reopen, &'static str)>,
+    /// The nodes whose options have been read, or are being.
+    read: BTreeSet<NodeId>,
     /// The nodes whose options are being read, from the entry down.
     current: Vec<Current>,
 }
@@ -61,7 +68,7 @@ struct Current {
 impl Reopening {
     fn node(&mut self, id: NodeId, options: &BlockdevOptions, parent: Option<NodeOptions>) -> Result<()> {
         let report = self.graph.node(id).ok_or_else(|| Error::new("There is no such node"))?;
-        if self.all.iter().any(|(other, _)| other.node == id) {
+        if !self.read.insert(id) {
             return Err(Error::new(format!("Node '{}' is in the list twice", report.name)));
         }
         let mut common = options.common.in_force(parent)?;

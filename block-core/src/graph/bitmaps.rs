@@ -111,9 +111,16 @@ impl Step for BitmapChange {
 
 impl<'d> GraphEdit<'d> {
     /// Bitmaps of nodes whose end moves have noted nothing of what lies past the size that they know, and whoever moved the
-    /// end has written there. To be asked before another reason makes the node larger, of a node that is drained.
+    /// end has written there. To be asked before another reason makes the node larger, of a node that is drained. Once for a node
+    /// is enough: what makes it larger after that is the change itself, under which nobody has written yet.
     pub(super) fn catch_up(&mut self, id: NodeId) -> Result<()> {
+        if self.caught_up.contains(&id) {
+            return Ok(());
+        }
         for id in self.above([id]) {
+            if !self.caught_up.insert(id) {
+                continue;
+            }
             let Some(vertex) = self.vertex(id) else { continue };
             let Some(end) = self.moving_end(vertex) else { continue };
             let Kind::Node(parts) = &mut self.vertex_mut(id)?.kind else { continue };
@@ -207,28 +214,37 @@ impl<'d> GraphEdit<'d> {
 impl BitmapChange {
     /// What the image says of the bitmap is going to be untrue, or the image shall store one more.
     async fn kept(&self, drained: &mut Drained<'_>) -> Result<()> {
-        let missing = || Error::new("There is no such node");
-        let report = drained.graph().node(self.node).ok_or_else(missing)?;
-        let old = report.bitmaps.iter().find(|bitmap| bitmap.name == self.name);
-        let mut kept: Vec<_> = report.bitmaps.iter().filter(|bitmap| bitmap.persistent).cloned().collect();
-        match (&self.what, old) {
-            (BitmapAction::Add { persistent: true, .. }, None) => {
-                kept.insert(0, NodeBitmap::new(&self.name, &self.what, report.geometry)?);
-                drained.exclusive(self.node)?.with(async |child| child.keep_bitmaps(&kept).await).await
+        let Some(kept) = drained.graph().kept_after(self)? else { return Ok(()) };
+        drained.exclusive(self.node)?.with(async |child| child.keep_bitmaps(&kept).await).await
+    }
+}
+
+impl Graph {
+    /// What an image is told that it keeps, before the change is made; `None`: it says nothing that will be untrue.
+    fn kept_after(&self, change: &BitmapChange) -> Result<Option<Vec<NodeBitmap>>> {
+        let kept = self.vertex(change.node, |vertex| {
+            let node = vertex.node().ok_or_else(no_such_node)?;
+            let old = node.bitmaps.iter().find(|bitmap| bitmap.name == change.name);
+            let read_only = node.options.read_only;
+            let mut kept = Vec::new();
+            match (&change.what, old) {
+                (BitmapAction::Add { persistent: true, .. }, None) => {
+                    let geometry = self.shape.borrow().geometry_now(vertex).ok_or_else(no_such_node)?;
+                    kept.push(NodeBitmap::new(&change.name, &change.what, geometry)?);
+                }
+                (BitmapAction::Remove, Some(old)) if old.persistent => old.check_kept(read_only)?,
+                // On a node that is only read this is a matter of memory.
+                (BitmapAction::Enable | BitmapAction::Disable, _) if read_only => return Ok(None),
+                (_, Some(old)) if old.persistent => {
+                    old.check_kept(read_only)?;
+                    old.check_usable()?;
+                }
+                _ => return Ok(None),
             }
-            (BitmapAction::Remove, Some(old)) if old.persistent => {
-                old.check_kept(report.options.read_only)?;
-                drained.exclusive(self.node)?.with(async |child| child.keep_bitmaps(&kept).await).await
-            }
-            // On a node that is only read this is a matter of memory.
-            (BitmapAction::Enable | BitmapAction::Disable, _) if report.options.read_only => Ok(()),
-            (_, Some(old)) if old.persistent => {
-                old.check_kept(report.options.read_only)?;
-                old.check_usable()?;
-                drained.exclusive(self.node)?.with(async |child| child.keep_bitmaps(&kept).await).await
-            }
-            _ => Ok(()),
-        }
+            kept.extend(node.kept());
+            Ok(Some(kept))
+        });
+        kept.unwrap_or_else(|| Err(no_such_node()))
     }
 }
 

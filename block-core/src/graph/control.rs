@@ -124,6 +124,12 @@ impl Graph {
         shape.vertices.iter().filter_map(|(id, vertex)| report(&shape, *id, vertex)).collect()
     }
 
+    /// The same, to be looked at one by one: with others in between, some may be gone by then.
+    pub fn node_ids(&self) -> Vec<NodeId> {
+        let shape = self.shape.borrow();
+        shape.vertices.iter().filter(|(_, vertex)| vertex.node().is_some()).map(|(id, _)| *id).collect()
+    }
+
     /// The nodes that an operator added and that nothing stands on.
     pub fn unused(&self) -> Vec<NodeId> {
         let unused = |vertex: &Vertex| vertex.parents.is_empty() && vertex.node().is_some_and(|node| node.explicit);

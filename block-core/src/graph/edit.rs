@@ -140,6 +140,8 @@ pub struct GraphEdit<'d> {
     pub(super) seen_differently: BTreeSet<NodeId>,
     /// Sizes in bytes that nodes are to have and do not have yet, see [`Permit::resize`](super::control::Permit::resize).
     pub(super) supposed: BTreeMap<NodeId, u64>,
+    /// Nodes that have noted where their ends have moved to, see [`Self::catch_up`].
+    pub(super) caught_up: BTreeSet<NodeId>,
     new_roots: Vec<NodeId>,
     /// Nodes that an edge has led to and leads to no more.
     cut_off: Vec<NodeId>,
@@ -378,6 +380,7 @@ pub(crate) fn evaluate<'d, R>(
         geometry_dirty: BTreeSet::new(),
         seen_differently: BTreeSet::new(),
         supposed: BTreeMap::new(),
+        caught_up: BTreeSet::new(),
         new_roots: Vec::new(),
         cut_off: Vec::new(),
         replaced: Vec::new(),

@@ -12,7 +12,7 @@ use super::id::NodeId;
 use super::permission::Perms;
 use super::shape::Vertex;
 use crate::base::{Error, Result};
-use crate::rt::sync::{Receiver, oneshot};
+use crate::rt::sync::{Receiver, oneshot, yield_now};
 use crate::rt::{Local, within};
 
 /// A set that a command has drained, and how long that command waits for others meanwhile.
@@ -67,6 +67,8 @@ impl Graph {
             }
             let locks = self.tighten(&outcome).await?;
             drop(outcome);
+            // Each look at a change of many steps takes a while, and others have their turn in between.
+            yield_now().await;
             // The plan is checked again: while the locks were taken, others may have changed what it rests on.
             let (_, now) = self.preview(set, &change)?;
             if self.first_lacking(&now).is_none() && !self.collides(&now, drained) {

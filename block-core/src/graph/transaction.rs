@@ -3,6 +3,7 @@
 //! A transaction drains what all its steps touch, lets each step prepare what may fail or take long, makes all edits on
 //! one copy of the graph, and publishes that. Whatever fails before is undone, the last step first.
 
+use std::collections::BTreeSet;
 use std::pin::Pin;
 
 use super::control::{Committed, Graph, Permit};
@@ -12,6 +13,7 @@ use super::id::NodeId;
 use super::permission::Role;
 use super::shape::{Vertex, Vertices};
 use crate::base::{Error, IoError, Result, ResultExt};
+use crate::rt::sync::{Turns, yield_now};
 
 /// The future of a step's part.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -91,7 +93,9 @@ impl Permit {
 impl Drained<'_> {
     /// Prepares and publishes; on failure all that was begun is aborted.
     async fn attempt(mut self, steps: &mut [Box<dyn Step>]) -> Result<Committed<()>> {
+        let mut turns = Turns::begin();
         for begun in 0..steps.len() {
+            turns.step().await;
             if let Err(error) = steps[begun].prepare(&mut self).await {
                 abort(&mut steps[..=begun], &mut self).await;
                 return Err(error);
@@ -105,6 +109,8 @@ impl Drained<'_> {
     }
 
     async fn publish(&self, steps: &[Box<dyn Step>]) -> Result<Committed<()>> {
+        // Each look at the whole is one step.
+        yield_now().await;
         let leaving = self.preview(|edit, set| edit_all(steps, edit, set))?;
         let mut lossy = Vec::new();
         for (node, by) in leaving.replaced {
@@ -125,6 +131,7 @@ impl Drained<'_> {
             }
         }
         self.calm(leaving.calmed).await;
+        yield_now().await;
         let locks = self.prepare(|edit, set| edit_all(steps, edit, set)).await?;
         let committed = self.write_once(|edit, set| {
             edit_all(steps, edit, set)?;
@@ -186,7 +193,7 @@ impl GraphEdit<'_> {
 
 /// A reopen leaves the image as it is to be found, so nothing else may change it in the same transaction.
 fn check_together(steps: &[Box<dyn Step>], graph: &Graph) -> Result<()> {
-    let reopened: Vec<_> = steps.iter().filter_map(|step| step.reopens()).collect();
+    let reopened: BTreeSet<_> = steps.iter().filter_map(|step| step.reopens()).collect();
     let mut changed = steps.iter().filter_map(|step| step.changes_image(graph));
     match changed.find(|node| reopened.contains(node)) {
         Some(node) => Err(Error::new(format!(

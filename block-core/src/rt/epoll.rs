@@ -8,11 +8,11 @@ use super::pool;
 use super::thread::Shared;
 use super::token::Token;
 use epoll::{ControlOptions, Event, Events};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One thread's epoll instance.
 pub(super) struct Epoll {
@@ -21,6 +21,8 @@ pub(super) struct Epoll {
     watched: HashMap<u64, Watched>,
     /// Completions for the next reap.
     stash: Vec<Completion>,
+    /// Watches that could not be set up, by when whoever asked is to look for himself, the earliest first.
+    refused: VecDeque<(Instant, u64)>,
 }
 
 struct Watched {
@@ -35,7 +37,8 @@ impl Epoll {
         let fd = epoll::create(true)?;
         // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let this = Self { fd, shared: shared.clone(), watched: HashMap::new(), stash: Vec::new() };
+        let this =
+            Self { fd, shared: shared.clone(), watched: HashMap::new(), stash: Vec::new(), refused: VecDeque::new() };
         this.add(shared.signal_fd().as_raw_fd(), Events::EPOLLIN | Events::EPOLLET, Token::Mail)?;
         Ok(this)
     }
@@ -55,14 +58,22 @@ impl Epoll {
                 let watched = Watched { fd, _twin: twin, edges: interest == Interest::Edges };
                 self.watched.insert(token.pack(), watched);
             }
-            // What epoll refuses (a regular file) is always ready; any other error shows in the call that follows.
-            Err(_) => self.complete(token.pack(), i32::from(libc::POLLIN | libc::POLLOUT), false),
+            // Out of descriptors or memory. Whoever looks at once, and asks again, would do nothing else. Watches for edges have
+            // a pause of their own (`readiness.rs`).
+            Err(error) if error.raw_os_error() != Some(libc::EPERM) && interest != Interest::Edges => {
+                self.refused.push_back((Instant::now() + PAUSE, token.pack()));
+            }
+            // What epoll refuses (a regular file) is always ready.
+            Err(_) => self.complete(token.pack(), READY, false),
         }
     }
 
     pub(super) fn unwatch(&mut self, token: Token) {
         if let Some(watched) = self.watched.remove(&token.pack()) {
             self.forget(&watched);
+            self.complete(token.pack(), -libc::ECANCELED, false);
+        } else if let Some(at) = self.refused.iter().position(|(_, refused)| *refused == token.pack()) {
+            self.refused.remove(at);
             self.complete(token.pack(), -libc::ECANCELED, false);
         }
     }
@@ -73,12 +84,26 @@ impl Epoll {
 
     pub(super) fn reap(&mut self, out: &mut Vec<Completion>) {
         self.collect(0);
+        self.let_look();
         out.append(&mut self.stash);
     }
 
     pub(super) fn wait(&mut self, timeout: Option<Duration>) {
         if self.stash.is_empty() {
+            let pause = self.refused.front().map(|(until, _)| until.saturating_duration_since(Instant::now()));
+            let timeout = pause.into_iter().chain(timeout).min();
             self.collect(timeout.map_or(-1, millis));
+        }
+    }
+
+    /// Whoever's watch was refused has paused for long enough: the error, if it still is one, shows in the call that follows.
+    fn let_look(&mut self) {
+        if self.refused.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some((_, token)) = self.refused.pop_front_if(|(until, _)| *until <= now) {
+            self.complete(token, READY, false);
         }
     }
 
@@ -132,3 +157,6 @@ fn millis(timeout: Duration) -> i32 {
 }
 
 const EVENTS: usize = 64;
+const READY: i32 = Events::EPOLLIN.bits().cast_signed() | Events::EPOLLOUT.bits().cast_signed();
+/// Before a watch that could not be set up is asked for again.
+const PAUSE: Duration = Duration::from_millis(10);

@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 /// Wakes tasks of the same thread. A notification that nobody waits for is kept, once.
 #[derive(Default)]
@@ -104,6 +105,30 @@ pub async fn yield_now() {
     })
     .await;
 }
+
+/// Work that is long and never waits, cut into turns: between its steps the thread's other tasks go on whenever a turn is over.
+pub struct Turns {
+    since: Instant,
+}
+
+impl Turns {
+    /// The first turn begins.
+    #[must_use]
+    pub fn begin() -> Self {
+        Self { since: Instant::now() }
+    }
+
+    /// To be called after each step, which should take much less than a turn.
+    pub async fn step(&mut self) {
+        if self.since.elapsed() >= TURN {
+            yield_now().await;
+            self.since = Instant::now();
+        }
+    }
+}
+
+/// So long others are kept waiting by one task.
+const TURN: Duration = Duration::from_millis(1);
 
 /// A mutex for tasks of one thread, which may be held across a pause point. First come, first served.
 #[derive(Default)]

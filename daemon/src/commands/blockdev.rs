@@ -1,16 +1,18 @@
 //! Nodes of the graph: adding, removing, changing and listing them.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
+use std::vec;
 
 use block_core::catalog::{self, BlockdevOptions};
 use block_core::graph::{DetectZeroes, DriverInfo, NodeId, NodeReport, Preallocation};
 use qmp::schema::{Empty, Value};
 use qmp::{Error, Qapi, Result};
 
-use super::Table;
 use super::bitmap::BlockDirtyInfo;
 use super::internal_snapshot::SnapshotInfo;
+use super::{Listing, Table};
 use crate::daemon::Daemon;
 use crate::refused;
 
@@ -32,7 +34,7 @@ pub(super) fn register(table: &mut Table) {
         "Arms an event for the first write past an offset.",
         block_set_write_threshold,
     );
-    table.add("query-named-block-nodes", "All nodes, the youngest first.", query_named_block_nodes);
+    table.add_list("query-named-block-nodes", "All nodes, the youngest first.", query_named_block_nodes);
     table.add("query-block", "Devices with nodes in them. There are none here: the list is empty.", query_block);
 }
 
@@ -220,35 +222,150 @@ async fn block_set_write_threshold(daemon: Rc<Daemon>, arguments: ThresholdArgum
     if daemon.graph.set_write_threshold(node, threshold) { Ok(Empty {}) } else { Err(missing()) }
 }
 
-async fn query_named_block_nodes(daemon: Rc<Daemon>, arguments: QueryNodesArguments) -> Result<Vec<BlockDeviceInfo>> {
-    let mut list = Vec::new();
-    // The youngest first, as clients are used to.
-    for node in daemon.graph.nodes().into_iter().rev() {
-        // A node that goes away meanwhile is none to report.
-        let Some(image) = ImageInfo::of(&daemon, &node).await else { continue };
-        let mut info = BlockDeviceInfo::of(&node, image);
-        if !arguments.flat {
-            let below = images_below(&daemon, &node).await;
+async fn query_named_block_nodes(daemon: Rc<Daemon>, arguments: QueryNodesArguments) -> Result<NodeRows> {
+    let nodes = daemon.graph.node_ids();
+    Ok(NodeRows { flat: arguments.flat, nodes: nodes.into_iter(), images: Images::of(daemon) })
+}
+
+/// The nodes, the youngest first, as clients are used to.
+struct NodeRows {
+    flat: bool,
+    nodes: vec::IntoIter<NodeId>,
+    images: Images,
+}
+
+impl Listing for NodeRows {
+    type Row = BlockDeviceInfo;
+
+    async fn next(&mut self) -> Option<BlockDeviceInfo> {
+        loop {
+            // A node that goes away meanwhile is none to report.
+            let id = self.nodes.next_back()?;
+            if let Some(row) = self.row(id).await {
+                return Some(row);
+            }
+        }
+    }
+}
+
+impl NodeRows {
+    async fn row(&mut self, id: NodeId) -> Option<BlockDeviceInfo> {
+        let (image, below) = self.images.ask(id).await?;
+        let mut info = BlockDeviceInfo::of(&self.images.daemon.graph.node(id)?, image);
+        if !self.flat {
+            let below = self.images.chain(below).await;
             info.backing_file_depth = signed(below.len() as u64);
             info.image.backing_image = below
                 .into_iter()
                 .rev()
                 .fold(None, |backing_image, image| Some(Box::new(ImageInfo { backing_image, ..image })));
         }
-        list.push(info);
+        Some(info)
     }
-    Ok(list)
 }
 
-/// The images that a node stands on, the nearest first.
-async fn images_below(daemon: &Daemon, node: &NodeReport) -> Vec<ImageInfo> {
-    let (mut images, mut next) = (Vec::new(), image_below(node));
-    while let Some(below) = next.and_then(|id| daemon.graph.node(id)) {
-        let Some(image) = ImageInfo::of(daemon, &below).await else { break };
-        images.push(image);
-        next = image_below(&below);
+/// What nodes say about their images. Each is asked once, however many stand on it.
+struct Images {
+    daemon: Rc<Daemon>,
+    /// Without the images below; and which of them is the next one.
+    asked: HashMap<NodeId, Option<(ImageInfo, Option<NodeId>)>>,
+    named: HashMap<NodeId, Option<Rc<DriverInfo>>>,
+}
+
+impl Images {
+    fn of(daemon: Rc<Daemon>) -> Self {
+        Self { daemon, asked: HashMap::new(), named: HashMap::new() }
     }
-    images
+
+    /// The images from `next` down.
+    async fn chain(&mut self, mut next: Option<NodeId>) -> Vec<ImageInfo> {
+        let mut images = Vec::new();
+        while let Some(id) = next
+            && let Some((image, below)) = self.ask(id).await
+        {
+            images.push(image);
+            next = below;
+        }
+        images
+    }
+
+    async fn ask(&mut self, id: NodeId) -> Option<(ImageInfo, Option<NodeId>)> {
+        if let Some(known) = self.asked.get(&id) {
+            return known.clone();
+        }
+        let image = self.image(id).await;
+        self.asked.insert(id, image.clone());
+        image
+    }
+
+    async fn image(&mut self, id: NodeId) -> Option<(ImageInfo, Option<NodeId>)> {
+        let node = self.daemon.graph.node(id)?;
+        let info = self.named_info(id).await?;
+        let attached = match child(&node, "backing") {
+            Some(below) => self.named_info(below).await.map(|below| below.filename.clone()),
+            None => None,
+        };
+        let (backing_filename, backing_filename_format) =
+            info.backing.clone().map_or((None, None), |(name, format)| (Some(name), format));
+        let named = backing_filename.as_deref().map(|name| beside(&info.filename, name));
+        let snapshots = self.daemon.graph.snapshots(id).unwrap_or_default();
+        let snapshots: Vec<_> = snapshots.into_iter().map(SnapshotInfo::of).collect();
+        let image = ImageInfo {
+            filename: info.filename.clone(),
+            format: info.driver.to_owned(),
+            dirty_flag: info.dirty,
+            actual_size: info.allocated.map(signed),
+            virtual_size: signed(node.geometry.size),
+            cluster_size: info.cluster_size.map(signed),
+            encrypted: info.encrypted.then_some(true),
+            backing_filename,
+            full_backing_filename: attached.filter(|name| !name.is_empty()).or(named),
+            backing_filename_format,
+            snapshots: Some(snapshots).filter(|all| !all.is_empty()),
+            backing_image: None,
+            format_specific: info.specific.clone(),
+        };
+        Some((image, image_below(&node)))
+    }
+
+    /// What the driver says about a node. A node without a file of its own is called after what it lies on.
+    async fn named_info(&mut self, id: NodeId) -> Option<Rc<DriverInfo>> {
+        // From the node down to the first one that has a name, or is known already.
+        let (mut nameless, mut next, mut lower) = (Vec::new(), Some(id), None);
+        while let Some(id) = next {
+            lower = self.named.get(&id).cloned();
+            if lower.is_some() {
+                break;
+            }
+            match self.daemon.graph.info(id).await {
+                Some(info) if info.filename.is_empty() => {
+                    nameless.push((id, info));
+                    next = self.daemon.graph.node(id).as_ref().and_then(file_below);
+                }
+                named => {
+                    let named = named.map(Rc::new);
+                    self.named.insert(id, named.clone());
+                    lower = Some(named);
+                    break;
+                }
+            }
+        }
+        for (id, mut info) in nameless.into_iter().rev() {
+            let named = match lower {
+                None => Some(Rc::new(info)),
+                // What it lies on has gone meanwhile.
+                Some(None) => None,
+                Some(Some(below)) => {
+                    info.filename.clone_from(&below.filename);
+                    info.allocated = info.allocated.or(below.allocated);
+                    Some(Rc::new(info))
+                }
+            };
+            self.named.insert(id, named.clone());
+            lower = Some(named);
+        }
+        lower.flatten()
+    }
 }
 
 /// The image that a node stands on, or lets through.
@@ -293,54 +410,10 @@ impl BlockDeviceInfo {
     }
 }
 
-impl ImageInfo {
-    /// Without the images below.
-    async fn of(daemon: &Daemon, node: &NodeReport) -> Option<Self> {
-        let info = named_info(daemon, node).await?;
-        let attached = match child(node, "backing").and_then(|id| daemon.graph.node(id)) {
-            Some(below) => named_info(daemon, &below).await.map(|below| below.filename),
-            None => None,
-        };
-        let (backing_filename, backing_filename_format) =
-            info.backing.map_or((None, None), |(name, format)| (Some(name), format));
-        let named = backing_filename.as_deref().map(|name| beside(&info.filename, name));
-        let snapshots: Vec<_> =
-            daemon.graph.snapshots(node.id).unwrap_or_default().into_iter().map(SnapshotInfo::of).collect();
-        Some(Self {
-            filename: info.filename,
-            format: info.driver.to_owned(),
-            dirty_flag: info.dirty,
-            actual_size: info.allocated.map(signed),
-            virtual_size: signed(node.geometry.size),
-            cluster_size: info.cluster_size.map(signed),
-            encrypted: info.encrypted.then_some(true),
-            backing_filename,
-            full_backing_filename: attached.filter(|name| !name.is_empty()).or(named),
-            backing_filename_format,
-            snapshots: Some(snapshots).filter(|all| !all.is_empty()),
-            backing_image: None,
-            format_specific: info.specific,
-        })
-    }
-}
-
 /// What `name`, which the image `base` gives, means from here.
 fn beside(base: &str, name: &str) -> String {
     let folder = Path::new(base).parent().unwrap_or(Path::new(""));
     folder.join(name).to_string_lossy().into_owned()
-}
-
-/// What the driver says about a node. A node without a file of its own is called after what it lies on.
-async fn named_info(daemon: &Daemon, node: &NodeReport) -> Option<DriverInfo> {
-    let mut info = daemon.graph.info(node.id).await?;
-    let mut below = file_below(node);
-    while let Some(id) = below.take_if(|_| info.filename.is_empty()) {
-        let lower = daemon.graph.info(id).await?;
-        info.filename = lower.filename;
-        info.allocated = info.allocated.or(lower.allocated);
-        below = file_below(&daemon.graph.node(id)?);
-    }
-    Some(info)
 }
 
 /// What a node lies on, if it lies on anything.

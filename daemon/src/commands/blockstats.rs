@@ -1,17 +1,19 @@
 //! What went through each node.
 
+use std::collections::HashMap;
 use std::rc::Rc;
+use std::vec;
 
-use block_core::graph::{NodeReport, OpKind, Totals};
+use block_core::graph::{NodeId, OpKind, Totals};
 use qmp::schema::Value;
 use qmp::{Qapi, Result};
 
-use super::Table;
 use super::blockdev::{file_below, signed};
+use super::{Listing, Table};
 use crate::daemon::Daemon;
 
 pub(super) fn register(table: &mut Table) {
-    table.add("query-blockstats", "Counters of nodes and exports since they were made.", query_blockstats);
+    table.add_list("query-blockstats", "Counters of nodes and exports since they were made.", query_blockstats);
 }
 
 /// The arguments of `query-blockstats`.
@@ -136,35 +138,64 @@ struct BlockDeviceStats {
     timed_stats: Vec<Value>,
 }
 
-async fn query_blockstats(daemon: Rc<Daemon>, arguments: QueryBlockStatsArguments) -> Result<Vec<BlockStats>> {
-    let mut list = Vec::new();
-    if arguments.query_nodes {
-        for node in daemon.graph.nodes() {
-            list.push(chain_stats(&daemon, node).await);
-        }
-    }
-    Ok(list)
+async fn query_blockstats(daemon: Rc<Daemon>, arguments: QueryBlockStatsArguments) -> Result<StatsRows> {
+    let nodes = if arguments.query_nodes { daemon.graph.node_ids() } else { Vec::new() };
+    Ok(StatsRows { daemon, nodes: nodes.into_iter(), asked: HashMap::new() })
 }
 
-/// A node's counters with those of what it lies on, down to where nothing is below.
-async fn chain_stats(daemon: &Daemon, top: NodeReport) -> BlockStats {
-    let mut chain = Vec::new();
-    let mut next = Some(top);
-    while let Some(node) = next.take_if(|_| chain.len() < MAX_CHAIN) {
-        next = file_below(&node).and_then(|id| daemon.graph.node(id));
-        let statistics = daemon.graph.info(node.id).await.and_then(|info| info.statistics);
-        chain.push((node, statistics));
-    }
-    let mut parent = None;
-    while let Some((node, driver_specific)) = chain.pop() {
-        let stats = BlockDeviceStats::of(&node.totals);
-        let this = BlockStats { node_name: Some(node.name), stats, driver_specific, parent };
-        if chain.is_empty() {
-            return this;
+/// The nodes, in the order in which they were added.
+struct StatsRows {
+    daemon: Rc<Daemon>,
+    nodes: vec::IntoIter<NodeId>,
+    /// Those that were asked, however many stand on them: without what they lie on, and where that is.
+    asked: HashMap<NodeId, Option<(BlockStats, Option<NodeId>)>>,
+}
+
+impl Listing for StatsRows {
+    type Row = BlockStats;
+
+    async fn next(&mut self) -> Option<BlockStats> {
+        loop {
+            // A node that goes away meanwhile is none to report.
+            let node = self.nodes.next()?;
+            if let Some(row) = self.chain(node).await {
+                return Some(row);
+            }
         }
-        parent = Some(Box::new(this));
     }
-    unreachable!("the chain begins with the node itself")
+}
+
+impl StatsRows {
+    /// A node's counters with those of what it lies on, down to where nothing is below.
+    async fn chain(&mut self, top: NodeId) -> Option<BlockStats> {
+        let (mut chain, mut next) = (Vec::new(), Some(top));
+        while let Some(node) = next.take_if(|_| chain.len() < MAX_CHAIN)
+            && let Some((own, below)) = self.ask(node).await
+        {
+            chain.push(own);
+            next = below;
+        }
+        let lowest = chain.pop()?;
+        Some(chain.into_iter().rev().fold(lowest, |below, own| BlockStats { parent: Some(Box::new(below)), ..own }))
+    }
+
+    async fn ask(&mut self, id: NodeId) -> Option<(BlockStats, Option<NodeId>)> {
+        if let Some(known) = self.asked.get(&id) {
+            return known.clone();
+        }
+        let own = self.stats_of(id).await;
+        self.asked.insert(id, own.clone());
+        own
+    }
+
+    async fn stats_of(&self, id: NodeId) -> Option<(BlockStats, Option<NodeId>)> {
+        let graph = &self.daemon.graph;
+        let node = graph.node(id)?;
+        let driver_specific = graph.info(id).await.and_then(|info| info.statistics);
+        let below = file_below(&node);
+        let stats = BlockDeviceStats::of(&node.totals);
+        Some((BlockStats { node_name: Some(node.name), stats, driver_specific, parent: None }, below))
+    }
 }
 
 impl BlockDeviceStats {

@@ -40,7 +40,34 @@ pub struct Commands {
 }
 
 type Run = Box<dyn Fn(Rc<Daemon>, Value) -> Outcome>;
-type Outcome = Pin<Box<dyn Future<Output = Result<Value>>>>;
+type Outcome = Pin<Box<dyn Future<Output = Result<Answer>>>>;
+
+/// What a command returns.
+pub enum Answer {
+    /// All of it.
+    Whole(Value),
+    /// A list that may be long.
+    Rows(Box<dyn Rows>),
+}
+
+/// A list whose rows are made one by one, with whatever others want in between.
+pub trait Rows {
+    /// The next row.
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Value>> + '_>>;
+}
+
+/// The same with its type.
+pub(crate) trait Listing: 'static {
+    type Row: Qapi;
+
+    async fn next(&mut self) -> Option<Self::Row>;
+}
+
+impl<L: Listing> Rows for L {
+    fn next(&mut self) -> Pin<Box<dyn Future<Output = Option<Value>> + '_>> {
+        Box::pin(async { Some(Listing::next(self).await?.to_value()) })
+    }
+}
 
 impl Commands {
     /// The commands of this daemon.
@@ -61,7 +88,7 @@ impl Commands {
     }
 
     /// Runs a command to its end.
-    pub async fn run(&self, daemon: &Rc<Daemon>, command: &str, arguments: Value) -> Result<Value> {
+    pub async fn run(&self, daemon: &Rc<Daemon>, command: &str, arguments: Value) -> Result<Answer> {
         let run = self.entries.get(command).ok_or_else(|| Error::unknown_command(command))?;
         run(daemon.clone(), arguments).await
     }
@@ -127,8 +154,27 @@ impl Table {
     {
         self.collector.command::<A, R>(name, doc, features);
         let run: Run = Box::new(move |daemon, arguments| {
-            Box::pin(async move { Ok(run(daemon, from_value(arguments)?).await?.to_value()) })
+            Box::pin(async move { Ok(Answer::Whole(run(daemon, from_value(arguments)?).await?.to_value())) })
         });
+        self.insert(name, run);
+    }
+
+    /// Adds a command that returns a list which grows with the graph.
+    fn add_list<A: Qapi, L: Listing, F>(&mut self, name: &'static str, doc: &'static str, run: fn(Rc<Daemon>, A) -> F)
+    where
+        F: Future<Output = Result<L>> + 'static,
+    {
+        self.collector.command::<A, Vec<L::Row>>(name, doc, &[]);
+        let run: Run = Box::new(move |daemon, arguments| {
+            Box::pin(async move {
+                let rows: Box<dyn Rows> = Box::new(run(daemon, from_value(arguments)?).await?);
+                Ok(Answer::Rows(rows))
+            })
+        });
+        self.insert(name, run);
+    }
+
+    fn insert(&mut self, name: &'static str, run: Run) {
         let before = self.entries.insert(name, run);
         assert!(before.is_none(), "the command '{name}' is registered twice");
     }

@@ -6,6 +6,7 @@ use block_core::base;
 use block_core::catalog::{self, BlockdevOptions};
 use block_core::drivers::BlockDirtyBitmap;
 use block_core::graph::{BitmapAction, Change, Drained, DrainedSet, Graph, GraphEdit, NodeId, Pending, Step};
+use block_core::rt::sync::Turns;
 use qmp::schema::Empty;
 use qmp::{Error, Qapi, Result};
 
@@ -224,7 +225,9 @@ async fn collect(
     steps: &mut Vec<Box<dyn Step>>,
     overlays: &mut Vec<NewOverlay>,
 ) -> Result<()> {
+    let mut turns = Turns::begin();
     for action in actions {
+        turns.step().await;
         if grouped {
             let name = qmp::schema::Union::tag(&action);
             let property = "transaction property completion-mode = grouped";

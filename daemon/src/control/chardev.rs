@@ -174,7 +174,7 @@ impl Chardevs {
     /// Opens a character device. One that is to wait for its first client is waited for.
     pub async fn add(&self, local: &Local, options: ChardevOptions) -> Result<()> {
         self.check(&options)?;
-        let (peer, kept) = options.backend.open()?;
+        let (peer, kept) = options.backend.open().await?;
         let chardev = Rc::new(Chardev {
             options,
             peer,
@@ -228,7 +228,7 @@ impl Chardevs {
 }
 
 impl ChardevBackend {
-    fn open(&self) -> Result<(Peer, Option<Kept>)> {
+    async fn open(&self) -> Result<(Peer, Option<Kept>)> {
         let mux = match self {
             Self::Socket(socket) => socket.mux,
             Self::Null(null) => null.mux,
@@ -238,7 +238,7 @@ impl ChardevBackend {
             return Err(Error::new("mux=on is not there: every client of a monitor has a session of its own"));
         }
         match self {
-            Self::Socket(socket) => socket.open(),
+            Self::Socket(socket) => socket.open().await,
             Self::Null(_) => Ok((Peer::Nobody, None)),
             Self::Stdio(_) if background::is_background() => {
                 Err(Error::new("stdin and stdout are not there with --daemonize"))
@@ -252,7 +252,7 @@ impl ChardevBackend {
 }
 
 impl SocketChardev {
-    fn open(&self) -> Result<(Peer, Option<Kept>)> {
+    async fn open(&self) -> Result<(Peer, Option<Kept>)> {
         if self.host.is_some() || self.port.is_some() {
             return Err(Error::new("A QMP socket over TCP would be open to everybody: use path= or fd="));
         }
@@ -273,18 +273,18 @@ impl SocketChardev {
             return Err(Error::new("'wait' option is incompatible with socket in client connect mode"));
         }
         match (&self.path, &self.fd) {
-            (Some(path), None) => self.open_path(Path::new(path)),
+            (Some(path), None) => self.open_path(Path::new(path)).await,
             (None, Some(word)) => self.open_passed(word),
             (Some(_), Some(_)) => Err(Error::new("'path' and 'fd' exclude each other")),
             (None, None) => Err(Error::new("A socket needs 'path' or 'fd'")),
         }
     }
 
-    fn open_path(&self, path: &Path) -> Result<(Peer, Option<Kept>)> {
+    async fn open_path(&self, path: &Path) -> Result<(Peer, Option<Kept>)> {
         if !self.server {
             return Ok((Peer::Connected(connect_to(path)?), None));
         }
-        let listener = Listener::bind(path, true)?;
+        let listener = Listener::bind(path, true).await?;
         Ok((Peer::Listening(Arc::new(listener.descriptor)), listener.file.map(|file| Kept::File { _file: file })))
     }
 

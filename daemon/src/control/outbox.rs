@@ -6,7 +6,12 @@ use std::collections::VecDeque;
 /// Bytes on their way to one client.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    bytes: VecDeque<u8>,
+    /// In pieces, so that a long reply is never moved as a whole.
+    pieces: VecDeque<Vec<u8>>,
+    /// Bytes of the first piece that have been sent.
+    sent: usize,
+    /// Bytes that have not been sent.
+    len: usize,
     events: VecDeque<Waiting>,
     dropped: u64,
 }
@@ -20,14 +25,18 @@ struct Waiting {
 
 impl Outbox {
     /// Adds a reply. There is at most one on top of [`HIGH_MARK`], since the caller then starts no command.
-    pub(super) fn reply(&mut self, line: &[u8]) {
-        self.bytes.extend(line);
+    pub(super) fn reply(&mut self, line: Vec<u8>) {
+        self.len += line.len();
+        match self.pieces.back_mut().filter(|last| last.len() + line.len() <= HIGH_MARK) {
+            Some(last) => last.extend(line),
+            None => self.pieces.push_back(line),
+        }
     }
 
     /// Adds an event. While the client does not read, a later one of the same key replaces an earlier one.
     pub(super) fn event(&mut self, key: Option<String>, line: Vec<u8>) {
         if self.events.is_empty() && !self.is_full() {
-            self.bytes.extend(line);
+            self.reply(line);
             return;
         }
         if key.is_some()
@@ -45,29 +54,32 @@ impl Outbox {
 
     /// So much waits that the client has to read before it is served further.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes.len() >= HIGH_MARK
+        self.len >= HIGH_MARK
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.len == 0
     }
 
     /// The next bytes to send.
     pub(super) fn next(&self) -> &[u8] {
-        self.bytes.as_slices().0
+        self.pieces.front().map(|first| &first[self.sent..]).unwrap_or_default()
     }
 
     /// `count` bytes have been sent.
     pub(super) fn sent(&mut self, count: usize) {
-        self.bytes.drain(..count);
+        self.len -= count;
+        self.sent += count;
+        while let Some(first) = self.pieces.front()
+            && first.len() <= self.sent
+        {
+            self.sent -= first.len();
+            self.pieces.pop_front();
+        }
         while !self.is_full()
             && let Some(waiting) = self.events.pop_front()
         {
-            self.bytes.extend(waiting.line);
-        }
-        if self.bytes.is_empty() && self.bytes.capacity() > 2 * HIGH_MARK {
-            // One large reply (a schema) is no reason to keep its memory.
-            self.bytes = VecDeque::new();
+            self.reply(waiting.line);
         }
     }
 
@@ -92,7 +104,7 @@ mod tests {
 
     fn full() -> Outbox {
         let mut outbox = Outbox::default();
-        outbox.reply(&vec![b'.'; HIGH_MARK]);
+        outbox.reply(vec![b'.'; HIGH_MARK]);
         outbox
     }
 
@@ -122,11 +134,30 @@ mod tests {
     #[test]
     fn what_waits_keeps_its_order() {
         let mut outbox = Outbox::default();
-        outbox.reply(b"a");
+        outbox.reply(b"a".to_vec());
         outbox.event(None, b"b".to_vec());
-        outbox.reply(b"c");
+        outbox.reply(b"c".to_vec());
         assert_eq!(outbox.next(), b"abc");
         outbox.sent(2);
         assert_eq!(outbox.next(), b"c");
+    }
+
+    #[test]
+    fn replies_in_pieces_are_sent_in_order_however_much_is_taken() {
+        for taken in [1, 7, HIGH_MARK - 1, HIGH_MARK, 3 * HIGH_MARK] {
+            let (mut outbox, mut all, mut sent) = (Outbox::default(), Vec::<u8>::new(), Vec::<u8>::new());
+            for (byte, length) in (0..).zip([5, HIGH_MARK, 0, 1, 2 * HIGH_MARK, 3, 3]) {
+                outbox.reply(vec![byte; length]);
+                all.extend(vec![byte; length]);
+            }
+            while !outbox.is_empty() {
+                let next = outbox.next();
+                assert!(!next.is_empty());
+                let count = next.len().min(taken);
+                sent.extend(&next[..count]);
+                outbox.sent(count);
+            }
+            assert!(sent == all && outbox.next().is_empty());
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::future::Future;
 use std::hint::black_box;
 use std::rc::Rc;
 
-use block_core::rt::sync::Notify;
+use block_core::rt::sync::{Notify, Turns};
 use block_core::rt::{Local, SharedFd};
 use qmp::schema::Value;
 use qmp::wire::{Action, Layout, VersionInfo};
@@ -18,6 +18,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::event::Event;
 use super::outbox::Outbox;
+use crate::commands::{Answer, Rows};
 use crate::daemon::Daemon;
 use crate::first;
 use crate::log::Rarely;
@@ -54,7 +55,7 @@ impl Session {
     /// Serves the client until it leaves, or is asked to.
     pub(super) async fn serve(self: &Rc<Self>, daemon: &Rc<Daemon>) {
         let greeting = self.protocol.borrow().greeting();
-        self.outbox.borrow_mut().reply(&greeting);
+        self.outbox.borrow_mut().reply(greeting);
         while self.work(daemon) && !self.is_over() {
             self.something_happens().await;
             self.receive();
@@ -136,7 +137,7 @@ impl Session {
         while !self.outbox.borrow().is_full() {
             let Some(action) = self.protocol.borrow_mut().next_action() else { return };
             match action {
-                Action::Send(line) => self.outbox.borrow_mut().reply(&line),
+                Action::Send(line) => self.outbox.borrow_mut().reply(line),
                 Action::Execute { command, arguments } => self.execute(daemon.clone(), command, arguments),
                 Action::Close => self.closing.set(true),
             }
@@ -147,22 +148,52 @@ impl Session {
         self.running.set(true);
         let session = self.clone();
         let task = async move {
-            let outcome = match daemon.begin_command() {
-                Some(_runs) => daemon.commands.run(&daemon, &command, arguments).await,
-                None => Err(qmp::Error::generic("The daemon is ending")),
+            let reply = match daemon.begin_command() {
+                Some(_runs) => match daemon.commands.run(&daemon, &command, arguments).await {
+                    Ok(Answer::Rows(rows)) => session.listed(rows).await,
+                    Ok(Answer::Whole(value)) => session.whole(Ok(value)),
+                    Err(error) => session.whole(Err(error)),
+                },
+                None => session.whole(Err(qmp::Error::generic("The daemon is ending"))),
             };
-            let line = session.protocol.borrow_mut().reply(outcome);
-            session.outbox.borrow_mut().reply(&line);
+            let mut outbox = session.outbox.borrow_mut();
+            reply.into_iter().for_each(|piece| outbox.reply(piece));
+            drop(outbox);
             session.running.set(false);
             session.news.notify_one();
         };
         self.local.spawn(task);
     }
 
-    /// Sends what can be sent without waiting. False: there is nobody left to send to.
+    fn whole(&self, outcome: qmp::Result<Value>) -> Vec<Vec<u8>> {
+        vec![self.protocol.borrow_mut().reply(outcome)]
+    }
+
+    /// A long list, made and written in turns with everybody else.
+    async fn listed(&self, mut rows: Box<dyn Rows>) -> Vec<Vec<u8>> {
+        let (mut pieces, mut turns) = (Vec::new(), Turns::begin());
+        let mut list = self.protocol.borrow().begin_list();
+        while let Some(row) = rows.next().await {
+            list.row(&row);
+            if list.untaken() >= PIECE {
+                pieces.push(list.take());
+                if self.is_abandoned() {
+                    break;
+                }
+            }
+            turns.step().await;
+        }
+        pieces.push(self.protocol.borrow_mut().end_list(list));
+        pieces
+    }
+
+    /// Sends what can be sent without waiting, and not all the time. False: there is nobody left to send to.
     fn send(&self) -> bool {
         let mut outbox = self.outbox.borrow_mut();
-        while !outbox.is_empty() {
+        for _ in 0..PIECES {
+            if outbox.is_empty() {
+                break;
+            }
             match send(&self.stream, outbox.next(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(count) => outbox.sent(count),
                 Err(Errno::INTR) => {}
@@ -187,3 +218,7 @@ async fn if_some(future: Option<impl Future<Output = ()>>) {
 
 /// Bytes read at once.
 const CHUNK: usize = 16 << 10;
+/// Bytes of a list that are kept together.
+const PIECE: usize = 32 << 10;
+/// How many pieces are sent before others have their turn, to a client that reads as fast as we send.
+const PIECES: u32 = 8;

@@ -336,7 +336,7 @@ async fn start(daemon: &Rc<Daemon>, common: &CommonOptions, own: VhostUserBlkOpt
     let mut permit = daemon.graph.permit();
     let port = Port::attach(&mut permit, node, plug, Rc::new(news)).await.map_err(refused)?;
     let remotes = threads.iter().map(|thread| thread.remote()).collect();
-    match VhostUserExport::start(server_options, port.handle(), remotes) {
+    match VhostUserExport::start(server_options, port.handle(), remotes).await {
         Ok(started) => {
             server.replace(Some(started));
             Ok(Running { server, port, threads, watch: Cell::default() })

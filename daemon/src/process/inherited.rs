@@ -1,21 +1,48 @@
 //! Descriptors that whoever started us left open for us: `fd=3`, or a name that systemd gave (`LISTEN_FDNAMES`).
 //!
 //! A bare number on a command line is no proof of ownership, so it is not closed and not taken over: we send it to
-//! ourselves through a socket and work with the copy that arrives. The kernel then says whether it was open at all.
+//! ourselves through a socket and work with the copy that arrives. The kernel then says whether it was open at all. Numbers that
+//! were not open when we were started are our own descriptors', and nobody is given those.
 
+use std::collections::BTreeSet;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, recvmsg, socketpair,
 };
 
+/// Remembers which numbers are open. To be called before anything is opened.
+pub fn remember() {
+    PASSED.get_or_init(|| open_now().unwrap_or_default());
+}
+
 /// A copy of the descriptor of this number or systemd name.
 pub fn descriptor(word: &str) -> io::Result<OwnedFd> {
-    copy(number(word)?)
+    let number = number(word)?;
+    if !PASSED.get().is_some_and(|passed| passed.contains(&number)) {
+        let why = "it was not open when trellisd was started, and only descriptors that were passed to it can be used";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    copy(number)
 }
+
+/// What was open at the start. None of these is ever closed.
+static PASSED: OnceLock<BTreeSet<RawFd>> = OnceLock::new();
+
+fn open_now() -> io::Result<BTreeSet<RawFd>> {
+    let entries = std::fs::read_dir(OPEN)?;
+    let mut open: BTreeSet<RawFd> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // The descriptor of the look itself is among them, and closed by now.
+    open.retain(|number| std::fs::symlink_metadata(format!("{OPEN}/{number}")).is_ok());
+    Ok(open)
+}
+
+const OPEN: &str = "/proc/self/fd";
 
 /// The number that is meant by a number or a systemd name.
 fn number(word: &str) -> io::Result<RawFd> {
@@ -62,7 +89,7 @@ mod tests {
     #[test]
     fn the_copy_is_the_same_socket_and_the_original_stays() {
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
-        let mut copy = UnixStream::from(descriptor(&ours.as_raw_fd().to_string()).unwrap());
+        let mut copy = UnixStream::from(copy(ours.as_raw_fd()).unwrap());
         copy.write_all(b"a").unwrap();
         ours.write_all(b"b").unwrap();
         let mut both = [0; 2];
@@ -71,8 +98,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_open_is_refused() {
-        assert_eq!(descriptor("1000000").unwrap_err().raw_os_error(), Some(libc::EBADF));
+    fn what_was_not_passed_is_refused() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let refused = descriptor(&ours.as_raw_fd().to_string()).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+        assert_eq!(copy(1_000_000).unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(descriptor("-1").unwrap_err().raw_os_error(), Some(libc::EBADF));
         assert_eq!(descriptor("nobody").unwrap_err().kind(), io::ErrorKind::NotFound);
     }

@@ -20,6 +20,55 @@ pub fn to_line(value: &Value, layout: Layout) -> Vec<u8> {
     writer.out.into_bytes()
 }
 
+/// A reply whose answer is a list that is too long to be made, or written, in one go. Its rows are written as they come.
+#[derive(Debug)]
+pub struct ListReply {
+    writer: Writer,
+    any: bool,
+}
+
+impl ListReply {
+    pub(super) fn begin(layout: Layout) -> Self {
+        let mut writer = Writer { out: String::new(), layout, depth: 0 };
+        writer.open('{');
+        writer.separate(false);
+        writer.name("return");
+        writer.open('[');
+        Self { writer, any: false }
+    }
+
+    /// Adds a row.
+    pub fn row(&mut self, row: &Value) {
+        self.writer.separate(self.any);
+        self.writer.value(row);
+        self.any = true;
+    }
+
+    /// What has been written since this was last asked.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.writer.out).into_bytes()
+    }
+
+    /// How many bytes that is.
+    #[must_use]
+    pub fn untaken(&self) -> usize {
+        self.writer.out.len()
+    }
+
+    pub(super) fn end(mut self, id: Option<&Value>) -> Vec<u8> {
+        self.writer.close(']', self.any);
+        if let Some(id) = id {
+            self.writer.separate(true);
+            self.writer.name("id");
+            self.writer.value(id);
+        }
+        self.writer.close('}', true);
+        self.writer.out.push_str("\r\n");
+        self.take()
+    }
+}
+
+#[derive(Debug)]
 struct Writer {
     out: String,
     layout: Layout,
@@ -37,27 +86,40 @@ impl Writer {
             Value::String(text) => self.string(text),
             Value::Array(elements) => self.group(['[', ']'], elements, |writer, element| writer.value(element)),
             Value::Object(members) => self.group(['{', '}'], members, |writer, (name, value)| {
-                writer.string(name);
-                writer.out.push_str(": ");
+                writer.name(name);
                 writer.value(value);
             }),
         }
     }
 
     fn group<T>(&mut self, [open, close]: [char; 2], parts: impl IntoIterator<Item = T>, each: impl Fn(&mut Self, T)) {
-        self.out.push(open);
-        self.depth += 1;
+        self.open(open);
         let mut any = false;
         for part in parts {
             self.separate(any);
             each(self, part);
             any = true;
         }
+        self.close(close, any);
+    }
+
+    fn open(&mut self, bracket: char) {
+        self.out.push(bracket);
+        self.depth += 1;
+    }
+
+    /// `any`: there is something inside.
+    fn close(&mut self, bracket: char, any: bool) {
         self.depth -= 1;
         if any {
             self.new_line();
         }
-        self.out.push(close);
+        self.out.push(bracket);
+    }
+
+    fn name(&mut self, name: &str) {
+        self.string(name);
+        self.out.push_str(": ");
     }
 
     fn separate(&mut self, after_another: bool) {
@@ -123,7 +185,29 @@ fn is_plain(c: char) -> bool {
 mod tests {
     use serde_json::json;
 
-    use super::{Layout, to_line};
+    use super::{Layout, ListReply, to_line};
+
+    #[test]
+    fn a_list_in_rows_is_the_same_list() {
+        let rows = [json!({ "a": [1, {}] }), json!("é"), json!([])];
+        for layout in [Layout::Compact, Layout::Pretty] {
+            for count in 0..=rows.len() {
+                for id in [None, Some(json!({ "b": [2] }))] {
+                    let mut whole = json!({ "return": rows[..count] });
+                    if let Some(id) = &id {
+                        whole["id"] = id.clone();
+                    }
+                    let (mut reply, mut bytes) = (ListReply::begin(layout), Vec::new());
+                    for row in &rows[..count] {
+                        reply.row(row);
+                        bytes.extend(reply.take());
+                    }
+                    bytes.extend(reply.end(id.as_ref()));
+                    assert_eq!(String::from_utf8(bytes), String::from_utf8(to_line(&whole, layout)));
+                }
+            }
+        }
+    }
 
     #[test]
     fn what_is_nested_deeply_does_not_grow_with_its_depth() {

@@ -388,11 +388,11 @@ fn unicode_escape(text: &str) -> Result<(char, &str), SyntaxError> {
     let invalid = || SyntaxError::InvalidUnicode(format!("\\u{}", text.chars().take(4).collect::<String>()));
     let (first, behind) = hex_unit(text).ok_or_else(invalid)?;
     let second = behind.strip_prefix("\\u").and_then(hex_unit);
-    let (units, behind) = match second {
-        Some((second, behind)) if (0xD800..0xDC00).contains(&first) => (vec![first, second], behind),
-        _ => (vec![first], behind),
+    let (second, behind) = match second {
+        Some((second, behind)) if (0xD800..0xDC00).contains(&first) => (Some(second), behind),
+        _ => (None, behind),
     };
-    match char::decode_utf16(units).next() {
+    match char::decode_utf16([first].into_iter().chain(second)).next() {
         Some(Ok(character)) if !is_noncharacter(character) => Ok((character, behind)),
         _ => Err(invalid()),
     }

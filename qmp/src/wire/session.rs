@@ -14,12 +14,16 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::parser::{Event, Parser, SyntaxError};
-use super::{Layout, to_line};
+use super::{Layout, ListReply, to_line};
 use crate::schema::{At, Members, Mode, Qapi};
 use crate::{Error, ErrorClass, Result};
 
 /// After so many syntax errors without a message between them a client is taken for no QMP client.
 pub const MAX_ERRORS_IN_A_ROW: usize = 100;
+/// How large the id of a request may be: the bytes of its texts, and one for each of its other values.
+pub const MAX_ID_BYTES: usize = 1 << 20;
+/// After so many bytes a sentence about a request is cut off: it may repeat what it is about.
+pub const MAX_DESC_BYTES: usize = 64 << 10;
 /// How many requests wait while one runs.
 pub const MAX_QUEUED: usize = 1;
 /// How many requests wait while one runs, once the client has enabled `oob`.
@@ -179,6 +183,20 @@ impl Session {
         self.reply_line(running.id, outcome)
     }
 
+    /// Begins the reply to the command that runs, where its answer is a long list: [`Self::end_list`] ends it.
+    pub fn begin_list(&self) -> ListReply {
+        ListReply::begin(self.layout)
+    }
+
+    /// The last bytes of such a reply.
+    ///
+    /// # Panics
+    /// If no command runs.
+    pub fn end_list(&mut self, list: ListReply) -> Vec<u8> {
+        let running = self.running.take().expect("a reply belongs to a command that was handed out");
+        list.end(running.id.as_ref())
+    }
+
     /// An event's bytes, where the client has negotiated and so gets events. `time` counts from 1970.
     pub fn event(&self, name: &str, data: &Value, time: Duration) -> Option<Vec<u8>> {
         if !matches!(self.phase, Phase::Commands { .. }) {
@@ -239,6 +257,9 @@ impl Session {
             return self.send_error(None, Error::generic("QMP input must be a JSON object"));
         };
         let id = members.remove("id");
+        if id.as_ref().is_some_and(|id| left_of(MAX_ID_BYTES, id).is_none()) {
+            return self.send_error(None, wrong_member("id", "is larger than 1 MiB"));
+        }
         match Request::read(members, self.phase).and_then(|request| self.request(request)) {
             Ok(Next::Execute { command, arguments }) => {
                 self.running = Some(Running { id });
@@ -275,7 +296,10 @@ impl Session {
     fn reply_line(&self, id: Option<Value>, outcome: Result<Value>) -> Vec<u8> {
         let (name, body) = match outcome {
             Ok(value) => ("return", value),
-            Err(Error { class, desc }) => ("error", json!({ "class": class.name(), "desc": desc })),
+            Err(Error { class, mut desc }) => {
+                shorten(&mut desc);
+                ("error", json!({ "class": class.name(), "desc": desc }))
+            }
         };
         let mut reply = Map::new();
         reply.insert(name.to_owned(), body);
@@ -325,6 +349,25 @@ impl Request {
     }
 }
 
+/// What is left of a budget of bytes after this value; it is not looked at further than that.
+fn left_of(budget: usize, value: &Value) -> Option<usize> {
+    match value {
+        Value::String(text) => budget.checked_sub(text.len()),
+        Value::Null | Value::Bool(_) | Value::Number(_) => budget.checked_sub(1),
+        Value::Array(elements) => elements.iter().try_fold(budget.checked_sub(1)?, left_of),
+        Value::Object(members) => members
+            .iter()
+            .try_fold(budget.checked_sub(1)?, |budget, (name, value)| left_of(budget.checked_sub(name.len())?, value)),
+    }
+}
+
+fn shorten(desc: &mut String) {
+    if desc.len() > MAX_DESC_BYTES {
+        desc.truncate(desc.floor_char_boundary(MAX_DESC_BYTES));
+        desc.push('…');
+    }
+}
+
 fn wrong_member(name: &str, what: &str) -> Error {
     Error::generic(format!("QMP input member '{name}' {what}"))
 }
@@ -343,7 +386,7 @@ mod tests {
 
     use serde_json::{Value, json};
 
-    use super::{Action, MAX_ERRORS_IN_A_ROW, MAX_QUEUED_OOB, Session, VersionInfo};
+    use super::{Action, MAX_DESC_BYTES, MAX_ERRORS_IN_A_ROW, MAX_ID_BYTES, MAX_QUEUED_OOB, Session, VersionInfo};
     use crate::Error;
     use crate::wire::{Layout, parse_text};
 
@@ -395,10 +438,34 @@ mod tests {
             (error["class"].as_str().unwrap().to_owned(), error["desc"].as_str().unwrap().to_owned())
         }
 
+        fn echoes(&mut self, id: &Value) -> bool {
+            let request = json!({ "execute": "query-version", "id": id }).to_string();
+            self.say(request.as_bytes())[0].get("id") == Some(id)
+        }
+
         fn still_works(&mut self) {
             let reply = self.say(br#"{"execute":"query-version","arguments":{"a":[1]},"id":"good"}"#);
             assert_eq!(reply, [json!({ "return": { "a": [1] }, "id": "good" })]);
         }
+    }
+
+    #[test]
+    fn an_id_has_its_limit_and_so_has_a_sentence() {
+        let mut talk = Talk::negotiated();
+        let halves = |rest| json!({ "a": ["x".repeat(MAX_ID_BYTES / 2), "x".repeat(rest)] });
+        for (fits, larger) in [
+            (json!("x".repeat(MAX_ID_BYTES)), json!("x".repeat(MAX_ID_BYTES + 1))),
+            (halves(MAX_ID_BYTES / 2 - 3), halves(MAX_ID_BYTES / 2 - 2)),
+            (json!({ "x".repeat(MAX_ID_BYTES - 2): 1 }), json!({ "x".repeat(MAX_ID_BYTES - 1): 1 })),
+        ] {
+            assert!(talk.echoes(&fits));
+            let (_, desc) = talk.refused(&json!({ "execute": "query-version", "id": larger }).to_string());
+            assert_eq!(desc, "QMP input member 'id' is larger than 1 MiB");
+        }
+        let (class, desc) = talk.refused(&json!({ "execute": "é".repeat(MAX_DESC_BYTES) }).to_string());
+        assert_eq!(class, "CommandNotFound");
+        assert!(desc.ends_with("é…") && (MAX_DESC_BYTES..MAX_DESC_BYTES + 4).contains(&desc.len()), "{}", desc.len());
+        talk.still_works();
     }
 
     fn value(line: &[u8]) -> Value {

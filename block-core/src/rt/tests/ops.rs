@@ -7,7 +7,7 @@ use crate::rt::{Counted, Elsewhere, Engine, Hold, IoBuf, Local, Op, SharedFd, ev
 use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
@@ -356,4 +356,42 @@ fn main_may_borrow() {
         numbers.iter().sum::<i32>()
     });
     assert_eq!(sum, 3);
+}
+
+/// Epolls may watch each other only so deep, so ours cannot watch this one; descriptors that run short are the same to it.
+#[test]
+fn a_watch_that_is_refused_is_not_asked_for_all_the_time() {
+    let epoll = || {
+        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+        unsafe { OwnedFd::from_raw_fd(epoll::create(true).unwrap()) }
+    };
+    let watch = |outer: &OwnedFd, inner: &OwnedFd| {
+        let event = epoll::Event::new(epoll::Events::EPOLLIN, 0);
+        epoll::ctl(outer.as_raw_fd(), epoll::ControlOptions::EPOLL_CTL_ADD, inner.as_raw_fd(), event)
+    };
+    let mut nested = vec![epoll()];
+    while nested.len() < 100 {
+        let outer = epoll();
+        if watch(&outer, &nested[nested.len() - 1]).is_err() {
+            break;
+        }
+        nested.push(outer);
+    }
+    let refused: SharedFd = Arc::new(nested.pop().unwrap());
+    assert_eq!(watch(&epoll(), &refused).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+    on(&Kind::Fallback.thread(), |local| async move {
+        let (begun, before) = (Instant::now(), local.counters().passes);
+        let dropped = local.readable(&refused);
+        for _ in 0..10 {
+            local.readable(&refused).await;
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(100), "it took {:?}", begun.elapsed());
+        let passes = local.counters().passes - before;
+        assert!(passes < 100, "{passes} passes of the loop for ten looks");
+        drop(dropped);
+        let regular = file();
+        let begun = Instant::now();
+        local.readable(&regular).await;
+        assert!(begun.elapsed() < Duration::from_millis(10), "what epoll does not take is ready at once");
+    });
 }

@@ -116,7 +116,22 @@ impl<T: Send + Sync> Waste for Shared<T> {
     }
 }
 
+/// To be done, see [`Bin::run`].
+impl<F: FnOnce() + Send> Waste for F {
+    fn get_rid(self: Box<Self>) {
+        self();
+    }
+}
+
 impl Bin {
+    /// Does something that a stranger can make take long: to wake who waits for a descriptor of his. Where no thread is to be
+    /// had it is done here, since others rely on it.
+    pub(super) fn run(self: &Arc<Self>, errand: impl FnOnce() + Send + 'static) {
+        if !self.take(Box::new(errand)) {
+            self.empty(Duration::ZERO);
+        }
+    }
+
     /// Drops what other threads are letting go of, after they have: none of them is to be the last.
     pub(super) fn put_last<T: Send + Sync + 'static>(self: &Arc<Self>, shared: Option<Arc<T>>) {
         if let Some(shared) = shared {

@@ -1,9 +1,11 @@
 //! The way into an export: its sessions wait here for the next frontend, and other threads reach the one that is inside.
 //!
-//! Nothing that may take long is done under the lock, which the control thread and IOThreads take.
+//! Nothing that may take long is done under the lock, which the control thread and IOThreads take. Nor do they call a frontend
+//! themselves: the kernel wakes all who wait for its socket one by one, and it may have made those many.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,9 +25,13 @@ pub(super) struct Door {
     /// Listens, and does not block. Who waits in its backlog may have sent something already.
     socket: Received,
     bin: Arc<Bin>,
+    /// What is called to frontends. Nothing is closed here, which may take for ever.
+    calls: Arc<Bin>,
+    /// A call that the config space has changed waits for its turn.
+    tells: Arc<AtomicBool>,
     /// Readable from [`Door::close`] on.
     closing: OwnedFd,
-    inside: Mutex<Inside>,
+    inside: Arc<Mutex<Inside>>,
 }
 
 #[derive(Default)]
@@ -44,7 +50,9 @@ impl Door {
     pub(super) fn new(socket: OwnedFd) -> io::Result<Self> {
         let closing = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let bin = Arc::<Bin>::default();
-        Ok(Self { socket: Received::new(socket, &bin), bin, closing, inside: Mutex::default() })
+        let socket = Received::new(socket, &bin);
+        let (calls, tells, inside) = Default::default();
+        Ok(Self { socket, bin, calls, tells, closing, inside })
     }
 
     /// Where what its frontends send is closed.
@@ -69,11 +77,12 @@ impl Door {
         None
     }
 
-    /// The frontend has gone, or is to go.
+    /// The frontend has gone, or is to go. On the thread of its session.
     pub(super) fn let_out(&self) {
-        self.hang_up();
         let gone = self.lock().visitor.take();
-        drop(gone);
+        if let Some(gone) = &gone {
+            hang_up_on(&gone.frontend);
+        }
     }
 
     /// Nobody gets in any more, and who is inside is thrown out.
@@ -104,22 +113,34 @@ impl Door {
         self.lock().visitor.is_some()
     }
 
-    /// Ends the session, wherever it is.
+    /// Ends the session soon, wherever it is.
     pub(super) fn hang_up(&self) {
         let frontend = self.lock().visitor.as_ref().map(|visitor| visitor.frontend.clone());
         if let Some(frontend) = frontend {
-            // Fails only where the other side was faster.
-            let _ = rustix::net::shutdown(&frontend, Shutdown::Both);
+            self.calls.run(move || hang_up_on(&frontend));
         }
     }
 
     /// Tells the frontend that the config space has changed, if it gave us a channel. Asks for no answer, and never
     /// waits: a frontend that does not read loses the news, not the others their disk.
     pub(super) fn config_changed(&self) {
-        let channel = self.lock().visitor.as_ref().and_then(|visitor| visitor.channel.clone());
-        if let Some(channel) = channel {
-            let _ = tell(&channel, BACKEND_CONFIG_CHANGE);
+        if self.lock().visitor.as_ref().is_none_or(|visitor| visitor.channel.is_none()) {
+            return;
         }
+        if self.tells.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (tells, inside) = (self.tells.clone(), self.inside.clone());
+        self.calls.run(move || {
+            // What changes from here on is told of once more.
+            tells.store(false, Ordering::Release);
+            let inside = inside.lock().unwrap_or_else(PoisonError::into_inner);
+            let channel = inside.visitor.as_ref().and_then(|visitor| visitor.channel.clone());
+            drop(inside);
+            if let Some(channel) = channel {
+                let _ = tell(&channel, BACKEND_CONFIG_CHANGE);
+            }
+        });
     }
 
     /// Where the frontend wants to be told.
@@ -170,6 +191,11 @@ impl Door {
     fn lock(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn hang_up_on(frontend: &Received) {
+    // Fails only where the other side was faster.
+    let _ = rustix::net::shutdown(frontend, Shutdown::Both);
 }
 
 #[cfg(test)]
@@ -270,5 +296,61 @@ mod tests {
             let cpu_ns: u64 = schedstat.split(' ').next().unwrap().parse().unwrap();
             assert!(cpu_ns < 20_000_000, "{cpu_ns} ns of 200 ms");
         }
+    }
+
+    /// Threads that all wait for this descriptor, as often as one may.
+    fn crowd(stream: &UnixStream) -> Vec<JoinHandle<()>> {
+        crate::process::raise_file_limit();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20);
+        let times = usize::try_from(limit).unwrap().min(19_000);
+        let waits = |_| {
+            let stream = stream.try_clone().unwrap();
+            let waiter = move || {
+                let mut list = vec![PollFd::new(&stream, PollFlags::IN); times];
+                let _ = poll(&mut list, None);
+            };
+            std::thread::Builder::new().spawn(waiter).unwrap()
+        };
+        let crowd = (0..400_000 / times).map(waits).collect();
+        rest(Duration::from_millis(500));
+        crowd
+    }
+
+    /// The control thread and IOThreads call frontends, and have others to serve.
+    #[test]
+    fn a_frontend_that_many_wait_for_is_not_woken_by_who_calls_it() {
+        let house = House::new();
+        let session = house.session();
+        let mut frontend = UnixStream::connect(&house.path).unwrap();
+        let inside = session.join().unwrap().expect("the door is open");
+        let (theirs, mut ours) = UnixStream::pair().unwrap();
+        house.door.set_channel(Received::new(theirs.into(), house.door.bin()));
+        let waiters = [crowd(&ours), crowd(&frontend)];
+        for call in [Door::config_changed, Door::hang_up] {
+            let begun = Instant::now();
+            call(&house.door);
+            assert!(begun.elapsed() < Duration::from_millis(15), "it took {:?}", begun.elapsed());
+        }
+        waiters.into_iter().flatten().for_each(|waiter| waiter.join().unwrap());
+        assert_eq!(ours.read(&mut [0; 12]).unwrap(), 12);
+        assert_eq!(frontend.read(&mut [0]).unwrap(), 0);
+        drop(inside);
+        house.door.let_out();
+    }
+
+    #[test]
+    fn each_change_is_told_of_after_it_was_made() {
+        let house = House::new();
+        let session = house.session();
+        let _frontend = UnixStream::connect(&house.path).unwrap();
+        let inside = session.join().unwrap().expect("the door is open");
+        let (theirs, mut ours) = UnixStream::pair().unwrap();
+        house.door.set_channel(Received::new(theirs.into(), house.door.bin()));
+        for _ in 0..100 {
+            house.door.config_changed();
+            ours.read_exact(&mut [0; 12]).unwrap();
+        }
+        drop(inside);
+        house.door.let_out();
     }
 }

@@ -44,6 +44,7 @@ mod wire;
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use block_core::base::{Error, Result, ResultExt};
 use block_core::port::PortHandle;
@@ -81,12 +82,12 @@ impl VhostUserExport {
     ///
     /// # Errors
     /// A sentence: an option that makes no sense, or a socket or a thread that cannot be had.
-    pub fn start(options: VhostUserOptions, port: PortHandle, threads: Vec<Remote>) -> Result<Self> {
+    pub async fn start(options: VhostUserOptions, port: PortHandle, threads: Vec<Remote>) -> Result<Self> {
         options.check()?;
         if threads.len() != usize::from(options.num_queues) {
             return Err(Error::new("each queue needs exactly one I/O thread"));
         }
-        let Listener { descriptor, file } = listen::open(&options.addr)?;
+        let Listener { descriptor, file } = listen::open(&options.addr).await?;
         let shared = Arc::new(ExportShared::new(options, port, threads));
         let door = Arc::new(Door::new(descriptor).doing(|| "preparing the export's socket")?);
         let session = start_session(&shared, &door).doing(|| "starting the export's session")?;
@@ -134,17 +135,29 @@ async fn keep_serving(
     mut session: Receiver<Ended>,
     _running: Sender<()>,
 ) {
+    let mut in_a_row = 0_u32;
     loop {
+        let begun = Instant::now();
         if let Ok(why) = session.await
             && shared.thrown_out.allows()
         {
             tracing::warn!(export = shared.options.id, "a frontend was disconnected: {why}");
+        }
+        in_a_row = if begun.elapsed() < SHORT { in_a_row.saturating_add(1) } else { 0 };
+        if in_a_row > MAX_IN_A_ROW {
+            // To make a session and its thread is work, and whoever comes and goes so fast does none.
+            Local::current().sleep(SHORT).await;
         }
         let Some(next) = next_session(&shared, &door).await else { break };
         session = next;
     }
     drop(file);
 }
+
+/// A session that is over so soon after it was made that no guest can have been served.
+const SHORT: Duration = Duration::from_millis(10);
+/// How many of those come one after the other before there is a pause after each.
+const MAX_IN_A_ROW: u32 = 100;
 
 /// `None` where the door is closed.
 async fn next_session(shared: &Arc<ExportShared>, door: &Arc<Door>) -> Option<Receiver<Ended>> {

@@ -110,7 +110,7 @@ async fn set_up(node: Value, options: VhostUserOptions, threads: &[IoThread]) ->
     });
     let port = Port::attach(&mut graph.permit(), node, port_options, news).await.unwrap();
     let remotes = threads.iter().map(IoThread::remote).collect();
-    let export = VhostUserExport::start(options, port.handle(), remotes).unwrap();
+    let export = VhostUserExport::start(options, port.handle(), remotes).await.unwrap();
     INSIDE.set(Some(Inside { graph, node, export: Some(export) }));
     port
 }

@@ -1,8 +1,9 @@
 //! Whole sessions against a real graph.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vm_memory::{Bytes, GuestAddress};
@@ -385,7 +386,7 @@ fn a_resize_is_told_on_the_channel() {
     ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     server.resize(2 * SIZE);
     let mut header = [0; 12];
-    std::io::Read::read_exact(&mut &ours, &mut header).unwrap();
+    Read::read_exact(&mut &ours, &mut header).unwrap();
     assert_eq!(header, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
     // Nobody reads any more of it, and nobody waits for that.
     for n in 3..6 {
@@ -459,4 +460,18 @@ fn a_read_that_fails_half_way_is_logged() {
     assert_eq!(frontend.request(0, IN, 0, Some((8192, true))), (1, 1));
     assert_eq!(seen(&frontend, 4096), [7; 4096], "the first half was written");
     assert!(dirty(&log, DATA), "and nobody would copy it");
+}
+
+/// Each session is a thread that the control thread makes.
+#[test]
+fn frontends_that_come_and_go_are_let_in_at_leisure_after_a_while() {
+    let server = Server::new(1, null(), |_| ());
+    let (begun, mut sessions) = (Instant::now(), 0);
+    while begun.elapsed() < Duration::from_secs(2) {
+        let mut frontend = UnixStream::connect(server.socket()).unwrap();
+        frontend.write_all(&[1_u32, 1, 0].map(u32::to_le_bytes).concat()).unwrap();
+        frontend.read_exact(&mut [0; 20]).unwrap();
+        sessions += 1;
+    }
+    assert!(sessions <= 330, "{sessions} sessions in two seconds");
 }

@@ -1,0 +1,182 @@
+//! What one client of the control socket asks for, or leaves unread, keeps nobody else waiting: other clients, signals and the
+//! service manager's watchdog have their turn in between.
+#![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
+
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use trellis_tests::process::wait_for;
+use trellis_tests::vhost_user::wire::pause;
+use trellis_tests::watched::Watched;
+
+/// A client that takes long lines as fast as they come, and reads only when it is asked to.
+struct Session(BufReader<UnixStream>);
+
+impl Session {
+    fn negotiated(server: &Watched) -> Self {
+        let stream = UnixStream::connect(server.dir().join("control.sock")).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut session = Self(BufReader::with_capacity(1 << 20, stream));
+        session.line();
+        session.send(&json!({ "execute": "qmp_capabilities" }));
+        session.line();
+        session
+    }
+
+    fn send(&mut self, message: &Value) {
+        self.0.get_mut().write_all(message.to_string().as_bytes()).unwrap();
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.0.read_line(&mut line).expect("an answer in time");
+        line
+    }
+
+    /// The answer, as it came.
+    fn execute(&mut self, command: &str, arguments: &Value) -> String {
+        self.send(&json!({ "execute": command, "arguments": arguments }));
+        let answer = self.line();
+        assert!(answer.starts_with("{\"return\": "), "{command}: {}", &answer[..answer.len().min(1000)]);
+        answer
+    }
+}
+
+/// Chains of nodes, each as deep as a chain may be.
+fn add_chains(session: &mut Session, driver: &str, chains: usize) {
+    for chain in 0..chains {
+        let lowest = json!({ "driver": "null-co", "node-name": format!("n{chain}-0"), "size": 1 << 20 });
+        session.execute("blockdev-add", &lowest);
+        for above in 1..DEPTH {
+            let (name, file) = (format!("n{chain}-{above}"), format!("n{chain}-{}", above - 1));
+            session.execute("blockdev-add", &json!({ "driver": driver, "node-name": name, "file": file }));
+        }
+    }
+}
+
+/// How long another client waits for an answer at the most while `work` goes on.
+fn others_wait(server: &Watched, work: impl FnOnce()) -> Duration {
+    let (mut other, over) = (Session::negotiated(server), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let longest = scope.spawn(|| {
+            let mut longest = Duration::ZERO;
+            while !over.load(Ordering::Relaxed) {
+                let asked = Instant::now();
+                other.execute("query-version", &json!({}));
+                longest = longest.max(asked.elapsed());
+            }
+            longest
+        });
+        work();
+        over.store(true, Ordering::Relaxed);
+        longest.join().unwrap()
+    })
+}
+
+fn rows(answer: &str) -> usize {
+    serde_json::from_str::<Value>(answer).unwrap()["return"].as_array().unwrap().len()
+}
+
+/// Processor time of the control thread.
+fn control_time(server: &Watched) -> Duration {
+    let spent = fs::read_to_string(format!("/proc/{0}/task/{0}/schedstat", server.pid())).unwrap();
+    Duration::from_nanos(spent.split(' ').next().unwrap().parse().unwrap())
+}
+
+fn limit_descriptors(server: &Watched, limit: u32) {
+    let arguments = [format!("--nofile={limit}:1024"), format!("--pid={}", server.pid())];
+    assert!(Command::new("prlimit").args(arguments).status().unwrap().success());
+}
+
+/// To wait for a client that may read as well as write takes a descriptor more.
+#[test]
+fn a_client_that_does_not_read_costs_no_time_where_descriptors_run_short() {
+    let server = Watched::builder().start();
+    let mut session = Session::negotiated(&server);
+    limit_descriptors(&server, 3);
+    let before = control_time(&server);
+    let long = "x".repeat(8 << 10);
+    for number in 0..COMMANDS {
+        session.send(&json!({ "execute": "query-version", "id": [number, long] }));
+        pause(Duration::from_millis(50));
+    }
+    let spent = control_time(&server) - before;
+    assert!(spent < Duration::from_millis(150), "the control thread computed for {spent:?}");
+    limit_descriptors(&server, 1024);
+    for number in 0..COMMANDS {
+        let answer: Value = serde_json::from_str(&session.line()).unwrap();
+        assert_eq!(answer["id"][0], number);
+    }
+}
+
+/// The more stands on a node, the more often each answer tells of it.
+#[test]
+fn a_query_of_many_nodes_lets_others_in_between() {
+    let server = Watched::builder().start();
+    let mut session = Session::negotiated(&server);
+    add_chains(&mut session, "copy-on-read", 20);
+    for (command, arguments) in
+        [("query-named-block-nodes", json!({})), ("query-blockstats", json!({ "query-nodes": true }))]
+    {
+        let longest = others_wait(&server, || {
+            let answer = session.execute(command, &arguments);
+            assert_eq!(rows(&answer), 20 * DEPTH);
+        });
+        assert!(longest < A_MOMENT, "{command} kept others waiting for {longest:?}");
+    }
+}
+
+#[test]
+fn a_transaction_of_many_steps_takes_no_time_to_speak_of() {
+    let server = Watched::builder().start();
+    let mut session = Session::negotiated(&server);
+    add_chains(&mut session, "raw", 20);
+    let adds = (0..2000).map(|number| {
+        let data = json!({ "node": format!("n{}-0", number % 20), "name": format!("b{number}") });
+        json!({ "type": "block-dirty-bitmap-add", "data": data })
+    });
+    let adds = json!({ "actions": adds.collect::<Vec<_>>() });
+    let reopens = (0..20).map(|chain| {
+        let options = |above| {
+            json!({ "driver": "raw", "node-name": format!("n{chain}-{above}"), "file": format!("n{chain}-{}", above - 1) })
+        };
+        json!({ "type": "blockdev-reopen", "data": { "options": (1..DEPTH).map(options).collect::<Vec<_>>() } })
+    });
+    let reopens = json!({ "actions": reopens.collect::<Vec<_>>() });
+    for actions in [adds, reopens] {
+        let longest = others_wait(&server, || {
+            session.execute("transaction", &actions);
+        });
+        assert!(longest < A_MOMENT, "a transaction kept others waiting for {longest:?}");
+    }
+}
+
+#[test]
+fn a_client_that_leaves_while_its_list_is_made_leaves_nothing_behind() {
+    let server = Watched::builder().start();
+    let mut session = Session::negotiated(&server);
+    add_chains(&mut session, "raw", 10);
+    let whole = control_time(&server);
+    assert_eq!(rows(&session.execute("query-blockstats", &json!({ "query-nodes": true }))), 10 * DEPTH);
+    let whole = control_time(&server) - whole;
+    let (fds, spent) = (server.fds(), control_time(&server));
+    for _ in 0..20 {
+        let mut leaving = Session::negotiated(&server);
+        leaving.send(&json!({ "execute": "query-blockstats", "arguments": { "query-nodes": true } }));
+    }
+    session.execute("query-version", &json!({}));
+    wait_for("the end of the sessions", PATIENCE, || (server.fds() == fds).then_some(()));
+    let spent = control_time(&server) - spent;
+    assert!(spent < 10 * whole, "{spent:?} for twenty lists that nobody waits for, where one takes {whole:?}");
+}
+
+const DEPTH: usize = 63;
+/// Far more than others may be kept waiting, and far less than they were.
+const A_MOMENT: Duration = Duration::from_millis(200);
+/// Their answers fill the socket, and then what the daemon keeps for the client.
+const COMMANDS: u32 = 45;
+const PATIENCE: Duration = Duration::from_secs(20);
