@@ -68,6 +68,10 @@ fn what_makes_no_node_is_refused_in_qemus_words() {
             (json!({ "driver": "nope", "node-name": "n" }), "Parameter 'driver' does not accept value 'nope'"),
             (json!({ "node-name": "n" }), "Parameter 'driver' is missing"),
             (with(disk("n"), &json!({ "filename": "x" })), "Parameter 'filename' is unexpected"),
+            (
+                with(disk("n"), &json!({ "latency-ns": 1_u64 << 63 })),
+                "latency-ns is invalid: 9223372036854775808 is more than",
+            ),
             (with(disk("n"), &json!({ "size": -1 })), "Value '-1' is out of range for parameter 'size'"),
             (with(disk("n"), &json!({ "detect-zeroes": "unmap" })), "setting detect-zeroes to unmap is not allowed"),
             (json!({ "driver": "raw", "node-name": "n" }), "Parameter 'file' is missing"),

@@ -558,6 +558,22 @@ fn after_a_flush_that_failed_all_fail_until_a_reopen() {
     }
 }
 
+#[test]
+fn a_node_that_is_not_written_to_has_nothing_to_flush() {
+    let failing = Failing::new();
+    let options =
+        json!({ "driver": "host_device", "node-name": "n", "filename": failing.device.path, "read-only": true });
+    run_control(async |local| {
+        let graph = graph();
+        let node = add(&graph, options).await.unwrap();
+        let port = attach(&graph, node, READER).await.unwrap();
+        failing.fail();
+        flush(&port.handle().lane(&local)).await.unwrap();
+        port.detach(&mut graph.permit()).await;
+        graph.permit().remove(node).await.unwrap();
+    });
+}
+
 /// Whoever has the image next would believe that it is whole: that it may not be is said once, and not forgotten.
 #[test]
 fn what_may_be_lost_is_said_before_the_image_is_handed_over() {

@@ -49,6 +49,22 @@ fn blk_05_write_at_capacity() {
     });
 }
 
+/// Whoever reads `query-blockstats` sees what a guest tries.
+#[test]
+fn blk_05_refused_requests_are_counted() {
+    on_a_disk(|scene, client| {
+        assert_eq!(client.read(0, SECTORS, 512).0, IOERR);
+        assert_eq!(client.write(0, SECTORS, &[0x42; 512]), IOERR);
+        assert_eq!(client.write(0, 0, &[0x42; 511]), IOERR);
+        assert_eq!(client.read(0, 0, 512).0.status, status::OK);
+        let all = scene.server().qmp("query-blockstats", &json!({ "query-nodes": true }));
+        let all = all.as_array().unwrap();
+        let stats = &all.iter().find(|node| node["node-name"] == "disk-a").unwrap()["stats"];
+        assert_eq!((&stats["invalid_rd_operations"], &stats["invalid_wr_operations"]), (&json!(1), &json!(2)));
+        assert_eq!(stats["failed_wr_operations"], 0);
+    });
+}
+
 #[test]
 fn blk_06_descriptors_whose_sum_passes_the_end() {
     on_a_disk(|_, client| {

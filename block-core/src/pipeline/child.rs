@@ -93,10 +93,11 @@ impl<'g> Child<'g> {
         self.discard_aligned(at).await
     }
 
-    /// Whatever was completed on this node before is stable when this completes, whichever queue it came from.
+    /// Whatever was completed on this node before is stable when this completes, whichever queue it came from. A node that
+    /// nobody writes to has nothing to flush.
     pub async fn flush(self) -> Result<(), IoError> {
         let begun = Instant::now();
-        let ignored = self.options().no_flush;
+        let ignored = self.options().no_flush || self.options().read_only;
         let result = match () {
             () if ignored => Ok(()),
             () if self.placed().shared.inherits_loss() => Err(IoError::FlushLatched),
@@ -263,6 +264,11 @@ impl<'g> Child<'g> {
     /// Marks the range in the node's bitmaps when the value is dropped: after the change, however that ended.
     fn recorded(self, at: ByteRange) -> Recorded<'g> {
         Recorded { bitmaps: &self.placed().bitmaps, at }
+    }
+
+    /// Counts one that did not begin.
+    pub(crate) fn count_invalid(self, kind: OpKind) {
+        self.counters().invalid(kind);
     }
 
     /// Counts a request by how it ended.

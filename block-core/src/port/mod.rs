@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::base::{ByteRange, IoError, Result};
 use crate::graph::{
-    Child, ChildId, DirectRequest, Extent, Geometry, JobCx, Lane, NewRoot, NodeId, Passed, Permit, Perms, Root,
+    Child, ChildId, DirectRequest, Extent, Geometry, JobCx, Lane, NewRoot, NodeId, OpKind, Passed, Permit, Perms, Root,
     Settled, ViewPin, WriteFlags,
 };
 use crate::rt::{IoBuf, Local};
@@ -179,6 +179,11 @@ impl PortLane {
     /// Makes stable what was completed before.
     pub async fn flush(&self, pin: &ViewPin) -> Result<(), IoError> {
         self.noted(top(pin).flush().await)
+    }
+
+    /// A request that made no sense for a disk of this size was refused before it came here.
+    pub fn refused(&self, pin: &ViewPin, kind: OpKind) {
+        top(pin).count_invalid(kind);
     }
 
     /// Where the first bytes of the range live.

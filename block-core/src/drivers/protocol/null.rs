@@ -21,7 +21,7 @@ pub struct NullOptions {
     /// The size in bytes.
     #[qapi(default = 1 << 30)]
     pub size: i64,
-    /// How long each request takes, in nanoseconds.
+    /// How long each request takes, in nanoseconds, at most 2^63 - 1.
     #[qapi(default = 0)]
     pub latency_ns: u64,
     /// Reads fill the buffer with zeroes.
@@ -68,6 +68,9 @@ pub struct Conf {
 
 impl Conf {
     fn new(options: &NullOptions) -> Result<Self> {
+        if i64::try_from(options.latency_ns).is_err() {
+            return Err(Error::new(format!("latency-ns is invalid: {} is more than 2^63 - 1", options.latency_ns)));
+        }
         Ok(Self {
             size: sectors(options.size)?,
             latency: Duration::from_nanos(options.latency_ns),

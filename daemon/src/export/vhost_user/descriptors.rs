@@ -127,8 +127,12 @@ impl Bin {
     /// Does something that a stranger can make take long: to wake who waits for a descriptor of his. Where no thread is to be
     /// had it is done here, since others rely on it.
     pub(super) fn run(self: &Arc<Self>, errand: impl FnOnce() + Send + 'static) {
-        if !self.take(Box::new(errand)) {
-            self.empty(Duration::ZERO);
+        let mut rubbish = self.lock();
+        rubbish.waiting.push_back(Box::new(errand));
+        let is_short = self.wake(&mut rubbish).is_err();
+        drop(rubbish);
+        if is_short {
+            self.empty();
         }
     }
 

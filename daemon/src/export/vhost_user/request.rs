@@ -4,6 +4,7 @@
 //! side; how they were cut into descriptors is nobody's business here (virtio 1.3, 2.7.4 "Message Framing").
 
 use block_core::base::{ByteRange, SECTOR};
+use block_core::graph::OpKind;
 
 /// Bytes of `struct virtio_blk_req` before the data.
 pub(super) const HEADER: usize = 16;
@@ -99,6 +100,16 @@ pub(super) fn parse(
         T_DISCARD | T_WRITE_ZEROES if !disk.writable => Err(Status::IoErr),
         T_DISCARD | T_WRITE_ZEROES => extent(kind, data.readable, disk, segment),
         _ => Err(Status::Unsupp),
+    }
+}
+
+/// What a refused request would have been, where such are counted.
+pub(super) fn kind(header: &[u8; HEADER]) -> Option<OpKind> {
+    match le32(header, 0) & !T_BARRIER {
+        T_IN => Some(OpKind::Read),
+        T_OUT | T_WRITE_ZEROES => Some(OpKind::Write),
+        T_DISCARD => Some(OpKind::Unmap),
+        _ => None,
     }
 }
 

@@ -9,7 +9,7 @@ use block_core::rt::{IoBuf, STEP};
 use super::chain::{Broken, Chain};
 use super::memory::{Mapped, Piece, Target, Transfers};
 use super::queue::Queue;
-use super::request::{Data, Disk, ID_LEN, Request, SEGMENT, Status, parse};
+use super::request::{Data, Disk, HEADER, ID_LEN, Request, SEGMENT, Status, kind, parse};
 use super::ring::Ring;
 use super::settings::Settings;
 use super::slots::{Flight, InKernel, Reply, Slots};
@@ -93,7 +93,7 @@ impl Visit<'_> {
             Ok(Request::WriteZeroes { at, unmap }) => self.task(reply, &[], Job::WriteZeroes(at, zeroes(unmap))),
             Ok(Request::GetId) => self.get_id(reply, writable.0),
             Ok(Request::Nothing) => self.done(reply, Status::Ok),
-            Err(refusal) => self.done(reply, refusal),
+            Err(refusal) => self.refuse(&header, reply, refusal),
         }
         Ok(())
     }
@@ -164,6 +164,16 @@ impl Visit<'_> {
         }
         let written = u32::try_from(ID_LEN - left.len()).expect("at most 20");
         self.done(Reply { written, ..reply }, Status::Ok);
+    }
+
+    #[cold]
+    fn refuse(&mut self, header: &[u8; HEADER], reply: Reply, refusal: Status) {
+        if refusal == Status::IoErr
+            && let Some(kind) = kind(header)
+        {
+            self.queue.lane.refused(self.pin, kind);
+        }
+        self.done(reply, refusal);
     }
 
     /// Answers at once.

@@ -280,7 +280,7 @@ fn memory_that_vanishes_ends_the_session_and_nothing_else() {
     rustix::fs::ftruncate(&frontend.file, 0x1_0000).unwrap();
     frontend.kick(0);
     let mut end = [0; 1];
-    assert_eq!(std::io::Read::read(&mut &frontend.stream, &mut end).unwrap(), 0, "hung up");
+    assert_eq!(Read::read(&mut &frontend.stream, &mut end).unwrap(), 0, "hung up");
     let mut next = Frontend::running(&server.socket(), F_FLUSH, 1);
     assert_eq!(next.request(0, FLUSH, 0, None), (0, 1));
 }
@@ -381,7 +381,7 @@ fn a_resize_is_told_on_the_channel() {
     let (_file, node) = image("threads");
     let server = Server::new(1, node, |_| ());
     let mut frontend = Frontend::running(&server.socket(), F_FLUSH, 1);
-    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
     assert_eq!(frontend.try_tell(Kind::SET_BACKEND_REQ_FD, Vec::new(), vec![theirs.into()]), 0);
     ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     server.resize(2 * SIZE);
