@@ -622,17 +622,19 @@ fn on_a_disk(test: impl FnOnce(&mut Scene, &mut Client)) {
     scene.still_good();
 }
 
+/// On a disk that is larger than the limit, so that nothing else refuses one sector more.
 fn up_to_the_limit(kind: u32, limit: usize) {
-    on_a_disk(|_, client| {
-        let most = client.config_u32(limit);
-        assert_ne!(most, 0, "a limit of nothing");
-        let whole = u64::from(most).min(SECTORS) as u32;
-        assert_eq!(client.segments(0, kind, &[blk_segment(0, whole, 0)]), OK_WRITE);
-        if let Some(more) = most.checked_add(1) {
-            let done = client.segments(0, kind, &[blk_segment(0, more, 0)]);
-            assert!([IOERR, UNSUPP].contains(&done), "{more} sectors: {done:?}");
-        }
-    });
+    const SIZE: u64 = 8 << 30;
+    let mut scene = Scene::null(SIZE, "");
+    let mut client = scene.client();
+    let most = client.config_u32(limit);
+    assert!((1..SIZE / 512).contains(&u64::from(most)), "a limit of {most} sectors");
+    assert_eq!(client.segments(0, kind, &[blk_segment(0, most, 0)]), OK_WRITE);
+    let done = client.segments(0, kind, &[blk_segment(0, most + 1, 0)]);
+    assert!([IOERR, UNSUPP].contains(&done), "{} sectors: {done:?}", most + 1);
+    assert_eq!(client.segments(0, kind, &[blk_segment(SIZE / 512 - 1, 1, 0)]), OK_WRITE);
+    drop(client);
+    scene.still_good();
 }
 
 fn event_index() -> Setup {
