@@ -152,6 +152,7 @@ pub fn definition() -> Command {
             Arg::new("daemonize")
                 .long("daemonize")
                 .action(ArgAction::SetTrue)
+                .overrides_with("daemonize")
                 .help("Go to the background; the foreground process ends once everything is set up"),
             Arg::new("pidfile")
                 .long("pidfile")
@@ -297,6 +298,11 @@ mod tests {
         assert!(plan.daemonize);
         assert_eq!(plan.traces, ["a=debug", "b=info"]);
         assert_eq!(plan.steps.len(), 1);
+    }
+
+    #[test]
+    fn who_asks_for_the_background_twice_gets_it() {
+        assert!(plan(&["--daemonize", "--daemonize"]).daemonize);
     }
 
     #[test]

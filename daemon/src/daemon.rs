@@ -33,6 +33,9 @@ pub struct Daemon {
     pub commands: Commands,
     /// Who is told what happens.
     pub hub: Rc<Hub>,
+    /// What the command line asks for is done.
+    set_up: Cell<bool>,
+    was_set_up: Notify,
     quitting: Cell<bool>,
     quit: Notify,
     /// Commands that run.
@@ -60,11 +63,26 @@ impl Daemon {
             monitors: Monitors::default(),
             commands: Commands::all(),
             hub,
+            set_up: Cell::new(false),
+            was_set_up: Notify::new(),
             quitting: Cell::new(false),
             quit: Notify::new(),
             running: Cell::new(0),
             ran: Notify::new(),
         })
+    }
+
+    /// From now on commands are run.
+    pub(crate) fn end_set_up(&self) {
+        self.set_up.set(true);
+        self.was_set_up.notify_all();
+    }
+
+    /// Waits until the command line has been obeyed, as clients of QEMU may rely on, or will not be.
+    pub(crate) async fn is_set_up(&self) {
+        while !self.set_up.get() {
+            self.was_set_up.notified().await;
+        }
     }
 
     /// Leave to run a command; `None` once the end has begun.
@@ -86,6 +104,7 @@ impl Daemon {
     /// Asks for the end. It comes after what is going on has been answered; from now on no command begins.
     pub fn ask_to_quit(&self) {
         self.quitting.set(true);
+        self.end_set_up();
         self.quit.notify_one();
     }
 

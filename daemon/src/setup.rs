@@ -102,6 +102,7 @@ async fn live(daemon: &Rc<Daemon>, signals: &Signals, plan: &Plan, held: &mut He
         log::flush();
         background::settle().map_err(|error| error.full())?;
     }
+    daemon.end_set_up();
     notify::ready("serving");
     notify::keep_watchdog(&daemon.local);
     export::keep_watch(daemon);

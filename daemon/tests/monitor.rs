@@ -1165,6 +1165,25 @@ fn a_monitor_that_waits_holds_up_what_follows() {
     assert!(child.wait().unwrap().success());
 }
 
+/// As with QEMU: whoever finds the socket may rely on all that the command line asks for.
+#[test]
+fn commands_wait_until_the_command_line_is_obeyed() {
+    let mut server = Server::start(&[
+        "--chardev",
+        "socket,id=later,path=later.sock,server=on,wait=on",
+        "--blockdev",
+        "null-co,node-name=n",
+    ]);
+    let mut client = server.client();
+    client.send(r#"{"execute": "query-named-block-nodes"}"#);
+    client.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let early = client.lines.fill_buf().map(<[u8]>::to_vec);
+    assert!(early.is_err(), "it was answered with {early:?} while the set-up waited");
+    client.stream.set_read_timeout(Some(LIMIT)).unwrap();
+    server.wait_for("later.sock");
+    assert_eq!(client.answer()["return"][0]["node-name"], "n");
+}
+
 #[test]
 fn a_chardev_that_waits_holds_up_what_follows() {
     let folder = tempfile::tempdir().unwrap();

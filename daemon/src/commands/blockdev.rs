@@ -91,7 +91,7 @@ struct BlockDeviceInfo {
     ro: bool,
     /// Its driver.
     drv: String,
-    /// What a person would call the image that this one stands on.
+    /// What a person would call the image that this one stands on; absent where it stands on none here.
     #[qapi(rename = "backing_file")]
     backing_file: Option<String>,
     /// How many images lie below it, those that filters let through among them; 0 where that was not asked for.
@@ -150,7 +150,7 @@ struct ImageInfo {
     filename: String,
     /// Its driver.
     format: String,
-    /// Whether it was not closed in good order.
+    /// Whether it was not closed in good order; absent where it is no file.
     dirty_flag: Option<bool>,
     /// Bytes that it occupies.
     actual_size: Option<i64>,
@@ -162,7 +162,7 @@ struct ImageInfo {
     encrypted: Option<bool>,
     /// What the image says that it stands on.
     backing_filename: Option<String>,
-    /// The same, from where the daemon is.
+    /// The same, from where the daemon is. What it stands on here may be another one.
     full_backing_filename: Option<String>,
     /// The format of that, as the image says.
     backing_filename_format: Option<String>,
@@ -251,7 +251,12 @@ impl Listing for NodeRows {
 impl NodeRows {
     async fn row(&mut self, id: NodeId) -> Option<BlockDeviceInfo> {
         let (image, below) = self.images.ask(id).await?;
-        let mut info = BlockDeviceInfo::of(&self.images.daemon.graph.node(id)?, image);
+        let node = self.images.daemon.graph.node(id)?;
+        let attached = match child(&node, "backing") {
+            Some(backing) => self.images.named_info(backing).await.map(|backing| backing.filename.clone()),
+            None => None,
+        };
+        let mut info = BlockDeviceInfo::of(&node, image, attached);
         if !self.flat {
             let below = self.images.chain(below).await;
             info.backing_file_depth = signed(below.len() as u64);
@@ -301,31 +306,40 @@ impl Images {
     async fn image(&mut self, id: NodeId) -> Option<(ImageInfo, Option<NodeId>)> {
         let node = self.daemon.graph.node(id)?;
         let info = self.named_info(id).await?;
-        let attached = match child(&node, "backing") {
-            Some(below) => self.named_info(below).await.map(|below| below.filename.clone()),
-            None => None,
-        };
+        let (dirty_flag, cluster_size) = self.layout(&node, &info).await;
         let (backing_filename, backing_filename_format) =
             info.backing.clone().map_or((None, None), |(name, format)| (Some(name), format));
-        let named = backing_filename.as_deref().map(|name| beside(&info.filename, name));
+        let full_backing_filename = backing_filename.as_deref().map(|name| beside(&info.filename, name));
         let snapshots = self.daemon.graph.snapshots(id).unwrap_or_default();
         let snapshots: Vec<_> = snapshots.into_iter().map(SnapshotInfo::of).collect();
         let image = ImageInfo {
             filename: info.filename.clone(),
             format: info.driver.to_owned(),
-            dirty_flag: info.dirty,
+            dirty_flag,
             actual_size: info.allocated.map(signed),
             virtual_size: signed(node.geometry.size),
-            cluster_size: info.cluster_size.map(signed),
+            cluster_size: cluster_size.map(signed),
             encrypted: info.encrypted.then_some(true),
             backing_filename,
-            full_backing_filename: attached.filter(|name| !name.is_empty()).or(named),
+            full_backing_filename,
             backing_filename_format,
             snapshots: Some(snapshots).filter(|all| !all.is_empty()),
             backing_image: None,
             format_specific: info.specific.clone(),
         };
         Some((image, image_below(&node)))
+    }
+
+    /// Whether the image was closed in good order, and its clusters. What only hands requests on says what lies below it says.
+    async fn layout(&mut self, node: &NodeReport, info: &DriverInfo) -> (Option<bool>, Option<u64>) {
+        let mut known = (info.dirty, info.cluster_size);
+        let mut below = bearer(node, info.driver);
+        while let Some(id) = below.take_if(|_| known == (None, None)) {
+            let (Some(lower), Some(info)) = (self.daemon.graph.node(id), self.named_info(id).await) else { break };
+            known = (info.dirty, info.cluster_size);
+            below = bearer(&lower, info.driver);
+        }
+        known
     }
 
     /// What the driver says about a node. A node without a file of its own is called after what it lies on.
@@ -379,14 +393,14 @@ async fn query_block(_: Rc<Daemon>, _: Empty) -> Result<Vec<Value>> {
 }
 
 impl BlockDeviceInfo {
-    fn of(node: &NodeReport, image: ImageInfo) -> Self {
+    fn of(node: &NodeReport, image: ImageInfo, backing_file: Option<String>) -> Self {
         let options = &node.options;
         Self {
             file: image.filename.clone(),
             node_name: Some(node.name.clone()),
             ro: options.read_only,
             drv: image.format.clone(),
-            backing_file: image.full_backing_filename.clone(),
+            backing_file,
             backing_file_depth: 0,
             active: options.active,
             encrypted: image.encrypted == Some(true),
@@ -414,6 +428,12 @@ impl BlockDeviceInfo {
 fn beside(base: &str, name: &str) -> String {
     let folder = Path::new(base).parent().unwrap_or(Path::new(""));
     folder.join(name).to_string_lossy().into_owned()
+}
+
+/// What a node says it is laid out as.
+fn bearer(node: &NodeReport, driver: &str) -> Option<NodeId> {
+    let is_thin = matches!(driver, "raw" | "luks");
+    node.filtered.or_else(|| file_below(node).filter(|_| is_thin))
 }
 
 /// What a node lies on, if it lies on anything.

@@ -192,7 +192,7 @@ impl StatsRows {
         let graph = &self.daemon.graph;
         let node = graph.node(id)?;
         let driver_specific = graph.info(id).await.and_then(|info| info.statistics);
-        let below = file_below(&node);
+        let below = node.filtered.or_else(|| file_below(&node));
         let stats = BlockDeviceStats::of(&node.totals);
         Some((BlockStats { node_name: Some(node.name), stats, driver_specific, parent: None }, below))
     }

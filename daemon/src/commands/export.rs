@@ -16,7 +16,7 @@ pub(super) fn register(table: &mut Table) {
         "Ends an export. Its socket and its threads are gone when this is answered.",
         block_export_del,
     );
-    table.add("query-block-exports", "All exports.", query_block_exports);
+    table.add("query-block-exports", "All exports, the youngest first.", query_block_exports);
     table.add_with(
         "x-query-export-details",
         "An extension: what goes on between each export and its guest.",

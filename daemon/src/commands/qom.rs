@@ -1,4 +1,6 @@
 //! The object tree as far as clients look at it: `/objects/ID` and `/chardevs/ID`, and the types behind them.
+//!
+//! A path is found as QEMU finds it: from the root, or by its last parts where only one place has them.
 
 use std::rc::Rc;
 
@@ -6,6 +8,7 @@ use qmp::schema::{Empty, Value};
 use qmp::{Error, ErrorClass, Qapi, Result};
 
 use super::Table;
+use crate::control::Chardev;
 use crate::daemon::Daemon;
 use crate::object::Object;
 
@@ -59,14 +62,14 @@ struct ObjectPropertyInfo {
 /// The arguments of `qom-list`.
 #[derive(Clone, Debug, Qapi)]
 struct PathArguments {
-    /// `/objects/ID`, or the id alone.
+    /// A path such as `/objects/ID`, or its last parts.
     path: String,
 }
 
 /// The arguments of `qom-get`.
 #[derive(Clone, Debug, Qapi)]
 struct GetArguments {
-    /// `/objects/ID`, or the id alone.
+    /// A path such as `/objects/ID`, or its last parts.
     path: String,
     /// The property.
     property: String,
@@ -75,7 +78,7 @@ struct GetArguments {
 /// The arguments of `qom-set`.
 #[derive(Clone, Debug, Qapi)]
 struct SetArguments {
-    /// `/objects/ID`, or the id alone.
+    /// A path such as `/objects/ID`, or its last parts.
     path: String,
     /// The property.
     property: String,
@@ -100,66 +103,153 @@ async fn qom_list_properties(_: Rc<Daemon>, arguments: ListPropertiesArguments) 
 }
 
 async fn qom_list(daemon: Rc<Daemon>, arguments: PathArguments) -> Result<Vec<ObjectPropertyInfo>> {
-    let child = |of: &'static str| move |name: &str| property(name, &format!("child<{of}>"));
-    let mut list = properties("container");
-    match Place::find(&daemon, &arguments.path)? {
-        Place::Root => list.extend(["objects", "chardevs"].map(child("container"))),
-        Place::Objects => {
-            list.extend(daemon.objects.all().iter().map(|object| child(object.type_name())(object.id())));
-        }
-        Place::Chardevs => {
-            list.extend(daemon.chardevs.report().iter().map(|info| child("chardev")(&info.label)));
-        }
-        Place::Object(object) => return Ok(properties(object.type_name())),
-    }
-    Ok(list)
+    let path = &arguments.path;
+    let place = Place::seek(&daemon, path).map_err(|lost| match lost {
+        Lost::Missing => missing(path),
+        Lost::Ambiguous => Error::generic(format!("Path '{path}' is ambiguous")),
+    })?;
+    let children = place.children(&daemon);
+    let child = |(name, child): &(String, Place)| property(name, &format!("child<{}>", child.type_name()));
+    Ok(properties(place.type_name()).into_iter().chain(children.iter().map(child)).collect())
 }
 
 async fn qom_get(daemon: Rc<Daemon>, arguments: GetArguments) -> Result<Value> {
-    match (Place::find(&daemon, &arguments.path)?, arguments.property.as_str()) {
-        (Place::Object(object), name) => object.get(name),
-        (Place::Root | Place::Objects | Place::Chardevs, "type") => Ok("container".into()),
-        (_, name) => Err(Error::generic(format!("Property 'container.{name}' not found"))),
+    let place = Place::find(&daemon, &arguments.path)?;
+    let name = arguments.property.as_str();
+    match &place {
+        Place::Object(object) => object.get(name),
+        Place::Chardev(chardev) if name != "type" => {
+            chardev.property(name).ok_or_else(|| not_found(place.type_name(), name))
+        }
+        Place::Chardev(_) | Place::Container(_) if name == "type" => Ok(place.type_name().into()),
+        // A child's value is where it is.
+        Place::Container(container) if place.child(&daemon, name).is_some() => {
+            Ok(format!("{}/{name}", container.path()).into())
+        }
+        Place::Chardev(_) | Place::Container(_) => Err(not_found(place.type_name(), name)),
     }
 }
 
 async fn qom_set(daemon: Rc<Daemon>, arguments: SetArguments) -> Result<Empty> {
     let SetArguments { path, property, value } = arguments;
-    match Place::find(&daemon, &path)? {
-        Place::Object(object) => object.set(&property, value).map(|()| Empty {}),
-        Place::Root | Place::Objects | Place::Chardevs => {
-            Err(Error::generic(format!("Property 'container.{property}' is not writable")))
-        }
+    let place = Place::find(&daemon, &path)?;
+    if let Place::Object(object) = &place {
+        return object.set(&property, value).map(|()| Empty {});
     }
+    let of = place.type_name();
+    let is_known =
+        properties(of).iter().any(|known| known.name == property) || place.child(&daemon, &property).is_some();
+    if !is_known {
+        return Err(not_found(of, &property));
+    }
+    Err(Error::generic(format!("Property '{of}.{property}' is not writable")))
 }
 
 /// A place in the tree.
+#[derive(Clone)]
 enum Place {
+    Container(Container),
+    Object(Object),
+    Chardev(Rc<Chardev>),
+}
+
+/// A place that has others below it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Container {
     Root,
+    /// Nothing is ever in it.
+    Backend,
     Objects,
     Chardevs,
-    Object(Object),
+}
+
+impl Container {
+    /// Its path, without the slash of the root.
+    fn path(self) -> &'static str {
+        match self {
+            Self::Root => "",
+            Self::Backend => "/backend",
+            Self::Objects => "/objects",
+            Self::Chardevs => "/chardevs",
+        }
+    }
 }
 
 impl Place {
+    /// The place of a path, or the refusal of commands for one property.
     fn find(daemon: &Daemon, path: &str) -> Result<Self> {
-        let missing = || Error::new(ErrorClass::DeviceNotFound, format!("Device '{path}' not found"));
-        match path {
-            "/" => Ok(Self::Root),
-            "/objects" | "objects" => Ok(Self::Objects),
-            "/chardevs" | "chardevs" => Ok(Self::Chardevs),
-            _ => {
-                let id = path.strip_prefix("/objects/").unwrap_or(path);
-                daemon.objects.find(id).map(Self::Object).ok_or_else(missing)
+        Self::seek(daemon, path).map_err(|_| missing(path))
+    }
+
+    /// The place of a path from the root, or of the last parts of one path only. Empty parts say nothing.
+    fn seek(daemon: &Daemon, path: &str) -> Result<Self, Lost> {
+        let root = Self::Container(Container::Root);
+        if path.is_empty() {
+            return Err(Lost::Ambiguous);
+        }
+        if path.starts_with('/') {
+            return root.below(daemon, path).ok_or(Lost::Missing);
+        }
+        let starts = std::iter::once(root.clone()).chain(root.children(daemon).into_iter().map(|(_, child)| child));
+        let mut found = starts.filter_map(|start| start.below(daemon, path));
+        let first = found.next().ok_or(Lost::Missing)?;
+        if found.next().is_some() { Err(Lost::Ambiguous) } else { Ok(first) }
+    }
+
+    fn below(&self, daemon: &Daemon, path: &str) -> Option<Self> {
+        let mut parts = path.split('/').filter(|part| !part.is_empty());
+        parts.try_fold(self.clone(), |place, part| place.child(daemon, part))
+    }
+
+    fn child(&self, daemon: &Daemon, name: &str) -> Option<Self> {
+        self.children(daemon).into_iter().find_map(|(known, child)| (known == name).then_some(child))
+    }
+
+    fn children(&self, daemon: &Daemon) -> Vec<(String, Self)> {
+        let containers = [Container::Backend, Container::Objects, Container::Chardevs];
+        match self {
+            Self::Container(Container::Root) => containers
+                .map(|container| (container.path().trim_start_matches('/').to_owned(), Self::Container(container)))
+                .into(),
+            Self::Container(Container::Objects) => {
+                let all = daemon.objects.all().into_iter();
+                all.map(|object| (object.id().to_owned(), Self::Object(object))).collect()
             }
+            Self::Container(Container::Chardevs) => {
+                let all = daemon.chardevs.all().into_iter();
+                all.map(|chardev| (chardev.id().to_owned(), Self::Chardev(chardev))).collect()
+            }
+            Self::Container(Container::Backend) | Self::Object(_) | Self::Chardev(_) => Vec::new(),
         }
     }
+
+    fn type_name(&self) -> &'static str {
+        match self {
+            Self::Container(_) => "container",
+            Self::Object(object) => object.type_name(),
+            Self::Chardev(chardev) => chardev.type_name(),
+        }
+    }
+}
+
+/// Why a path leads nowhere.
+enum Lost {
+    Missing,
+    Ambiguous,
+}
+
+fn missing(path: &str) -> Error {
+    Error::new(ErrorClass::DeviceNotFound, format!("Device '{path}' not found"))
+}
+
+fn not_found(of: &str, name: &str) -> Error {
+    Error::generic(format!("Property '{of}.{name}' not found"))
 }
 
 /// A type that exists here.
 struct Type {
     name: &'static str,
-    parent: &'static str,
+    parent: Option<&'static str>,
     is_abstract: bool,
     user_creatable: bool,
 }
@@ -169,23 +259,24 @@ impl Type {
         if self.name == name || (self.user_creatable && name == "user-creatable") {
             return true;
         }
-        match TYPES.iter().find(|of| of.name == self.parent) {
-            Some(parent) => parent.implements(name),
-            None => self.parent == name,
-        }
+        let parent = self.parent.and_then(|parent| TYPES.iter().find(|of| of.name == parent));
+        parent.is_some_and(|parent| parent.implements(name))
     }
 
     fn info(&self) -> ObjectTypeInfo {
         ObjectTypeInfo {
             name: self.name.to_owned(),
             is_abstract: self.is_abstract.then_some(true),
-            parent: Some(self.parent.to_owned()),
+            parent: self.parent.map(str::to_owned),
         }
     }
 }
 
 fn properties(of: &str) -> Vec<ObjectPropertyInfo> {
-    let own = Object::properties(of).into_iter().map(|(name, of)| property(name, of));
+    let own = Object::properties(of)
+        .into_iter()
+        .chain(Chardev::properties(of).iter().copied())
+        .map(|(name, of)| property(name, of));
     std::iter::once(property("type", "string")).chain(own).collect()
 }
 
@@ -193,15 +284,26 @@ fn property(name: &str, of: &str) -> ObjectPropertyInfo {
     ObjectPropertyInfo { name: name.to_owned(), of: of.to_owned() }
 }
 
+const fn concrete(name: &'static str, parent: &'static str, user_creatable: bool) -> Type {
+    Type { name, parent: Some(parent), is_abstract: false, user_creatable }
+}
+
+const fn of_no_object(name: &'static str, parent: &'static str, user_creatable: bool) -> Type {
+    Type { name, parent: Some(parent), is_abstract: true, user_creatable }
+}
+
 const TYPES: &[Type] = &[
-    Type { name: "container", parent: "object", is_abstract: false, user_creatable: false },
-    Type { name: "event-loop-base", parent: "object", is_abstract: true, user_creatable: false },
-    Type { name: "iothread", parent: "event-loop-base", is_abstract: false, user_creatable: true },
-    Type { name: "secret_common", parent: "object", is_abstract: true, user_creatable: false },
-    Type { name: "secret", parent: "secret_common", is_abstract: false, user_creatable: true },
-    Type { name: "secret_keyring", parent: "secret_common", is_abstract: false, user_creatable: true },
-    Type { name: "throttle-group", parent: "object", is_abstract: false, user_creatable: true },
-    Type { name: "chardev", parent: "object", is_abstract: true, user_creatable: false },
-    Type { name: "chardev-socket", parent: "chardev", is_abstract: false, user_creatable: false },
-    Type { name: "chardev-null", parent: "chardev", is_abstract: false, user_creatable: false },
+    Type { name: "object", parent: None, is_abstract: true, user_creatable: false },
+    concrete("container", "object", false),
+    of_no_object("event-loop-base", "object", true),
+    concrete("iothread", "event-loop-base", true),
+    of_no_object("secret_common", "object", true),
+    concrete("secret", "secret_common", true),
+    concrete("secret_keyring", "secret_common", true),
+    concrete("throttle-group", "object", true),
+    of_no_object("chardev", "object", false),
+    of_no_object("chardev-fd", "chardev", false),
+    concrete("chardev-socket", "chardev", false),
+    concrete("chardev-null", "chardev", false),
+    concrete("chardev-stdio", "chardev-fd", false),
 ];

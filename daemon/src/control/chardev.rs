@@ -11,7 +11,9 @@ use std::sync::Arc;
 use block_core::base::{Error, Result, ResultExt};
 use block_core::rt::{Local, SharedFd};
 use qmp::Qapi;
+use qmp::schema::Value;
 use rustix::net::{SocketFlags, accept_with, sockopt};
+use serde_json::json;
 
 use super::stdio::{self, Stdio};
 use crate::process::socket::{Listener, SocketFile, connect_to};
@@ -219,6 +221,11 @@ impl Chardevs {
         self.0.borrow().iter().map(|chardev| chardev.report()).collect()
     }
 
+    /// All of them, in the order in which they were made.
+    pub fn all(&self) -> Vec<Rc<Chardev>> {
+        self.0.borrow().clone()
+    }
+
     /// Forgets all of them, and undoes what they leave behind, although monitors may still hold them.
     pub fn clear(&self) {
         for chardev in self.0.take() {
@@ -280,6 +287,14 @@ impl SocketChardev {
         }
     }
 
+    /// QMP's `SocketAddress`.
+    fn address(&self) -> Value {
+        match (&self.path, &self.fd) {
+            (Some(path), _) => json!({ "type": "unix", "path": path }),
+            (None, fd) => json!({ "type": "fd", "str": fd.as_deref().unwrap_or_default() }),
+        }
+    }
+
     async fn open_path(&self, path: &Path) -> Result<(Peer, Option<Kept>)> {
         if !self.server {
             return Ok((Peer::Connected(connect_to(path)?), None));
@@ -303,6 +318,35 @@ impl SocketChardev {
 }
 
 impl Chardev {
+    /// The chardev's id.
+    pub fn id(&self) -> &str {
+        &self.options.id
+    }
+
+    /// The name of its type in the object tree.
+    pub fn type_name(&self) -> &'static str {
+        match self.options.backend {
+            ChardevBackend::Socket(_) => SOCKET_TYPE,
+            ChardevBackend::Null(_) => "chardev-null",
+            ChardevBackend::Stdio(_) => "chardev-stdio",
+        }
+    }
+
+    /// The properties of the chardevs of a type, with their types, besides `type`.
+    pub fn properties(type_name: &str) -> &'static [(&'static str, &'static str)] {
+        if type_name == SOCKET_TYPE { &[("connected", "bool"), ("addr", "SocketAddress")] } else { &[] }
+    }
+
+    /// The value of one of them.
+    pub fn property(&self, name: &str) -> Option<Value> {
+        let ChardevBackend::Socket(socket) = &self.options.backend else { return None };
+        match name {
+            "connected" => Some((self.connections.get() > 0).into()),
+            "addr" => Some(socket.address()),
+            _ => None,
+        }
+    }
+
     /// Makes the caller the only one that serves it.
     pub(super) fn claim(&self) -> Result<()> {
         if self.claimed.replace(true) {
@@ -370,6 +414,8 @@ impl Chardev {
         }
     }
 }
+
+const SOCKET_TYPE: &str = "chardev-socket";
 
 fn on_off(switch: bool) -> &'static str {
     if switch { "on" } else { "off" }

@@ -148,6 +148,7 @@ impl Session {
         self.running.set(true);
         let session = self.clone();
         let task = async move {
+            daemon.is_set_up().await;
             let reply = match daemon.begin_command() {
                 Some(_runs) => match daemon.commands.run(&daemon, &command, arguments).await {
                     Ok(Answer::Rows(rows)) => session.listed(rows).await,

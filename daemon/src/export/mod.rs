@@ -200,10 +200,10 @@ impl Drop for Reserved<'_> {
 }
 
 impl Exports {
-    /// For `query-block-exports`.
+    /// For `query-block-exports`: the youngest first.
     pub fn list(&self, graph: &Graph) -> Vec<BlockExportInfo> {
         let shown = |export: &&Rc<Export>| export.stopping.get() || export.running.borrow().is_some();
-        self.list.borrow().iter().filter(shown).map(|export| export.info(graph)).collect()
+        self.list.borrow().iter().rev().filter(shown).map(|export| export.info(graph)).collect()
     }
 
     /// Where an export enters the graph.

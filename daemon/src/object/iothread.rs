@@ -50,6 +50,12 @@ impl IoThreadOptions {
         Self::PROPERTIES.map(|name| (name, "int")).into()
     }
 
+    /// Those of them that belong to the type above.
+    pub fn base_properties() -> Vec<(&'static str, &'static str)> {
+        let base = |name: &&str| !name.starts_with("poll");
+        Self::PROPERTIES.into_iter().filter(base).map(|name| (name, "int")).collect()
+    }
+
     fn property(&mut self, name: &str) -> Option<&mut i64> {
         Some(match name {
             "poll-max-ns" => &mut self.poll_max_ns,
@@ -69,7 +75,8 @@ impl IoThreadOptions {
                 return Err(Error::generic(format!("{name} value must be in range [0, {}]", i64::MAX)));
             }
         }
-        if self.thread_pool_max == 0 || self.thread_pool_min > self.thread_pool_max {
+        let too_many = self.thread_pool_max > i64::from(i32::MAX);
+        if self.thread_pool_max == 0 || self.thread_pool_min > self.thread_pool_max || too_many {
             return Err(Error::generic("bad thread-pool-min/thread-pool-max values"));
         }
         Ok(PollParams {
@@ -167,6 +174,7 @@ mod tests {
         let pool = "bad thread-pool-min/thread-pool-max values";
         assert_eq!(refused("iothread,id=x,thread-pool-min=10,thread-pool-max=5"), pool);
         assert_eq!(refused("iothread,id=x,thread-pool-max=0"), pool);
+        assert_eq!(refused("iothread,id=x,thread-pool-max=2147483648"), pool);
         assert_eq!(refused("zzz,id=x"), "Parameter 'qom-type' does not accept value 'zzz'");
         assert_eq!(refused("iothread,id=x,zz=1"), "Parameter 'zz' is unexpected");
     }

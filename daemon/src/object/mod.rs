@@ -103,7 +103,8 @@ impl Object {
     pub fn properties(type_name: &str) -> Vec<(&'static str, &'static str)> {
         match type_name {
             "iothread" => IoThreadOptions::properties(),
-            "secret" | "secret_keyring" => SecretObject::properties(type_name),
+            "event-loop-base" => IoThreadOptions::base_properties(),
+            "secret_common" | "secret" | "secret_keyring" => SecretObject::properties(type_name),
             "throttle-group" => ThrottleGroupObject::properties(),
             _ => Vec::new(),
         }

@@ -70,8 +70,11 @@ impl SecretObject {
     /// Its properties with their types, besides `type`.
     pub fn properties(type_name: &str) -> Vec<(&'static str, &'static str)> {
         let common = [("iv", "string"), ("keyid", "string"), ("format", "QCryptoSecretFormat")];
-        let own: &[_] =
-            if type_name == "secret" { &[("file", "string"), ("data", "string")] } else { &[("serial", "int32_t")] };
+        let own: &[_] = match type_name {
+            "secret" => &[("file", "string"), ("data", "string")],
+            "secret_keyring" => &[("serial", "int32_t")],
+            _ => &[],
+        };
         common.into_iter().chain(own.iter().copied()).collect()
     }
 

@@ -231,7 +231,7 @@ fn definitions_in_the_place_of_names() {
         format!(r#"{{"driver":"throttle","throttle-group":"none","file":{below}}}"#),
         format!(r#"{{"driver":"compress","file":{passwd}}}"#),
         format!(r#"{{"driver":"luks","key-secret":"none","file":{passwd}}}"#),
-        r#"{"driver":"null-co","size":9223372036854774784}"#.to_owned(),
+        r#"{"driver":"null-co","size":9223372035781033984}"#.to_owned(),
         r#"{"driver":"qcow2","file":"fifo","backing":"fifo"}"#.to_owned(),
         r#"{"driver":"host_device","filename":"zero"}"#.to_owned(),
         r#"{"driver":"file","filename":"fifo"}"#.to_owned(),

@@ -68,12 +68,9 @@ pub struct Conf {
 
 impl Conf {
     fn new(options: &NullOptions) -> Result<Self> {
-        if i64::try_from(options.latency_ns).is_err() {
-            return Err(Error::new(format!("latency-ns is invalid: {} is more than 2^63 - 1", options.latency_ns)));
-        }
         Ok(Self {
             size: sectors(options.size)?,
-            latency: Duration::from_nanos(options.latency_ns),
+            latency: latency(options.latency_ns)?,
             read_zeroes: options.read_zeroes,
         })
     }
@@ -85,13 +82,23 @@ impl Conf {
     }
 }
 
+fn latency(nanos: u64) -> Result<Duration> {
+    let in_range = i64::try_from(nanos).is_ok();
+    in_range
+        .then(|| Duration::from_nanos(nanos))
+        .ok_or_else(|| Error::new(format!("latency-ns is invalid: {nanos} is more than 2^63 - 1")))
+}
+
 /// The size in whole sectors, as QEMU rounds it.
 fn sectors(size: i64) -> Result<u64> {
     let bytes = u64::try_from(size).ok().and_then(|size| align_up(size, SECTOR));
     bytes
-        .filter(|bytes| i64::try_from(*bytes).is_ok())
+        .filter(|bytes| *bytes <= LARGEST)
         .ok_or_else(|| Error::new(format!("Value '{size}' is out of range for parameter 'size'")))
 }
+
+/// The largest disk that QEMU takes: a multiple of the largest block that a disk may have.
+const LARGEST: u64 = (i64::MAX as u64) & !((1 << 30) - 1);
 
 impl Driver for Null {
     type Conf = Conf;
@@ -180,13 +187,23 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_whole_sectors_that_fit_an_off_t() {
+    fn sizes_are_whole_sectors_up_to_the_largest_disk() {
         assert_eq!(Conf::new(&options(0)).unwrap().size, 0);
         assert_eq!(Conf::new(&options(1)).unwrap().size, 512);
         assert_eq!(Conf::new(&options(1024)).unwrap().size, 1024);
-        for refused in [-1, i64::MIN, i64::MAX] {
+        let largest = LARGEST.cast_signed();
+        assert_eq!(Conf::new(&options(largest)).unwrap().size, LARGEST);
+        for refused in [-1, i64::MIN, i64::MAX, largest + 1] {
             assert!(Conf::new(&options(refused)).is_err(), "{refused}");
         }
+    }
+
+    #[test]
+    fn latencies_are_those_that_qemu_takes() {
+        let with = |latency_ns| Conf::new(&NullOptions { latency_ns, ..options(0) });
+        let largest = i64::MAX.cast_unsigned();
+        assert!(with(largest).is_ok());
+        assert!(with(largest + 1).is_err());
     }
 
     #[test]

@@ -65,7 +65,7 @@ fn names_of_what_is_made_are_read_as_those_of_what_is_opened() {
 #[test]
 fn numbers_beyond_all_measure_are_refused() {
     let scene = Scene::new(&["create -q -f raw a.raw 1M"]);
-    let huge = "driver=null-co,size=9223372036854774784";
+    let huge = "driver=null-co,size=9223372035781033984";
     let done = ours(&scene.ours(), &["convert", "--image-opts", huge, huge, huge, "x.raw"]);
     assert_eq!(done.status.code(), Some(1), "{}", text(&done.stderr));
     let dashes = format!("+{}", "-".repeat(100_000));

@@ -46,6 +46,7 @@ pub(super) fn info(kind: Kind, filename: &str, allocated: Option<u64>, counts: &
         driver,
         filename: filename.to_owned(),
         allocated,
+        dirty: Some(false),
         specific: Some(json!({ "type": "file", "data": {} })),
         statistics: Some(json!({
             "driver": driver,
