@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test stops where its machine fails it")]
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -99,6 +99,43 @@ impl Server {
         line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
     }
 
+    /// What it holds while nobody is connected, once it has served somebody.
+    fn at_rest(&self) -> AtRest {
+        self.client().execute("query-version", json!({}));
+        let mut now = AtRest { descriptors: self.descriptors(), resident: self.resident() };
+        within(LIMIT, || {
+            let before =
+                std::mem::replace(&mut now, AtRest { descriptors: self.descriptors(), resident: self.resident() });
+            self.idles() && before.descriptors == now.descriptors
+        });
+        now
+    }
+
+    /// Everybody else has gone: nothing of what they did is kept, and nobody computes.
+    #[track_caller]
+    fn is_back(&self, before: &AtRest) {
+        self.client().execute("query-version", json!({}));
+        within(LIMIT, || self.descriptors() <= before.descriptors);
+        within(LIMIT, || self.resident() < before.resident + MORE_RESIDENT);
+        within(LIMIT, || self.idles());
+    }
+
+    /// Whether it hardly computes for a tenth of a second.
+    fn idles(&self) -> bool {
+        let before = self.cpu_ticks();
+        #[expect(clippy::disallowed_methods, reason = "something must not happen meanwhile")]
+        std::thread::sleep(Duration::from_millis(100));
+        self.cpu_ticks() - before <= 1
+    }
+
+    /// Processor time used so far, in ticks of 10 ms.
+    fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // User and system time are the 12th and 13th word after the name, which is in parentheses.
+        let (_, words) = stat.rsplit_once(')').unwrap();
+        words.split_whitespace().skip(11).take(2).map(|word| word.parse::<u64>().unwrap()).sum()
+    }
+
     fn descriptors(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
@@ -110,6 +147,15 @@ impl Drop for Server {
         let _ = self.child.wait();
     }
 }
+
+/// See [`Server::at_rest`].
+struct AtRest {
+    descriptors: usize,
+    resident: u64,
+}
+
+/// What the allocator may keep of messages that are long gone.
+const MORE_RESIDENT: u64 = 16 << 20;
 
 /// A byte-level client.
 struct Client {
@@ -164,6 +210,21 @@ impl Client {
         let answer = self.say(&json!({ "execute": command, "arguments": arguments }).to_string());
         let word = |name| answer["error"][name].as_str().unwrap_or_else(|| panic!("{command}: {answer}")).to_owned();
         (word("class"), word("desc"))
+    }
+
+    /// An empty qcow2 image in a file below the throttle node `slow`, which is in the group `g`.
+    fn add_image_below_a_throttle(&mut self, server: &Server) {
+        server.add_qcow2(self, "made");
+        self.execute("blockdev-del", json!({ "node-name": "made" }));
+        let file = json!({ "driver": "file", "filename": server.path("made.qcow2") });
+        let slow = json!({ "driver": "throttle", "node-name": "slow", "throttle-group": "g", "file": file });
+        self.execute("blockdev-add", slow);
+    }
+
+    /// What `query-blockstats` says of this node, if there is one.
+    fn node(&mut self, name: &str) -> Option<Value> {
+        let all = self.execute("query-blockstats", json!({ "query-nodes": true }));
+        all.as_array().unwrap().iter().find(|node| node["node-name"] == name).cloned()
     }
 
     /// Whether the other side has closed.
@@ -471,13 +532,31 @@ fn a_slow_command_does_not_hold_up_another_monitor() {
 /// QMP-22: whoever asked has gone, but what was asked is done, and done whole.
 #[test]
 fn a_command_outlives_its_client() {
-    let server = Server::start(&[]);
-    let mut client = server.client();
-    client.send(r#"{"execute": "blockdev-add", "arguments": {"driver": "null-co", "node-name": "n0"}}"#);
-    drop(client);
+    let server = Server::start(&["--object", "throttle-group,id=g"]);
+    let before = server.at_rest();
     let mut other = server.client();
-    within(LIMIT, || other.execute("query-named-block-nodes", json!({})).as_array().unwrap().len() == 1);
-    other.execute("blockdev-del", json!({ "node-name": "n0" }));
+    other.add_image_below_a_throttle(&server);
+    let limit = |client: &mut Client, bytes: u64| {
+        let limits = json!({ "bps-read": bytes });
+        client.execute("qom-set", json!({ "path": "g", "property": "limits", "value": limits }));
+    };
+    // The first read passes; each after it waits for hours, until somebody lifts the limit.
+    limit(&mut other, 1);
+    let mut client = server.client();
+    client.send(r#"{"execute": "blockdev-add", "arguments": {"driver": "qcow2", "node-name": "q", "file": "slow"}}"#);
+    within(LIMIT, || other.node("slow").is_some_and(|node| node["stats"]["rd_operations"] != 0));
+    drop(client);
+    assert!(other.node("q").is_none(), "the command is over already");
+    other.execute("query-version", json!({}));
+    assert!(other.node("q").is_none(), "the command is over before its image was read");
+    limit(&mut other, 0);
+    within(LIMIT, || other.node("q").is_some());
+    assert!(other.refused("blockdev-del", json!({ "node-name": "slow" })).1.contains("in use"));
+    for name in ["q", "slow"] {
+        other.execute("blockdev-del", json!({ "node-name": name }));
+    }
+    drop(other);
+    server.is_back(&before);
 }
 
 /// A shell that pipes commands in and closes its side still gets every answer.
@@ -497,28 +576,44 @@ fn a_client_that_stops_sending_gets_its_answers() {
 #[test]
 fn a_message_without_end_is_cut_off() {
     let server = Server::start(&[]);
+    let before = server.at_rest();
+    let chunk = "a".repeat(1 << 20);
     let mut client = server.client();
     client.send(r#"{"execute": ""#);
-    let chunk = "a".repeat(1 << 20);
-    let cut = (0..80).any(|_| client.stream.write_all(chunk.as_bytes()).is_err());
-    assert!(cut, "80 MiB of one string were taken");
-    server.client();
-    within(LIMIT, || server.resident() < 64 << 20);
+    (0..63).for_each(|_| client.send(&chunk));
+    client.send(r#""}"#);
+    assert_eq!(client.answer()["error"]["class"], "CommandNotFound", "a message of 63 MiB is taken");
+    client.execute("query-version", json!({}));
+
+    client.send(r#"{"execute": ""#);
+    (0..63).for_each(|_| client.send(&chunk));
+    let cut = (63..80).find_map(|_| client.stream.write_all(chunk.as_bytes()).err());
+    let cut = cut.expect("80 MiB of one string were taken").kind();
+    // Not that nobody reads any more, which would be a time-out.
+    assert!([ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&cut), "{cut:?}");
+    drop(client);
+    server.is_back(&before);
 }
 
 /// QMP-19 and QMP-20.
 #[test]
 fn large_and_odd_messages() {
     let server = Server::start(&[]);
+    let before = server.at_rest();
     let mut client = server.client();
     let id = json!({ "deep": ["x".repeat((1 << 20) - 100)] });
     let answer = client.say(&json!({ "execute": "query-version", "id": id }).to_string());
     assert_eq!(answer["id"], id);
-    let many = format!("{{\"execute\": \"query-version\", \"arguments\": [{}]}}", "1,".repeat(1_100_000));
-    client.send(&many);
-    assert!(client.answer()["error"].is_object());
-    let mut after = server.client();
-    after.execute("query-version", json!({}));
+    // A number and a comma are two tokens.
+    let with_numbers = |count| format!("{{\"execute\": \"query-version\", \"id\": [{}1]}}", "1,".repeat(count));
+    let taken = client.say(&with_numbers(1_000_000));
+    assert_eq!(taken["return"]["qemu"]["major"], 10);
+    assert_eq!(taken["id"].as_array().unwrap().len(), 1_000_001);
+    drop(taken);
+    assert_eq!(client.say(&with_numbers(1_100_000))["error"]["desc"], "JSON token count limit exceeded");
+    client.execute("query-version", json!({}));
+    drop(client);
+    server.is_back(&before);
 }
 
 #[test]
@@ -549,18 +644,20 @@ fn requests_behind_large_answers_are_answered() {
 #[test]
 fn connections_are_counted_and_given_back() {
     let server = Server::start(&[]);
-    let before = server.descriptors();
-    let crowd: Vec<_> = (0..300).filter_map(|_| UnixStream::connect(server.path("q.sock")).ok()).collect();
-    within(LIMIT, || server.descriptors() > before);
+    let before = server.at_rest();
+    let crowd: Vec<_> = (0..1000).map(|_| UnixStream::connect(server.path("q.sock")).unwrap()).collect();
     let is_served = |mut stream: &UnixStream| {
         stream.set_read_timeout(Some(LIMIT)).unwrap();
-        matches!(stream.read(&mut [0; 16]), Ok(count) if count > 0)
+        match stream.read(&mut [0; 16]) {
+            Ok(count) => count > 0,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => false,
+            Err(error) => panic!("neither greeted nor closed: {error}"),
+        }
     };
     let served = crowd.iter().filter(|stream| is_served(stream)).count();
     assert_eq!(served, 64);
     drop(crowd);
-    within(LIMIT, || server.descriptors() <= before);
-    server.client().execute("query-version", json!({}));
+    server.is_back(&before);
 }
 
 /// A health check with a time-out must not lock everybody out while a disk hangs.

@@ -6,6 +6,7 @@
 
 use serde_json::json;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use trellis_tests::scene::{
     DISK, IOERR, OK_WRITE, SECTORS, Scene, UNSUPP, expect_nack, expect_queue_works, long, repeats,
@@ -19,6 +20,7 @@ use trellis_tests::vhost_user::protocol::{
 };
 use trellis_tests::vhost_user::ring::{Desc, INDIRECT, Used, WRITE, linked, readable, writable};
 use trellis_tests::vhost_user::wire::{readable_within, take_events};
+use trellis_tests::watched::Watched;
 
 #[test]
 fn c001_version_1_is_offered() {
@@ -155,7 +157,7 @@ fn c010_flush_is_offered() {
     scene.still_good();
 }
 
-/// That a write is stable at completion cannot be seen from outside without a power cut; what can be seen is the mode.
+/// The mode; that writes are then stable is `c029_each_write_is_stable_where_the_driver_has_no_cache`.
 #[test]
 fn c012_the_driver_sets_the_cache_mode() {
     on_a_disk(|_, client| {
@@ -306,6 +308,38 @@ fn c028_flush_on_one_queue_after_a_write_on_another() {
     }
     drop(client);
     scene.still_good();
+}
+
+/// A driver without a cache, or one that has switched it off, counts on each write being stable when it is answered; the
+/// disk notes of each write whether it was asked for that.
+#[test]
+fn c029_each_write_is_stable_where_the_driver_has_no_cache() {
+    const CACHED: [u64; 2] = [0, 0];
+    const STABLE: [u64; 2] = [LOG_FUA, LOG_FUA];
+    for (without, writeback, export, expected) in [
+        (0, None, "", CACHED),
+        (0, Some(0), "", STABLE),
+        (0, Some(1), "", CACHED),
+        (0, None, ",writethrough=on", STABLE),
+        (feature::FLUSH, None, "", STABLE),
+        (feature::FLUSH | feature::CONFIG_WCE, None, "", STABLE),
+        (feature::CONFIG_WCE, None, "", CACHED),
+    ] {
+        let builder = Watched::builder().image("disk", DISK, "").image("log", DISK, "");
+        let logging = "blklogwrites,node-name=logged,file=disk,log=log,log-super-update-interval=1";
+        let mut server =
+            builder.arg("--blockdev", logging).export("a", "logged", &format!(",writable=on{export}")).start();
+        let setup = Setup { features: FEATURES & !without, ..Setup::default() };
+        let mut client = Client::start(&server.socket("a"), &setup);
+        if let Some(mode) = writeback {
+            assert_eq!(client.set_writeback(mode), 0);
+        }
+        assert_eq!(client.write(0, 0, &[7; 4096]), OK_WRITE);
+        assert_eq!(client.write_zeroes(0, 16, 8, false), OK_WRITE);
+        let noted = logged_flags(&server.image("log"));
+        assert_eq!(noted, expected, "without {without:#x}, writeback {writeback:?}, export '{export}'");
+        assert!(server.alive());
+    }
 }
 
 #[test]
@@ -588,17 +622,19 @@ fn on_a_disk(test: impl FnOnce(&mut Scene, &mut Client)) {
     scene.still_good();
 }
 
+/// On a disk that is larger than the limit, so that nothing else refuses one sector more.
 fn up_to_the_limit(kind: u32, limit: usize) {
-    on_a_disk(|_, client| {
-        let most = client.config_u32(limit);
-        assert_ne!(most, 0, "a limit of nothing");
-        let whole = u64::from(most).min(SECTORS) as u32;
-        assert_eq!(client.segments(0, kind, &[blk_segment(0, whole, 0)]), OK_WRITE);
-        if let Some(more) = most.checked_add(1) {
-            let done = client.segments(0, kind, &[blk_segment(0, more, 0)]);
-            assert!([IOERR, UNSUPP].contains(&done), "{more} sectors: {done:?}");
-        }
-    });
+    const SIZE: u64 = 8 << 30;
+    let mut scene = Scene::null(SIZE, "");
+    let mut client = scene.client();
+    let most = client.config_u32(limit);
+    assert!((1..SIZE / 512).contains(&u64::from(most)), "a limit of {most} sectors");
+    assert_eq!(client.segments(0, kind, &[blk_segment(0, most, 0)]), OK_WRITE);
+    let done = client.segments(0, kind, &[blk_segment(0, most + 1, 0)]);
+    assert!([IOERR, UNSUPP].contains(&done), "{} sectors: {done:?}", most + 1);
+    assert_eq!(client.segments(0, kind, &[blk_segment(SIZE / 512 - 1, 1, 0)]), OK_WRITE);
+    drop(client);
+    scene.still_good();
 }
 
 fn event_index() -> Setup {
@@ -679,10 +715,27 @@ fn random_words(count: usize) -> impl Iterator<Item = u64> {
     std::iter::repeat_n((), count).scan(0x2545_F491_4F6C_DD1D_u64, move |state, ()| step(state))
 }
 
+/// The flags of all entries in a log of the kernel's dm-log-writes: a sector with the count, and for each entry a sector
+/// and its data.
+fn logged_flags(log: &Path) -> Vec<u64> {
+    const SECTOR: usize = 512;
+    let log = std::fs::read(log).unwrap();
+    let word = |at: usize| u64::from_le_bytes(log[at..at + 8].try_into().unwrap());
+    let mut at = SECTOR;
+    let next = |_| {
+        let (sectors, flags) = (word(at + 8) as usize, word(at + 16));
+        at += SECTOR + sectors * SECTOR;
+        flags
+    };
+    (0..word(16)).map(next).collect()
+}
+
 fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
+/// In a log of dm-log-writes: the write was to be stable when it was answered.
+const LOG_FUA: u64 = 2;
 /// Where indirect tables stand.
 const TABLE: u64 = DATA + (4 << 20);
 /// How long nothing has to happen for "nothing happens".

@@ -1448,6 +1448,71 @@ fn qmp_24_a_secret_is_not_printed_back() {
     });
 }
 
+/// A disk whose file was cut off fails as fast as its guest asks. A client that never reads keeps neither that guest nor
+/// another one waiting.
+#[test]
+fn qmp_26_a_flood_of_failures() {
+    const FAILURES: u16 = 5000;
+    const BATCH: u16 = 50;
+    const NEIGHBOUR_READS: usize = 500;
+    /// Longer than that may take anywhere.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    on_a_scene(|scene| {
+        let path = scene.server().dir().join("control.sock");
+        let mute = UnixStream::connect(&path).unwrap();
+        (&mute).write_all(b"{\"execute\": \"qmp_capabilities\"}").unwrap();
+        let mut reader = Qmp::connect(&path);
+        let image = File::options().write(true).open(scene.server().image("disk-a")).unwrap();
+        image.set_len(4096).unwrap();
+        let mut client = scene.client();
+        let neighbour = scene.server().socket("b");
+        let (floods, is_enough) = (AtomicBool::new(true), AtomicBool::new(false));
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let reads = scope.spawn(|| {
+                let mut other = Client::start(&neighbour, &Setup::default());
+                let mut count = 0;
+                while floods.load(Ordering::Relaxed) {
+                    assert_eq!(other.read(0, 0, 4096).0.status, status::OK);
+                    count += 1;
+                    is_enough.store(count >= NEIGHBOUR_READS, Ordering::Relaxed);
+                }
+                count
+            });
+            let mut failed = 0;
+            while failed < FAILURES || (!is_enough.load(Ordering::Relaxed) && begun.elapsed() < PATIENCE) {
+                submit_failing_reads(&mut client, BATCH);
+                failed += BATCH;
+            }
+            floods.store(false, Ordering::Relaxed);
+            let reads = reads.join().unwrap();
+            assert!(reads >= NEIGHBOUR_READS, "{reads} reads of another disk beside {failed} failures");
+        });
+        reader.ask(&json!({ "execute": "query-version" }));
+        let told = reader.take_events();
+        let most = begun.elapsed().as_secs() as usize + 2;
+        assert!((1..=most).contains(&told.len()), "{} events in {:?}", told.len(), begun.elapsed());
+        assert!(told.iter().all(|event| event["event"] == "BLOCK_IO_ERROR"), "{told:?}");
+        image.set_len(DISK).unwrap();
+        drop((client, reader, mute));
+    });
+}
+
+/// At once, and waits until each has failed.
+fn submit_failing_reads(client: &mut Client, count: u16) {
+    let reads: Vec<_> =
+        (0..count).map(|n| client.chain(n.into(), kind::IN, SECTORS - 1, &[writable(DATA, 512)])).collect();
+    let heads: Vec<u16> = (0..count).map(|n| 3 * n).collect();
+    reads.iter().zip(&heads).for_each(|(chain, &head)| client.queue(0).ring.write_chain(head, chain));
+    client.queue(0).ring.publish_all(&heads);
+    client.kick(0);
+    for _ in 0..count {
+        client.used(0);
+    }
+    let failed = |n: u16| client.memory().byte(slot(n.into()).status) == status::IOERR;
+    assert!((0..count).all(failed), "a read of what was cut off is answered");
+}
+
 /// A guest and a client that re-arms make as many events as they like; the others are told once a second.
 #[test]
 fn qmp_26_a_flood_of_events() {

@@ -98,11 +98,15 @@ fn msg_11_payload_one_byte_short_or_long() {
     let mut scene = Scene::new();
     let memory = GuestMemory::new(&default_memory());
     let log = memfd(1 << 20);
+    let event = eventfd();
+    let (channel, _ours) = UnixStream::pair().unwrap();
     for (request, payload) in well_formed_messages(&memory) {
         let fds = match request {
             request::SET_MEM_TABLE => memory.fds(),
             request::ADD_MEM_REG => vec![memory.regions()[0].file()],
             request::SET_LOG_BASE => vec![log.as_fd()],
+            request::SET_LOG_FD => vec![event.as_fd()],
+            request::SET_BACKEND_REQ_FD => vec![channel.as_fd()],
             _ => Vec::new(),
         };
         let long = [&payload[..], &[0]].concat();
@@ -532,8 +536,13 @@ fn well_formed_messages(memory: &GuestMemory) -> Vec<(u32, Vec<u8>)> {
         (request::GET_FEATURES, vec![]),
         (request::SET_FEATURES, word(feature::VERSION_1)),
         (request::SET_OWNER, vec![]),
+        (request::RESET_OWNER, vec![]),
         (request::SET_MEM_TABLE, mem_table(&memory.entries())),
         (request::SET_LOG_BASE, log_base(1 << 20, 0)),
+        // With and without eight bytes that say nothing: both are taken.
+        (request::SET_LOG_FD, vec![]),
+        (request::SET_LOG_FD, word(0)),
+        (request::SET_BACKEND_REQ_FD, vec![]),
         (request::SET_VRING_NUM, vring_state(0, 64)),
         (request::SET_VRING_ADDR, address),
         (request::SET_VRING_BASE, vring_state(0, 0)),

@@ -4,6 +4,7 @@
 //! | row | here as, or why not |
 //! |---|---|
 //! | QMP-18, QMP-19, QMP-21, QMP-22, QMP-25 | in `daemon/tests/monitor.rs` |
+//! | QMP-20 | an id of 1 MiB is echoed; a larger one is refused, and not echoed |
 //! | QMP-23, QMP-24, QMP-26 | in `hostile_graph.rs` |
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by stopping there")]
 
@@ -322,6 +323,11 @@ fn qmp_20_any_id() {
                 assert_eq!(answer["id"], id);
             }
         }
+        let larger = json!({ "execute": "query-version", "id": "x".repeat((1 << 20) + 1) });
+        session.send(larger.to_string().as_bytes());
+        let answer = session.answer();
+        assert_eq!(answer["error"]["desc"], "QMP input member 'id' is larger than 1 MiB");
+        assert_eq!(answer.get("id"), None);
         session.works();
     });
 }
