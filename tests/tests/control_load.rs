@@ -155,6 +155,34 @@ fn a_transaction_of_many_steps_takes_no_time_to_speak_of() {
     }
 }
 
+/// All actions are made in one turn, on a node that has as many bitmaps as a node may have.
+#[test]
+fn a_transaction_has_a_number_of_actions_that_can_be_made_in_a_turn() {
+    let server = Watched::builder().start();
+    let mut session = Session::negotiated(&server);
+    session.execute("blockdev-add", &json!({ "driver": "null-co", "node-name": "n", "size": 1 << 20 }));
+    let actions = |kind: &str, numbers: std::ops::Range<usize>| {
+        let action = |number| json!({ "type": kind, "data": { "node": "n", "name": format!("b{number}") } });
+        json!({ "actions": numbers.map(action).collect::<Vec<_>>() })
+    };
+    let too_many = actions("block-dirty-bitmap-add", 0..ACTIONS + 1);
+    session.send(&json!({ "execute": "transaction", "arguments": too_many }));
+    let answer: Value = serde_json::from_str(&session.line()).unwrap();
+    assert_eq!(answer["error"]["desc"], format!("A transaction may not have more than {ACTIONS} actions"));
+    for from in [0, ACTIONS, 2 * ACTIONS] {
+        session.execute("transaction", &actions("block-dirty-bitmap-add", from..from + ACTIONS));
+    }
+    // There may be one bitmap less than four times as many.
+    let last = actions("block-dirty-bitmap-add", 3 * ACTIONS..4 * ACTIONS - 1);
+    let all = actions("block-dirty-bitmap-remove", 0..ACTIONS);
+    for actions in [last, all] {
+        let longest = others_wait(&server, || {
+            session.execute("transaction", &actions);
+        });
+        assert!(longest < A_MOMENT, "a transaction kept others waiting for {longest:?}");
+    }
+}
+
 #[test]
 fn a_client_that_leaves_while_its_list_is_made_leaves_nothing_behind() {
     let server = Watched::builder().start();
@@ -175,6 +203,8 @@ fn a_client_that_leaves_while_its_list_is_made_leaves_nothing_behind() {
 }
 
 const DEPTH: usize = 63;
+/// As many as a transaction may have.
+const ACTIONS: usize = 16_384;
 /// Far more than others may be kept waiting, and far less than they were.
 const A_MOMENT: Duration = Duration::from_millis(200);
 /// Their answers fill the socket, and then what the daemon keeps for the client.

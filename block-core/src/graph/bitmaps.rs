@@ -3,6 +3,7 @@
 //! Which bitmaps record is part of a view, so requests ask nobody, and a bitmap begins, ends or is replaced at one
 //! moment for all of them. A change works on the copy of its edit: a transaction that fails has not happened.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::control::Graph;
@@ -28,6 +29,14 @@ pub struct NodeBitmap {
     pub inconsistent: bool,
     /// The marks.
     pub bits: Arc<Bitmap>,
+}
+
+/// The bitmaps of a node: one transaction may have to do with thousands of them.
+#[derive(Clone, Default)]
+pub(crate) struct Bitmaps {
+    /// By a number that is higher for those that came later.
+    by_age: BTreeMap<u64, NodeBitmap>,
+    ages: HashMap<String, u64>,
 }
 
 /// One change of a node's bitmaps: a step of a transaction.
@@ -92,9 +101,8 @@ impl Step for BitmapChange {
         match &self.what {
             BitmapAction::Add { .. } => edit.add_bitmap(owner, name, &self.what),
             BitmapAction::Remove => edit.change_bitmaps(owner, |bitmaps, read_only| {
-                let at = position(bitmaps, name)?;
-                bitmaps[at].check_kept(read_only)?;
-                bitmaps.remove(at);
+                bitmaps.named(name)?.check_kept(read_only)?;
+                bitmaps.remove(name);
                 Ok(())
             }),
             BitmapAction::Clear => edit.change_bitmap(owner, name, |bitmap, read_only| {
@@ -144,14 +152,13 @@ impl<'d> GraphEdit<'d> {
         let node = self.vertex(owner.id).and_then(Vertex::node).ok_or_else(no_such_node)?;
         let new = NodeBitmap::new(name, what, node.geometry)?;
         self.change_bitmaps(owner, |bitmaps, _| {
-            if bitmaps.iter().any(|bitmap| bitmap.name == name) {
+            if bitmaps.ages.contains_key(name) {
                 return Err(Error::new(format!("Bitmap already exists: {name}")));
             }
-            if bitmaps.len() == MAX_BITMAPS {
+            if bitmaps.by_age.len() == MAX_BITMAPS {
                 return Err(Error::new(format!("A node may not have more than {MAX_BITMAPS} bitmaps")));
             }
-            // The youngest first, as clients are used to.
-            bitmaps.insert(0, new);
+            bitmaps.add(new);
             Ok(())
         })
     }
@@ -181,8 +188,7 @@ impl<'d> GraphEdit<'d> {
     }
 
     fn bitmap(&self, node: NodeId, name: &str) -> Result<&NodeBitmap> {
-        let bitmaps = &self.vertex(node).and_then(Vertex::node).ok_or_else(no_such_node)?.bitmaps;
-        Ok(&bitmaps[position(bitmaps, name)?])
+        self.vertex(node).and_then(Vertex::node).ok_or_else(no_such_node)?.bitmaps.named(name)
     }
 
     fn change_bitmap(
@@ -192,16 +198,16 @@ impl<'d> GraphEdit<'d> {
         change: impl FnOnce(&mut NodeBitmap, bool) -> Result<()>,
     ) -> Result<()> {
         self.change_bitmaps(owner, |bitmaps, read_only| {
-            let at = position(bitmaps, name)?;
-            bitmaps[at].check_usable()?;
-            change(&mut bitmaps[at], read_only)
+            let bitmap = bitmaps.named_mut(name)?;
+            bitmap.check_usable()?;
+            change(bitmap, read_only)
         })
     }
 
     fn change_bitmaps(
         &mut self,
         owner: Owner<'d>,
-        change: impl FnOnce(&mut Vec<NodeBitmap>, bool) -> Result<()>,
+        change: impl FnOnce(&mut Bitmaps, bool) -> Result<()>,
     ) -> Result<()> {
         self.catch_up(owner.id)?;
         let Kind::Node(parts) = &mut self.vertex_mut(owner.id)?.kind else { return Err(no_such_node()) };
@@ -224,7 +230,7 @@ impl Graph {
     fn kept_after(&self, change: &BitmapChange) -> Result<Option<Vec<NodeBitmap>>> {
         let kept = self.vertex(change.node, |vertex| {
             let node = vertex.node().ok_or_else(no_such_node)?;
-            let old = node.bitmaps.iter().find(|bitmap| bitmap.name == change.name);
+            let old = node.bitmaps.named(&change.name).ok();
             let read_only = node.options.read_only;
             let mut kept = Vec::new();
             match (&change.what, old) {
@@ -275,6 +281,45 @@ impl NodeBitmap {
     }
 }
 
+impl Bitmaps {
+    /// These, the youngest first.
+    pub(super) fn new(bitmaps: Vec<NodeBitmap>) -> Self {
+        let mut all = Self::default();
+        bitmaps.into_iter().rev().for_each(|bitmap| all.add(bitmap));
+        all
+    }
+
+    /// The youngest first, as clients are used to.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &NodeBitmap> {
+        self.by_age.values().rev()
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut NodeBitmap> {
+        self.by_age.values_mut().rev()
+    }
+
+    fn named(&self, name: &str) -> Result<&NodeBitmap> {
+        self.ages.get(name).map(|age| &self.by_age[age]).ok_or_else(|| not_found(name))
+    }
+
+    fn named_mut(&mut self, name: &str) -> Result<&mut NodeBitmap> {
+        let age = self.ages.get(name).ok_or_else(|| not_found(name))?;
+        Ok(self.by_age.get_mut(age).expect("what has an age is there"))
+    }
+
+    /// Its name is free.
+    fn add(&mut self, new: NodeBitmap) {
+        let age = self.by_age.last_key_value().map_or(0, |(youngest, _)| youngest + 1);
+        self.ages.insert(new.name.clone(), age);
+        self.by_age.insert(age, new);
+    }
+
+    fn remove(&mut self, name: &str) {
+        let age = self.ages.remove(name);
+        age.iter().for_each(|age| drop(self.by_age.remove(age)));
+    }
+}
+
 impl NodeParts {
     /// Bitmaps have the size of their node.
     pub(super) fn resize_bitmaps(&mut self) -> Result<()> {
@@ -309,15 +354,14 @@ impl Graph {
     pub fn bitmap(&self, node: NodeId, name: &str) -> Result<NodeBitmap> {
         let found = self.vertex(node, |vertex| {
             let bitmaps = &vertex.node().ok_or_else(no_such_node)?.bitmaps;
-            Ok(bitmaps[position(bitmaps, name)?].clone())
+            bitmaps.named(name).cloned()
         });
         found.unwrap_or_else(|| Err(no_such_node()))
     }
 }
 
-fn position(bitmaps: &[NodeBitmap], name: &str) -> Result<usize> {
-    let found = bitmaps.iter().position(|bitmap| bitmap.name == name);
-    found.ok_or_else(|| Error::new(format!("Dirty bitmap '{name}' not found")))
+fn not_found(name: &str) -> Error {
+    Error::new(format!("Dirty bitmap '{name}' not found"))
 }
 
 fn check_name(name: &str) -> Result<()> {

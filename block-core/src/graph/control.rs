@@ -298,7 +298,7 @@ fn report(shape: &Shape, id: NodeId, vertex: &Vertex) -> Option<NodeReport> {
         name: vertex.name.clone(),
         options: node.options,
         geometry: shape.geometry_now(vertex)?,
-        bitmaps: node.bitmaps.clone(),
+        bitmaps: node.bitmaps.iter().cloned().collect(),
         children: vertex.edges.iter().map(|edge| (edge.name.clone(), edge.to)).collect(),
         filtered: node.body.filtered().map(|child| child.of(&vertex.edges).to),
         parents: vertex.parents.iter().filter_map(|id| Some(shape.vertex(*id)?.described())).collect(),

@@ -11,6 +11,7 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::bitmaps::Bitmaps;
 use super::driver::{Body, Driver, DynDriver, End};
 use super::geometry::{Geometry, Limits};
 use super::id::{ChildId, NodeId};
@@ -188,7 +189,7 @@ impl<'d> GraphEdit<'d> {
         let placeholder = Geometry { size: 0, limits: Limits::ANY };
         let guard = shared.uses.guard();
         let (body, options, explicit, withheld) = (new.body, new.options, new.explicit, new.withheld);
-        let bitmaps = body.bitmaps();
+        let bitmaps = Bitmaps::new(body.bitmaps());
         let parts = NodeParts {
             body,
             shared,

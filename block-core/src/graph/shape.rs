@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::bitmaps::NodeBitmap;
+use super::bitmaps::Bitmaps;
 use super::driver::{DynDriver, End};
 use super::geometry::Geometry;
 use super::id::NodeId;
@@ -48,7 +48,7 @@ pub(crate) struct NodeParts {
     pub(crate) shared: Arc<NodeShared>,
     pub(crate) options: NodeOptions,
     pub(crate) geometry: Geometry,
-    pub(crate) bitmaps: Vec<NodeBitmap>,
+    pub(crate) bitmaps: Bitmaps,
     /// What external locks it holds at the least; shared by all copies.
     pub(crate) held: Rc<Cell<Perms>>,
     /// Its size is one that it shall have, and not yet its driver's.

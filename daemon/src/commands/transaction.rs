@@ -200,6 +200,9 @@ struct DriverParent {
 }
 
 async fn transaction(daemon: Rc<Daemon>, arguments: TransactionArguments) -> Result<Empty> {
+    if arguments.actions.len() > MAX_ACTIONS {
+        return Err(Error::generic(format!("A transaction may not have more than {MAX_ACTIONS} actions")));
+    }
     let grouped =
         arguments.properties.is_some_and(|properties| properties.completion_mode == ActionCompletionMode::Grouped);
     let (mut steps, mut overlays) = (Vec::new(), Vec::new());
@@ -301,3 +304,6 @@ impl Step for Aborting {
         unreachable!("a transaction whose step fails to prepare does not edit")
     }
 }
+
+/// Actions of a transaction at the most: all of them are made in one turn.
+const MAX_ACTIONS: usize = 16_384;
