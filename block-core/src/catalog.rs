@@ -43,7 +43,7 @@ use crate::drivers::protocol::file::{FileOptions, HostDeviceOptions};
 use crate::drivers::protocol::null::{NullAioOptions, NullOptions};
 use crate::graph::{NodeOptions, Role};
 
-pub use self::add::{add, add_unnamed};
+pub use self::add::{add, add_unnamed, add_withheld};
 pub use crate::drivers::format::qcow2::AmendOptions;
 
 pub use self::amend::{

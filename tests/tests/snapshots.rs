@@ -16,7 +16,7 @@ use trellis_tests::vhost_user::wire::pause;
 struct Scene {
     qmp: Qmp,
     folder: tempfile::TempDir,
-    _server: Server,
+    server: Server,
 }
 
 const MIB: usize = 1 << 20;
@@ -26,7 +26,7 @@ impl Scene {
     fn new(start: impl FnOnce(&std::path::Path, &[&str]) -> Server) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let server = start(folder.path(), &[]);
-        let mut scene = Self { qmp: server.qmp(), folder, _server: server };
+        let mut scene = Self { qmp: server.qmp(), folder, server };
         std::fs::write(scene.path("base.raw"), vec![7; MIB]).unwrap();
         let file = json!({ "driver": "file", "filename": scene.path("base.raw") });
         scene.ok("blockdev-add", &json!({ "driver": "raw", "node-name": "base", "file": file }));
@@ -178,6 +178,77 @@ fn a_transaction_that_fails_leaves_no_image() {
     scene.unexport();
     scene.ok("blockdev-del", &json!({ "node-name": "one" }));
     qemu_img(&["check", &scene.path("one.qcow2")]);
+}
+
+/// A transaction that takes its time and then fails, while `other` goes on until it is told to stop. What it is refused with.
+fn refused_transaction_beside(scene: &mut Scene, other: impl FnOnce(&mut Qmp, &AtomicBool) + Send) -> String {
+    let mut actions = vec![json!({ "type": "blockdev-snapshot-sync", "data": scene.sync("base", "one.qcow2", "one") })];
+    actions.extend((0..10_000).map(|number| {
+        let data = json!({ "node": "base", "name": format!("b{number}") });
+        json!({ "type": "block-dirty-bitmap-add", "data": data })
+    }));
+    actions.push(json!({ "type": "abort", "data": {} }));
+    let (mut second, over) = (scene.server.qmp(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| other(&mut second, &over));
+        let refused = scene.refused("transaction", &json!({ "actions": actions }));
+        over.store(true, Ordering::Relaxed);
+        refused
+    })
+}
+
+/// Others come between the actions of a transaction, and know the overlay that it has made by its name. The image is
+/// unlinked where the transaction fails, so nobody may be using it.
+#[test]
+fn nobody_uses_an_overlay_before_its_transaction_is_done() {
+    let mut scene = Scene::new(Server::start);
+    let addr = json!({ "type": "unix", "path": scene.path("x.sock") });
+    let export = json!({ "type": "vhost-user-blk", "id": "x", "node-name": "one", "writable": true, "addr": addr });
+    let above = json!({ "driver": "raw", "node-name": "above", "file": "one" });
+    let other_base = json!({ "driver": "null-co", "node-name": "null", "size": MIB });
+    scene.ok("blockdev-add", &other_base);
+    let own = json!({ "node": "null", "overlay": "one" });
+    let uses = [("block-export-add", export), ("blockdev-add", above), ("blockdev-snapshot", own)];
+    for (command, arguments) in uses {
+        let mut busy = false;
+        refused_transaction_beside(&mut scene, |second, over| {
+            while !over.load(Ordering::Relaxed) {
+                let refused = second.try_execute(command, &arguments).expect_err(command).desc;
+                busy |= refused == "Node 'one' is busy: it is being made the overlay of another node"
+                    || refused == "The overlay is already in use";
+            }
+        });
+        assert!(busy, "{command} did not come in between");
+        assert!(!std::fs::exists(scene.path("one.qcow2")).unwrap(), "{command}");
+        let nodes = scene.ok("query-named-block-nodes", &json!({ "flat": true }));
+        assert!(nodes.as_array().unwrap().iter().all(|node| node["node-name"] != "one"), "{command}: {nodes}");
+    }
+    // Once it is done, anybody may.
+    let sync = scene.sync("base", "one.qcow2", "one");
+    scene.ok("blockdev-snapshot-sync", &sync);
+    scene.export("one");
+    scene.unexport();
+}
+
+/// Whoever has taken an overlay from its transaction may have its image open under another name.
+#[test]
+fn the_image_of_an_overlay_that_somebody_took_away_is_left_alone() {
+    let mut scene = Scene::new(Server::start);
+    let file = json!({ "driver": "file", "filename": scene.path("one.qcow2") });
+    let mine = json!({ "driver": "qcow2", "node-name": "mine", "file": file, "backing": null });
+    let refused = refused_transaction_beside(&mut scene, |second, over| {
+        let taken = json!({ "node-name": "one" });
+        while second.try_execute("blockdev-del", &taken).is_err() {
+            assert!(!over.load(Ordering::Relaxed), "the transaction was over too soon");
+        }
+        second.execute("blockdev-add", &mine);
+    });
+    assert_eq!(refused, "There is no such node");
+    assert!(std::fs::exists(scene.path("one.qcow2")).unwrap());
+    scene.export("mine");
+    scene.unexport();
+    scene.ok("blockdev-del", &json!({ "node-name": "mine" }));
+    qemu_img(&["info", &scene.path("one.qcow2")]);
 }
 
 /// The image of a snapshot is not made over an image in use, under whatever name; and no overlay stands on two nodes.

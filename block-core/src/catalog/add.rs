@@ -22,9 +22,7 @@ pub async fn add(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId
 
 /// The same for a node that need not have a name: whoever adds it removes it.
 pub async fn add_unnamed(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId> {
-    let mut opening = Opening { graph: permit.graph().clone(), opened: Vec::new(), names: HashSet::new(), depth: 0 };
-    opening.define(&options, None).await?;
-    let opened = opening.opened;
+    let opened = Opening::tree(permit, &options).await?;
     let top = permit.apply(move |edit| add_all(edit, &opened)).await?;
     if let Err(error) = permit.mend(top).await {
         // Whoever asked has no node, and no lock. The second time nobody minds what cannot be flushed.
@@ -34,6 +32,16 @@ pub async fn add_unnamed(permit: &mut Permit, options: BlockdevOptions) -> Resul
         return Err(error);
     }
     Ok(top)
+}
+
+/// The same for a node over an image that has just been made: nobody may use it before [`Change::publish`].
+///
+/// [`Change::publish`]: crate::graph::Change::publish
+pub async fn add_withheld(permit: &mut Permit, options: BlockdevOptions) -> Result<NodeId> {
+    let mut opened = Opening::tree(permit, &options).await?;
+    let top = opened.pop().expect("a tree has a root");
+    opened.push(top.withheld());
+    permit.apply(move |edit| add_all(edit, &opened)).await
 }
 
 /// Adds what was opened, children first; the last one is the root of the tree.
@@ -69,6 +77,13 @@ pub(super) struct Header {
 }
 
 impl Opening {
+    /// Opens a definition, and what is defined in it.
+    async fn tree(permit: &Permit, options: &BlockdevOptions) -> Result<Vec<NewNode>> {
+        let mut opening = Self { graph: permit.graph().clone(), opened: Vec::new(), names: HashSet::new(), depth: 0 };
+        opening.define(options, None).await?;
+        Ok(opening.opened)
+    }
+
     /// Opens one definition. `parent`: the options of the node that it is defined in.
     fn define<'a>(
         &'a mut self,

@@ -9,7 +9,7 @@ use super::driver::ChildChange;
 use super::edit::{DrainedSet, GraphEdit};
 use super::id::{ChildId, NodeId};
 use super::permission::Role;
-use super::shape::Vertices;
+use super::shape::{Kind, NodeParts, Vertices};
 use super::transaction::{Pending, Step};
 use crate::base::{Error, Result};
 
@@ -62,7 +62,13 @@ impl Change {
     /// it: two steps of a transaction.
     pub fn append(overlay: NodeId, base: NodeId) -> Vec<Box<dyn Step>> {
         let put = Self::Replace { from: base, to: overlay };
-        vec![Box::new(Standing { overlay, base }), Box::new(put)]
+        vec![Box::new(Standing { overlay, base, publishes: false }), Box::new(put)]
+    }
+
+    /// The same for who made the overlay, and withheld it from others until then.
+    pub fn publish(overlay: NodeId, base: NodeId) -> Vec<Box<dyn Step>> {
+        let put = Self::Replace { from: base, to: overlay };
+        vec![Box::new(Standing { overlay, base, publishes: true }), Box::new(put)]
     }
 }
 
@@ -200,6 +206,8 @@ impl Step for Filtering {
 struct Standing {
     overlay: NodeId,
     base: NodeId,
+    /// It may have been withheld from others, and is no more.
+    publishes: bool,
 }
 
 impl Step for Standing {
@@ -211,6 +219,9 @@ impl Step for Standing {
     fn edit<'d>(&self, edit: &mut GraphEdit<'d>, set: DrainedSet<'d>) -> Result<()> {
         // Again: an earlier step of the transaction may have used either.
         self.check(edit)?;
+        if let Kind::Node(parts) = &mut edit.vertex_mut(self.overlay)?.kind {
+            parts.withheld = false;
+        }
         edit.add_child(set.owner(self.overlay)?, BACKING, self.base, Role::Cow)
     }
 }
@@ -218,15 +229,15 @@ impl Step for Standing {
 impl Standing {
     fn check(&self, graph: &impl Vertices) -> Result<()> {
         check_free_base(graph, self.base)?;
-        check_overlay(graph, self.overlay, self.base)
+        check_overlay(graph, self.overlay, self.base, self.publishes)
     }
 }
 
 /// A node can become the overlay of another one. In QEMU's words, as operators know them.
-fn check_overlay(graph: &impl Vertices, overlay: NodeId, base: NodeId) -> Result<()> {
+fn check_overlay(graph: &impl Vertices, overlay: NodeId, base: NodeId, is_own: bool) -> Result<()> {
     let vertex = graph.vertex(overlay).ok_or_else(super::edit::no_such_node)?;
-    let body = &vertex.node().ok_or_else(super::edit::no_such_node)?.body;
-    if !vertex.parents.is_empty() {
+    let NodeParts { body, withheld, .. } = vertex.node().ok_or_else(super::edit::no_such_node)?;
+    if !vertex.parents.is_empty() || (*withheld && !is_own) {
         return Err(Error::new("The overlay is already in use"));
     }
     if body.with_children(ChildChange::Comes(BACKING, ChildId::number(vertex.edges.len())))?.is_none() {

@@ -29,6 +29,7 @@ pub struct NewNode {
     name: String,
     options: NodeOptions,
     explicit: bool,
+    withheld: bool,
     body: Arc<dyn DynDriver>,
     edges: Edges,
     /// See [`NodeParts`].
@@ -57,7 +58,8 @@ impl NewNode {
         let mut edges = Edges::default();
         let (driver, conf) = make(&mut edges);
         let body = Arc::new(Body { driver: Arc::new(driver), conf });
-        Self { id: NodeId::fresh(), name, options, explicit: true, body, edges, held: Rc::new(Cell::new(Perms::IDLE)) }
+        let held = Rc::new(Cell::new(Perms::IDLE));
+        Self { id: NodeId::fresh(), name, options, explicit: true, withheld: false, body, edges, held }
     }
 
     /// Where it will be, for the edges of those that are added after it in the same change.
@@ -81,6 +83,12 @@ impl NewNode {
     /// The node is somebody's inline child: it goes when its last parent goes.
     pub fn inline(self) -> Self {
         Self { explicit: false, ..self }
+    }
+
+    /// Nobody may use the node until [`Change::publish`](super::change::Change::publish) has put it where it belongs: whoever
+    /// made it can take it away again with its image.
+    pub fn withheld(self) -> Self {
+        Self { withheld: true, ..self }
     }
 }
 
@@ -179,7 +187,7 @@ impl<'d> GraphEdit<'d> {
         let shared = Arc::new(NodeShared::new(new.name.clone(), self.events.clone()));
         let placeholder = Geometry { size: 0, limits: Limits::ANY };
         let guard = shared.uses.guard();
-        let (body, options, explicit) = (new.body, new.options, new.explicit);
+        let (body, options, explicit, withheld) = (new.body, new.options, new.explicit, new.withheld);
         let bitmaps = body.bitmaps();
         let parts = NodeParts {
             body,
@@ -190,6 +198,7 @@ impl<'d> GraphEdit<'d> {
             held: new.held,
             is_supposed: false,
             explicit,
+            withheld,
             guard,
         };
         let id = self.insert(new.id, new.name, Kind::Node(parts), new.edges.0)?;
@@ -389,6 +398,7 @@ pub(crate) fn evaluate<'d, R>(
     let value = change(&mut edit, DrainedSet { set, brand: PhantomData })?;
     edit.remove_orphans()?;
     edit.check_removed()?;
+    edit.check_withheld()?;
     edit.check_activity()?;
     edit.refresh_permissions()?;
     edit.refresh_geometry()?;
@@ -424,6 +434,19 @@ impl GraphEdit<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whoever begins to use a node touches it.
+    fn check_withheld(&self) -> Result<()> {
+        let is_withheld = |vertex: &Vertex| vertex.node().is_some_and(|node| node.withheld);
+        let mut withheld = self.touched.values().flatten().filter(|vertex| is_withheld(vertex));
+        match withheld.find(|vertex| !vertex.parents.is_empty()) {
+            None => Ok(()),
+            Some(vertex) => {
+                let name = &vertex.name;
+                Err(Error::new(format!("Node '{name}' is busy: it is being made the overlay of another node")))
+            }
+        }
     }
 
     /// Nobody active stands on something inactive.

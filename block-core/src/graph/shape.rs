@@ -55,6 +55,8 @@ pub(crate) struct NodeParts {
     pub(crate) is_supposed: bool,
     /// Added by name by an operator, not as somebody's inline child.
     pub(crate) explicit: bool,
+    /// See [`NewNode::withheld`](super::edit::NewNode::withheld).
+    pub(crate) withheld: bool,
     /// Whoever has a copy, across a pause point too, holds up the closing of the node. Declared last: see [`UseGuard`].
     pub(crate) guard: UseGuard,
 }

@@ -85,15 +85,27 @@ pub(super) struct NewOverlay {
 impl NewOverlay {
     /// What puts it above its base, as steps of a transaction.
     pub(super) fn steps(&self) -> Vec<Box<dyn Step>> {
-        Change::append(self.node, self.base)
+        Change::publish(self.node, self.base)
     }
 
     /// It is not needed: there shall be nothing of it.
     pub(super) async fn undo(self, daemon: &Daemon) {
-        if let Err(error) = daemon.graph.permit().remove(self.node).await {
-            tracing::error!("an overlay that is not used could not be removed: {}", error.full());
+        match self.remove(daemon).await {
+            Ok(()) => remove_made(self.made).await,
+            Err(error) => {
+                let text = "an overlay that is not needed could not be removed";
+                let left = self.made.map(|file| format!(", and its file '{file}' is left")).unwrap_or_default();
+                tracing::error!("{text}{left}: {}", error.full());
+            }
         }
-        remove_made(self.made).await;
+    }
+
+    async fn remove(&self, daemon: &Daemon) -> block_core::base::Result<()> {
+        match daemon.graph.permit().remove(self.node).await {
+            Ok(()) => Ok(()),
+            // The second time nobody minds what cannot be flushed.
+            Err(_) => daemon.graph.permit().remove(self.node).await,
+        }
     }
 }
 
@@ -201,7 +213,12 @@ impl BlockdevSnapshotSync {
             options["node-name"] = json!(name);
         }
         let options: BlockdevOptions = from_value(options)?;
-        catalog::add_unnamed(&mut daemon.graph.permit(), options).await.map_err(refused)
+        let mut permit = daemon.graph.permit();
+        let added = match self.mode {
+            NewImageMode::Existing => catalog::add_unnamed(&mut permit, options).await,
+            NewImageMode::AbsolutePaths => catalog::add_withheld(&mut permit, options).await,
+        };
+        added.map_err(refused)
     }
 }
 
