@@ -78,11 +78,21 @@ impl Daemon {
         self.was_set_up.notify_all();
     }
 
-    /// Waits until the command line has been obeyed, as clients of QEMU may rely on, or will not be.
-    pub(crate) async fn is_set_up(&self) {
-        while !self.set_up.get() {
+    /// The command line has been obeyed, as clients of QEMU may rely on, or will not be.
+    pub(crate) fn is_set_up(&self) -> bool {
+        self.set_up.get()
+    }
+
+    /// Waits for that, or for something like it: look again.
+    pub(crate) async fn set_up(&self) {
+        if !self.is_set_up() {
             self.was_set_up.notified().await;
         }
+    }
+
+    /// The end has begun.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.quitting.get()
     }
 
     /// Leave to run a command; `None` once the end has begun.

@@ -1185,6 +1185,19 @@ fn commands_wait_until_the_command_line_is_obeyed() {
 }
 
 #[test]
+fn commands_of_a_client_that_left_before_the_command_line_was_obeyed_are_not_run() {
+    let mut server = Server::start(&["--chardev", "socket,id=later,path=later.sock,server=on,wait=on"]);
+    let mut leaves = server.client();
+    leaves.send(r#"{"execute": "blockdev-add", "arguments": {"driver": "null-co", "node-name": "ghost"}}"#);
+    drop(leaves);
+    let mut client = server.client();
+    client.send(r#"{"execute": "query-named-block-nodes"}"#);
+    std::thread::park_timeout(Duration::from_millis(300));
+    server.wait_for("later.sock");
+    assert_eq!(client.answer()["return"], json!([]));
+}
+
+#[test]
 fn a_chardev_that_waits_holds_up_what_follows() {
     let folder = tempfile::tempdir().unwrap();
     let arguments = ["--chardev", "socket,id=c,path=q.sock,server=on", "--qmp", "later.sock", "--monitor", "c"];

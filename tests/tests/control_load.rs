@@ -130,6 +130,52 @@ fn a_query_of_many_nodes_lets_others_in_between() {
     }
 }
 
+/// Images that change places while a list is made are in no list twice, one above the other for ever.
+#[test]
+fn a_query_of_nodes_that_change_places_ends() {
+    let server = Watched::builder().start();
+    let mut session = Session::negotiated(&server);
+    let limited =
+        Command::new("prlimit").args([format!("--as={}", 4_u64 << 30), format!("--pid={}", server.pid())]).status();
+    assert!(limited.unwrap().success());
+    let image = |number: usize, backing: Option<usize>| {
+        let backing = backing.map(|below| format!("q{below}"));
+        json!({ "driver": "qcow2", "node-name": format!("q{number}"), "file": format!("f{number}"), "read-only": true,
+            "backing": backing })
+    };
+    for number in [0, 1] {
+        let path = server.dir().join(format!("{number}.qcow2"));
+        let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&path).arg("1M").status();
+        assert!(made.unwrap().success());
+        let file = json!({ "driver": "file", "node-name": format!("f{number}"), "filename": path, "read-only": true });
+        session.execute("blockdev-add", &file);
+        session.execute("blockdev-add", &image(number, None));
+    }
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut other = Session::negotiated(&server);
+            while !over.load(Ordering::Relaxed) {
+                for (above, below) in [(0, 1), (1, 0)] {
+                    other.execute("blockdev-reopen", &json!({ "options": [image(above, Some(below))] }));
+                    other.execute("blockdev-reopen", &json!({ "options": [image(above, None)] }));
+                }
+            }
+        });
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            let answer = session.execute("query-named-block-nodes", &json!({}));
+            let answer: Value = serde_json::from_str(&answer).unwrap();
+            for node in answer["return"].as_array().unwrap() {
+                let below = &node["image"]["backing-image"];
+                assert!(below["backing-image"].is_null(), "{node}");
+                assert_eq!(node["backing_file"], below["filename"], "one moment");
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
 #[test]
 fn a_transaction_of_many_steps_takes_no_time_to_speak_of() {
     let server = Watched::builder().start();

@@ -223,8 +223,9 @@ async fn block_set_write_threshold(daemon: Rc<Daemon>, arguments: ThresholdArgum
 }
 
 async fn query_named_block_nodes(daemon: Rc<Daemon>, arguments: QueryNodesArguments) -> Result<NodeRows> {
-    let nodes = daemon.graph.node_ids();
-    Ok(NodeRows { flat: arguments.flat, nodes: nodes.into_iter(), images: Images::of(daemon) })
+    let nodes = daemon.graph.nodes();
+    let ids: Vec<_> = nodes.iter().map(|node| node.id).collect();
+    Ok(NodeRows { flat: arguments.flat, nodes: ids.into_iter(), images: Images::of(daemon, nodes) })
 }
 
 /// The nodes, the youngest first, as clients are used to.
@@ -251,7 +252,7 @@ impl Listing for NodeRows {
 impl NodeRows {
     async fn row(&mut self, id: NodeId) -> Option<BlockDeviceInfo> {
         let (image, below) = self.images.ask(id).await?;
-        let node = self.images.daemon.graph.node(id)?;
+        let node = self.images.nodes.get(&id)?.clone();
         let attached = match child(&node, "backing") {
             Some(backing) => self.images.named_info(backing).await.map(|backing| backing.filename.clone()),
             None => None,
@@ -272,14 +273,17 @@ impl NodeRows {
 /// What nodes say about their images. Each is asked once, however many stand on it.
 struct Images {
     daemon: Rc<Daemon>,
+    /// As they were at one moment: others change the graph meanwhile, and who stands on whom must not be a circle.
+    nodes: HashMap<NodeId, NodeReport>,
     /// Without the images below; and which of them is the next one.
     asked: HashMap<NodeId, Option<(ImageInfo, Option<NodeId>)>>,
     named: HashMap<NodeId, Option<Rc<DriverInfo>>>,
 }
 
 impl Images {
-    fn of(daemon: Rc<Daemon>) -> Self {
-        Self { daemon, asked: HashMap::new(), named: HashMap::new() }
+    fn of(daemon: Rc<Daemon>, nodes: Vec<NodeReport>) -> Self {
+        let nodes = nodes.into_iter().map(|node| (node.id, node)).collect();
+        Self { daemon, nodes, asked: HashMap::new(), named: HashMap::new() }
     }
 
     /// The images from `next` down.
@@ -304,7 +308,7 @@ impl Images {
     }
 
     async fn image(&mut self, id: NodeId) -> Option<(ImageInfo, Option<NodeId>)> {
-        let node = self.daemon.graph.node(id)?;
+        let node = self.nodes.get(&id)?.clone();
         let info = self.named_info(id).await?;
         let (dirty_flag, cluster_size) = self.layout(&node, &info).await;
         let (backing_filename, backing_filename_format) =
@@ -335,9 +339,9 @@ impl Images {
         let mut known = (info.dirty, info.cluster_size);
         let mut below = bearer(node, info.driver);
         while let Some(id) = below.take_if(|_| known == (None, None)) {
-            let (Some(lower), Some(info)) = (self.daemon.graph.node(id), self.named_info(id).await) else { break };
+            let (Some(info), Some(lower)) = (self.named_info(id).await, self.nodes.get(&id)) else { break };
             known = (info.dirty, info.cluster_size);
-            below = bearer(&lower, info.driver);
+            below = bearer(lower, info.driver);
         }
         known
     }
@@ -354,7 +358,7 @@ impl Images {
             match self.daemon.graph.info(id).await {
                 Some(info) if info.filename.is_empty() => {
                     nameless.push((id, info));
-                    next = self.daemon.graph.node(id).as_ref().and_then(file_below);
+                    next = self.nodes.get(&id).and_then(file_below);
                 }
                 named => {
                     let named = named.map(Rc::new);

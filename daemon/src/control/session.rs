@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::hint::black_box;
 use std::rc::Rc;
+use std::time::Duration;
 
 use block_core::rt::sync::{Notify, Turns};
 use block_core::rt::{Local, SharedFd};
@@ -148,22 +149,40 @@ impl Session {
         self.running.set(true);
         let session = self.clone();
         let task = async move {
-            daemon.is_set_up().await;
+            if session.has_left_before_set_up(&daemon).await {
+                return session.ended(Vec::new());
+            }
             let reply = match daemon.begin_command() {
                 Some(_runs) => match daemon.commands.run(&daemon, &command, arguments).await {
-                    Ok(Answer::Rows(rows)) => session.listed(rows).await,
+                    Ok(Answer::Rows(rows)) => session.listed(&daemon, rows).await,
                     Ok(Answer::Whole(value)) => session.whole(Ok(value)),
                     Err(error) => session.whole(Err(error)),
                 },
                 None => session.whole(Err(qmp::Error::generic("The daemon is ending"))),
             };
-            let mut outbox = session.outbox.borrow_mut();
-            reply.into_iter().for_each(|piece| outbox.reply(piece));
-            drop(outbox);
-            session.running.set(false);
-            session.news.notify_one();
+            session.ended(reply);
         };
         self.local.spawn(task);
+    }
+
+    /// Commands wait until the command line has been obeyed. Nobody waits for those of a client that has gone by then.
+    async fn has_left_before_set_up(&self, daemon: &Daemon) -> bool {
+        while !daemon.is_set_up() {
+            crate::timeout(&self.local, LOOK_FOR_CLIENT, daemon.set_up()).await;
+            if self.is_abandoned() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A command has ended, with this reply.
+    fn ended(&self, reply: Vec<Vec<u8>>) {
+        let mut outbox = self.outbox.borrow_mut();
+        reply.into_iter().for_each(|piece| outbox.reply(piece));
+        drop(outbox);
+        self.running.set(false);
+        self.news.notify_one();
     }
 
     fn whole(&self, outcome: qmp::Result<Value>) -> Vec<Vec<u8>> {
@@ -171,7 +190,7 @@ impl Session {
     }
 
     /// A long list, made and written in turns with everybody else.
-    async fn listed(&self, mut rows: Box<dyn Rows>) -> Vec<Vec<u8>> {
+    async fn listed(&self, daemon: &Daemon, mut rows: Box<dyn Rows>) -> Vec<Vec<u8>> {
         let (mut pieces, mut turns) = (Vec::new(), Turns::begin());
         let mut list = self.protocol.borrow().begin_list();
         while let Some(row) = rows.next().await {
@@ -183,6 +202,10 @@ impl Session {
                 }
             }
             turns.step().await;
+            if daemon.is_ending() {
+                // Nodes are going, so that the rest of the list would be missing. Nothing of it has been sent.
+                return self.whole(Err(qmp::Error::generic("The daemon is ending")));
+            }
         }
         pieces.push(self.protocol.borrow_mut().end_list(list));
         pieces
@@ -223,3 +246,5 @@ const CHUNK: usize = 16 << 10;
 const PIECE: usize = 32 << 10;
 /// How many pieces are sent before others have their turn, to a client that reads as fast as we send.
 const PIECES: u32 = 8;
+/// How often to look whether a client still waits that came before the daemon was set up.
+const LOOK_FOR_CLIENT: Duration = Duration::from_millis(250);
