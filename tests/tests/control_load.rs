@@ -225,7 +225,7 @@ fn a_transaction_has_a_number_of_actions_that_can_be_made_in_a_turn() {
         let longest = others_wait(&server, || {
             session.execute("transaction", &actions);
         });
-        assert!(longest < A_MOMENT, "a transaction kept others waiting for {longest:?}");
+        assert!(longest < A_WHILE, "a transaction kept others waiting for {longest:?}");
     }
 }
 
@@ -253,6 +253,8 @@ const DEPTH: usize = 63;
 const ACTIONS: usize = 16_384;
 /// Far more than others may be kept waiting, and far less than they were.
 const A_MOMENT: Duration = Duration::from_millis(200);
+/// The same where it was half a minute: tens of thousands of bitmaps take tens of milliseconds, several times that under load.
+const A_WHILE: Duration = Duration::from_secs(1);
 /// Their answers fill the socket, and then what the daemon keeps for the client.
 const COMMANDS: u32 = 45;
 const PATIENCE: Duration = Duration::from_secs(20);
