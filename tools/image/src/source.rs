@@ -199,7 +199,7 @@ impl Session {
             // As in QEMU, its name is not looked up beside the image.
             let mut child = named(&name)?;
             if way.given.no_data {
-                let any = [("driver".to_owned(), "null-co".into()), ("size".to_owned(), "9223372036854710272".into())];
+                let any = [("driver".to_owned(), "null-co".into()), ("size".to_owned(), "9223372035781033984".into())];
                 child = Tree::from_iter(any);
             } else {
                 self.complete_protocol(&mut child, way).await?;
