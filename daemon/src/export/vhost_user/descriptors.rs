@@ -2,7 +2,8 @@
 //!
 //! close(2) may take as long as a stranger likes: a socket lingers (socket(7), `SO_LINGER`), a file in user space is
 //! flushed by its server, a unix socket is closed with all that is on its way in it, and whatever epoll takes (eventfds and
-//! pipes among it) waits for an epoll set that the stranger has put it in. So only memory is closed where it is dropped.
+//! pipes among it) waits for an epoll set that the stranger has put it in. So only memory is closed where it is dropped. What
+//! else may take as long ([`Waste`]: to write to a pipe, to wake who waits for a socket) is done by the same kind of thread.
 
 use std::collections::VecDeque;
 use std::io;
